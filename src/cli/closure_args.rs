@@ -1,0 +1,149 @@
+//! The arguments that every subcommand takes which works on a closure.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::errors::CliError;
+use super::limits;
+use crate::closure::{Closure, Source, StoreLocation};
+use crate::erofs::format::LABEL_LEN_MAX;
+use crate::image::{Image, ImageOptions};
+
+/// Which closure, and how its disk looks.
+#[derive(Debug, Args)]
+pub struct ClosureArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// NAR sizes of the paths in --store-paths: closureInfo's registration, or `nix-store --dump-db`
+    #[arg(long, value_name = "FILE", requires = "store_paths")]
+    registration: Option<PathBuf>,
+    /// Where store paths are said to lie
+    #[arg(long, value_name = "DIR", default_value = "/nix/store")]
+    store_dir: PathBuf,
+    /// Directory of a chroot store: paths are read from DIR/nix/store
+    #[arg(long, value_name = "DIR")]
+    store_root: Option<PathBuf>,
+    #[command(flatten)]
+    image: ImageArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct SourceArgs {
+    /// Output of Nix's closureInfo: DIR/store-paths and DIR/registration
+    #[arg(long, value_name = "DIR")]
+    closure_info: Option<PathBuf>,
+    /// List of store paths, one a line; `-` is stdin
+    #[arg(long, value_name = "FILE")]
+    store_paths: Option<PathBuf>,
+    /// Any directory as the root of the disk, with modes, ids and mtimes as they are
+    #[arg(long, value_name = "DIR")]
+    tree: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ImageArgs {
+    /// Label to mount the disk by, at most 15 bytes
+    #[arg(long, default_value = "nix-store")]
+    label: String,
+    /// Identity of the file system
+    #[arg(long, default_value = "eb176051-bd15-49b7-9e6b-462e0b467019", value_parser = parse_uuid)]
+    uuid: [u8; 16],
+    /// mtime of every file in seconds [default: 1; with --tree: the file's own]
+    #[arg(long, value_name = "SECONDS")]
+    mtime: Option<u64>,
+    /// Owner of every file [default: 0; with --tree: the file's own]
+    #[arg(long)]
+    uid: Option<u32>,
+    /// Group of every file [default: 0; with --tree: the file's own]
+    #[arg(long)]
+    gid: Option<u32>,
+    /// Memory for plans of store paths, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    plan_cache: usize,
+}
+
+impl ClosureArgs {
+    /// Reads the closure and makes its disk.
+    ///
+    /// # Errors
+    /// When the closure cannot be read or its disk cannot be laid out.
+    pub fn image(&self) -> Result<Image, CliError> {
+        let options = self.image.options()?;
+        let location = StoreLocation {
+            store_dir: self.store_dir.clone(),
+            store_root: self.store_root.clone(),
+        };
+        let closure = Closure::load(&self.source(), &location)?;
+        Ok(Image::new(&closure, &options)?)
+    }
+
+    fn source(&self) -> Source {
+        let SourceArgs {
+            closure_info,
+            store_paths,
+            tree,
+        } = &self.source;
+        match (closure_info, store_paths, tree) {
+            (Some(dir), _, _) => Source::ClosureInfo(dir.clone()),
+            (_, _, Some(dir)) => Source::Tree(dir.clone()),
+            (_, list, _) => Source::StorePaths {
+                list: list.clone().unwrap_or_else(|| "-".into()),
+                registration: self.registration.clone(),
+            },
+        }
+    }
+}
+
+impl ImageArgs {
+    fn options(&self) -> Result<ImageOptions, CliError> {
+        if self.label.len() > LABEL_LEN_MAX {
+            return Err(CliError::Label {
+                label: self.label.clone(),
+            });
+        }
+        Ok(ImageOptions {
+            label: self.label.clone(),
+            uuid: self.uuid,
+            uid: self.uid,
+            gid: self.gid,
+            mtime_sec: self.mtime,
+            plan_cache_bytes: self.plan_cache.saturating_mul(1 << 20),
+            max_open_files: limits::raise_open_files(),
+        })
+    }
+}
+
+fn parse_uuid(text: &str) -> Result<[u8; 16], String> {
+    let digits: String = text.split('-').collect();
+    let lens: Vec<usize> = text.split('-').map(str::len).collect();
+    let hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match u128::from_str_radix(&digits, 16) {
+        Ok(uuid) if hex && lens == [8, 4, 4, 4, 12] => Ok(uuid.to_be_bytes()),
+        _ => Err("a UUID looks like eb176051-bd15-49b7-9e6b-462e0b467019".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_uuid_is_the_image_default() {
+        let parsed = parse_uuid("eb176051-bd15-49b7-9e6b-462e0b467019").unwrap();
+        assert_eq!(parsed, ImageOptions::default().uuid);
+    }
+
+    #[test]
+    fn a_uuid_is_five_groups_of_hex_digits() {
+        for wrong in [
+            "",
+            "eb176051",
+            "+b176051-bd15-49b7-9e6b-462e0b467019",
+            "eb176051-bd1549b7-9e6b-462e-0b467019",
+        ] {
+            assert!(parse_uuid(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+use crate::closure::ClosureError;
+use crate::image::ImageError;
+use crate::transport::TransportError;
+
+/// Whatever ends the program early; each is one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The closure cannot be read.
+    #[error(transparent)]
+    Closure(#[from] ClosureError),
+    /// There is no disk.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// It cannot be served.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The label does not fit.
+    #[error(
+        "the label \"{label}\" has {} bytes, and EROFS has room for 15: choose a shorter --label",
+        label.len()
+    )]
+    Label {
+        /// What was asked for.
+        label: String,
+    },
+}

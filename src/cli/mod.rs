@@ -1,0 +1,60 @@
+//! The command line: typed arguments to checked configuration, and what the program prints.
+
+mod closure_args;
+mod errors;
+mod limits;
+mod log;
+mod serve;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+
+/// What lazystore is told on the command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lazystore",
+    version,
+    about = "A VM's /nix/store as a read-only EROFS disk that is never built",
+    after_help = "Examples:
+  lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
+  nix-store -qR ./result | lazystore serve --store-paths - --vhost-user store.sock --once
+  lazystore serve --tree ./rootfs --vhost-user rootfs.sock"
+)]
+pub struct Cli {
+    /// Say more: once for information, twice for debugging. `RUST_LOG` decides in detail.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a closure as a disk.
+    Serve(serve::ServeArgs),
+}
+
+/// Runs the program; `start` is when it began. Wrong usage exits with 2 from within clap.
+pub fn run(start: Instant) -> ExitCode {
+    let cli = Cli::parse();
+    log::init(cli.verbose);
+    let done = match cli.command {
+        Command::Serve(args) => serve::run(&args, start),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("lazystore: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,213 @@
+//! What can be wrong with a closure, each in one sentence.
+
+use std::fmt::{self, Display, Formatter};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A file that the closure is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// The list of store paths; `<stdin>` when it is not a file.
+    StorePaths(PathBuf),
+    /// The registration of their NAR sizes and hashes.
+    Registration(PathBuf),
+}
+
+impl Input {
+    /// The path of the file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::StorePaths(path) | Self::Registration(path) => path,
+        }
+    }
+}
+
+impl Display for Input {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::StorePaths(_) => "store-paths",
+            Self::Registration(_) => "registration",
+        };
+        write!(f, "{kind} {}", self.path().display())
+    }
+}
+
+/// Why there is no closure.
+#[derive(Debug, thiserror::Error)]
+pub enum ClosureError {
+    /// The operating system does not give the file's contents.
+    #[error("{input} cannot be read: {error}")]
+    Read {
+        /// Which file.
+        input: Input,
+        /// The operating system's reason.
+        error: io::Error,
+    },
+    /// A line is not what the format asks for.
+    #[error("{input}, line {line}: {fault}")]
+    Malformed {
+        /// Which file.
+        input: Input,
+        /// Which line, counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        fault: Fault,
+    },
+    /// The list of store paths has none.
+    #[error("{input} lists no store path (write one a line, such as /nix/store/<hash>-<name>)")]
+    Empty {
+        /// Which file.
+        input: Input,
+    },
+    /// A directory lacks a file that `closureInfo` makes.
+    #[error(
+        "--closure-info {}: {} does not exist (pass the output directory of nixpkgs' closureInfo)",
+        dir.display(),
+        file.display()
+    )]
+    NotClosureInfo {
+        /// The directory.
+        dir: PathBuf,
+        /// The path of the absent file.
+        file: PathBuf,
+    },
+    /// The logical store directory is relative.
+    #[error("--store-dir {}: the store directory must be an absolute path", store_dir.display())]
+    RelativeStoreDir {
+        /// The store directory.
+        store_dir: PathBuf,
+    },
+    /// The tree cannot be found.
+    #[error("--tree {} cannot be opened: {error}", dir.display())]
+    Tree {
+        /// The tree as it was given.
+        dir: PathBuf,
+        /// The operating system's reason.
+        error: io::Error,
+    },
+    /// The tree is something else.
+    #[error("--tree {} is not a directory (pass the directory that the disk is to show)", dir.display())]
+    TreeNotADirectory {
+        /// The tree as it was given.
+        dir: PathBuf,
+    },
+}
+
+/// What is wrong with one line. Texts from the file are printable and not long.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// A path does not have the form store directory, `/`, name.
+    #[error(
+        "{path} is not directly inside the store directory {store_dir} \
+         (pass --store-dir if the store is elsewhere)"
+    )]
+    OutsideStore {
+        /// The path.
+        path: String,
+        /// The logical store directory.
+        store_dir: String,
+    },
+    /// A name that no file system takes.
+    #[error("the name of {path} has {length} bytes, and a file name has at most 255")]
+    NameTooLong {
+        /// The path.
+        path: String,
+        /// The length of its last component in bytes.
+        length: usize,
+    },
+    /// A NUL byte in a path.
+    #[error("{path} has a NUL byte in it, which no file name can have (is this a text file?)")]
+    Nul {
+        /// The path.
+        path: String,
+    },
+    /// The file ends within a record.
+    #[error("the file ends where {missing} should be (was it cut short?)")]
+    Truncated {
+        /// What this line should have been.
+        missing: &'static str,
+    },
+    /// Nothing that could be a hash in place of the NAR hash.
+    #[error(
+        "expected a NAR hash, found \"{found}\" (a references graph has none: \
+         use the registration of closureInfo or of nix-store --dump-db)"
+    )]
+    NoHash {
+        /// The line.
+        found: String,
+    },
+    /// A hash that is not an SHA-256 in any of Nix's notations.
+    #[error("the NAR hash \"{hash}\" is not a sha256 in base16, nix32 or base64")]
+    BadHash {
+        /// The line.
+        hash: String,
+    },
+    /// Something other than decimal digits.
+    #[error("{what} \"{text}\" is not a number")]
+    NotANumber {
+        /// Which number.
+        what: &'static str,
+        /// The line.
+        text: String,
+    },
+    /// A number beyond what Nix itself can hold.
+    #[error("{what} {text} is larger than {max}, the most that Nix can register")]
+    NumberTooLarge {
+        /// Which number.
+        what: &'static str,
+        /// The line.
+        text: String,
+        /// The largest number possible.
+        max: u64,
+    },
+    /// A deriver or a reference that cannot be one: most likely a count or a line before it is wrong.
+    #[error(
+        "expected {what}, found \"{found}\", which is not an absolute path (is the record complete?)"
+    )]
+    NotAPath {
+        /// What this line should have been.
+        what: &'static str,
+        /// The line.
+        found: String,
+    },
+    /// Two records of one store path that contradict each other.
+    #[error("{path} is registered here with another NAR size or hash than on line {first}")]
+    Contradiction {
+        /// The store path.
+        path: String,
+        /// The first line of the earlier record, counted from 1.
+        first: u64,
+    },
+}
+
+/// How much of a line a message repeats, in bytes: any store path, but not a whole binary file.
+const SHOWN: usize = 512;
+
+/// `bytes` for a message: what is not UTF-8 replaced, control characters escaped, not endless.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    let (bytes, rest) = bytes.split_at(bytes.len().min(SHOWN));
+    let mut text = String::with_capacity(bytes.len());
+    for c in String::from_utf8_lossy(bytes).chars() {
+        if c.is_control() {
+            text.extend(c.escape_default())
+        } else {
+            text.push(c)
+        }
+    }
+    if !rest.is_empty() {
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn messages_stay_on_one_line_and_short() {
+        assert_eq!(shown("/nix/store/é".as_bytes()), "/nix/store/é");
+        assert_eq!(shown(b"a\r\x1b[2J\xff"), "a\\r\\u{1b}[2J\u{fffd}");
+        assert_eq!(shown(&[b'x'; 600]), format!("{}…", "x".repeat(512)));
+    }
+}

@@ -1,0 +1,170 @@
+//! NAR hashes in Nix's three notations.
+//!
+//! What `nix-store --load-db` takes (`Hash::parseAny` in Nix's `src/libutil/hash.cc`): the algorithm
+//! and a colon may precede the digits or not, and their number tells the notation. base64 is also
+//! written after `sha256-`, as in SRI.
+
+const BASE16: &[u8; 16] = b"0123456789abcdef";
+/// Nix's own base32, without e, o, t and u.
+const NIX32: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// The value of every byte that is a digit.
+struct Digits([Option<u8>; 256]);
+
+static BASE16_DIGITS: Digits = Digits::new(BASE16);
+static NIX32_DIGITS: Digits = Digits::new(NIX32);
+static BASE64_DIGITS: Digits = Digits::new(BASE64);
+
+impl Digits {
+    const fn new(alphabet: &[u8]) -> Self {
+        let mut values = [None; 256];
+        let mut value: u8 = 0;
+        while (value as usize) < alphabet.len() {
+            values[alphabet[value as usize] as usize] = Some(value);
+            value += 1;
+        }
+        Self(values)
+    }
+
+    fn value(&self, digit: u8) -> Option<u8> {
+        self.0[usize::from(digit)]
+    }
+}
+
+/// The SHA-256 that `text` denotes; `None` if it denotes none, or one of another algorithm.
+pub(super) fn decode(text: &[u8]) -> Option<[u8; 32]> {
+    if let Some(digits) = text.strip_prefix(b"sha256-") {
+        return base64(digits);
+    }
+    let digits = text.strip_prefix(b"sha256:").unwrap_or(text);
+    match digits.len() {
+        64 => base16(digits),
+        52 => nix32(digits),
+        44 => base64(digits),
+        _ => None,
+    }
+}
+
+fn base16(digits: &[u8]) -> Option<[u8; 32]> {
+    let mut hash = [0; 32];
+    for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+        for digit in pair {
+            *byte = *byte << 4 | BASE16_DIGITS.value(digit.to_ascii_lowercase())?;
+        }
+    }
+    Some(hash)
+}
+
+/// The last digit holds the lowest five bits of byte 0, the first the highest bit of byte 31.
+fn nix32(digits: &[u8]) -> Option<[u8; 32]> {
+    let mut hash = [0; 32];
+    for (place, &digit) in digits.iter().rev().enumerate() {
+        let (byte, shift) = (place * 5 / 8, place * 5 % 8);
+        let [low, high] = (u16::from(NIX32_DIGITS.value(digit)?) << shift).to_le_bytes();
+        hash[byte] |= low;
+        match hash.get_mut(byte + 1) {
+            Some(next) => *next |= high,
+            // 52 digits have 260 bits: the topmost four have to be zero.
+            None if high != 0 => return None,
+            None => {}
+        }
+    }
+    Some(hash)
+}
+
+/// 43 digits and a `=`, the highest bits first.
+fn base64(digits: &[u8]) -> Option<[u8; 32]> {
+    let digits = digits
+        .strip_suffix(b"=")
+        .filter(|digits| digits.len() == 43)?;
+    let mut hash = [0; 32];
+    for (place, &digit) in digits.iter().enumerate() {
+        let (byte, shift) = (place * 6 / 8, place * 6 % 8);
+        // As the six highest of 16 bits, then moved to where they start within the byte.
+        let [high, low] = ((u16::from(BASE64_DIGITS.value(digit)?) << 10) >> shift).to_be_bytes();
+        hash[byte] |= high;
+        match hash.get_mut(byte + 1) {
+            Some(next) => *next |= low,
+            None if low != 0 => return None,
+            None => {}
+        }
+    }
+    Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Of the files `abc` and of an empty one, as `nix-hash --type sha256 --flat` of Nix 2.8 prints
+    /// them, with `--base32`, and as `nix hash to-sri` does.
+    const VECTORS: [[&str; 3]; 2] = [
+        [
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            "1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s",
+            "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=",
+        ],
+        [
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
+            "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
+        ],
+    ];
+
+    #[test]
+    fn every_notation_of_a_hash_denotes_the_same() {
+        for [base16, nix32, base64] in VECTORS {
+            let hash = decode(base16.as_bytes()).unwrap();
+            let hex: String = hash.iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(hex, base16);
+            for text in [base16, nix32, base64, &base16.to_uppercase()] {
+                assert_eq!(decode(text.as_bytes()), Some(hash), "{text}");
+                assert_eq!(
+                    decode(format!("sha256:{text}").as_bytes()),
+                    Some(hash),
+                    "{text}"
+                );
+            }
+            assert_eq!(decode(format!("sha256-{base64}").as_bytes()), Some(hash));
+        }
+    }
+
+    #[test]
+    fn what_is_no_sha256() {
+        let [base16, nix32, base64] = VECTORS[0];
+        let long = "0".repeat(128);
+        let not_hashes = [
+            "",
+            "sha256:",
+            "sha256-",
+            &base16[1..],
+            &nix32[1..],
+            &base64[1..],
+            &format!("{base16}0"),
+            &format!("sha256-{nix32}"),
+            &format!("sha512:{long}"),
+            &format!("sha1:{}", &base16[..40]),
+            &base16.replace('b', "g"),
+            // e, o, t and u are not among the digits.
+            &nix32.replace('m', "e"),
+            &nix32.to_uppercase(),
+            // More than 256 bits.
+            &format!("2{}", &nix32[1..]),
+            &base64.replace("0=", "1="),
+            &base64.replace('=', "A"),
+        ];
+        for text in not_hashes {
+            assert_eq!(decode(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_never_panics(text in proptest::collection::vec(any::<u8>(), 0..80)) {
+            decode(&text);
+        }
+    }
+}

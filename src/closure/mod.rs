@@ -1,0 +1,214 @@
+//! Which store paths are on the disk, in which order, with which NAR size.
+//!
+//! The list comes from a file (`store-paths`), the sizes from another (`registration`); both are what
+//! nixpkgs' `closureInfo` makes. Nothing here looks into the store: a store path may be listed and yet
+//! not exist. A plain directory tree in place of a store has neither list nor sizes.
+
+mod error;
+mod hash;
+mod lines;
+mod name;
+mod registration;
+mod store_paths;
+
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+pub use error::{ClosureError, Fault, Input};
+use lines::Lines;
+use name::StoreDir;
+use registration::Registered;
+
+/// Large enough that reading an 80 MB registration takes a few hundred system calls.
+const READ_BUFFER: usize = 256 << 10;
+
+/// Where the closure comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// `--closure-info DIR`: the output of nixpkgs' `closureInfo`, with the files `store-paths` and
+    /// `registration` in it.
+    ClosureInfo(PathBuf),
+    /// `--store-paths FILE`, optionally `--registration FILE`.
+    StorePaths {
+        /// One logical store path a line, in any order; `-` is standard input.
+        list: PathBuf,
+        /// As `nix-store --dump-db` prints it; without it no NAR size is known.
+        registration: Option<PathBuf>,
+    },
+    /// `--tree DIR`: the disk's root is this directory, which need not be a store.
+    Tree(PathBuf),
+}
+
+/// Where the store is: for the guest and in the lists, and on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreLocation {
+    /// The logical store directory, absolute: what every listed store path starts with.
+    pub store_dir: PathBuf,
+    /// The host directory beneath which the logical store directory lies, as in Nix's
+    /// `--store DIR`; `None` if the logical path is the physical one.
+    pub store_root: Option<PathBuf>,
+}
+
+impl Default for StoreLocation {
+    /// `/nix/store`, on the host too.
+    fn default() -> Self {
+        Self {
+            store_dir: PathBuf::from("/nix/store"),
+            store_root: None,
+        }
+    }
+}
+
+impl StoreLocation {
+    /// The directory on the host that holds the store paths.
+    ///
+    /// It is not checked to exist.
+    pub fn physical_dir(&self) -> PathBuf {
+        let Some(root) = &self.store_root else {
+            return self.store_dir.clone();
+        };
+        // join() would throw the root away for the sake of an absolute store directory.
+        root.join(self.store_dir.strip_prefix("/").unwrap_or(&self.store_dir))
+    }
+}
+
+/// One store path of the closure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorePath {
+    /// The base name, such as `abc…-hello-1.0`: 1 to 255 bytes, neither `.` nor `..`, without `/` and
+    /// NUL. It need not be UTF-8.
+    pub name: Box<[u8]>,
+    /// How many bytes its NAR has, if that was registered.
+    pub nar_size: Option<u64>,
+    /// The SHA-256 of its NAR, if that was registered.
+    pub nar_hash: Option<[u8; 32]>,
+}
+
+/// What the disk shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contents {
+    /// The root directory has exactly these entries: sorted by the bytes of their names, without
+    /// duplicates, at least one.
+    StorePaths(Vec<StorePath>),
+    /// The root directory is [`Closure::dir`] itself, with all that is in it.
+    Tree,
+}
+
+/// The store paths of a disk and the place where they are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closure {
+    /// The physical directory: the one that holds the store paths, or the tree.
+    pub dir: PathBuf,
+    /// The logical store directory, for messages; for a tree the same as [`Closure::dir`].
+    pub store_dir: PathBuf,
+    /// What the disk shows of [`Closure::dir`].
+    pub contents: Contents,
+}
+
+impl Closure {
+    /// Reads the list and the sizes from `source`.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read or does not have its format, the list has no store path, `location` has
+    /// a relative store directory, or the tree is not a directory. Whether the store paths exist is
+    /// not checked.
+    pub fn load(source: &Source, location: &StoreLocation) -> Result<Self, ClosureError> {
+        match source {
+            Source::ClosureInfo(dir) => load_closure_info(dir, location),
+            Source::StorePaths { list, registration } => {
+                load_lists(list, registration.as_deref(), location)
+            }
+            Source::Tree(dir) => load_tree(dir),
+        }
+    }
+}
+
+fn load_closure_info(dir: &Path, location: &StoreLocation) -> Result<Closure, ClosureError> {
+    let [list, registration] = ["store-paths", "registration"].map(|file| dir.join(file));
+    for file in [&list, &registration] {
+        // Anything but an absent file is said better by the attempt to open it.
+        if matches!(file.try_exists(), Ok(false)) {
+            return Err(ClosureError::NotClosureInfo {
+                dir: dir.into(),
+                file: file.into(),
+            });
+        }
+    }
+    load_lists(&list, Some(&registration), location)
+}
+
+fn load_lists(
+    list: &Path,
+    registration: Option<&Path>,
+    location: &StoreLocation,
+) -> Result<Closure, ClosureError> {
+    if !location.store_dir.is_absolute() {
+        return Err(ClosureError::RelativeStoreDir {
+            store_dir: location.store_dir.clone(),
+        });
+    }
+    let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
+    let names = load_names(list, store_dir)?;
+    let registered = match registration {
+        Some(file) => {
+            registration::read(open(Input::Registration(file.into()))?, store_dir, &names)?
+        }
+        None => vec![None; names.len()],
+    };
+    Ok(Closure {
+        dir: location.physical_dir(),
+        store_dir: location.store_dir.clone(),
+        contents: Contents::StorePaths(names.into_iter().zip(registered).map(store_path).collect()),
+    })
+}
+
+fn load_names(list: &Path, store_dir: StoreDir<'_>) -> Result<Vec<Box<[u8]>>, ClosureError> {
+    if list.as_os_str() == "-" {
+        store_paths::read(
+            Lines::new(Input::StorePaths("<stdin>".into()), io::stdin().lock()),
+            store_dir,
+        )
+    } else {
+        store_paths::read(open(Input::StorePaths(list.into()))?, store_dir)
+    }
+}
+
+fn open(input: Input) -> Result<Lines<BufReader<File>>, ClosureError> {
+    match File::open(input.path()) {
+        Ok(file) => Ok(Lines::new(
+            input,
+            BufReader::with_capacity(READ_BUFFER, file),
+        )),
+        Err(error) => Err(ClosureError::Read { input, error }),
+    }
+}
+
+fn store_path((name, registered): (Box<[u8]>, Option<Registered>)) -> StorePath {
+    StorePath {
+        name,
+        // Nix writes 0 when it does not know; no NAR is empty.
+        nar_size: registered.map(|r| r.nar_size).filter(|&size| size != 0),
+        nar_hash: registered.map(|r| r.nar_hash),
+    }
+}
+
+fn load_tree(dir: &Path) -> Result<Closure, ClosureError> {
+    let real = dir.canonicalize().map_err(|error| ClosureError::Tree {
+        dir: dir.into(),
+        error,
+    })?;
+    if !real.is_dir() {
+        return Err(ClosureError::TreeNotADirectory { dir: dir.into() });
+    }
+    Ok(Closure {
+        dir: real.clone(),
+        store_dir: real,
+        contents: Contents::Tree,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! A store path's place: directly inside the store directory.
+
+use super::error::{Fault, shown};
+
+/// The longest file name that Linux and EROFS take, in bytes.
+const NAME_MAX: usize = 255;
+
+/// The logical store directory, as the bytes that store paths start with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StoreDir<'a>(&'a [u8]);
+
+impl<'a> StoreDir<'a> {
+    /// The store directory `dir`, with or without slashes at its end.
+    pub(super) fn new(dir: &'a [u8]) -> Self {
+        let end = dir
+            .iter()
+            .rposition(|&b| b != b'/')
+            .map_or(0, |last| last + 1);
+        Self(&dir[..end])
+    }
+
+    /// The base name of `path` if that is a store path, and else why it is none.
+    pub(super) fn name_of<'p>(&self, path: &'p [u8]) -> Result<&'p [u8], Fault> {
+        let rest = path
+            .strip_prefix(self.0)
+            .and_then(|rest| rest.strip_prefix(b"/"));
+        let name = match rest {
+            None | Some(b"" | b"." | b"..") => return Err(self.outside(path)),
+            Some(name) if name.contains(&b'/') => return Err(self.outside(path)),
+            Some(name) => name,
+        };
+        if name.len() > NAME_MAX {
+            return Err(Fault::NameTooLong {
+                path: shown(path),
+                length: name.len(),
+            });
+        }
+        if name.contains(&0) {
+            return Err(Fault::Nul { path: shown(path) });
+        }
+        Ok(name)
+    }
+
+    /// The whole path of `name`, for messages.
+    pub(super) fn shown_path(&self, name: &[u8]) -> String {
+        format!("{}/{}", shown(self.0), shown(name))
+    }
+
+    fn outside(&self, path: &[u8]) -> Fault {
+        let store_dir = if self.0.is_empty() { b"/" } else { self.0 };
+        // A lone slash lost its slash on the way here.
+        let path = if path.is_empty() { b"/" } else { path };
+        Fault::OutsideStore {
+            path: shown(path),
+            store_dir: shown(store_dir),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(path: &[u8]) -> String {
+        StoreDir::new(b"/nix/store")
+            .name_of(path)
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn base_names() {
+        let longest = [b"/nix/store/".as_slice(), &[b'x'; 255]].concat();
+        let store = StoreDir::new(b"/nix/store//");
+        assert_eq!(store.name_of(b"/nix/store/a-b").unwrap(), b"a-b");
+        assert_eq!(store.name_of(b"/nix/store/\xff\r").unwrap(), b"\xff\r");
+        assert_eq!(store.name_of(b"/nix/store/...").unwrap(), b"...");
+        assert_eq!(store.name_of(&longest).unwrap().len(), 255);
+        assert_eq!(StoreDir::new(b"/").name_of(b"/a").unwrap(), b"a");
+    }
+
+    #[test]
+    fn paths_that_are_elsewhere() {
+        let elsewhere = [
+            "/",
+            "a",
+            "/tmp/a",
+            "/nix/store",
+            "/nix/store/",
+            "/nix/storea",
+            "/nix/stor/a",
+        ];
+        let not_names = [
+            "/nix/store/.",
+            "/nix/store/..",
+            "/nix/store/a/b",
+            "/nix/store//a",
+            "/nix/store/a/",
+        ];
+        for path in elsewhere.iter().chain(&not_names) {
+            let expected = format!(
+                "{path} is not directly inside the store directory /nix/store \
+                 (pass --store-dir if the store is elsewhere)"
+            );
+            assert_eq!(fault(path.as_bytes()), expected);
+        }
+    }
+
+    #[test]
+    fn names_that_no_file_system_takes() {
+        let long = format!("/nix/store/{}", "x".repeat(256));
+        let expected = format!("the name of {long} has 256 bytes, and a file name has at most 255");
+        assert_eq!(fault(long.as_bytes()), expected);
+        let expected = "/nix/store/a\\u{0}b has a NUL byte in it, which no file name can have (is this a text file?)";
+        assert_eq!(fault(b"/nix/store/a\0b"), expected);
+    }
+}

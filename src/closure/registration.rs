@@ -1,0 +1,184 @@
+//! NAR sizes and hashes: the format of `nix-store --dump-db` and of `closureInfo`'s `registration`.
+//!
+//! A sequence of records, written by `Store::makeValidityRegistration` and read by
+//! `decodeValidPathInfo` in Nix's `src/libstore/store-api.cc`. Its lines: the store path, the hash of
+//! its NAR, the NAR's size in bytes, the deriver or nothing, the number of references, then one
+//! reference a line. `closureInfo` writes the hash as `sha256:` and nix32, `--dump-db` bare in base16;
+//! `nix-store --load-db` takes either, so either is taken here.
+//!
+//! The registration of a big store has 80 MB, nine tenths of it references that nobody asks for. So
+//! it is read as a stream, references are stepped over, and only listed store paths are kept.
+
+use std::io::BufRead;
+
+use super::error::{ClosureError, Fault, shown};
+use super::hash;
+use super::lines::Lines;
+use super::name::StoreDir;
+
+/// Nix counts references in an `int`.
+const MAX_REFERENCES: u64 = i32::MAX.unsigned_abs() as u64;
+
+/// What a record says of a store path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Registered {
+    /// In bytes; 0 if Nix did not know it.
+    pub(super) nar_size: u64,
+    pub(super) nar_hash: [u8; 32],
+    /// The record's first line, counted from 1.
+    line: u64,
+}
+
+/// What is registered of each of `names`, in their order. They are sorted, without duplicates.
+pub(super) fn read<R: BufRead>(
+    lines: Lines<R>,
+    store_dir: StoreDir<'_>,
+    names: &[Box<[u8]>],
+) -> Result<Vec<Option<Registered>>, ClosureError> {
+    let mut parser = Parser {
+        lines,
+        store_dir,
+        names,
+        found: vec![None; names.len()],
+        next: 0,
+    };
+    while parser.record()? {}
+    Ok(parser.found)
+}
+
+struct Parser<'a, R> {
+    lines: Lines<R>,
+    store_dir: StoreDir<'a>,
+    names: &'a [Box<[u8]>],
+    found: Vec<Option<Registered>>,
+    /// The index after that of the last listed name: Nix writes records sorted too, so that most
+    /// are found there, without a search.
+    next: usize,
+}
+
+impl<R: BufRead> Parser<'_, R> {
+    /// Reads one record; false if there is none left.
+    fn record(&mut self) -> Result<bool, ClosureError> {
+        if !self.lines.advance()? {
+            return Ok(false);
+        }
+        let line = self.lines.number();
+        let index = self.listed()?;
+        let nar_hash = self.nar_hash()?;
+        let nar_size = self.number("the NAR size", u64::MAX)?;
+        self.deriver()?;
+        self.references()?;
+        if let Some(index) = index {
+            self.keep(
+                index,
+                Registered {
+                    nar_size,
+                    nar_hash,
+                    line,
+                },
+            )?;
+        }
+        Ok(true)
+    }
+
+    /// The index of the store path on the current line, if it is listed.
+    fn listed(&mut self) -> Result<Option<usize>, ClosureError> {
+        let path = self.lines.line();
+        if path.is_empty() {
+            let (what, found) = ("a store path", String::new());
+            return Err(self.lines.malformed(Fault::NotAPath { what, found }));
+        }
+        let name = self.store_dir.name_of(path);
+        let name = name.map_err(|fault| self.lines.malformed(fault))?;
+        let index = index_of(name, self.names, self.next);
+        self.next = index.map_or(self.next, |index| index + 1);
+        Ok(index)
+    }
+
+    fn nar_hash(&mut self) -> Result<[u8; 32], ClosureError> {
+        let text = self.lines.require("the NAR hash")?;
+        if let Some(hash) = hash::decode(text) {
+            return Ok(hash);
+        }
+        // exportReferencesGraph writes records without hash and size: here the deriver stands.
+        let fault = match text {
+            [] | [b'/', ..] => Fault::NoHash { found: shown(text) },
+            _ => Fault::BadHash { hash: shown(text) },
+        };
+        Err(self.lines.malformed(fault))
+    }
+
+    fn number(&mut self, what: &'static str, max: u64) -> Result<u64, ClosureError> {
+        let text = self.lines.require(what)?;
+        parse_number(text, what, max).map_err(|fault| self.lines.malformed(fault))
+    }
+
+    fn deriver(&mut self) -> Result<(), ClosureError> {
+        let what = "the deriver or an empty line";
+        match self.lines.require(what)? {
+            [] | [b'/', ..] => Ok(()),
+            found => {
+                let found = shown(found);
+                Err(self.lines.malformed(Fault::NotAPath { what, found }))
+            }
+        }
+    }
+
+    fn references(&mut self) -> Result<(), ClosureError> {
+        for _ in 0..self.number("the number of references", MAX_REFERENCES)? {
+            if !self.lines.skip_if(b'/')? {
+                let what = "a reference";
+                let found = shown(self.lines.require(what)?);
+                return Err(self.lines.malformed(Fault::NotAPath { what, found }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a record, unless an earlier one of the same store path says something else.
+    fn keep(&mut self, index: usize, new: Registered) -> Result<(), ClosureError> {
+        let old = *self.found[index].get_or_insert(new);
+        if (old.nar_size, old.nar_hash) == (new.nar_size, new.nar_hash) {
+            return Ok(());
+        }
+        let path = self.store_dir.shown_path(&self.names[index]);
+        Err(self.lines.malformed_at(
+            new.line,
+            Fault::Contradiction {
+                path,
+                first: old.line,
+            },
+        ))
+    }
+}
+
+/// The index of `name` among the sorted `names`, where it is likely at `guess`.
+fn index_of(name: &[u8], names: &[Box<[u8]>], guess: usize) -> Option<usize> {
+    if names.get(guess).is_some_and(|next| **next == *name) {
+        return Some(guess);
+    }
+    names.binary_search_by(|other| (**other).cmp(name)).ok()
+}
+
+/// Decimal digits and nothing else: no sign, no space.
+fn parse_number(text: &[u8], what: &'static str, max: u64) -> Result<u64, Fault> {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return Err(Fault::NotANumber {
+            what,
+            text: shown(text),
+        });
+    }
+    text.iter()
+        .try_fold(0_u64, |n, digit| {
+            n.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+        })
+        .filter(|&number| number <= max)
+        .ok_or_else(|| Fault::NumberTooLarge {
+            what,
+            text: shown(text),
+            max,
+        })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! How directory entries fill blocks: the one place that both sizing and encoding ask.
+//!
+//! A directory is a sequence of blocks, each with its entries first and their names packed behind them
+//! without gaps (Linux `fs/erofs/dir.c`, `namei.c`). Entries are sorted by the unsigned bytes of their
+//! names across all blocks, and `.` and `..` are sorted with them.
+
+use super::format::{BLOCK_LEN, BLOCK_LEN_BYTES, DIRENT_LEN};
+
+/// Where each block of a directory starts, and how full the last one is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packing {
+    /// Index of the first entry of every block; the first is 0.
+    pub starts: Vec<u32>,
+    /// Bytes used in the last block, 1 to 4096.
+    pub last_len: u16,
+}
+
+impl Packing {
+    /// Packs entries with names of `name_lens` bytes, 1 to 255 each.
+    pub fn new(name_lens: impl Iterator<Item = u8>) -> Self {
+        let mut starts = vec![0];
+        let mut used = 0;
+        for (index, name_len) in (0..).zip(name_lens) {
+            let entry_len = DIRENT_LEN + u16::from(name_len);
+            if used + entry_len > BLOCK_LEN {
+                starts.push(index);
+                used = 0;
+            }
+            used += entry_len;
+        }
+        let last_len = used;
+        Self { starts, last_len }
+    }
+
+    /// Blocks in front of the last one; all of them count as full.
+    pub fn full_blocks(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// `i_size` of the directory.
+    pub fn size_bytes(&self) -> u64 {
+        self.full_blocks() as u64 * BLOCK_LEN_BYTES + u64::from(self.last_len)
+    }
+}
+
+/// What stands at a place of a directory's sorted entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// The directory itself.
+    Dot,
+    /// Its parent.
+    DotDot,
+    /// One of its children, counted in their own order.
+    Child(u32),
+}
+
+/// Where `.` and `..` stand among a directory's sorted children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dots {
+    /// Children before `.`.
+    before_dot: u32,
+    /// Children before `..`.
+    before_dot_dot: u32,
+}
+
+impl Dots {
+    /// Looks at `names`, sorted, none of them `.` or `..`.
+    pub fn among<'a>(names: impl Iterator<Item = &'a [u8]> + Clone) -> Self {
+        // Names that begin with ASCII punctuation below '.' come first; there are few.
+        let count = |limit: &[u8]| {
+            let before = names.clone().take_while(|name| *name < limit);
+            u32::try_from(before.count()).unwrap_or(u32::MAX)
+        };
+        Self {
+            before_dot: count(b"."),
+            before_dot_dot: count(b".."),
+        }
+    }
+
+    /// What stands at place `index`.
+    pub fn slot(self, index: u32) -> Slot {
+        let (dot, dot_dot) = (self.before_dot, self.before_dot_dot + 1);
+        match index {
+            i if i < dot => Slot::Child(i),
+            i if i == dot => Slot::Dot,
+            i if i < dot_dot => Slot::Child(i - 1),
+            i if i == dot_dot => Slot::DotDot,
+            i => Slot::Child(i - 2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_directory_holds_27_bytes() {
+        let packing = Packing::new([1, 2].into_iter());
+        assert_eq!((packing.full_blocks(), packing.size_bytes()), (0, 27));
+    }
+
+    #[test]
+    fn a_block_is_filled_to_its_last_byte() {
+        // 15 entries of 12 + 255 bytes and one of 12 + 79 are 4,096 bytes.
+        let lens = [255; 15].into_iter().chain([79]);
+        let exact = Packing::new(lens.clone());
+        assert_eq!((exact.full_blocks(), exact.last_len), (0, 4096));
+        let over = Packing::new(lens.chain([1]));
+        assert_eq!((over.starts.as_slice(), over.last_len), (&[0, 16][..], 13));
+    }
+
+    proptest! {
+        #[test]
+        fn dots_are_sorted_like_any_name(mut names in proptest::collection::btree_set("[+.a-]{1,3}", 0..20)) {
+            names.remove(".");
+            names.remove("..");
+            let dots = Dots::among(names.iter().map(String::as_bytes));
+            let children: Vec<&str> = names.iter().map(String::as_str).collect();
+            let mut expected = children.clone();
+            expected.extend([".", ".."]);
+            expected.sort_unstable();
+            let got: Vec<&str> = (0..).take(expected.len()).map(|i| match dots.slot(i) {
+                Slot::Dot => ".",
+                Slot::DotDot => "..",
+                Slot::Child(child) => children[child as usize],
+            }).collect();
+            prop_assert_eq!(got, expected);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! How many blocks a store path can need, from its NAR size alone.
+//!
+//! A NAR (Nix thesis, figure 5.2; `nix-store --dump`) is a sequence of strings, each with an 8-byte length
+//! and padding to 8 bytes. With `pad(n)` for n rounded up to 8, it spends
+//!
+//! - 88 + pad(name) bytes on an entry of a directory, besides the node itself:
+//!   `entry` 16, `(` 16, `name` 16, the name's length 8, `node` 16, `)` 16;
+//! - 72 on a directory: `(` 16, `type` 16, `directory` 24, `)` 16;
+//! - 88 + pad(size) on a regular file: `(` 16, `type` 16, `regular` 16, `contents` 16, length 8, `)` 16;
+//! - 88 + pad(target) on a symlink: `(` 16, `type` 16, `symlink` 16, `target` 16, length 8, `)` 16;
+//! - 24 on its magic.
+//!
+//! **Data.** Only files over `INLINE_LIMIT` bytes and symlink targets over 4,032 take data blocks. A file with
+//! one block has a node of at least 88 + 88 + 8 + `INLINE_LIMIT` + 1 bytes, one with b >= 2 blocks has more than
+//! (b - 1) * 4096 + 184, which is over 2,140 for each block. So each block stands for at least
+//! `INLINE_LIMIT` + 185 bytes of the NAR, but for the single file that is the whole path and has no entry around
+//! it: one block more.
+//!
+//! **Metadata.** A node takes a directory entry (12 + name) and an inode (at most 64) that is rounded up to 32
+//! with what is inlined behind it; a directory adds 27 for `.` and `..`. The largest sums against the NAR:
+//! a directory 12 + name + 64 + 27 + 31 = 134 + name against 160 + pad(name); a file or symlink with z bytes
+//! inline 12 + name + 64 + z + 31 = 107 + name + z against 176 + pad(name) + pad(z). Each is smaller, so all
+//! of them together are smaller than S, the root inode's excess of 26 bytes aside. Packing at most doubles
+//! that: two neighbouring blocks of inodes hold more than one block between them (what did not fit the first
+//! starts the second), and a directory block that is not the last is filled but for 266 bytes. A last block,
+//! a block that is closed early behind the path's top directory, and the excess: three blocks more.
+//!
+//! `tests.rs` holds both against random trees.
+
+use super::LayoutError;
+
+/// Regular files up to this many bytes lie behind their inode.
+///
+/// Reading such a file costs a guest nothing beyond its inode's block, but every one of them makes a walk over
+/// inodes longer.
+pub const INLINE_LIMIT_BYTES: u64 = 1024;
+
+/// Bytes of a NAR for every data block at the least, as derived above.
+const NAR_BYTES_PER_DATA_BLOCK: u64 = INLINE_LIMIT_BYTES + 185;
+
+/// Bytes of a NAR for every metadata block at the least: half a block.
+const NAR_BYTES_PER_META_BLOCK: u64 = 2048;
+
+/// Metadata blocks on top of that.
+const META_BLOCKS_EXTRA: u64 = 3;
+
+/// How many blocks a path takes or may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Blocks of inodes and directories.
+    pub meta_blocks: u64,
+    /// Blocks of file data.
+    pub data_blocks: u64,
+    /// The path was planned and takes just that; else it is a bound.
+    pub exact: bool,
+}
+
+impl Size {
+    /// The bound for a path whose NAR has `nar_size_bytes`.
+    pub fn bound(nar_size_bytes: u64) -> Self {
+        Self {
+            meta_blocks: nar_size_bytes / NAR_BYTES_PER_META_BLOCK + META_BLOCKS_EXTRA,
+            data_blocks: nar_size_bytes / NAR_BYTES_PER_DATA_BLOCK + 1,
+            exact: false,
+        }
+    }
+
+    /// The bound as limits for a planner.
+    ///
+    /// # Errors
+    /// When no arena is that big.
+    pub fn limits(self) -> Result<(u32, u32), LayoutError> {
+        let narrow = |blocks| u32::try_from(blocks).map_err(|_| LayoutError::TooBig);
+        Ok((narrow(self.meta_blocks)?, narrow(self.data_blocks)?))
+    }
+}

@@ -1,0 +1,35 @@
+//! Where everything lies, without I/O.
+//!
+//! - [`bounds`]: how many blocks a store path can need, from its NAR size alone.
+//! - [`space`]: the closure's address ranges.
+//! - [`attributes`]: what the guest is told of modes, ids and times.
+//! - [`planner`]: takes one path's directories, breadth first, and places inodes and data.
+//! - [`plan`]: what the planner has placed, and questions to it.
+
+pub mod attributes;
+pub mod bounds;
+pub mod plan;
+pub mod planner;
+pub mod space;
+
+#[cfg(test)]
+mod tests;
+
+/// Why a path cannot be laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// It needs more blocks than its NAR size allows.
+    #[error("needs more blocks than its registered NAR size allows: the registration is wrong")]
+    OutgrewRange,
+    /// More entries or bytes than the format's fields hold.
+    #[error("has more entries or data than one EROFS disk can hold")]
+    TooBig,
+    /// A file that no Nix store can hold.
+    #[error(
+        "holds a device, socket or FIFO, which a store path cannot (use --tree for such files)"
+    )]
+    NotInANar,
+    /// A name longer than the format allows, or empty.
+    #[error("holds a name that EROFS cannot (1 to 255 bytes)")]
+    BadName,
+}

@@ -1,0 +1,388 @@
+//! What has been placed of one path.
+//!
+//! All addresses are relative to the path's own ranges, so that a plan does not depend on what else is on
+//! the disk. Nodes are kept in flat arrays of small records: a NixOS system has hundreds of thousands.
+
+use super::attributes::{Attributes, mode_type};
+use crate::erofs::dirent::{Dots, Slot};
+use crate::erofs::format::{BLOCK_LEN_BYTES, COMPACT_LEN, EXTENDED_LEN, SLOT_LEN, SLOTS_PER_BLOCK};
+use crate::store::{FileKind, Stamp};
+
+/// Index of a node in its plan.
+pub type NodeIndex = u32;
+/// Index of a directory in its plan.
+pub type DirIndex = u32;
+
+/// A directory that has not been listed yet has no place.
+pub(super) const UNPLACED: u32 = u32::MAX;
+
+/// A file of any type.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Length; for a directory its entries' bytes, for a device its number as EROFS stores it.
+    pub(super) size: u64,
+    pub(super) mtime_sec: i64,
+    pub(super) mtime_nsec: u32,
+    /// Where its name starts in the plan's bytes; a symlink's target follows it.
+    pub(super) name: u32,
+    /// Its inode, in units of 32 bytes.
+    pub(super) slot: u32,
+    /// The directory it is in; its own index for the path's top node.
+    pub(super) parent: DirIndex,
+    /// First data block, or index of the directory.
+    pub(super) place: u32,
+    /// Which of the plan's owners.
+    pub(super) owner: u32,
+    pub(super) permissions: u16,
+    pub(super) name_len: u8,
+    pub(super) kind: FileKind,
+}
+
+impl Node {
+    /// Its type.
+    pub fn kind(&self) -> FileKind {
+        self.kind
+    }
+
+    /// Type and permissions, as in `st_mode`.
+    pub fn mode(&self) -> u16 {
+        mode_type(self.kind) as u16 | self.permissions
+    }
+
+    /// What must not change between planning and reading.
+    pub fn stamp(&self) -> Stamp {
+        Stamp {
+            size_bytes: self.size,
+            mtime_sec: self.mtime_sec,
+            mtime_nsec: self.mtime_nsec,
+        }
+    }
+
+    /// First data block.
+    pub fn data_block(&self) -> u32 {
+        self.place
+    }
+
+    /// `i_size`.
+    pub fn size_bytes(&self) -> u64 {
+        match self.kind {
+            FileKind::Regular | FileKind::Directory | FileKind::Symlink => self.size,
+            FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => 0,
+        }
+    }
+
+    /// Device number in the kernel's `new_encode_dev` form, zero for what is no device.
+    pub fn device(&self) -> u32 {
+        match self.kind {
+            FileKind::CharDevice | FileKind::BlockDevice => {
+                u32::try_from(self.size).unwrap_or(u32::MAX)
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// What a directory adds to its node.
+#[derive(Debug, Clone)]
+pub struct Dir {
+    pub(super) node: NodeIndex,
+    /// Its children are consecutive nodes, sorted by name.
+    pub(super) first_child: NodeIndex,
+    pub(super) children: u32,
+    /// Its subdirectories are consecutive directories, in the same order.
+    pub(super) first_subdir: DirIndex,
+    pub(super) subdirs: u32,
+    pub(super) dots: Dots,
+    /// Where the starts of its blocks lie in the plan's array.
+    pub(super) starts: u32,
+    /// Blocks of entries, the inlined one included.
+    pub(super) blocks: u32,
+    /// First block that is not inlined.
+    pub(super) dirent_block: u32,
+    /// The last block lies behind the inode.
+    pub(super) inlined: bool,
+}
+
+/// How an inode is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// 64 bytes instead of 32.
+    pub extended: bool,
+    /// Bytes behind the inode, 0 if it is plain.
+    pub inline_len: u16,
+}
+
+impl Form {
+    /// Length of the inode alone.
+    pub fn header_len(self) -> u16 {
+        if self.extended {
+            EXTENDED_LEN
+        } else {
+            COMPACT_LEN
+        }
+    }
+
+    /// Slots of 32 bytes that inode and inline data take.
+    pub fn slots(self) -> u32 {
+        u32::from((self.header_len() + self.inline_len).div_ceil(SLOT_LEN))
+    }
+}
+
+/// What one path looks like on the disk, as far as it has been walked.
+#[derive(Debug)]
+pub struct Plan {
+    pub(super) attributes: Attributes,
+    /// Name of the path in the store.
+    pub(super) root_name: Box<[u8]>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) dirs: Vec<Dir>,
+    pub(super) owners: Vec<(u32, u32)>,
+    /// Names and targets.
+    pub(super) bytes: Vec<u8>,
+    /// Nodes in the order of their slots.
+    pub(super) placed: Vec<NodeIndex>,
+    /// Nodes in the order of their data blocks.
+    pub(super) with_data: Vec<NodeIndex>,
+    /// First block and directory of entries that are not inlined, in order.
+    pub(super) dirent_blocks: Vec<(u32, DirIndex)>,
+    /// Index of the first entry in each block of a directory.
+    pub(super) starts: Vec<u32>,
+    /// Blocks in use so far.
+    pub(super) meta_blocks: u32,
+    pub(super) data_blocks: u32,
+}
+
+impl Plan {
+    /// Metadata blocks in use so far.
+    pub fn meta_blocks(&self) -> u32 {
+        self.meta_blocks
+    }
+
+    /// Data blocks in use so far.
+    pub fn data_blocks(&self) -> u32 {
+        self.data_blocks
+    }
+
+    /// How many files there are, the path's top one included.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// There is always a top node.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The attributes that inodes are written with.
+    pub fn attributes(&self) -> &Attributes {
+        &self.attributes
+    }
+
+    /// A node.
+    pub fn node(&self, index: NodeIndex) -> &Node {
+        &self.nodes[index as usize]
+    }
+
+    /// A node's directory part, if it is a directory that has been listed.
+    pub fn dir(&self, node: &Node) -> Option<(DirIndex, &Dir)> {
+        (node.kind == FileKind::Directory).then(|| (node.place, &self.dirs[node.place as usize]))
+    }
+
+    /// A directory by its index.
+    pub fn dir_at(&self, dir: DirIndex) -> &Dir {
+        &self.dirs[dir as usize]
+    }
+
+    /// Owner and group of a node.
+    pub fn owner(&self, node: &Node) -> (u32, u32) {
+        self.owners[node.owner as usize]
+    }
+
+    /// Name of a node.
+    pub fn name(&self, node: &Node) -> &[u8] {
+        let start = node.name as usize;
+        &self.bytes[start..start + usize::from(node.name_len)]
+    }
+
+    /// Target of a symlink.
+    pub fn target(&self, node: &Node) -> &[u8] {
+        let start = node.name as usize + usize::from(node.name_len);
+        let len = usize::try_from(node.size).unwrap_or(0);
+        &self.bytes[start..start + len]
+    }
+
+    /// Path of a node beneath the store directory.
+    pub fn path(&self, index: NodeIndex) -> Vec<u8> {
+        let mut parts = Vec::new();
+        let mut node = self.node(index);
+        let mut at = index;
+        while at != 0 {
+            parts.push(self.name(node));
+            at = self.dirs[node.parent as usize].node;
+            node = self.node(at);
+        }
+        if !self.root_name.is_empty() {
+            parts.push(&self.root_name);
+        }
+        parts.reverse();
+        parts.join(&b'/')
+    }
+
+    /// Link count: a directory's own, its parent's and its subdirectories' entries; one for the rest,
+    /// since a NAR knows no hard links.
+    pub fn nlink(&self, node: &Node) -> u32 {
+        match self.dir(node) {
+            Some((_, dir)) => dir.subdirs.saturating_add(2),
+            None => 1,
+        }
+    }
+
+    /// How a node's inode is stored. Both placing and writing it ask here.
+    pub fn form(&self, node: &Node) -> Form {
+        let extended = self.needs_extended(node);
+        let inline_len = match node.kind {
+            FileKind::Regular if node.size <= super::bounds::INLINE_LIMIT_BYTES => node.size,
+            FileKind::Symlink if fits_behind(extended, node.size) => node.size,
+            FileKind::Directory => self.inline_dirents_len(node),
+            _ => 0,
+        };
+        Form {
+            extended,
+            inline_len: u16::try_from(inline_len).unwrap_or(0),
+        }
+    }
+
+    fn inline_dirents_len(&self, node: &Node) -> u64 {
+        match self.dir(node) {
+            Some((_, dir)) if dir.inlined => node.size % BLOCK_LEN_BYTES,
+            _ => 0,
+        }
+    }
+
+    pub(super) fn needs_extended(&self, node: &Node) -> bool {
+        let (uid, gid) = self.owner(node);
+        let mtime = self.attributes.mtime(node.mtime_sec, node.mtime_nsec);
+        node.size_bytes() > u64::from(u32::MAX)
+            || uid.max(gid).max(self.nlink(node)) > u32::from(u16::MAX)
+            || mtime != (self.attributes.build_time_sec(), 0)
+    }
+
+    /// Data blocks that a node takes.
+    pub fn data_blocks_of(&self, node: &Node) -> u64 {
+        match node.kind {
+            FileKind::Regular | FileKind::Symlink if self.form(node).inline_len == 0 => {
+                node.size.div_ceil(BLOCK_LEN_BYTES)
+            }
+            _ => 0,
+        }
+    }
+
+    /// The nodes whose inodes lie in metadata block `block`.
+    pub fn nodes_in_block(&self, block: u32) -> &[NodeIndex] {
+        let (first, end) = (
+            u64::from(block) * u64::from(SLOTS_PER_BLOCK),
+            (u64::from(block) + 1) * u64::from(SLOTS_PER_BLOCK),
+        );
+        let slot = |index: &NodeIndex| u64::from(self.node(*index).slot);
+        let start = self.placed.partition_point(|index| slot(index) < first);
+        let len = self.placed[start..].partition_point(|index| slot(index) < end);
+        &self.placed[start..start + len]
+    }
+
+    /// The directory whose entries fill metadata block `block`, and which of its blocks that is.
+    pub fn dirents_in_block(&self, block: u32) -> Option<(DirIndex, u32)> {
+        let after = self
+            .dirent_blocks
+            .partition_point(|(start, _)| *start <= block);
+        let (start, dir) = *self.dirent_blocks.get(after.checked_sub(1)?)?;
+        let nth = block - start;
+        let here = &self.dirs[dir as usize];
+        (nth < here.blocks - u32::from(here.inlined)).then_some((dir, nth))
+    }
+
+    /// The node whose data lies in data block `block`, and which of its blocks that is.
+    pub fn data_in_block(&self, block: u32) -> Option<(NodeIndex, u32)> {
+        let position = self.data_position(block)?;
+        let index = self.with_data[position];
+        Some((index, block - self.node(index).place))
+    }
+
+    /// Where in the order of data blocks `block` belongs.
+    pub fn data_position(&self, block: u32) -> Option<usize> {
+        if block >= self.data_blocks {
+            return None;
+        }
+        let after = self
+            .with_data
+            .partition_point(|index| self.node(*index).place <= block);
+        after.checked_sub(1)
+    }
+
+    /// Nodes with data, in the order of their data blocks, from `position` on.
+    pub fn data_from(&self, position: usize) -> &[NodeIndex] {
+        &self.with_data[position..]
+    }
+
+    /// Entries `range` of a directory's block: what stands there.
+    pub fn block_slots(&self, dir: &Dir, block: u32) -> impl Iterator<Item = Slot> + Clone + use<> {
+        let starts = &self.starts[dir.starts as usize..(dir.starts + dir.blocks) as usize];
+        let first = starts[block as usize];
+        let end = match starts.get(block as usize + 1) {
+            Some(next) => *next,
+            None => dir.children + 2,
+        };
+        let dots = dir.dots;
+        (first..end).map(move |index| dots.slot(index))
+    }
+
+    /// Rough heap size, for the cache.
+    pub fn heap_bytes(&self) -> usize {
+        self.nodes.capacity() * size_of::<Node>()
+            + self.dirs.capacity() * size_of::<Dir>()
+            + self.dirent_blocks.capacity() * size_of::<(u32, DirIndex)>()
+            + self.owners.capacity() * size_of::<(u32, u32)>()
+            + (self.placed.capacity() + self.with_data.capacity() + self.starts.capacity())
+                * size_of::<u32>()
+            + self.bytes.capacity()
+    }
+}
+
+impl Dir {
+    /// Its node.
+    pub fn node(&self) -> NodeIndex {
+        self.node
+    }
+
+    /// Child number `child`, counted in the order of names.
+    pub fn child(&self, child: u32) -> NodeIndex {
+        self.first_child + child
+    }
+
+    /// The block of entries that lies behind the inode.
+    pub fn inline_block(&self) -> Option<u32> {
+        self.inlined.then(|| self.blocks - 1)
+    }
+
+    /// First metadata block with entries; meaningless if all are inlined.
+    pub fn first_dirent_block(&self) -> Option<u32> {
+        (self.blocks > u32::from(self.inlined)).then_some(self.dirent_block)
+    }
+}
+
+/// Whether `len` bytes and their inode share one block.
+pub(super) fn fits_behind(extended: bool, len: u64) -> bool {
+    let header = if extended { EXTENDED_LEN } else { COMPACT_LEN };
+    len > 0 && u64::from(header) + len <= BLOCK_LEN_BYTES
+}
+
+impl Node {
+    /// Its inode, in units of 32 bytes from the start of the path's metadata.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// The directory it is in.
+    pub fn parent(&self) -> DirIndex {
+        self.parent
+    }
+}

@@ -1,0 +1,266 @@
+//! The closure's address ranges.
+//!
+//! ```text
+//! block 0              superblock
+//! block 1 ..           root directory (of a tree: the whole tree's metadata)
+//!      .. 128 GiB      metadata arena: one range per store path
+//! 128 GiB .. 16 TiB    data arena: one range per store path
+//! ```
+//!
+//! Inodes stay below 128 GiB so that a nid fits 32 bits: larger ones give stale file handles under
+//! overlayfs and NFS on Linux 5.19 to 6.14 and `EOVERFLOW` to 32-bit programs.
+
+use std::ops::Range;
+
+use super::bounds::Size;
+use crate::erofs::format::{BLOCK_LEN_BYTES, SLOTS_PER_BLOCK};
+use crate::store::FileKind;
+
+/// First block that is not metadata: 128 GiB.
+pub const DATA_ARENA_START: u32 = 1 << 25;
+/// Blocks end here: 16 TiB less 2 MiB. Block 0xffffffff means "none" to EROFS.
+pub const DATA_ARENA_END: u32 = u32::MAX - 511;
+/// The root directory starts here; its inode is the first thing in it.
+pub const ROOT_BLOCK: u32 = 1;
+/// Nid of the root directory.
+pub const ROOT_NID: u16 = 128;
+/// The length of a disk is a multiple of this, as virtio-pmem backends want it.
+const LEN_UNIT_BYTES: u64 = 2 << 20;
+
+const _: () = assert!(ROOT_NID as u32 == ROOT_BLOCK * SLOTS_PER_BLOCK);
+
+/// The ranges of one path.
+#[derive(Debug, Clone)]
+pub struct Region {
+    /// Name in the store; empty for a tree.
+    pub name: Box<[u8]>,
+    /// Type of the path's top node.
+    pub kind: FileKind,
+    /// Metadata blocks; the path's own inode is the first thing in them.
+    pub meta: Range<u32>,
+    /// Data blocks.
+    pub data: Range<u32>,
+    /// The ranges are just what the path takes.
+    pub exact: bool,
+}
+
+impl Region {
+    /// Nid of the path's top node.
+    pub fn nid(&self) -> u64 {
+        self.nid_at(0)
+    }
+
+    /// Nid of the inode at a slot of this path's plan.
+    pub fn nid_at(&self, slot: u32) -> u64 {
+        u64::from(self.meta.start) * u64::from(SLOTS_PER_BLOCK) + u64::from(slot)
+    }
+
+    /// Most metadata and data blocks that the path may take.
+    pub fn limits(&self) -> (u32, u32) {
+        (
+            self.meta.end - self.meta.start,
+            self.data.end - self.data.start,
+        )
+    }
+}
+
+/// Why a closure has no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the closure does not fit one disk: at most 128 GiB of inodes and directories and 15.8 TiB of files"
+)]
+pub struct TooBig;
+
+/// A path that needs ranges.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Name in the store.
+    pub name: Box<[u8]>,
+    /// Type of the path's top node.
+    pub kind: FileKind,
+    /// What it takes.
+    pub size: Size,
+}
+
+/// All ranges.
+#[derive(Debug, Clone)]
+pub struct Space {
+    regions: Vec<Region>,
+    len_bytes: u64,
+}
+
+/// What a block is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Area {
+    /// Block 0.
+    Superblock,
+    /// Block of the root directory, counted from its first.
+    Root(u32),
+    /// Metadata block of a path, counted from its first.
+    Meta {
+        /// Index of the region.
+        region: u32,
+        /// Block in its range.
+        block: u32,
+    },
+    /// Data block of a path, counted from its first.
+    Data {
+        /// Index of the region.
+        region: u32,
+        /// Block in its range.
+        block: u32,
+    },
+    /// Belongs to nothing, and so do the blocks up to this one.
+    Unused {
+        /// First block that may be something else.
+        end: u32,
+    },
+}
+
+impl Space {
+    /// One region that takes all there is, for a tree.
+    pub fn whole(kind: FileKind) -> Self {
+        let region = Region {
+            name: Box::default(),
+            kind,
+            meta: ROOT_BLOCK..DATA_ARENA_START,
+            data: DATA_ARENA_START..DATA_ARENA_END,
+            exact: false,
+        };
+        Self {
+            regions: vec![region],
+            len_bytes: u64::from(DATA_ARENA_END) * BLOCK_LEN_BYTES,
+        }
+    }
+
+    /// Gives `claims`, in their order, ranges behind a root directory of `root_blocks`.
+    ///
+    /// # Errors
+    /// [`TooBig`] when they do not fit; see [`to_plan_exactly`].
+    pub fn assign(claims: Vec<Claim>, root_blocks: u32) -> Result<Self, TooBig> {
+        let mut meta = u64::from(ROOT_BLOCK) + u64::from(root_blocks);
+        let mut data = u64::from(DATA_ARENA_START);
+        let mut regions = Vec::with_capacity(claims.len());
+        for claim in claims {
+            regions.push(Region {
+                meta: take(&mut meta, claim.size.meta_blocks, DATA_ARENA_START)?,
+                data: take(&mut data, claim.size.data_blocks, DATA_ARENA_END)?,
+                name: claim.name,
+                kind: claim.kind,
+                exact: claim.size.exact,
+            });
+        }
+        let len_bytes = (data * BLOCK_LEN_BYTES).next_multiple_of(LEN_UNIT_BYTES);
+        Ok(Self { regions, len_bytes })
+    }
+
+    /// The regions in the order of their addresses.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// A region by its index.
+    pub fn region(&self, index: u32) -> &Region {
+        &self.regions[index as usize]
+    }
+
+    /// Length of the disk.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// What `block` is for.
+    pub fn area(&self, block: u32) -> Area {
+        if block >= DATA_ARENA_START {
+            return self.data_area(block);
+        }
+        let after = self.regions.partition_point(|r| r.meta.start <= block);
+        match after
+            .checked_sub(1)
+            .map(|index| (index, &self.regions[index]))
+        {
+            Some((index, region)) if block < region.meta.end => Area::Meta {
+                region: index_of(index),
+                block: block - region.meta.start,
+            },
+            None if block < ROOT_BLOCK => Area::Superblock,
+            None => Area::Root(block - ROOT_BLOCK),
+            Some(_) => Area::Unused {
+                end: DATA_ARENA_START,
+            },
+        }
+    }
+
+    fn data_area(&self, block: u32) -> Area {
+        let after = self.regions.partition_point(|r| r.data.start <= block);
+        // Of several regions that start here all but the last are empty.
+        match after
+            .checked_sub(1)
+            .map(|index| (index, &self.regions[index]))
+        {
+            Some((index, region)) if block < region.data.end => Area::Data {
+                region: index_of(index),
+                block: block - region.data.start,
+            },
+            _ => Area::Unused { end: u32::MAX },
+        }
+    }
+}
+
+/// Every region has a block of metadata at the least, so there are fewer than 2^25.
+fn index_of(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+fn take(next: &mut u64, count: u64, end: u32) -> Result<Range<u32>, TooBig> {
+    let start = u32::try_from(*next).map_err(|_| TooBig)?;
+    *next = next.checked_add(count).ok_or(TooBig)?;
+    match u32::try_from(*next) {
+        Ok(stop) if stop <= end => Ok(start..stop),
+        _ => Err(TooBig),
+    }
+}
+
+/// Which claims must be planned exactly before all of them can fit: as few as possible, the largest first.
+///
+/// Empty when they fit as they are. Call again with the exact sizes until it is: the result does not depend
+/// on how many are planned at a time.
+///
+/// # Errors
+/// [`TooBig`] when exact sizes alone do not fit.
+pub fn to_plan_exactly(claims: &[Claim], root_blocks: u32) -> Result<Vec<usize>, TooBig> {
+    let meta_room = DATA_ARENA_START - ROOT_BLOCK - root_blocks;
+    let data_room = DATA_ARENA_END - DATA_ARENA_START;
+    let meta = largest_until_fit(claims, u64::from(meta_room), |size| size.meta_blocks)?;
+    if !meta.is_empty() {
+        return Ok(meta);
+    }
+    largest_until_fit(claims, u64::from(data_room), |size| size.data_blocks)
+}
+
+fn largest_until_fit(
+    claims: &[Claim],
+    room: u64,
+    blocks: impl Fn(&Size) -> u64,
+) -> Result<Vec<usize>, TooBig> {
+    let wanted = |index: usize| u128::from(blocks(&claims[index].size));
+    let mut sum: u128 = (0..claims.len()).map(wanted).sum();
+    let mut bounds: Vec<usize> = (0..claims.len())
+        .filter(|&index| !claims[index].size.exact)
+        .collect();
+    // Stable: of equal bounds the first in the closure's order.
+    bounds.sort_by_key(|&index| std::cmp::Reverse(blocks(&claims[index].size)));
+    let mut chosen = Vec::new();
+    for index in bounds {
+        if sum <= u128::from(room) {
+            break;
+        }
+        sum -= wanted(index);
+        chosen.push(index);
+    }
+    if sum <= u128::from(room) {
+        Ok(chosen)
+    } else {
+        Err(TooBig)
+    }
+}

@@ -1,0 +1,248 @@
+//! From a closure to a disk.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::plans::{self, Plans};
+use super::root::RootDir;
+use super::{Image, ImageError, ReadError};
+use crate::closure::{Closure, Contents, StorePath};
+use crate::erofs::encode::{self, SuperBlockFields};
+use crate::erofs::format::BLOCK_LEN_BYTES;
+use crate::erofs::layout::attributes::{Attributes, Origin};
+use crate::erofs::layout::bounds::Size;
+use crate::erofs::layout::plan::Plan;
+use crate::erofs::layout::space::{self, Claim, Space};
+use crate::store::{FileKind, Store, StoreError};
+
+/// Label that NixOS mounts a store disk by.
+pub const DEFAULT_LABEL: &str = "nix-store";
+
+/// What a disk looks like besides its contents, and what it may use of the host.
+#[derive(Debug, Clone)]
+pub struct ImageOptions {
+    /// Volume label, at most 15 bytes.
+    pub label: String,
+    /// Identity of the file system.
+    pub uuid: [u8; 16],
+    /// Owner of every file, instead of root or, in a tree, the host's.
+    pub uid: Option<u32>,
+    /// Group of every file.
+    pub gid: Option<u32>,
+    /// mtime of every file in seconds, instead of 1 or, in a tree, the host's.
+    pub mtime_sec: Option<u64>,
+    /// About how much memory plans may take.
+    pub plan_cache_bytes: usize,
+    /// How many files may stay open.
+    pub max_open_files: usize,
+}
+
+impl Default for ImageOptions {
+    fn default() -> Self {
+        Self {
+            label: DEFAULT_LABEL.to_owned(),
+            // The identity that nixpkgs gives a store disk (eb176051-bd15-49b7-9e6b-462e0b467019).
+            uuid: 0xeb17_6051_bd15_49b7_9e6b_462e_0b46_7019_u128.to_be_bytes(),
+            uid: None,
+            gid: None,
+            mtime_sec: None,
+            plan_cache_bytes: 64 << 20,
+            max_open_files: 1024,
+        }
+    }
+}
+
+impl Image {
+    /// The disk of `closure`. Nothing inside a store path is opened whose NAR size is known.
+    ///
+    /// # Errors
+    /// When paths are missing (all are named), a path without a NAR size cannot be planned, or there is no
+    /// room.
+    pub fn new(closure: &Closure, options: &ImageOptions) -> Result<Self, ImageError> {
+        let store = Store::open(&closure.dir, options.max_open_files)?;
+        match &closure.contents {
+            Contents::Tree => Self::of_tree(store, options),
+            Contents::StorePaths(paths) => Self::of_paths(store, closure, paths, options),
+        }
+    }
+
+    fn of_tree(store: Store, options: &ImageOptions) -> Result<Self, ImageError> {
+        let attributes = options.attributes(Origin::Host);
+        let space = Space::whole(FileKind::Directory);
+        let plans = Plans::new(1, attributes, options.plan_cache_bytes);
+        Ok(Self::assemble(store, space, plans, None, options))
+    }
+
+    fn of_paths(
+        store: Store,
+        closure: &Closure,
+        paths: &[StorePath],
+        options: &ImageOptions,
+    ) -> Result<Self, ImageError> {
+        let attributes = options.attributes(Origin::Nar);
+        let kinds = examine(&store, closure, paths)?;
+        let named = paths.iter().zip(&kinds).map(|(p, kind)| (&*p.name, *kind));
+        let root = RootDir::new(named.clone(), &attributes);
+        let mut sizing = Sizing::new(&store, attributes, named, paths);
+        sizing.fit(root.blocks())?;
+        let space = Space::assign(sizing.claims, root.blocks())?;
+        let plans = Plans::new(paths.len(), attributes, options.plan_cache_bytes);
+        for (index, plan) in sizing.planned {
+            plans.insert(index, plan);
+        }
+        Ok(Self::assemble(store, space, plans, Some(root), options))
+    }
+
+    fn assemble(
+        store: Store,
+        space: Space,
+        plans: Plans,
+        root: Option<RootDir>,
+        options: &ImageOptions,
+    ) -> Self {
+        let attributes = options.attributes(Origin::Nar);
+        let blocks = space.len_bytes() / BLOCK_LEN_BYTES;
+        let superblock = encode::superblock(&SuperBlockFields {
+            label: options.label.clone(),
+            uuid: options.uuid,
+            build_time_sec: attributes.build_time_sec(),
+            inodes: space.regions().len() as u64 + 1,
+            blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
+        });
+        Self {
+            store,
+            space,
+            plans,
+            superblock: Box::new(superblock),
+            root,
+        }
+    }
+}
+
+impl ImageOptions {
+    fn attributes(&self, origin: Origin) -> Attributes {
+        Attributes {
+            origin,
+            uid: self.uid,
+            gid: self.gid,
+            mtime_sec: self.mtime_sec,
+        }
+    }
+}
+
+/// The type of every path's top node. All that are missing are named in one error.
+fn examine(
+    store: &Store,
+    closure: &Closure,
+    paths: &[StorePath],
+) -> Result<Vec<FileKind>, ImageError> {
+    let mut kinds = Vec::with_capacity(paths.len());
+    let mut missing = Vec::new();
+    for path in paths {
+        match store.stat(&path.name) {
+            Ok(stat) => kinds.push(stat.kind),
+            Err(error @ StoreError::Io { .. }) if !error.is_not_found() => return Err(error.into()),
+            Err(_) => {
+                let name = String::from_utf8_lossy(&path.name);
+                missing.push(format!("{}/{name}", closure.store_dir.display()));
+            }
+        }
+    }
+    if missing.is_empty() {
+        Ok(kinds)
+    } else {
+        Err(ImageError::Missing { paths: missing })
+    }
+}
+
+/// What every path takes, and the plans that had to be made to know it.
+struct Sizing<'a> {
+    store: &'a Store,
+    attributes: Attributes,
+    claims: Vec<Claim>,
+    planned: Vec<(usize, Plan)>,
+    unknown: Vec<usize>,
+}
+
+impl<'a> Sizing<'a> {
+    fn new<'p>(
+        store: &'a Store,
+        attributes: Attributes,
+        named: impl Iterator<Item = (&'p [u8], FileKind)>,
+        paths: &[StorePath],
+    ) -> Self {
+        let claim = |((name, kind), path): ((&[u8], FileKind), &StorePath)| Claim {
+            name: name.into(),
+            kind,
+            size: Size::bound(path.nar_size.unwrap_or(0)),
+        };
+        let unknown = (0..paths.len()).filter(|&index| paths[index].nar_size.is_none());
+        Self {
+            store,
+            attributes,
+            claims: named.zip(paths).map(claim).collect(),
+            planned: Vec::new(),
+            unknown: unknown.collect(),
+        }
+    }
+
+    /// Plans what has no NAR size, and then as many more as must be for all to fit.
+    fn fit(&mut self, root_blocks: u32) -> Result<(), ImageError> {
+        let mut next = std::mem::take(&mut self.unknown);
+        while !next.is_empty() {
+            self.plan(&next)?;
+            next = space::to_plan_exactly(&self.claims, root_blocks)?;
+        }
+        // With all sizes known, one look tells whether there is something to do at all.
+        let next = space::to_plan_exactly(&self.claims, root_blocks)?;
+        if next.is_empty() {
+            return Ok(());
+        }
+        self.unknown = next;
+        self.fit(root_blocks)
+    }
+
+    fn plan(&mut self, indexes: &[usize]) -> Result<(), ImageError> {
+        for (index, plan) in plan_in_parallel(self.store, self.attributes, &self.claims, indexes)? {
+            self.claims[index].size = Size {
+                meta_blocks: u64::from(plan.meta_blocks()),
+                data_blocks: u64::from(plan.data_blocks()),
+                exact: true,
+            };
+            self.planned.push((index, plan));
+        }
+        Ok(())
+    }
+}
+
+/// Plans several paths, one thread per core taking whichever is next.
+fn plan_in_parallel(
+    store: &Store,
+    attributes: Attributes,
+    claims: &[Claim],
+    indexes: &[usize],
+) -> Result<Vec<(usize, Plan)>, ReadError> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Ok(Vec::with_capacity(indexes.len())));
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(indexes.len()) {
+            scope.spawn(|| {
+                while let Some(&index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let plan = plans::plan_whole(store, &claims[index].name, attributes);
+                    let mut done = plans::lock(&done);
+                    match (&mut *done, plan) {
+                        (Ok(list), Ok(plan)) => list.push((index, plan)),
+                        (Ok(_), Err(error)) => *done = Err(error),
+                        (Err(_), _) => return,
+                    }
+                }
+            });
+        }
+    });
+    let mut planned = done
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)?;
+    planned.sort_unstable_by_key(|(index, _)| *index);
+    Ok(planned)
+}

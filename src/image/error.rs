@@ -1,0 +1,57 @@
+use crate::closure::ClosureError;
+use crate::erofs::layout::LayoutError;
+use crate::erofs::layout::space::TooBig;
+use crate::store::StoreError;
+
+/// Why a range of the disk cannot be read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadError {
+    /// The range is not inside the disk.
+    #[error("read of {len_bytes} bytes at {offset} is outside the disk of {disk_len_bytes} bytes")]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// How many bytes were asked for.
+        len_bytes: u64,
+        /// Length of the disk.
+        disk_len_bytes: u64,
+    },
+    /// The host's store cannot give what the plan says.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A path cannot be laid out.
+    #[error("{path}: {source}")]
+    Layout {
+        /// The store path, on the host.
+        path: String,
+        /// What is wrong with it.
+        source: LayoutError,
+    },
+}
+
+/// Why there is no disk.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The closure is of no use.
+    #[error(transparent)]
+    Closure(#[from] ClosureError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A path had to be planned and could not be.
+    #[error(transparent)]
+    Plan(#[from] ReadError),
+    /// There is no room.
+    #[error(transparent)]
+    TooBig(#[from] TooBig),
+    /// Paths of the closure are missing, all of them named.
+    #[error(
+        "{} of the closure's paths do not exist: {} (realise them with `nix-store --realise`, or leave them out of the list)",
+        paths.len(),
+        paths.join(", ")
+    )]
+    Missing {
+        /// Logical store paths.
+        paths: Vec<String>,
+    },
+}

@@ -1,0 +1,335 @@
+//! The disk as something to read from: block to extents.
+//!
+//! [`Image::visit`] is the one way in. It finds what a range consists of and hands out [`Piece`]s; whoever
+//! asks decides how file bytes get to where they are wanted. Transports and tests share it, and it knows
+//! neither sockets nor guests.
+
+mod build;
+mod error;
+mod plans;
+mod root;
+#[cfg(test)]
+pub mod testing;
+
+use std::sync::Arc;
+
+use crate::erofs::encode::{self, Block};
+use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
+use crate::erofs::layout::plan::{NodeIndex, Plan};
+use crate::erofs::layout::space::{Area, ROOT_NID, Space};
+use crate::store::{FileKey, FileKind, HostFile, Store, StoreError};
+
+pub use build::ImageOptions;
+pub use error::{ImageError, ReadError};
+
+use plans::Plans;
+use root::RootDir;
+
+/// A part of a range, in the order of the disk.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// Bytes made by this program: superblock, inodes, directory entries, inline data.
+    Metadata(&'a [u8]),
+    /// Bytes of a host file, to be read whole or not at all.
+    File {
+        /// The file, open.
+        file: Arc<HostFile>,
+        /// Where in the file.
+        offset: u64,
+        /// How many bytes; never zero.
+        len_bytes: usize,
+    },
+    /// Bytes that belong to nothing.
+    Zeros {
+        /// How many; never zero.
+        len_bytes: usize,
+    },
+}
+
+/// The disk.
+#[derive(Debug)]
+pub struct Image {
+    store: Store,
+    space: Space,
+    plans: Plans,
+    superblock: Box<Block>,
+    /// None for a tree, whose root is the top node of its only region.
+    root: Option<RootDir>,
+}
+
+/// A range that is being handed out.
+struct Cursor {
+    offset: u64,
+    end: u64,
+}
+
+impl Cursor {
+    /// Block numbers fit 32 bits: the disk is smaller than 16 TiB.
+    fn block(&self) -> u32 {
+        u32::try_from(self.offset / BLOCK_LEN_BYTES).unwrap_or(u32::MAX)
+    }
+
+    fn in_block(&self) -> usize {
+        usize::try_from(self.offset % BLOCK_LEN_BYTES).unwrap_or(0)
+    }
+
+    /// What is left, up to the start of block `block`.
+    fn left_before(&self, block: u64) -> u64 {
+        self.end.min(block * BLOCK_LEN_BYTES) - self.offset
+    }
+}
+
+impl Image {
+    /// Length of the disk, a multiple of 2 MiB.
+    pub fn len_bytes(&self) -> u64 {
+        self.space.len_bytes()
+    }
+
+    /// The disk's address ranges.
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// Calls `sink` with the pieces that make up `offset..offset + len_bytes`, in order and without gaps.
+    ///
+    /// # Errors
+    /// The first [`ReadError`], or what `sink` returned. Pieces already handed out are void then.
+    pub fn visit<E: From<ReadError>>(
+        &self,
+        offset: u64,
+        len_bytes: u64,
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let end = self.checked_end(offset, len_bytes)?;
+        let mut cursor = Cursor { offset, end };
+        while cursor.offset < cursor.end {
+            match self.space.area(cursor.block()) {
+                Area::Data { region, block } => {
+                    self.visit_data(region, block, &mut cursor, sink)?;
+                }
+                Area::Unused { end } => {
+                    let len = cursor.left_before(u64::from(end));
+                    emit_zeros(&mut cursor, len, sink)?;
+                }
+                area => {
+                    let block = self.render(area)?;
+                    let start = cursor.in_block();
+                    let left = cursor.left_before(u64::from(cursor.block()) + 1);
+                    let len = usize::try_from(left).unwrap_or(BLOCK_LEN_USIZE);
+                    sink(Piece::Metadata(&block[start..start + len]))?;
+                    cursor.offset += left;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// Any [`ReadError`]; `buf` holds nothing of use then.
+    pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), ReadError> {
+        let mut rest = &mut buf[..];
+        let len = rest.len() as u64;
+        self.visit(offset, len, &mut |piece| {
+            let taken = std::mem::take(&mut rest);
+            let (now, later) = taken.split_at_mut(piece.len_bytes());
+            rest = later;
+            match piece {
+                Piece::Metadata(bytes) => now.copy_from_slice(bytes),
+                Piece::Zeros { .. } => now.fill(0),
+                Piece::File { file, offset, .. } => file.read_exact_at(now, offset)?,
+            }
+            Ok::<(), ReadError>(())
+        })
+    }
+
+    fn checked_end(&self, offset: u64, len_bytes: u64) -> Result<u64, ReadError> {
+        offset
+            .checked_add(len_bytes)
+            .filter(|end| *end <= self.len_bytes())
+            .ok_or(ReadError::OutOfRange {
+                offset,
+                len_bytes,
+                disk_len_bytes: self.len_bytes(),
+            })
+    }
+
+    /// The bytes of a block that is not file data.
+    fn render(&self, area: Area) -> Result<Block, ReadError> {
+        match (area, &self.root) {
+            (Area::Superblock, _) => Ok(*self.superblock),
+            (Area::Root(block), Some(root)) => Ok(root.render(block, self.space.regions())),
+            (Area::Meta { region, block }, _) => self.render_metadata(region, block),
+            _ => Ok([0; BLOCK_LEN_USIZE]),
+        }
+    }
+
+    fn render_metadata(&self, region: u32, block: u32) -> Result<Block, ReadError> {
+        let mut out = [0; BLOCK_LEN_USIZE];
+        let here = self.space.region(region);
+        let files = self.plans.with_meta(self, region, block, |plan| {
+            let nid = u64::from(ROOT_NID);
+            let files = encode::metadata_block(plan, here, nid, block, &mut out);
+            let open = |inline: &encode::InlineFile| {
+                let file = self.open(plan, region, inline.node)?;
+                Ok((file, inline.offset..inline.offset + inline.len))
+            };
+            files
+                .iter()
+                .map(open)
+                .collect::<Result<Vec<_>, StoreError>>()
+        })??;
+        for (file, range) in files {
+            file.read_exact_at(&mut out[range], 0)?;
+        }
+        Ok(out)
+    }
+
+    fn open(
+        &self,
+        plan: &Plan,
+        region: u32,
+        index: NodeIndex,
+    ) -> Result<Arc<HostFile>, StoreError> {
+        let key = FileKey {
+            path: region,
+            node: index,
+        };
+        let stamp = plan.node(index).stamp();
+        self.store.file(key, stamp, || plan.path(index))
+    }
+
+    /// Hands out data from block `block` of a region, as far as the region and the range go.
+    fn visit_data<E: From<ReadError>>(
+        &self,
+        region: u32,
+        block: u32,
+        cursor: &mut Cursor,
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let here = self.space.region(region);
+        let len = cursor.left_before(u64::from(here.data.end));
+        let last = cursor.offset + len - 1;
+        let last_block =
+            u32::try_from(last / BLOCK_LEN_BYTES).unwrap_or(u32::MAX) - here.data.start;
+        let start = u64::from(block) * BLOCK_LEN_BYTES + cursor.in_block() as u64;
+        let extents = self
+            .plans
+            .with_data(self, region, last_block, |plan| {
+                self.extents(plan, region, start, len)
+            })?
+            .map_err(ReadError::from)?;
+        for extent in extents {
+            emit_extent(extent, cursor, sink)?;
+        }
+        Ok(())
+    }
+
+    /// What `len` bytes from `start` of a region's data consist of.
+    fn extents(
+        &self,
+        plan: &Plan,
+        region: u32,
+        start: u64,
+        len: u64,
+    ) -> Result<Vec<Extent>, StoreError> {
+        let mut extents = Vec::new();
+        let (mut at, end) = (start, start + len);
+        let first = u32::try_from(start / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
+        let nodes = plan.data_position(first).map(|p| plan.data_from(p));
+        for &index in nodes.unwrap_or_default() {
+            let node = plan.node(index);
+            let from = u64::from(node.data_block()) * BLOCK_LEN_BYTES;
+            if from >= end {
+                break;
+            }
+            let stop = (from + node.size_bytes()).min(end);
+            if at < stop {
+                extents.push(self.extent(plan, region, index, at - from, stop - at)?);
+                at = stop;
+            }
+            let padded = from + plan.data_blocks_of(node) * BLOCK_LEN_BYTES;
+            push_zeros(&mut extents, &mut at, padded.min(end));
+        }
+        push_zeros(&mut extents, &mut at, end);
+        Ok(extents)
+    }
+
+    fn extent(
+        &self,
+        plan: &Plan,
+        region: u32,
+        index: NodeIndex,
+        offset: u64,
+        len: u64,
+    ) -> Result<Extent, StoreError> {
+        let node = plan.node(index);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if node.kind() == FileKind::Symlink {
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            return Ok(Extent::Bytes(plan.target(node)[start..start + len].into()));
+        }
+        let file = self.open(plan, region, index)?;
+        Ok(Extent::File { file, offset, len })
+    }
+}
+
+impl Piece<'_> {
+    /// How many bytes of the disk it stands for.
+    pub fn len_bytes(&self) -> usize {
+        match self {
+            Self::Metadata(bytes) => bytes.len(),
+            Self::File { len_bytes, .. } | Self::Zeros { len_bytes } => *len_bytes,
+        }
+    }
+}
+
+/// A piece that has been found and does not need the plan any more.
+enum Extent {
+    Bytes(Box<[u8]>),
+    File {
+        file: Arc<HostFile>,
+        offset: u64,
+        len: usize,
+    },
+    Zeros(u64),
+}
+
+fn push_zeros(extents: &mut Vec<Extent>, at: &mut u64, until: u64) {
+    if *at < until {
+        extents.push(Extent::Zeros(until - *at));
+        *at = until;
+    }
+}
+
+fn emit_extent<E>(
+    extent: Extent,
+    cursor: &mut Cursor,
+    sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let piece = match &extent {
+        Extent::Zeros(len) => return emit_zeros(cursor, *len, sink),
+        Extent::Bytes(bytes) => Piece::Metadata(bytes),
+        Extent::File { file, offset, len } => Piece::File {
+            file: Arc::clone(file),
+            offset: *offset,
+            len_bytes: *len,
+        },
+    };
+    cursor.offset += piece.len_bytes() as u64;
+    sink(piece)
+}
+
+fn emit_zeros<E>(
+    cursor: &mut Cursor,
+    len: u64,
+    sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    cursor.offset += len;
+    let len_bytes = usize::try_from(len).unwrap_or(usize::MAX);
+    sink(Piece::Zeros { len_bytes })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! The root directory of a disk of store paths.
+
+use crate::erofs::dirent::{Dots, Packing, Slot};
+use crate::erofs::encode::{self, Block, InodeFields};
+use crate::erofs::format::{BLOCK_LEN_USIZE, DirentType};
+use crate::erofs::layout::attributes::{Attributes, dirent_type};
+use crate::erofs::layout::plan::Form;
+use crate::erofs::layout::space::{ROOT_BLOCK, ROOT_NID, Region};
+use crate::store::FileKind;
+
+/// Which block holds which entries. The inode is at the start of the first block; entries that do not fit
+/// behind it fill the blocks that follow.
+#[derive(Debug)]
+pub struct RootDir {
+    packing: Packing,
+    dots: Dots,
+    form: Form,
+    entries: u32,
+    fields: InodeFields,
+}
+
+impl RootDir {
+    /// Lays out the names and types of the closure's paths, sorted.
+    pub fn new<'a>(
+        paths: impl Iterator<Item = (&'a [u8], FileKind)> + Clone,
+        attributes: &Attributes,
+    ) -> Self {
+        let dots = Dots::among(paths.clone().map(|(name, _)| name));
+        let lens: Vec<u8> = paths.clone().map(|(name, _)| name_len(name)).collect();
+        let entries = u32::try_from(lens.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(2);
+        let packing = Packing::new((0..entries).map(|index| match dots.slot(index) {
+            Slot::Dot => 1,
+            Slot::DotDot => 2,
+            Slot::Child(child) => lens[child as usize],
+        }));
+        let dirs = paths
+            .filter(|(_, kind)| *kind == FileKind::Directory)
+            .count();
+        let nlink = u32::try_from(dirs).unwrap_or(u32::MAX).saturating_add(2);
+        let size = packing.size_bytes();
+        let mut fields = InodeFields::directory(nlink, size, 0, u64::from(ROOT_NID));
+        (fields.uid, fields.gid) = (attributes.uid.unwrap_or(0), attributes.gid.unwrap_or(0));
+        fields.mtime_sec = attributes.build_time_sec();
+        let form = form(&fields, packing.last_len);
+        if packing.full_blocks() > 0 || form.inline_len == 0 {
+            fields.block_addr = ROOT_BLOCK + 1;
+        }
+        Self {
+            packing,
+            dots,
+            form,
+            entries,
+            fields,
+        }
+    }
+
+    /// Blocks of inode and entries.
+    pub fn blocks(&self) -> u32 {
+        let plain = self.packing.full_blocks() + usize::from(self.form.inline_len == 0);
+        1 + u32::try_from(plain).unwrap_or(u32::MAX - 1)
+    }
+
+    /// The bytes of block `block`; `regions` are the paths in the order in which they were laid out.
+    pub fn render(&self, block: u32, regions: &[Region]) -> Block {
+        let mut out = [0; BLOCK_LEN_USIZE];
+        let Some(entries_block) = block.checked_sub(1) else {
+            encode::inode(&self.fields, self.form, 0, &mut out);
+            if self.form.inline_len > 0 {
+                let behind = usize::from(self.form.header_len());
+                self.entries(self.packing.full_blocks(), regions, &mut out[behind..]);
+            }
+            return out;
+        };
+        self.entries(entries_block as usize, regions, &mut out);
+        out
+    }
+
+    fn entries(&self, block: usize, regions: &[Region], out: &mut [u8]) {
+        let first = self.packing.starts[block];
+        let end = self.packing.starts.get(block + 1).copied();
+        let slots = (first..end.unwrap_or(self.entries)).map(|index| self.dots.slot(index));
+        let root = u64::from(ROOT_NID);
+        let entries = slots.map(|slot| match slot {
+            Slot::Dot => (root, DirentType::Directory, &b"."[..]),
+            Slot::DotDot => (root, DirentType::Directory, &b".."[..]),
+            Slot::Child(child) => {
+                let region = &regions[child as usize];
+                (region.nid(), dirent_type(region.kind), &*region.name)
+            }
+        });
+        encode::dirents(entries, out);
+    }
+}
+
+fn form(fields: &InodeFields, last_len: u16) -> Form {
+    let widest = fields.uid.max(fields.gid).max(fields.nlink);
+    let extended = widest > u32::from(u16::MAX) || fields.size > u64::from(u32::MAX);
+    let plain = Form {
+        extended,
+        inline_len: 0,
+    };
+    if usize::from(plain.header_len()) + usize::from(last_len) <= BLOCK_LEN_USIZE {
+        Form {
+            inline_len: last_len,
+            ..plain
+        }
+    } else {
+        plain
+    }
+}
+
+/// The closure has checked that names have at most 255 bytes.
+fn name_len(name: &[u8]) -> u8 {
+    u8::try_from(name.len()).unwrap_or(u8::MAX)
+}

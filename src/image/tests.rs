@@ -1,0 +1,164 @@
+use std::fs;
+
+use proptest::prelude::*;
+
+use super::testing::{store_image, tree_image};
+use super::*;
+
+fn read(image: &Image, offset: u64, len: usize) -> Vec<u8> {
+    let mut buf = vec![0xaa; len];
+    image.read_exact_at(&mut buf, offset).unwrap();
+    buf
+}
+
+/// Three paths: a directory, a file, a symlink.
+fn small_store() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("a/lib/sub")).unwrap();
+    for (name, len) in [
+        ("a/one", 1),
+        ("a/lib/inline", 1000),
+        ("a/lib/plain", 9000),
+        ("a/lib/sub/x", 4096),
+    ] {
+        let bytes: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    fs::write(dir.path().join("b.conf"), vec![7; 5000]).unwrap();
+    std::os::unix::fs::symlink("a", dir.path().join("c")).unwrap();
+    dir
+}
+
+/// The parts of the disk where there may be something.
+fn used(image: &Image) -> Vec<(u64, usize)> {
+    let regions = image.space().regions();
+    let meta_end = regions.last().unwrap().meta.end;
+    let data = regions[0].data.start..regions.last().unwrap().data.end;
+    let bytes = |block: u32| u64::from(block) * BLOCK_LEN_BYTES;
+    let len = |blocks: u32| usize::try_from(bytes(blocks)).unwrap();
+    vec![
+        (0, len(meta_end)),
+        (bytes(data.start), len(data.end - data.start)),
+    ]
+}
+
+#[test]
+fn any_split_of_a_range_gives_the_same_bytes() {
+    let dir = small_store();
+    let image = store_image(dir.path(), &ImageOptions::default());
+    let whole: Vec<(u64, Vec<u8>)> = used(&image)
+        .iter()
+        .map(|(at, len)| (*at, read(&image, *at, *len)))
+        .collect();
+    proptest!(|(part in 0..2_usize, from in 0..40_000_usize, len in 1..20_000_usize)| {
+        let (start, bytes) = &whole[part];
+        let from = from % bytes.len();
+        let to = (from + len).min(bytes.len());
+        // A disk of its own: what was planned before must not matter.
+        let fresh = store_image(dir.path(), &ImageOptions::default());
+        let got = read(&fresh, start + from as u64, to - from);
+        prop_assert!(got == bytes[from..to]);
+    });
+}
+
+#[test]
+fn evicted_plans_are_derived_again_identically() {
+    let dir = small_store();
+    let roomy = store_image(dir.path(), &ImageOptions::default());
+    let options = ImageOptions {
+        plan_cache_bytes: 0,
+        max_open_files: 0,
+        ..ImageOptions::default()
+    };
+    let tight = store_image(dir.path(), &options);
+    for _ in 0..3 {
+        for (at, len) in used(&roomy) {
+            assert!(read(&roomy, at, len) == read(&tight, at, len));
+        }
+    }
+    assert!(tight.plans.total_bytes() < roomy.plans.total_bytes());
+}
+
+#[test]
+fn the_last_block_of_a_file_is_zero_behind_its_end() {
+    let dir = small_store();
+    let image = store_image(dir.path(), &ImageOptions::default());
+    let region = &image.space().regions()[1];
+    let block = read(
+        &image,
+        u64::from(region.data.start + 1) * BLOCK_LEN_BYTES,
+        4096,
+    );
+    assert!(block[..904].iter().all(|byte| *byte == 7));
+    assert!(block[904..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_read_outside_the_disk_is_an_error() {
+    let dir = small_store();
+    let image = store_image(dir.path(), &ImageOptions::default());
+    let mut buf = [0; 512];
+    for offset in [image.len_bytes(), image.len_bytes() - 511, u64::MAX] {
+        let result = image.read_exact_at(&mut buf, offset);
+        assert!(matches!(result, Err(ReadError::OutOfRange { .. })));
+    }
+    image
+        .read_exact_at(&mut buf, image.len_bytes() - 512)
+        .unwrap();
+}
+
+#[test]
+fn faults_pass_when_the_store_is_whole_again() {
+    let dir = small_store();
+    let image = store_image(dir.path(), &ImageOptions::default());
+    let region = &image.space().regions()[1];
+    let data = u64::from(region.data.start) * BLOCK_LEN_BYTES;
+    let moved = dir.path().join("elsewhere");
+    fs::rename(dir.path().join("b.conf"), &moved).unwrap();
+    let mut buf = [0; 512];
+    assert!(image.read_exact_at(&mut buf, data).is_err());
+    fs::rename(&moved, dir.path().join("b.conf")).unwrap();
+    assert_eq!(read(&image, data, 512), [7; 512]);
+}
+
+#[test]
+fn a_missing_path_is_named() {
+    let dir = small_store();
+    let path = |name: &str| crate::closure::StorePath {
+        name: name.as_bytes().into(),
+        nar_size: None,
+        nar_hash: None,
+    };
+    let closure = crate::closure::Closure {
+        dir: dir.path().to_owned(),
+        store_dir: "/nix/store".into(),
+        contents: crate::closure::Contents::StorePaths(vec![
+            path("a"),
+            path("gone-1"),
+            path("gone-2"),
+        ]),
+    };
+    let error = Image::new(&closure, &ImageOptions::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("/nix/store/gone-1, /nix/store/gone-2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn eight_first_readers_plan_a_path_once() {
+    let dir = small_store();
+    let image = tree_image(dir.path());
+    let reads: Vec<Vec<u8>> = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| read(&image, 0, 65_536)))
+            .collect();
+        readers
+            .into_iter()
+            .map(|reader| reader.join().unwrap())
+            .collect()
+    });
+    assert!(reads.iter().all(|bytes| *bytes == reads[0]));
+}

@@ -1,0 +1,20 @@
+//! A virtual machine's `/nix/store` as a read-only EROFS disk that is never built.
+//!
+//! Every block of the disk is made when it is asked for, from the store the host already has.
+//! Data flows one way, and a module knows only what stands above it here:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`store`] | opens host paths, always beneath one directory and never through a symlink |
+//! | [`closure`] | which store paths, in which order, with which NAR size |
+//! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
+//! | [`image`] | block to extents: the disk as something to read from |
+//! | [`transport`] | the disk as a vhost-user-blk device |
+//! | [`cli`] | arguments to checked configuration; messages |
+
+pub mod cli;
+pub mod closure;
+pub mod erofs;
+pub mod image;
+pub mod store;
+pub mod transport;

@@ -1,0 +1,43 @@
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+/// Why something in the store cannot be served.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The host refused.
+    #[error("{}: cannot {action}: {errno}", path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// What the host said.
+        errno: Errno,
+    },
+    /// The file is not the one that was planned.
+    #[error("{}: its type, size or mtime changed while it was served", path.display())]
+    Changed {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The file ended early.
+    #[error("{}: shorter than when it was planned", path.display())]
+    Shrank {
+        /// Where.
+        path: PathBuf,
+    },
+}
+
+impl StoreError {
+    /// Nothing lies there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::Io {
+                errno: Errno::NOENT | Errno::NOTDIR,
+                ..
+            }
+        )
+    }
+}

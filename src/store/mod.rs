@@ -1,0 +1,199 @@
+//! The only place that opens host paths.
+//!
+//! Every path is resolved beneath one directory and never through a symlink
+//! (`openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`), so that nothing in a store can lead a
+//! reader out of it. Paths are bytes relative to that directory; the empty path is the directory itself.
+
+mod error;
+mod file;
+mod listing;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+
+pub use error::StoreError;
+pub use file::{FileKey, HostFile, Stamp};
+pub use listing::{Detail, Entry, FileKind, Listing, Stat};
+
+use file::FileCache;
+
+/// Longest path handed to the kernel at once; it takes 4,096 bytes with the NUL (`PATH_MAX`).
+const MAX_PATH_LEN_BYTES: usize = 4000;
+
+/// How often a resolution that lost a race with a rename is tried again (openat2(2), `EAGAIN`).
+const MAX_RESOLVE_TRIES: usize = 16;
+
+/// A directory on the host whose contents are served.
+#[derive(Debug)]
+pub struct Store {
+    dir: OwnedFd,
+    path: PathBuf,
+    files: FileCache,
+}
+
+impl Store {
+    /// Opens the directory `path` and keeps at most `max_open_files` of its files open.
+    ///
+    /// # Errors
+    /// When `path` is not a directory or may not be opened.
+    pub fn open(path: &Path, max_open_files: usize) -> Result<Self, StoreError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| StoreError::Io {
+            path: path.to_owned(),
+            action: "open directory",
+            errno,
+        })?;
+        Ok(Self {
+            dir,
+            path: path.to_owned(),
+            files: FileCache::new(max_open_files),
+        })
+    }
+
+    /// The host path of `path`, for messages.
+    pub fn host_path(&self, path: &[u8]) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        self.path.join(std::ffi::OsStr::from_bytes(path))
+    }
+
+    /// What lies at `path`, a symlink being itself.
+    ///
+    /// # Errors
+    /// When nothing lies there, or the host cannot tell.
+    pub fn stat(&self, path: &[u8]) -> Result<Stat, StoreError> {
+        let found = if path.contains(&b'/') || path.is_empty() {
+            self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW)
+                .and_then(|fd| statx(&fd, c"", AtFlags::EMPTY_PATH))
+        } else {
+            // One component cannot lead anywhere else: no need to open it.
+            statx(&self.dir, path, AtFlags::SYMLINK_NOFOLLOW)
+        };
+        found
+            .map(|stat| Stat::from(&stat))
+            .map_err(|errno| self.error(path, "stat", errno))
+    }
+
+    /// The target of the symlink at `path`.
+    ///
+    /// # Errors
+    /// When `path` is not a symlink, or the host cannot tell.
+    pub fn read_link(&self, path: &[u8]) -> Result<Vec<u8>, StoreError> {
+        self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW)
+            .and_then(|fd| rustix::fs::readlinkat(&fd, c"", Vec::new()))
+            .map(std::ffi::CString::into_bytes)
+            .map_err(|errno| self.error(path, "read symlink", errno))
+    }
+
+    /// The entries of the directory at `path`, sorted by name.
+    ///
+    /// # Errors
+    /// When `path` is not a directory, or one of its entries cannot be examined.
+    pub fn list(&self, path: &[u8], detail: Detail) -> Result<Listing, StoreError> {
+        let dir = self
+            .open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
+            .map_err(|errno| self.error(path, "open directory", errno))?;
+        Listing::read(&dir, detail).map_err(|(name, errno)| {
+            let mut full = path.to_vec();
+            if !full.is_empty() && !name.is_empty() {
+                full.push(b'/');
+            }
+            full.extend_from_slice(&name);
+            self.error(&full, "list", errno)
+        })
+    }
+
+    /// The regular file at `path()`, open, from the cache if `key` was asked for before.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or no longer has the size and mtime of `stamp`: what it holds then
+    /// is not what was planned.
+    pub fn file(
+        &self,
+        key: FileKey,
+        stamp: Stamp,
+        path: impl FnOnce() -> Vec<u8>,
+    ) -> Result<Arc<HostFile>, StoreError> {
+        if let Some(file) = self.files.get(key) {
+            return Ok(file);
+        }
+        let path = path();
+        let file = Arc::new(self.open_file(&path, stamp)?);
+        self.files.insert(key, Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn open_file(&self, path: &[u8], stamp: Stamp) -> Result<HostFile, StoreError> {
+        let open = || self.open_beneath(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK);
+        let fd = open()
+            .or_else(|errno| match errno {
+                // Out of descriptors: the cache is what holds most of them.
+                Errno::MFILE | Errno::NFILE => {
+                    self.files.clear();
+                    open()
+                }
+                other => Err(other),
+            })
+            .map_err(|errno| self.error(path, "open", errno))?;
+        let stat = statx(&fd, c"", AtFlags::EMPTY_PATH)
+            .map_err(|errno| self.error(path, "stat", errno))?;
+        let found = Stat::from(&stat);
+        if found.kind != FileKind::Regular || found.stamp() != stamp {
+            return Err(StoreError::Changed {
+                path: self.host_path(path),
+            });
+        }
+        Ok(HostFile::new(fd, self.host_path(path)))
+    }
+
+    fn error(&self, path: &[u8], action: &'static str, errno: Errno) -> StoreError {
+        StoreError::Io {
+            path: self.host_path(path),
+            action,
+            errno,
+        }
+    }
+
+    /// Opens `path` beneath the directory; a path longer than the kernel takes goes in several steps.
+    fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let mut rest = path;
+        let mut at: Option<OwnedFd> = None;
+        while rest.len() > MAX_PATH_LEN_BYTES {
+            let cut = rest[..MAX_PATH_LEN_BYTES]
+                .iter()
+                .rposition(|&byte| byte == b'/')
+                .ok_or(Errno::NAMETOOLONG)?;
+            let step = OFlags::PATH | OFlags::DIRECTORY;
+            at = Some(resolve(
+                at.as_ref().unwrap_or(&self.dir),
+                &rest[..cut],
+                step,
+            )?);
+            rest = &rest[cut + 1..];
+        }
+        resolve(at.as_ref().unwrap_or(&self.dir), rest, flags)
+    }
+}
+
+fn resolve(dir: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let path = if path.is_empty() { b"." } else { path };
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    // With O_PATH | O_NOFOLLOW a final symlink is opened itself, which NO_SYMLINKS allows.
+    for _ in 0..MAX_RESOLVE_TRIES {
+        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            done => return done,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+fn statx<P: rustix::path::Arg>(dir: &OwnedFd, path: P, flags: AtFlags) -> Result<Statx, Errno> {
+    rustix::fs::statx(dir, path, flags, StatxFlags::BASIC_STATS)
+}
+
+#[cfg(test)]
+mod tests;

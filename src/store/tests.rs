@@ -1,0 +1,112 @@
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+fn names(listing: &Listing) -> Vec<Vec<u8>> {
+    let names = listing.entries().iter().map(|e| listing.name(e).to_vec());
+    names.collect()
+}
+
+#[test]
+fn lists_sorted_by_unsigned_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [&b"b"[..], b"-x", b".hidden", b"\xff", b"B"] {
+        fs::write(dir.path().join(std::ffi::OsStr::from_bytes(name)), "x").unwrap();
+    }
+    let store = Store::open(dir.path(), 64).unwrap();
+    let listing = store.list(b"", Detail::Nar).unwrap();
+    let sorted: [&[u8]; 5] = [b"-x", b".hidden", b"B", b"b", b"\xff"];
+    assert_eq!(names(&listing), sorted);
+}
+
+#[test]
+fn nar_detail_and_full_detail_agree_on_what_a_nar_keeps() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("d")).unwrap();
+    fs::write(dir.path().join("f"), "12345").unwrap();
+    symlink("to/nowhere", dir.path().join("l")).unwrap();
+    let store = Store::open(dir.path(), 64).unwrap();
+    let nar = store.list(b"", Detail::Nar).unwrap();
+    let full = store.list(b"", Detail::Full).unwrap();
+    for (a, b) in nar.entries().iter().zip(full.entries()) {
+        assert_eq!(a.stat.kind, b.stat.kind);
+        assert_eq!(nar.target(a), full.target(b));
+    }
+    assert_eq!(nar.entries()[1].stat.size_bytes, 5);
+    assert_eq!(nar.target(&nar.entries()[2]), b"to/nowhere");
+}
+
+#[test]
+fn never_follows_a_symlink_on_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let inside = dir.path().join("store");
+    fs::create_dir(&inside).unwrap();
+    fs::write(dir.path().join("secret"), "secret").unwrap();
+    symlink("../secret", inside.join("file")).unwrap();
+    symlink("..", inside.join("up")).unwrap();
+    let store = Store::open(&inside, 64).unwrap();
+    let stamp = Stat::of_kind(FileKind::Regular).stamp();
+    let key = FileKey { path: 0, node: 0 };
+    for path in [&b"file"[..], b"up/secret", b"../secret"] {
+        assert!(store.file(key, stamp, || path.to_vec()).is_err());
+    }
+    assert!(store.list(b"up", Detail::Nar).is_err());
+    assert!(store.stat(b"../secret").is_err());
+    assert_eq!(store.stat(b"file").unwrap().kind, FileKind::Symlink);
+    assert_eq!(store.read_link(b"up").unwrap(), b"..");
+}
+
+#[test]
+fn a_file_that_changed_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f"), "12345").unwrap();
+    let store = Store::open(dir.path(), 64).unwrap();
+    let stamp = store.stat(b"f").unwrap().stamp();
+    let key = |node| FileKey { path: 0, node };
+    let file = store.file(key(0), stamp, || b"f".to_vec()).unwrap();
+    fs::write(dir.path().join("f"), "1234").unwrap();
+    let other = store.file(key(1), stamp, || b"f".to_vec());
+    assert!(matches!(other, Err(StoreError::Changed { .. })));
+    let mut buf = [0; 5];
+    let short = file.read_exact_at(&mut buf, 0);
+    assert!(matches!(short, Err(StoreError::Shrank { .. })));
+}
+
+#[test]
+fn paths_longer_than_path_max_are_reached() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 64).unwrap();
+    let component = "d".repeat(200);
+    let mut at = rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap();
+    for _ in 0..40 {
+        rustix::fs::mkdirat(&at, &component, Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, &component, OFlags::PATH, Mode::empty()).unwrap();
+    }
+    let flags = OFlags::CREATE | OFlags::WRONLY;
+    rustix::fs::openat(&at, "leaf", flags, Mode::RUSR).unwrap();
+    let path = vec![component; 40].join("/");
+    let listing = store.list(path.as_bytes(), Detail::Nar).unwrap();
+    assert_eq!(names(&listing), [b"leaf"]);
+    drop(at);
+    // std's remove_dir_all walks by descriptors and gets there too.
+}
+
+#[test]
+fn the_cache_keeps_few_files_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 32).unwrap();
+    let open = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    for node in 0..500 {
+        fs::write(dir.path().join(node.to_string()), "").unwrap();
+        let stamp = store.stat(node.to_string().as_bytes()).unwrap().stamp();
+        let key = FileKey { path: 7, node };
+        store
+            .file(key, stamp, || node.to_string().into_bytes())
+            .unwrap();
+    }
+    // Other tests open files meanwhile, hence the room.
+    assert!(open() < before + 32 + 100, "{} files open", open());
+}

@@ -1,0 +1,128 @@
+//! What the device says about itself: features and configuration space.
+
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_TOPOLOGY,
+};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+
+use super::request::{SECTOR_BYTES, SEG_MAX};
+
+/// Queues offered. QEMU asks for one per virtual CPU and gives up when there are fewer; 64 is what the masks of
+/// `vhost-user-backend` can tell apart.
+pub const QUEUES: u16 = 64;
+
+/// Largest queue: the limit of virtio 1.2, section 2.7, and what crosvm asks for.
+pub const QUEUE_SIZE_MAX: u16 = 32768;
+
+/// Logical block. SeaBIOS cannot boot from disks with larger ones.
+const BLOCK_BYTES: u32 = 512;
+
+/// Physical block, as a power of two of logical blocks: 4096 bytes, a block of EROFS.
+const PHYSICAL_BLOCK_EXP: u8 = 3;
+
+/// Advertised optimal I/O size. Linux reads ahead twice as much (`blk_apply_bdi_limits`).
+pub const OPT_IO_BYTES: u32 = 128 * 1024;
+
+/// Length of `struct virtio_blk_config` up to and including the zoned fields (virtio 1.2, section 5.2.4).
+const CONFIG_BYTES: usize = 96;
+
+/// Virtio features offered; a frontend takes as many of them as it likes.
+pub fn features() -> u64 {
+    let bits = [
+        VIRTIO_F_VERSION_1,
+        VIRTIO_RING_F_INDIRECT_DESC,
+        VIRTIO_RING_F_EVENT_IDX,
+        VIRTIO_BLK_F_RO,
+        VIRTIO_BLK_F_SEG_MAX,
+        VIRTIO_BLK_F_BLK_SIZE,
+        VIRTIO_BLK_F_TOPOLOGY,
+        VIRTIO_BLK_F_MQ,
+    ];
+    let virtio = bits.iter().fold(0, |all, bit| all | 1u64 << bit);
+    virtio | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+}
+
+/// vhost-user protocol features offered.
+///
+/// Not `INFLIGHT_SHMFD` nor `STATUS`: `vhost-user-backend` 0.24 cannot serve them, and recovery needs neither.
+pub fn protocol_features() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | VhostUserProtocolFeatures::REPLY_ACK
+}
+
+/// The device's configuration space (virtio 1.2, section 5.2.4), little-endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConfigSpace {
+    bytes: [u8; CONFIG_BYTES],
+}
+
+impl ConfigSpace {
+    /// For a disk of `disk_len_bytes`, of which whole sectors count.
+    pub fn new(disk_len_bytes: u64) -> Self {
+        let mut space = Self {
+            bytes: [0; CONFIG_BYTES],
+        };
+        space.put(0, &(disk_len_bytes / SECTOR_BYTES).to_le_bytes()); // capacity
+        space.put(12, &SEG_MAX.to_le_bytes());
+        space.put(20, &BLOCK_BYTES.to_le_bytes());
+        space.put(24, &[PHYSICAL_BLOCK_EXP]);
+        space.put(26, &(1u16 << PHYSICAL_BLOCK_EXP).to_le_bytes()); // min_io_size, in logical blocks
+        space.put(28, &(OPT_IO_BYTES / BLOCK_BYTES).to_le_bytes()); // opt_io_size, in logical blocks
+        space.put(34, &QUEUES.to_le_bytes());
+        space
+    }
+
+    fn put(&mut self, offset: usize, field: &[u8]) {
+        let place = self.bytes.iter_mut().skip(offset);
+        place.zip(field).for_each(|(to, from)| *to = *from);
+    }
+
+    /// `size` bytes from `offset`; zeros beyond the end, because frontends differ in the length they ask for.
+    pub fn read(&self, offset: u32, size: u32) -> Vec<u8> {
+        let known = self.bytes.iter().copied().skip(offset as usize);
+        known
+            .chain(std::iter::repeat(0))
+            .take(size as usize)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_where_virtio_puts_them() {
+        let space = ConfigSpace::new(16 << 40);
+        assert_eq!(space.read(0, 8), (32u64 << 30).to_le_bytes());
+        assert_eq!(space.read(12, 4), 126u32.to_le_bytes());
+        assert_eq!(space.read(20, 4), 512u32.to_le_bytes());
+        assert_eq!(space.read(24, 8), [3, 0, 8, 0, 0, 1, 0, 0]);
+        assert_eq!(space.read(34, 2), 64u16.to_le_bytes());
+    }
+
+    #[test]
+    fn any_range_is_answered_in_full() {
+        let space = ConfigSpace::new(1 << 30);
+        assert_eq!(space.read(0, 57).len(), 57);
+        assert_eq!(space.read(0, 60).len(), 60);
+        assert_eq!(space.read(90, 256), [0; 256]);
+        assert_eq!(space.read(u32::MAX, 4), [0; 4]);
+        assert_eq!(space.read(1, 3), space.read(0, 4)[1..]);
+    }
+
+    #[test]
+    fn the_disk_is_read_only_and_nothing_is_offered_that_cannot_be_served() {
+        assert_ne!(features() & 1 << VIRTIO_BLK_F_RO, 0);
+        let unserved =
+            VhostUserProtocolFeatures::INFLIGHT_SHMFD | VhostUserProtocolFeatures::STATUS;
+        assert!(!protocol_features().intersects(unserved));
+    }
+}

@@ -1,0 +1,86 @@
+//! Why the disk cannot be served.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why the disk cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// Another process listens there.
+    #[error("{} is in use by another process: stop it or choose another path", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something is there that is not a socket.
+    #[error("{} exists and is not a socket: remove it or choose another path", path.display())]
+    NotASocket {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// The directory for the socket is missing.
+    #[error("the directory of {} does not exist: create it or choose another path", path.display())]
+    NoDirectory {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The path does not fit a socket address.
+    #[error("{} is {len_bytes} bytes long, and a socket's path may have {max_bytes}: choose a shorter one", path.display())]
+    PathTooLong {
+        /// The socket.
+        path: PathBuf,
+        /// Its length.
+        len_bytes: usize,
+        /// The longest that works.
+        max_bytes: usize,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The frontend shared no memory, as QEMU does without `share=on`.
+    #[error(
+        "the VM's memory is not shared: add -object memory-backend-memfd,id=mem,size=SIZE,share=on \
+         -machine memory-backend=mem"
+    )]
+    MemoryNotShared,
+    /// The frontend said something that makes no sense, or the connection failed.
+    #[error("the connection to the frontend failed: {0}")]
+    Connection(vhost_user_backend::Error),
+    /// The host refused something that serving needs.
+    #[error("cannot {action}: {source}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A process with several threads cannot be forked safely.
+    #[error(
+        "the serving process has {threads} threads, and only one may exist when workers are started"
+    )]
+    Threads {
+        /// How many there are.
+        threads: usize,
+    },
+    /// The only worker did not end well.
+    #[error("the worker process ended badly: {how}")]
+    Worker {
+        /// Exit code or signal.
+        how: String,
+    },
+}
+
+impl TransportError {
+    /// For `map_err`: names what was tried.
+    pub(super) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Host {
+            action,
+            source: source.into(),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Request value to bytes in guest memory and a status byte.
+//!
+//! [`RequestError::status`] is the only place where an error becomes a status byte, and [`finish`] the only one
+//! that writes it.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter, Memory};
+use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
+use crate::image::{Image, Piece, ReadError};
+use crate::store::{HostFile, StoreError};
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// It was never to be carried out.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The disk could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A host file could not be read.
+    #[error(transparent)]
+    File(#[from] StoreError),
+    /// The data could not be stored in guest memory.
+    #[error(transparent)]
+    Guest(#[from] GuestFault),
+}
+
+impl RequestError {
+    /// What the guest gets to know.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Refused(Refusal::Unknown { .. }) => Status::Unsupp,
+            Self::Refused(_) | Self::Read(_) | Self::File(_) | Self::Guest(_) => Status::IoErr,
+        }
+    }
+}
+
+/// What is published for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// The chain's head.
+    pub head: u16,
+    /// Bytes written to device-writable buffers, the status byte included.
+    pub used_len_bytes: u32,
+}
+
+/// What came of a request.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What is published.
+    pub done: Done,
+    /// Data bytes the guest got, or why it got none.
+    pub result: Result<u64, RequestError>,
+}
+
+/// What requests are answered from.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The disk's bytes.
+    pub image: Arc<Image>,
+    /// Answer to `VIRTIO_BLK_T_GET_ID`, padded with NUL.
+    pub serial: [u8; ID_BYTES],
+}
+
+impl Disk {
+    /// Carries a request out and writes its status byte: all but the publishing.
+    pub fn execute(&self, parsed: &Parsed, memory: &Memory) -> Outcome {
+        let result = match &parsed.request {
+            Request::Read { offset_bytes, data } => self.read(*offset_bytes, data, memory),
+            Request::GetId { data } => self.tell_serial(data, memory),
+            Request::Flush => Ok(0),
+            Request::Refused(refusal) => Err((*refusal).into()),
+        };
+        finish(parsed, result, memory)
+    }
+
+    fn read(
+        &self,
+        offset_bytes: u64,
+        data: &GuestBuffer,
+        memory: &Memory,
+    ) -> Result<u64, RequestError> {
+        let len_bytes = data.len_bytes();
+        let mut fill = Fill {
+            writer: data.writer(memory)?,
+            run: None,
+        };
+        if len_bytes > 0 {
+            self.image
+                .visit(offset_bytes, len_bytes, &mut |piece| fill.add(piece))?;
+        }
+        fill.flush()?;
+        Ok(len_bytes)
+    }
+
+    fn tell_serial(&self, data: &GuestBuffer, memory: &Memory) -> Result<u64, RequestError> {
+        let len_bytes = data.len_bytes();
+        let mut writer = data.writer(memory)?;
+        let told = usize::try_from(len_bytes).unwrap_or(ID_BYTES).min(ID_BYTES);
+        let (serial, _) = self.serial.split_at(told);
+        writer.write(serial)?;
+        writer.zero(len_bytes - told as u64)?;
+        Ok(len_bytes)
+    }
+}
+
+/// Writes the status byte, after the data: a guest that polls it must not see it first.
+fn finish(parsed: &Parsed, result: Result<u64, RequestError>, memory: &Memory) -> Outcome {
+    let status = result
+        .as_ref()
+        .map_or_else(RequestError::status, |_| Status::Ok);
+    let data_bytes = *result.as_ref().unwrap_or(&0);
+    let (written, result) = match write_status(parsed.status, status, memory) {
+        Ok(()) => (data_bytes + 1, result),
+        // What went wrong first says more than the missing status byte.
+        Err(fault) => (data_bytes, result.and(Err(fault))),
+    };
+    let done = Done {
+        head: parsed.head,
+        used_len_bytes: u32::try_from(written).unwrap_or(u32::MAX),
+    };
+    Outcome { done, result }
+}
+
+fn write_status(
+    place: Option<GuestAddress>,
+    status: Status,
+    memory: &Memory,
+) -> Result<(), RequestError> {
+    let address = place.ok_or(Refusal::NoStatus)?;
+    memory
+        .write_obj(status.byte(), address)
+        .map_err(|_| GuestFault::Outside {
+            address: address.0,
+            len_bytes: 1,
+        })?;
+    Ok(())
+}
+
+/// Fills a guest's buffer piece by piece, reading neighbouring ranges of one file at once.
+struct Fill<'m> {
+    writer: GuestWriter<'m>,
+    run: Option<FileRun>,
+}
+
+/// A range of a host file that is still to be read.
+struct FileRun {
+    file: Arc<HostFile>,
+    offset: u64,
+    len_bytes: u64,
+}
+
+impl FileRun {
+    fn is_continued_by(&self, file: &Arc<HostFile>, offset: u64) -> bool {
+        Arc::ptr_eq(&self.file, file) && self.offset + self.len_bytes == offset
+    }
+}
+
+impl Fill<'_> {
+    fn add(&mut self, piece: Piece<'_>) -> Result<(), RequestError> {
+        match piece {
+            Piece::File {
+                file,
+                offset,
+                len_bytes,
+            } => self.add_file(file, offset, len_bytes as u64),
+            Piece::Metadata(bytes) => {
+                self.flush()?;
+                Ok(self.writer.write(bytes)?)
+            }
+            Piece::Zeros { len_bytes } => {
+                self.flush()?;
+                Ok(self.writer.zero(len_bytes as u64)?)
+            }
+        }
+    }
+
+    fn add_file(
+        &mut self,
+        file: Arc<HostFile>,
+        offset: u64,
+        len_bytes: u64,
+    ) -> Result<(), RequestError> {
+        match &mut self.run {
+            Some(run) if run.is_continued_by(&file, offset) => {
+                run.len_bytes += len_bytes;
+                Ok(())
+            }
+            _ => {
+                self.flush()?;
+                self.run = Some(FileRun {
+                    file,
+                    offset,
+                    len_bytes,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), RequestError> {
+        let Some(FileRun {
+            file,
+            offset,
+            len_bytes,
+        }) = self.run.take()
+        else {
+            return Ok(());
+        };
+        match self.writer.read_file(file.as_fd(), offset, len_bytes) {
+            Ok(()) => Ok(()),
+            Err(FileFault::Guest(fault)) => Err(fault.into()),
+            Err(FileFault::Host(errno)) => Err(file.fault(errno).into()),
+            Err(FileFault::Ended) => Err(file.shrank().into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

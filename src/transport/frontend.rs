@@ -1,0 +1,37 @@
+//! The options a frontend needs.
+
+use std::path::Path;
+
+/// The options that make QEMU use the disk behind `socket`, with comments, to be pasted.
+///
+/// `SIZE` is for the reader to replace: it must be what `-m` says, because the memory backend is the VM's memory.
+pub fn qemu_options(socket: &Path) -> String {
+    // QEMU's option parser takes a doubled comma for a comma.
+    let path = socket.display().to_string().replace(',', ",,");
+    format!(
+        "# SIZE is the VM's memory, the same as after -m
+-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem
+-chardev socket,id=store,path={path}
+# q35, pc:
+-device vhost-user-blk-pci,chardev=store
+# instead of the last line with -M microvm:
+-global virtio-mmio.force-legacy=false -device vhost-user-blk,chardev=store
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_in_the_path_are_doubled() {
+        let options = qemu_options(Path::new("/run/a,b.sock"));
+        assert!(options.contains("-chardev socket,id=store,path=/run/a,,b.sock\n"));
+    }
+
+    #[test]
+    fn memory_is_shared() {
+        assert!(qemu_options(Path::new("/s")).contains("share=on"));
+    }
+}

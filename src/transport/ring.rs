@@ -1,0 +1,326 @@
+//! A virtqueue that survives the death of the process that serves it.
+//!
+//! The process may be killed at any instruction. What is left is the ring in guest memory, and a new process goes on
+//! from there. That loses nothing and repeats nothing the guest could notice, by five rules:
+//!
+//! 1. **Published is a prefix.** Whenever `used.idx == u` is visible, `used[0..u)` are exactly the heads
+//!    `avail[0..u)`, and their data and status bytes are in place. [`Turn::publish`] is handed requests in the order
+//!    [`Turn::collect`] took them; `add_used` stores the element before the index, with release order, and both come
+//!    after data and status in program order.
+//! 2. **Resume from the prefix.** When a ring is set up, `next_avail = next_used = used.idx`, read from guest memory:
+//!    by rule 1 everything before it is answered and everything from it on is not. Whatever base the frontend sends is
+//!    ignored: it tells what it last heard, and a process that was killed told it nothing. Requests that had been
+//!    carried out but not published are carried out again, which no one can see: reads of an immutable disk have no
+//!    effect but their data, and their buffers belong to the device until they are published. A clean stop waits for
+//!    the running batch ([`Ring::set_queue_ready`]), so that then too the two indexes are equal.
+//! 3. **Interrupt with every call descriptor.** Death between the index and the interrupt would leave the guest
+//!    waiting for answers that lie in front of it. So the descriptor is signalled as soon as it is set; a needless
+//!    interrupt costs the guest one look at the ring.
+//! 4. **Look when enabled.** The kick for a request that a dead process had received will not come again.
+//!    `vhost-user-backend` 0.24 calls `handle_event` when it registers an enabled ring.
+//! 5. **Nothing lands late.** Every write to guest memory is done by a system call or copy that has returned before
+//!    the request is published, and none is left to the kernel: no direct I/O into guest pages outlives the process.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
+use virtio_queue::{DescriptorChain, Error as QueueError, QueueOwnedT, QueueT};
+
+use super::execute::Done;
+use super::guest::{Memory, SharedMemory};
+
+/// Most requests taken from a ring at once: a bound on how long the first of them waits to be published.
+pub const BATCH: usize = 64;
+
+/// Why a ring cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RingFault {
+    /// Its indexes are impossible, or it is not in memory. It rests until the frontend sets it up again.
+    #[error("the ring is broken until it is set up again: {0}")]
+    Broken(QueueError),
+    /// The guest could not be interrupted.
+    #[error("the guest cannot be interrupted: {0}")]
+    Signal(io::Error),
+}
+
+/// What a look at the ring found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// There are requests to carry out.
+    Work,
+    /// There are none, and the guest will kick when there are.
+    Idle,
+    /// The ring is stopped, disabled or broken.
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Sound,
+    Broken,
+}
+
+/// A virtqueue. Clones share one state.
+#[derive(Clone)]
+pub struct Ring {
+    vring: VringMutex<SharedMemory>,
+    /// Held while a batch is under way. Taken before the lock inside `vring`, never the other way round.
+    turn: Arc<Mutex<Health>>,
+}
+
+/// The right to serve a ring: from the look at it to the publishing.
+pub struct Turn<'r> {
+    ring: &'r Ring,
+    health: MutexGuard<'r, Health>,
+}
+
+impl Ring {
+    /// Waits until no batch is under way, and keeps others from beginning one.
+    pub fn turn(&self) -> Turn<'_> {
+        // A panic while a batch was under way does not harm what the lock guards.
+        let health = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        Turn { ring: self, health }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.vring.get_ref().get_queue().ready()
+    }
+}
+
+impl Turn<'_> {
+    /// Takes up to [`BATCH`] requests from the ring, or tells the guest to kick.
+    ///
+    /// # Errors
+    /// [`RingFault::Broken`]; from then on the ring is [`Look::Stopped`].
+    pub fn collect<'m>(
+        &mut self,
+        memory: &'m Memory,
+        chains: &mut Vec<DescriptorChain<&'m Memory>>,
+    ) -> Result<Look, RingFault> {
+        chains.clear();
+        let mut state = self.ring.vring.get_mut();
+        if *self.health == Health::Broken || !state.is_enabled() || !state.get_queue().ready() {
+            return Ok(Look::Stopped);
+        }
+        let look = take(&mut state, memory, chains);
+        drop(state);
+        look.map_err(|error| self.broken(error))
+    }
+
+    /// Hands requests back to the guest, in the order in which they were taken, and interrupts it if it asked for that.
+    ///
+    /// # Errors
+    /// [`RingFault`].
+    pub fn publish(&mut self, memory: &Memory, done: &[Done]) -> Result<(), RingFault> {
+        let mut state = self.ring.vring.get_mut();
+        match put(&mut state, memory, done) {
+            Ok(true) => state.signal_used_queue().map_err(RingFault::Signal),
+            Ok(false) => Ok(()),
+            Err(error) => {
+                drop(state);
+                Err(self.broken(error))
+            }
+        }
+    }
+
+    fn broken(&mut self, error: QueueError) -> RingFault {
+        *self.health = Health::Broken;
+        RingFault::Broken(error)
+    }
+
+    /// Rule 2.
+    fn resume(&mut self) {
+        match self.ring.vring.queue_used_idx() {
+            Ok(index) => {
+                self.ring.vring.set_queue_next_avail(index);
+                self.ring.vring.set_queue_next_used(index);
+                *self.health = Health::Sound;
+            }
+            // Not in memory yet: setting the addresses comes back here.
+            Err(_) => *self.health = Health::Broken,
+        }
+    }
+}
+
+/// Takes what is available; with nothing there, asks for kicks and looks once more.
+fn take<'m>(
+    state: &mut VringState<SharedMemory>,
+    memory: &'m Memory,
+    chains: &mut Vec<DescriptorChain<&'m Memory>>,
+) -> Result<Look, QueueError> {
+    let queue = state.get_queue_mut();
+    queue.disable_notification(memory)?;
+    chains.extend(queue.iter(memory)?.take(BATCH));
+    if chains.is_empty() {
+        if !queue.enable_notification(memory)? {
+            return Ok(Look::Idle);
+        }
+        // A request arrived in between.
+        queue.disable_notification(memory)?;
+        chains.extend(queue.iter(memory)?.take(BATCH));
+    }
+    if chains.is_empty() {
+        // The index moved, but its element cannot be read: looking again would never end.
+        return Err(QueueError::InvalidAvailRingIndex);
+    }
+    Ok(Look::Work)
+}
+
+/// Rule 1. Returns whether the guest wants an interrupt.
+fn put(
+    state: &mut VringState<SharedMemory>,
+    memory: &Memory,
+    done: &[Done],
+) -> Result<bool, QueueError> {
+    let queue = state.get_queue_mut();
+    for one in done {
+        queue.add_used(memory, one.head, one.used_len_bytes)?;
+    }
+    queue.needs_notification(memory)
+}
+
+impl<'a> VringStateGuard<'a, SharedMemory> for Ring {
+    type G = MutexGuard<'a, VringState<SharedMemory>>;
+}
+
+impl<'a> VringStateMutGuard<'a, SharedMemory> for Ring {
+    type G = MutexGuard<'a, VringState<SharedMemory>>;
+}
+
+impl VringT<SharedMemory> for Ring {
+    fn new(memory: SharedMemory, max_queue_size: u16) -> Result<Self, QueueError> {
+        Ok(Self {
+            vring: VringMutex::new(memory, max_queue_size)?,
+            turn: Arc::new(Mutex::new(Health::Broken)),
+        })
+    }
+
+    fn get_ref(&self) -> <Self as VringStateGuard<'_, SharedMemory>>::G {
+        self.vring.get_ref()
+    }
+
+    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, SharedMemory>>::G {
+        self.vring.get_mut()
+    }
+
+    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), QueueError> {
+        self.vring.add_used(desc_index, len)
+    }
+
+    fn signal_used_queue(&self) -> io::Result<()> {
+        self.vring.signal_used_queue()
+    }
+
+    fn enable_notification(&self) -> Result<bool, QueueError> {
+        self.vring.enable_notification()
+    }
+
+    fn disable_notification(&self) -> Result<(), QueueError> {
+        self.vring.disable_notification()
+    }
+
+    fn needs_notification(&self) -> Result<bool, QueueError> {
+        self.vring.needs_notification()
+    }
+
+    /// A disabled ring is at rest when this returns.
+    fn set_enabled(&self, enabled: bool) {
+        self.vring.set_enabled(enabled);
+        if !enabled {
+            drop(self.turn());
+        }
+    }
+
+    fn set_queue_info(
+        &self,
+        desc_table: u64,
+        avail_ring: u64,
+        used_ring: u64,
+    ) -> Result<(), QueueError> {
+        let mut turn = self.turn();
+        self.vring
+            .set_queue_info(desc_table, avail_ring, used_ring)?;
+        if self.is_ready() {
+            turn.resume();
+        }
+        Ok(())
+    }
+
+    fn queue_next_avail(&self) -> u16 {
+        self.vring.queue_next_avail()
+    }
+
+    /// Rule 2: a ring that is running knows better.
+    fn set_queue_next_avail(&self, base: u16) {
+        if !self.is_ready() {
+            self.vring.set_queue_next_avail(base);
+        }
+    }
+
+    /// Rule 2: a ring that is running knows better.
+    fn set_queue_next_used(&self, index: u16) {
+        if !self.is_ready() {
+            self.vring.set_queue_next_used(index);
+        }
+    }
+
+    fn queue_used_idx(&self) -> Result<u16, QueueError> {
+        self.vring.queue_used_idx()
+    }
+
+    fn set_queue_size(&self, size: u16) {
+        self.vring.set_queue_size(size);
+    }
+
+    fn set_queue_event_idx(&self, enabled: bool) {
+        self.vring.set_queue_event_idx(enabled);
+    }
+
+    /// Rule 2. A ring that is not ready is at rest when this returns.
+    fn set_queue_ready(&self, ready: bool) {
+        if ready {
+            let mut turn = self.turn();
+            turn.resume();
+            self.vring.set_queue_ready(true);
+        } else {
+            // First the flag, so that a busy queue thread leaves; then wait for it.
+            self.vring.set_queue_ready(false);
+            drop(self.turn());
+        }
+    }
+
+    /// Makes the descriptor non-blocking: an event that someone else consumed must not stop the thread for good.
+    fn set_kick(&self, file: Option<File>) {
+        if let Some(kick) = &file {
+            // A descriptor without flags is refused by epoll anyway.
+            let flags = fcntl_getfl(kick).unwrap_or(OFlags::empty());
+            let _ = fcntl_setfl(kick, flags | OFlags::NONBLOCK);
+        }
+        self.vring.set_kick(file);
+    }
+
+    /// Never fails: an error would end the thread, and the ring is looked at in any case.
+    fn read_kick(&self) -> io::Result<bool> {
+        Ok(self
+            .vring
+            .read_kick()
+            .unwrap_or_else(|_| self.vring.get_ref().is_enabled()))
+    }
+
+    /// Rule 3.
+    fn set_call(&self, file: Option<File>) {
+        self.vring.set_call(file);
+        // Without a descriptor this does nothing; a broken one shows when it is needed.
+        let _ = self.vring.signal_used_queue();
+    }
+
+    fn set_err(&self, file: Option<File>) {
+        self.vring.set_err(file);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddressSpace};
+
+use super::*;
+use crate::transport::testing::{ANSWER, Driver, ModelFault, buffer_of};
+
+/// Where a process dies while it serves a batch.
+#[derive(Debug, Clone, Copy)]
+enum Death {
+    Never,
+    /// After this many requests were carried out, before any was published.
+    Executing(usize),
+    /// After this many were published.
+    Publishing(usize),
+    /// As before, with the next element stored but not its index.
+    InMidElement(usize),
+}
+
+/// In which order a batch is published.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Ring,
+    Reversed,
+}
+
+/// A process that serves a ring.
+struct Process {
+    ring: Ring,
+    memory: SharedMemory,
+    call: File,
+}
+
+impl Process {
+    /// Sets the ring up as a frontend does, with a base of its own idea.
+    fn start(driver: &Driver, size: u16, base: u16) -> Self {
+        let memory = SharedMemory::new(driver.memory().clone());
+        let ring = Ring::new(memory.clone(), 256).unwrap();
+        let (descriptors, avail, used) = driver.addresses();
+        ring.set_queue_size(size);
+        ring.set_queue_next_avail(base);
+        ring.set_queue_info(descriptors, avail, used).unwrap();
+        ring.set_queue_ready(true);
+        ring.set_queue_next_avail(base);
+        ring.set_enabled(true);
+        let call = eventfd();
+        ring.set_call(Some(call.try_clone().unwrap()));
+        Self { ring, memory, call }
+    }
+
+    /// Serves one batch, dying where told to. Returns whether the process is alive.
+    fn serve(&self, driver: &Driver, death: Death, order: Order) -> bool {
+        let guard = self.memory.memory();
+        let mut turn = self.ring.turn();
+        let mut chains = Vec::new();
+        turn.collect(&guard, &mut chains).unwrap();
+        let mut heads: Vec<u16> = chains.iter().map(DescriptorChain::head_index).collect();
+        if matches!(order, Order::Reversed) {
+            heads.reverse();
+        }
+        let executed = match death {
+            Death::Executing(count) => count.min(heads.len()),
+            _ => heads.len(),
+        };
+        heads[..executed]
+            .iter()
+            .for_each(|head| execute(&guard, *head));
+        let published = match death {
+            Death::Never => heads.len(),
+            Death::Executing(_) => return false,
+            Death::Publishing(count) | Death::InMidElement(count) => count.min(heads.len()),
+        };
+        turn.publish(&guard, &done(&heads[..published])).unwrap();
+        if let (Death::InMidElement(_), Some(next)) = (death, heads.get(published)) {
+            driver.scribble_element(driver.used_index(), *next);
+        }
+        matches!(death, Death::Never)
+    }
+}
+
+fn eventfd() -> File {
+    let flags = nix::sys::eventfd::EfdFlags::EFD_NONBLOCK;
+    let event = nix::sys::eventfd::EventFd::from_value_and_flags(0, flags).unwrap();
+    std::os::fd::OwnedFd::from(event).into()
+}
+
+fn is_signalled(mut event: &File) -> bool {
+    io::Read::read(&mut event, &mut [0; 8]).is_ok()
+}
+
+fn execute(memory: &Memory, head: u16) {
+    memory.write_slice(&ANSWER, buffer_of(head)).unwrap();
+}
+
+fn done(heads: &[u16]) -> Vec<Done> {
+    let one = |head: &u16| Done {
+        head: *head,
+        used_len_bytes: 16,
+    };
+    heads.iter().map(one).collect()
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    submit: usize,
+    death: Death,
+    /// Whether the guest looks at the used ring afterwards.
+    look: bool,
+}
+
+/// Runs rounds; after each death a new process starts with a base that is wrong by `base_error`.
+fn run(
+    size: u16,
+    start: u16,
+    base_error: u16,
+    order: Order,
+    rounds: &[Round],
+) -> Result<(), ModelFault> {
+    let mut driver = Driver::new(size, start);
+    let base = |driver: &Driver| driver.used_index().wrapping_add(base_error);
+    let mut process = Process::start(&driver, size, base(&driver));
+    for round in rounds {
+        driver.submit(round.submit);
+        let alive = process.serve(&driver, round.death, order);
+        if matches!(order, Order::Ring) {
+            driver.check_prefix()?;
+        }
+        if round.look {
+            driver.take_back()?;
+        }
+        if !alive {
+            process = Process::start(&driver, size, base(&driver));
+            assert!(is_signalled(&process.call), "rule 3");
+        }
+    }
+    process.serve(&driver, Death::Never, order);
+    process.serve(&driver, Death::Never, order);
+    driver.take_back()?;
+    driver.check_nothing_lost()
+}
+
+fn deaths() -> impl Strategy<Value = Death> {
+    prop_oneof![
+        2 => Just(Death::Never),
+        1 => (0usize..20).prop_map(Death::Executing),
+        1 => (0usize..20).prop_map(Death::Publishing),
+        1 => (0usize..20).prop_map(Death::InMidElement),
+    ]
+}
+
+fn rounds() -> impl Strategy<Value = Vec<Round>> {
+    let round = (0usize..20, deaths(), any::<bool>());
+    prop::collection::vec(
+        round.prop_map(|(submit, death, look)| Round {
+            submit,
+            death,
+            look,
+        }),
+        1..60,
+    )
+}
+
+fn starts() -> impl Strategy<Value = u16> {
+    prop_oneof![
+        Just(0),
+        Just(u16::MAX),
+        (u16::MAX - 100)..=u16::MAX,
+        any::<u16>()
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn no_death_is_noticed(
+        size in prop::sample::select(vec![2u16, 4, 16, 64, 128]),
+        start in starts(),
+        base_error in any::<u16>(),
+        rounds in rounds(),
+    ) {
+        prop_assert_eq!(run(size, start, base_error, Order::Ring, &rounds), Ok(()));
+    }
+}
+
+/// The model would notice: without rule 1 a death in mid batch answers a request twice.
+#[test]
+fn publishing_out_of_order_is_noticed() {
+    let death = Round {
+        submit: 4,
+        death: Death::Publishing(2),
+        look: true,
+    };
+    let noticed = run(16, 0, 0, Order::Reversed, &[death]);
+    assert!(
+        matches!(noticed, Err(ModelFault::NotOutstanding(_))),
+        "{noticed:?}"
+    );
+}
+
+/// Deaths aside, the order alone is no harm: it is rule 2 that needs it.
+#[test]
+fn out_of_order_without_death_is_fine_for_the_guest() {
+    let calm = Round {
+        submit: 4,
+        death: Death::Never,
+        look: true,
+    };
+    assert_eq!(run(16, 0, 0, Order::Reversed, &[calm; 9]), Ok(()));
+}
+
+#[test]
+fn a_running_ring_ignores_bases() {
+    let mut driver = Driver::new(8, 5);
+    let process = Process::start(&driver, 8, 77);
+    assert_eq!(process.ring.queue_next_avail(), 5);
+    driver.submit(3);
+    process.serve(&driver, Death::Never, Order::Ring);
+    process.ring.set_queue_next_avail(0);
+    process.ring.set_queue_next_used(0);
+    let (descriptors, avail, used) = driver.addresses();
+    process
+        .ring
+        .set_queue_info(descriptors, avail, used)
+        .unwrap();
+    assert_eq!(process.ring.queue_next_avail(), 8);
+    driver.take_back().unwrap();
+    driver.check_nothing_lost().unwrap();
+}
+
+#[test]
+fn every_call_descriptor_is_signalled() {
+    let driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    assert!(is_signalled(&process.call));
+    let second = eventfd();
+    process.ring.set_call(Some(second.try_clone().unwrap()));
+    assert!(is_signalled(&second));
+    process.ring.set_call(None);
+}
+
+#[test]
+fn an_impossible_index_breaks_the_ring_until_it_is_set_up_again() {
+    let driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let guard = process.memory.memory();
+    let avail_index = vm_memory::GuestAddress(driver.addresses().1 + 2);
+    guard.write_obj(9u16, avail_index).unwrap();
+    let mut chains = Vec::new();
+    let fault = process
+        .ring
+        .turn()
+        .collect(&guard, &mut chains)
+        .unwrap_err();
+    assert!(matches!(fault, RingFault::Broken(_)));
+    guard.write_obj(0u16, avail_index).unwrap();
+    assert_eq!(
+        process.ring.turn().collect(&guard, &mut chains).unwrap(),
+        Look::Stopped
+    );
+    process.ring.set_queue_ready(false);
+    process.ring.set_queue_ready(true);
+    assert_eq!(
+        process.ring.turn().collect(&guard, &mut chains).unwrap(),
+        Look::Idle
+    );
+}
+
+#[test]
+fn an_impossible_head_breaks_the_ring() {
+    let driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let guard = process.memory.memory();
+    let fault = process
+        .ring
+        .turn()
+        .publish(&guard, &done(&[8]))
+        .unwrap_err();
+    assert!(matches!(fault, RingFault::Broken(_)));
+}
+
+#[test]
+fn a_disabled_or_stopped_ring_is_left_alone() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    driver.submit(2);
+    let guard = process.memory.memory();
+    let mut chains = Vec::new();
+    process.ring.set_enabled(false);
+    assert_eq!(
+        process.ring.turn().collect(&guard, &mut chains).unwrap(),
+        Look::Stopped
+    );
+    process.ring.set_enabled(true);
+    process.ring.set_queue_ready(false);
+    assert_eq!(
+        process.ring.turn().collect(&guard, &mut chains).unwrap(),
+        Look::Stopped
+    );
+    process.ring.set_queue_ready(true);
+    assert_eq!(
+        process.ring.turn().collect(&guard, &mut chains).unwrap(),
+        Look::Work
+    );
+    assert_eq!(chains.len(), 2);
+}
+
+/// A stop waits for the batch, so that the base the frontend is told is the number of answered requests.
+#[test]
+fn stopping_waits_for_the_batch() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    driver.submit(3);
+    let guard = process.memory.memory();
+    let mut turn = process.ring.turn();
+    let mut chains = Vec::new();
+    turn.collect(&guard, &mut chains).unwrap();
+    let ring = process.ring.clone();
+    let stop = std::thread::spawn(move || ring.set_queue_ready(false));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(!stop.is_finished());
+    turn.publish(&guard, &done(&[0, 1, 2])).unwrap();
+    drop(turn);
+    stop.join().unwrap();
+    assert_eq!(process.ring.queue_next_avail(), driver.used_index());
+}
+
+#[test]
+fn a_kick_that_is_not_there_is_no_error_and_does_not_block() {
+    let driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let blocking = nix::sys::eventfd::EventFd::new().unwrap();
+    process
+        .ring
+        .set_kick(Some(std::os::fd::OwnedFd::from(blocking).into()));
+    assert!(process.ring.read_kick().unwrap());
+    process.ring.set_enabled(false);
+    assert!(!process.ring.read_kick().unwrap());
+}

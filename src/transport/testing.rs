@@ -1,0 +1,204 @@
+//! Guests for tests: memory, descriptor chains, and a driver that checks what a driver can check.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
+use virtio_queue::mock::MockSplitQueue;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::guest::Memory;
+use super::request::{Parsed, parse};
+
+/// One contiguous region of `len` bytes at address 0.
+pub fn memory(len: usize) -> Memory {
+    Memory::from_ranges(&[(GuestAddress(0), len)]).unwrap()
+}
+
+/// A descriptor: address, length, and whether the device may write.
+pub type Part = (u64, u32, bool);
+
+/// Parses one chain made of `parts`, for a disk of `disk_len` bytes. The queue lies at 0 and ends below 0x4000.
+pub fn parse_parts(memory: &Memory, parts: &[Part], disk_len: u64) -> Parsed {
+    let descriptors: Vec<RawDescriptor> = parts
+        .iter()
+        .map(|&(address, len, writable)| {
+            let flags = if writable { VRING_DESC_F_WRITE } else { 0 };
+            Descriptor::new(address, len, u16::try_from(flags).unwrap(), 0).into()
+        })
+        .collect();
+    let queue = MockSplitQueue::new(memory, 512);
+    parse(queue.build_desc_chain(&descriptors).unwrap(), disk_len)
+}
+
+/// Writes a request's header.
+pub fn put_header(memory: &Memory, address: u64, kind: u32, sector: u64) {
+    memory.write_obj(kind, GuestAddress(address)).unwrap();
+    memory.write_obj(0u32, GuestAddress(address + 4)).unwrap();
+    memory.write_obj(sector, GuestAddress(address + 8)).unwrap();
+}
+
+/// What a guest notices when a device breaks the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelFault {
+    /// The device returned a request that is not with it: Linux says "id %u is not a head!".
+    NotOutstanding(u16),
+    /// A request came back without its data and status.
+    NotWritten(u16),
+    /// Requests that were never answered.
+    Lost(usize),
+    /// The used ring is not a prefix of the available ring.
+    NotThePrefix(u16),
+}
+
+const DESCRIPTORS: u64 = 0;
+const AVAIL: u64 = 0x1000;
+const USED: u64 = 0x2000;
+const BUFFERS: u64 = 0x4000;
+const BUFFER_BYTES: u32 = 16;
+
+/// Content of a buffer that the device has filled.
+pub const ANSWER: [u8; 16] = [0; 16];
+
+/// A driver whose requests are one writable buffer each.
+pub struct Driver {
+    memory: Memory,
+    size: u16,
+    next_avail: u16,
+    seen_used: u16,
+    free: VecDeque<u16>,
+    outstanding: BTreeSet<u16>,
+    /// Heads in the order in which they were made available and have not come back.
+    order: VecDeque<u16>,
+}
+
+impl Driver {
+    /// A ring of `size` (at most 256), both of whose indexes start at `start`.
+    pub fn new(size: u16, start: u16) -> Self {
+        let memory = memory(0x10000);
+        memory.write_obj(start, GuestAddress(AVAIL + 2)).unwrap();
+        memory.write_obj(start, GuestAddress(USED + 2)).unwrap();
+        Self {
+            memory,
+            size,
+            next_avail: start,
+            seen_used: start,
+            free: (0..size).collect(),
+            outstanding: BTreeSet::new(),
+            order: VecDeque::new(),
+        }
+    }
+
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Addresses of descriptor table, available ring and used ring.
+    pub fn addresses(&self) -> (u64, u64, u64) {
+        (DESCRIPTORS, AVAIL, USED)
+    }
+
+    pub fn used_index(&self) -> u16 {
+        self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    /// Makes up to `count` requests available; fewer when the ring is full.
+    pub fn submit(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(head) = self.free.pop_front() else {
+                return;
+            };
+            let buffer = buffer_of(head);
+            self.memory
+                .write_slice(&[0xee; BUFFER_BYTES as usize], buffer)
+                .unwrap();
+            let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
+            let descriptor = Descriptor::new(buffer.0, BUFFER_BYTES, flags, 0);
+            let at = DESCRIPTORS + 16 * u64::from(head);
+            self.memory.write_obj(descriptor, GuestAddress(at)).unwrap();
+            let slot = AVAIL + 4 + 2 * u64::from(self.next_avail % self.size);
+            self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+            self.next_avail = self.next_avail.wrapping_add(1);
+            self.memory
+                .write_obj(self.next_avail, GuestAddress(AVAIL + 2))
+                .unwrap();
+            self.outstanding.insert(head);
+            self.order.push_back(head);
+        }
+    }
+
+    /// Stores a used element without its index: death in the midst of publishing.
+    pub fn scribble_element(&self, index: u16, head: u16) {
+        let slot = USED + 4 + 8 * u64::from(index % self.size);
+        let element = [u32::from(head), 1];
+        self.memory.write_obj(element, GuestAddress(slot)).unwrap();
+    }
+
+    /// Takes back what the device has returned, checking as a guest does.
+    pub fn take_back(&mut self) -> Result<(), ModelFault> {
+        while self.seen_used != self.used_index() {
+            let slot = USED + 4 + 8 * u64::from(self.seen_used % self.size);
+            let element: VirtqUsedElem = self.memory.read_obj(GuestAddress(slot)).unwrap();
+            self.take_back_one(u16::try_from(element.id()).unwrap())?;
+            self.seen_used = self.seen_used.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    fn take_back_one(&mut self, head: u16) -> Result<(), ModelFault> {
+        if !self.outstanding.remove(&head) {
+            return Err(ModelFault::NotOutstanding(head));
+        }
+        let mut found = [0; BUFFER_BYTES as usize];
+        self.memory.read_slice(&mut found, buffer_of(head)).unwrap();
+        if found != ANSWER {
+            return Err(ModelFault::NotWritten(head));
+        }
+        self.order.retain(|other| *other != head);
+        // Heads come back in another order than they went, as in a driver with a free list.
+        if head.is_multiple_of(3) {
+            self.free.push_front(head);
+        } else {
+            self.free.push_back(head);
+        }
+        Ok(())
+    }
+
+    /// Rule 1, which is stricter than what a guest can check.
+    pub fn check_prefix(&self) -> Result<(), ModelFault> {
+        let mut index = self.seen_used;
+        for expected in &self.order {
+            if index == self.used_index() {
+                break;
+            }
+            let slot = USED + 4 + 8 * u64::from(index % self.size);
+            let element: VirtqUsedElem = self.memory.read_obj(GuestAddress(slot)).unwrap();
+            if element.id() != u32::from(*expected) {
+                return Err(ModelFault::NotThePrefix(*expected));
+            }
+            index = index.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    /// All requests must have come back.
+    pub fn check_nothing_lost(&self) -> Result<(), ModelFault> {
+        match self.outstanding.len() {
+            0 => Ok(()),
+            lost => Err(ModelFault::Lost(lost)),
+        }
+    }
+}
+
+/// Address of the buffer that belongs to a head.
+pub fn buffer_of(head: u16) -> GuestAddress {
+    GuestAddress(BUFFERS + u64::from(BUFFER_BYTES) * u64::from(head))
+}
+
+/// Flags of a descriptor.
+pub fn flags(next: bool, writable: bool) -> u16 {
+    let next = if next { VRING_DESC_F_NEXT } else { 0 };
+    let writable = if writable { VRING_DESC_F_WRITE } else { 0 };
+    u16::try_from(next | writable).unwrap()
+}
