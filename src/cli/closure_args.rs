@@ -16,7 +16,7 @@ pub struct ClosureArgs {
     #[command(flatten)]
     source: SourceArgs,
     /// NAR sizes of the paths in --store-paths: closureInfo's registration, or `nix-store --dump-db`
-    #[arg(long, value_name = "FILE", requires = "store_paths")]
+    #[arg(long, value_name = "FILE", requires = "store_paths", conflicts_with_all = ["tree", "closure_info"])]
     registration: Option<PathBuf>,
     /// Where store paths are said to lie
     #[arg(long, value_name = "DIR", default_value = "/nix/store")]

@@ -5,6 +5,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -189,15 +190,22 @@ impl BlkDevice {
         let memory: &Memory = guard.deref();
         let mut chains = Vec::with_capacity(BATCH);
         let look = turn.collect(memory, &mut chains)?;
-        if look == Look::Work {
-            done.clear();
-            done.extend(
-                chains
-                    .into_iter()
-                    .map(|chain| self.serve(chain, memory, thread)),
-            );
-            turn.publish(memory, done)?;
+        if look != Look::Work {
+            return Ok(look);
         }
+        if !ptr::eq(memory, self.memory.memory().deref()) {
+            // The frontend added memory after this thread had taken hold of it and before the guest made these requests,
+            // which may well use the new part. What was there before the requests must be looked up after them.
+            turn.put_back(chains.len());
+            return Ok(Look::Work);
+        }
+        done.clear();
+        done.extend(
+            chains
+                .into_iter()
+                .map(|chain| self.serve(chain, memory, thread)),
+        );
+        turn.publish(memory, done)?;
         Ok(look)
     }
 

@@ -1,6 +1,6 @@
 //! Request value to bytes in guest memory and a status byte.
 //!
-//! [`RequestError::status`] is the only place where an error becomes a status byte, and [`finish`] the only one
+//! [`RequestError::status`] is the only place where an error becomes a status byte, and `finish` the only one
 //! that writes it.
 
 use std::os::fd::AsFd;
@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter, Memory};
 use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
 use crate::image::{Image, Piece, ReadError};
-use crate::store::{HostFile, StoreError};
+use crate::store::HostFile;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +22,6 @@ pub enum RequestError {
     /// The disk could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// A host file could not be read.
-    #[error(transparent)]
-    File(#[from] StoreError),
     /// The data could not be stored in guest memory.
     #[error(transparent)]
     Guest(#[from] GuestFault),
@@ -35,7 +32,7 @@ impl RequestError {
     pub fn status(&self) -> Status {
         match self {
             Self::Refused(Refusal::Unknown { .. }) => Status::Unsupp,
-            Self::Refused(_) | Self::Read(_) | Self::File(_) | Self::Guest(_) => Status::IoErr,
+            Self::Refused(_) | Self::Read(_) | Self::Guest(_) => Status::IoErr,
         }
     }
 }
@@ -215,8 +212,8 @@ impl Fill<'_> {
         match self.writer.read_file(file.as_fd(), offset, len_bytes) {
             Ok(()) => Ok(()),
             Err(FileFault::Guest(fault)) => Err(fault.into()),
-            Err(FileFault::Host(errno)) => Err(file.fault(errno).into()),
-            Err(FileFault::Ended) => Err(file.shrank().into()),
+            Err(FileFault::Host(errno)) => Err(ReadError::from(file.fault(errno)).into()),
+            Err(FileFault::Ended) => Err(ReadError::from(file.shrank()).into()),
         }
     }
 }

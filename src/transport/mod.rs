@@ -10,10 +10,10 @@
 //! | [`ring`] | a virtqueue that survives the death of the process that serves it |
 //! | [`config`] | what the device says about itself: features and configuration space |
 //! | [`blk`] | the device: batches of requests, threads, counters |
-//! | [`vhost`] | one connection, from accept to the frontend's leaving |
-//! | [`socket`] | the listening socket: stale and live ones, permissions, removal |
-//! | [`workers`] | one process per connection |
-//! | [`frontend`] | the options a frontend needs |
+//! | `vhost` | one connection, from accept to the frontend's leaving |
+//! | `socket` | the listening socket: stale and live ones, permissions, removal |
+//! | `workers` | one process per connection |
+//! | `frontend` | the options a frontend needs |
 //!
 //! Nothing here knows EROFS: the disk is an [`Image`](crate::image::Image).
 

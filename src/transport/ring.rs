@@ -110,6 +110,13 @@ impl Turn<'_> {
         look.map_err(|error| self.broken(error))
     }
 
+    /// Undoes the taking of the last `count` requests, none of which has been published.
+    pub fn put_back(&mut self, count: usize) {
+        let mut state = self.ring.vring.get_mut();
+        let queue = state.get_queue_mut();
+        (0..count).for_each(|_| queue.go_to_previous_position());
+    }
+
     /// Hands requests back to the guest, in the order in which they were taken, and interrupts it if it asked for that.
     ///
     /// # Errors

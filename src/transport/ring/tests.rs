@@ -169,7 +169,7 @@ fn starts() -> impl Strategy<Value = u16> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_death_is_noticed(
@@ -302,6 +302,22 @@ fn a_disabled_or_stopped_ring_is_left_alone() {
         Look::Work
     );
     assert_eq!(chains.len(), 2);
+}
+
+#[test]
+fn what_was_put_back_is_taken_again() {
+    let mut driver = Driver::new(8, u16::MAX);
+    let process = Process::start(&driver, 8, 0);
+    driver.submit(3);
+    let guard = process.memory.memory();
+    let mut turn = process.ring.turn();
+    let mut chains = Vec::new();
+    for _ in 0..3 {
+        turn.collect(&guard, &mut chains).unwrap();
+        let heads: Vec<u16> = chains.iter().map(DescriptorChain::head_index).collect();
+        assert_eq!(heads, [0, 1, 2]);
+        turn.put_back(3);
+    }
 }
 
 /// A stop waits for the batch, so that the base the frontend is told is the number of answered requests.

@@ -1,0 +1,48 @@
+//! What several integration tests share. Each test program uses a part of it.
+#![allow(dead_code)]
+
+pub mod nar;
+pub mod reader;
+pub mod tree;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use lazystore::closure::{Closure, Contents, Source, StoreLocation, StorePath};
+use lazystore::image::{Image, ImageOptions};
+
+/// The disk of a directory as it is.
+pub fn tree_image(dir: &Path) -> Image {
+    let source = Source::Tree(dir.to_owned());
+    let closure = Closure::load(&source, &StoreLocation::default()).unwrap();
+    Image::new(&closure, &ImageOptions::default()).unwrap()
+}
+
+/// The disk of a directory's entries as store paths, with NAR sizes if `sizes` gives them.
+pub fn store_image(dir: &Path, sizes: impl Fn(&Path) -> Option<u64>) -> Image {
+    let path = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.unwrap();
+        StorePath {
+            name: entry.file_name().as_bytes().into(),
+            nar_size: sizes(&entry.path()),
+            nar_hash: None,
+        }
+    };
+    let mut paths: Vec<StorePath> = std::fs::read_dir(dir).unwrap().map(path).collect();
+    paths.sort_by(|a, b| a.name.cmp(&b.name));
+    let closure = Closure {
+        dir: dir.to_owned(),
+        store_dir: "/nix/store".into(),
+        contents: Contents::StorePaths(paths),
+    };
+    Image::new(&closure, &ImageOptions::default()).unwrap()
+}
+
+/// The path of a tool, or a failure that says how to install it: no test is skipped.
+pub fn tool(name: &str, package: &str) -> std::path::PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    dirs.map(|dir| dir.join(name))
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| panic!("{name} is missing: apt-get install {package}"))
+}

@@ -1,0 +1,103 @@
+//! A client that this project did not write: blkio.
+
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
+
+/// Largest read.
+pub const READ_MAX: usize = 128 * 1024;
+
+/// Reads under way in each queue.
+pub const DEPTH: usize = 8;
+
+/// A connected client with `queues` queues and a buffer for each read.
+pub struct Client {
+    // Dropped before the device that they belong to.
+    pub queues: Vec<Blkioq>,
+    pub device: Blkio,
+    region: MemoryRegion,
+    /// The region's memory, as a file: reading it needs no pointers.
+    memory: File,
+}
+
+/// Connects but does not start.
+pub fn connect(socket: &Path, read_only: bool) -> Blkio {
+    let mut device = Blkio::new("virtio-blk-vhost-user").unwrap();
+    device.set_str("path", socket.to_str().unwrap()).unwrap();
+    device.set_bool("read-only", read_only).unwrap();
+    device.connect().unwrap();
+    device
+}
+
+impl Client {
+    pub fn start(socket: &Path, queues: usize) -> Self {
+        let mut device = connect(socket, true);
+        device
+            .set_i32("num-queues", i32::try_from(queues).unwrap())
+            .unwrap();
+        let region = device.alloc_mem_region(queues * DEPTH * READ_MAX).unwrap();
+        let started = device.start().unwrap();
+        device.map_mem_region(&region).unwrap();
+        let memory = File::open(format!("/proc/self/fd/{}", region.fd)).unwrap();
+        Self {
+            queues: started.queues,
+            device,
+            region,
+            memory,
+        }
+    }
+
+    /// Carries out up to [`DEPTH`] reads in one queue at once; returns the data, or an errno where a read failed.
+    pub fn read(&mut self, queue: usize, reads: &[(u64, usize)]) -> Vec<Result<Vec<u8>, i32>> {
+        let place = |index: usize| (queue * DEPTH + index) * READ_MAX;
+        for (index, (start, len)) in reads.iter().enumerate() {
+            let buffer = (self.region.addr + place(index)) as *mut u8;
+            self.queues[queue].read(*start, buffer, *len, index, ReqFlags::empty());
+        }
+        let mut results = vec![i32::MIN; reads.len()];
+        let mut completions = [const { MaybeUninit::<Completion>::uninit() }; DEPTH];
+        let count = self.queues[queue]
+            .do_io(&mut completions[..reads.len()], reads.len(), None, None)
+            .unwrap();
+        for completion in &completions[..count] {
+            let (index, result) = outcome(completion);
+            results[index] = result;
+        }
+        let data = |(index, (_, len)): (usize, &(u64, usize))| {
+            let mut data = vec![0; *len];
+            let at = self.region.fd_offset.cast_unsigned() + place(index) as u64;
+            self.memory.read_exact_at(&mut data, at).unwrap();
+            match results[index] {
+                0 => Ok(data),
+                error => Err(error),
+            }
+        };
+        reads.iter().enumerate().map(data).collect()
+    }
+
+    /// Tries to write; returns what the client says.
+    pub fn write(&mut self, start: u64, len: usize) -> i32 {
+        let queue = &mut self.queues[0];
+        queue.write(
+            start,
+            self.region.addr as *const u8,
+            len,
+            0,
+            ReqFlags::empty(),
+        );
+        let mut completions = [const { MaybeUninit::<Completion>::uninit() }; 1];
+        assert_eq!(queue.do_io(&mut completions, 1, None, None).unwrap(), 1);
+        outcome(&completions[0]).1
+    }
+}
+
+/// Which request, and what came of it: 0 or a negative errno.
+#[allow(unsafe_code)]
+fn outcome(completion: &MaybeUninit<Completion>) -> (usize, i32) {
+    // SAFETY: `do_io` has filled as many entries as it returned, and callers look at no others.
+    let completion = unsafe { completion.assume_init_ref() };
+    (completion.user_data, completion.ret)
+}

@@ -1,0 +1,274 @@
+//! A small vhost-user frontend and virtio-blk driver, for what well-behaved ones do not do.
+//!
+//! Numbers of messages are from QEMU's `docs/interop/vhost-user.rst`.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::server::wait_for;
+
+pub const F_VERSION_1: u64 = 1 << 32;
+pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+
+const GET_FEATURES: u32 = 1;
+const SET_FEATURES: u32 = 2;
+const SET_OWNER: u32 = 3;
+const SET_MEM_TABLE: u32 = 5;
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_ADDR: u32 = 9;
+const SET_VRING_BASE: u32 = 10;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
+const GET_PROTOCOL_FEATURES: u32 = 15;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const SET_VRING_ENABLE: u32 = 18;
+const GET_CONFIG: u32 = 24;
+
+/// Where the frontend pretends to have mapped the guest's memory.
+const USER_ADDRESS: u64 = 0x7f00_0000_0000;
+
+const MEMORY_BYTES: u64 = 1 << 20;
+const QUEUE: u16 = 64;
+const DESCRIPTORS: u64 = 0;
+const AVAIL: u64 = 0x1000;
+const USED: u64 = 0x2000;
+const SLOT_BYTES: u64 = 0x4000;
+const DATA_IN_SLOT: u64 = 0x1000;
+
+/// How many requests can be under way.
+pub const SLOTS: u16 = 16;
+
+/// A guest: memory with one queue in it. Lives longer than a connection.
+pub struct Guest {
+    memory: GuestMemoryMmap,
+    backing: File,
+    avail: u16,
+}
+
+impl Guest {
+    pub fn new() -> Self {
+        let backing = tempfile::tempfile().unwrap();
+        backing.set_len(MEMORY_BYTES).unwrap();
+        let offset = FileOffset::new(backing.try_clone().unwrap(), 0);
+        let len = usize::try_from(MEMORY_BYTES).unwrap();
+        let range = (GuestAddress(0), len, Some(offset));
+        let memory = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
+        Self {
+            memory,
+            backing,
+            avail: 0,
+        }
+    }
+
+    fn slot(slot: u16) -> u64 {
+        0x10000 + SLOT_BYTES * u64::from(slot)
+    }
+
+    /// Makes a request available: header, `data_len` bytes of data, status.
+    pub fn submit(&mut self, slot: u16, kind: u32, sector: u64, data_len: u32) {
+        const NEXT: u64 = 1 << 32;
+        const WRITE: u64 = 1 << 33;
+        let base = Self::slot(slot);
+        let first = 3 * slot;
+        self.put(base, u64::from(kind));
+        self.put(base + 8, sector);
+        self.memory
+            .write_slice(&[0xee; 0x3000], GuestAddress(base + DATA_IN_SLOT))
+            .unwrap();
+        self.memory
+            .write_obj(0xeeu8, GuestAddress(base + 16))
+            .unwrap();
+        let direction = if kind == 1 { 0 } else { WRITE };
+        let next = |index: u16| u64::from(index) << 48;
+        let parts = [
+            (base, 16 | NEXT | next(first + 1)),
+            (
+                base + DATA_IN_SLOT,
+                u64::from(data_len) | NEXT | direction | next(first + 2),
+            ),
+            (base + 16, 1 | WRITE),
+        ];
+        for (index, (address, rest)) in (u64::from(first)..).zip(parts) {
+            self.put(DESCRIPTORS + 16 * index, address);
+            self.put(DESCRIPTORS + 16 * index + 8, rest);
+        }
+        let element = AVAIL + 4 + 2 * u64::from(self.avail % QUEUE);
+        self.memory.write_obj(first, GuestAddress(element)).unwrap();
+        self.avail = self.avail.wrapping_add(1);
+        self.memory
+            .write_obj(self.avail, GuestAddress(AVAIL + 2))
+            .unwrap();
+    }
+
+    fn put(&self, address: u64, value: u64) {
+        self.memory.write_obj(value, GuestAddress(address)).unwrap();
+    }
+
+    pub fn used_index(&self) -> u16 {
+        self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    /// Waits until all requests are answered.
+    pub fn wait(&self) {
+        wait_for("answers", || {
+            (self.used_index() == self.avail).then_some(())
+        });
+    }
+
+    pub fn status(&self, slot: u16) -> u8 {
+        self.memory
+            .read_obj(GuestAddress(Self::slot(slot) + 16))
+            .unwrap()
+    }
+
+    pub fn data(&self, slot: u16, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        self.memory
+            .read_slice(&mut data, GuestAddress(Self::slot(slot) + DATA_IN_SLOT))
+            .unwrap();
+        data
+    }
+
+    /// Used length of the last answer.
+    pub fn last_used_len(&self) -> u32 {
+        let index = u64::from(self.used_index().wrapping_sub(1) % QUEUE);
+        self.memory
+            .read_obj(GuestAddress(USED + 4 + 8 * index + 4))
+            .unwrap()
+    }
+}
+
+/// A connection.
+pub struct Frontend {
+    stream: UnixStream,
+    kick: EventFd,
+    pub call: EventFd,
+}
+
+impl Frontend {
+    pub fn connect(socket: &Path) -> Self {
+        let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        Self {
+            stream: UnixStream::connect(socket).unwrap(),
+            kick: event(),
+            call: event(),
+        }
+    }
+
+    /// Sets everything up and enables the queue, accepting `features`.
+    pub fn start(socket: &Path, guest: &Guest, features: u64) -> Self {
+        let frontend = Self::connect(socket);
+        frontend.negotiate(features);
+        frontend.share_memory(guest);
+        frontend.start_queue();
+        if features & F_PROTOCOL_FEATURES != 0 {
+            frontend.send(SET_VRING_ENABLE, &words32(&[0, 1]), &[]);
+        }
+        frontend
+    }
+
+    pub fn negotiate(&self, features: u64) {
+        self.send(SET_OWNER, &[], &[]);
+        let offered = self.ask_u64(GET_FEATURES);
+        assert_eq!(offered & features, features);
+        if features & F_PROTOCOL_FEATURES != 0 {
+            let protocol = self.ask_u64(GET_PROTOCOL_FEATURES);
+            // CONFIG, without REPLY_ACK: nothing here waits for acknowledgements.
+            self.send(
+                SET_PROTOCOL_FEATURES,
+                &(protocol & 1 << 9).to_le_bytes(),
+                &[],
+            );
+        }
+        self.send(SET_FEATURES, &features.to_le_bytes(), &[]);
+    }
+
+    fn share_memory(&self, guest: &Guest) {
+        let mut table = words32(&[1, 0]);
+        table.extend(words64(&[0, MEMORY_BYTES, USER_ADDRESS, 0]));
+        self.send(SET_MEM_TABLE, &table, &[guest.backing.as_raw_fd()]);
+    }
+
+    pub fn start_queue(&self) {
+        self.send(SET_VRING_NUM, &words32(&[0, u32::from(QUEUE)]), &[]);
+        // A base that is wrong on purpose.
+        self.send(SET_VRING_BASE, &words32(&[0, 4711]), &[]);
+        let mut addresses = words32(&[0, 0]);
+        addresses.extend(words64(
+            &[DESCRIPTORS, USED, AVAIL, 0].map(|at| USER_ADDRESS + at),
+        ));
+        self.send(SET_VRING_ADDR, &addresses, &[]);
+        self.send(
+            SET_VRING_KICK,
+            &0u64.to_le_bytes(),
+            &[self.kick.as_raw_fd()],
+        );
+        self.send(
+            SET_VRING_CALL,
+            &0u64.to_le_bytes(),
+            &[self.call.as_raw_fd()],
+        );
+    }
+
+    /// Stops the queue; returns the base that the device would go on from.
+    pub fn stop_queue(&self) -> u32 {
+        self.send(GET_VRING_BASE, &words32(&[0, 0]), &[]);
+        let answer = self.receive();
+        u32::from_le_bytes(answer[4..8].try_into().unwrap())
+    }
+
+    pub fn config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let mut request = words32(&[offset, size, 0]);
+        request.resize(12 + size as usize, 0);
+        self.send(GET_CONFIG, &request, &[]);
+        self.receive()[12..].to_vec()
+    }
+
+    pub fn kick(&self) {
+        self.kick.write(1).unwrap();
+    }
+
+    /// Whether the device closed the connection.
+    pub fn is_closed(&self) -> bool {
+        matches!((&self.stream).read(&mut [0; 1]), Ok(0) | Err(_))
+    }
+
+    fn ask_u64(&self, request: u32) -> u64 {
+        self.send(request, &[], &[]);
+        u64::from_le_bytes(self.receive().try_into().unwrap())
+    }
+
+    fn send(&self, request: u32, payload: &[u8], fds: &[RawFd]) {
+        let len = u32::try_from(payload.len()).unwrap();
+        let mut message = words32(&[request, 1, len]);
+        message.extend(payload);
+        // A device that has hung up is noticed when an answer is missing.
+        let sent = self.stream.send_with_fds(&[message.as_slice()], fds);
+        assert!(sent.is_ok_and(|count| count == message.len()) || self.is_closed());
+    }
+
+    fn receive(&self) -> Vec<u8> {
+        let mut header = [0; 12];
+        (&self.stream).read_exact(&mut header).unwrap();
+        let len = u32::from_le_bytes(header[8..].try_into().unwrap());
+        let mut payload = vec![0; len as usize];
+        (&self.stream).read_exact(&mut payload).unwrap();
+        payload
+    }
+}
+
+fn words32(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn words64(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
