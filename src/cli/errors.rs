@@ -14,6 +14,13 @@ pub enum CliError {
     /// It cannot be served.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// A measurement cannot be made.
+    #[cfg(feature = "bench")]
+    #[error(transparent)]
+    Bench(#[from] super::bench::BenchError),
+    /// The disk cannot be read.
+    #[error(transparent)]
+    Read(#[from] crate::image::ReadError),
     /// The label does not fit.
     #[error(
         "the label \"{label}\" has {} bytes, and EROFS has room for 15: choose a shorter --label",

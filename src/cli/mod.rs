@@ -1,9 +1,12 @@
 //! The command line: typed arguments to checked configuration, and what the program prints.
 
+#[cfg(feature = "bench")]
+mod bench;
 mod closure_args;
 mod errors;
 mod limits;
 mod log;
+mod ranges;
 mod serve;
 
 use std::process::ExitCode;
@@ -34,6 +37,11 @@ pub struct Cli {
 enum Command {
     /// Serve a closure as a disk.
     Serve(serve::ServeArgs),
+    /// Print where file data lie in a closure's disk, for `lazystore bench --ranges`.
+    Ranges(ranges::RangesArgs),
+    /// Measure a vhost-user-blk server, this one or another.
+    #[cfg(feature = "bench")]
+    Bench(bench::BenchArgs),
 }
 
 /// Runs the program; `start` is when it began. Wrong usage exits with 2 from within clap.
@@ -42,6 +50,9 @@ pub fn run(start: Instant) -> ExitCode {
     log::init(cli.verbose);
     let done = match cli.command {
         Command::Serve(args) => serve::run(&args, start),
+        Command::Ranges(args) => ranges::run(&args),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => bench::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("lazystore: {error}");

@@ -7,6 +7,7 @@
 mod build;
 mod error;
 mod plans;
+mod ranges;
 mod root;
 #[cfg(test)]
 pub mod testing;

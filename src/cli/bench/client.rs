@@ -1,0 +1,249 @@
+//! What is measured: reads over a vhost-user-blk socket, or `pread` in a loop.
+
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use blkio::{Blkio, BlkioStartOutcome, Blkioq, Completion, MemoryRegion, ReqFlags};
+use hdrhistogram::{CreationError, Histogram};
+
+use super::BenchError;
+use super::ranges::Offsets;
+
+/// Longest latency that is told apart, in nanoseconds: a minute.
+const LONGEST_NS: u64 = 60_000_000_000;
+
+/// Latencies in nanoseconds.
+pub(super) type Latencies = Histogram<u64>;
+
+/// Something to read from.
+pub(super) trait Target {
+    /// Length of the disk.
+    fn len_bytes(&self) -> Result<u64, BenchError>;
+
+    /// Reads for `time`.
+    fn run(&mut self, offsets: &mut Offsets, time: Duration) -> Result<Latencies, BenchError>;
+
+    /// Reads each block once.
+    fn touch(&mut self, offsets: &Offsets) -> Result<(), BenchError>;
+}
+
+fn latencies() -> Result<Latencies, CreationError> {
+    Histogram::new_with_bounds(1, LONGEST_NS, 3)
+}
+
+fn record(latencies: &mut Latencies, begin: Instant, end: Instant) {
+    let nanos = (end - begin).as_nanos();
+    latencies.saturating_record(u64::try_from(nanos).unwrap_or(u64::MAX));
+}
+
+/// A vhost-user-blk driver with one queue.
+pub(super) struct Client {
+    // Dropped before the device that it belongs to.
+    queue: Blkioq,
+    device: Blkio,
+    region: MemoryRegion,
+    path: String,
+    block_bytes: usize,
+    slots: Vec<Slot>,
+    completions: Vec<MaybeUninit<Completion>>,
+}
+
+/// A read under way, and the part of the memory region that it fills.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    offset: u64,
+    begin: Instant,
+}
+
+impl Client {
+    /// Connects. With `busy` the queue is one that is polled.
+    pub(super) fn start(
+        socket: &Path,
+        block_bytes: usize,
+        depth: u16,
+        busy: bool,
+    ) -> Result<Self, BenchError> {
+        let path = socket.display().to_string();
+        let start = || -> blkio::Result<_> {
+            let mut device = Blkio::new("virtio-blk-vhost-user")?;
+            device.set_str("path", &path)?;
+            device.set_bool("read-only", true)?;
+            device.connect()?;
+            device.set_i32("num-queues", i32::from(!busy))?;
+            device.set_i32("num-poll-queues", i32::from(busy))?;
+            let region = device.alloc_mem_region(usize::from(depth) * block_bytes)?;
+            let BlkioStartOutcome {
+                queues,
+                poll_queues,
+            } = device.start()?;
+            device.map_mem_region(&region)?;
+            Ok((device, region, queues.into_iter().chain(poll_queues).next()))
+        };
+        let (device, region, queue) = start().map_err(|source| device_error(&path, source))?;
+        let slot = Slot {
+            offset: 0,
+            begin: Instant::now(),
+        };
+        Ok(Self {
+            queue: queue.ok_or_else(|| BenchError::NoQueue { path: path.clone() })?,
+            device,
+            region,
+            path,
+            block_bytes,
+            slots: vec![slot; usize::from(depth)],
+            completions: (0..depth).map(|_| MaybeUninit::uninit()).collect(),
+        })
+    }
+
+    fn submit(&mut self, slot: usize, offset: u64) {
+        self.slots[slot] = Slot {
+            offset,
+            begin: Instant::now(),
+        };
+        let buffer = (self.region.addr + slot * self.block_bytes) as *mut u8;
+        self.queue
+            .read(offset, buffer, self.block_bytes, slot, ReqFlags::empty());
+    }
+
+    /// Sends what was submitted and waits for at least one answer; returns the slots that are free again.
+    fn wait(&mut self, done: &mut Vec<usize>) -> Result<(), BenchError> {
+        done.clear();
+        let count = self
+            .queue
+            .do_io(&mut self.completions, 1, None, None)
+            .map_err(|source| device_error(&self.path, source))?;
+        for completion in &self.completions[..count] {
+            let (slot, result) = outcome(completion);
+            if result != 0 {
+                return Err(BenchError::Read {
+                    offset: self.slots[slot].offset,
+                    len_bytes: self.block_bytes,
+                    errno: -result,
+                });
+            }
+            done.push(slot);
+        }
+        Ok(())
+    }
+
+    /// Keeps all slots busy while `next` has offsets; calls `on_done` with each read's begin and end.
+    fn pump(
+        &mut self,
+        mut next: impl FnMut() -> Option<u64>,
+        mut on_done: impl FnMut(Instant, Instant),
+    ) -> Result<(), BenchError> {
+        let mut free: Vec<usize> = (0..self.slots.len()).collect();
+        let mut under_way = 0;
+        loop {
+            for slot in free.drain(..) {
+                if let Some(offset) = next() {
+                    self.submit(slot, offset);
+                    under_way += 1;
+                }
+            }
+            if under_way == 0 {
+                return Ok(());
+            }
+            self.wait(&mut free)?;
+            under_way -= free.len();
+            let end = Instant::now();
+            for slot in &free {
+                on_done(self.slots[*slot].begin, end);
+            }
+        }
+    }
+}
+
+impl Target for Client {
+    fn len_bytes(&self) -> Result<u64, BenchError> {
+        self.device
+            .get_u64("capacity")
+            .map_err(|source| device_error(&self.path, source))
+    }
+
+    fn run(&mut self, offsets: &mut Offsets, time: Duration) -> Result<Latencies, BenchError> {
+        let mut latencies = latencies()?;
+        let begin = Instant::now();
+        let next = || (begin.elapsed() < time).then(|| offsets.draw());
+        self.pump(next, |begin, end| record(&mut latencies, begin, end))?;
+        Ok(latencies)
+    }
+
+    fn touch(&mut self, offsets: &Offsets) -> Result<(), BenchError> {
+        let mut each = offsets.each();
+        self.pump(|| each.next(), |_, _| {})
+    }
+}
+
+fn device_error(path: &str, source: blkio::Error) -> BenchError {
+    BenchError::Device {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Which slot, and what came of it: 0 or a negative errno.
+#[allow(unsafe_code)]
+fn outcome(completion: &MaybeUninit<Completion>) -> (usize, i32) {
+    // SAFETY: `do_io` has filled as many entries as it returned, and `wait` looks at no others.
+    let completion = unsafe { completion.assume_init_ref() };
+    (completion.user_data, completion.ret)
+}
+
+/// What the host's page cache gives without any server.
+pub(super) struct PreadLoop {
+    file: File,
+    path: String,
+    buffer: Vec<u8>,
+}
+
+impl PreadLoop {
+    pub(super) fn open(path: &Path, block_bytes: usize) -> Result<Self, BenchError> {
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|source| file_error(&name, source))?;
+        Ok(Self {
+            file,
+            path: name,
+            buffer: vec![0; block_bytes],
+        })
+    }
+
+    fn read(&mut self, offset: u64) -> Result<(), BenchError> {
+        let read = self.file.read_exact_at(&mut self.buffer, offset);
+        read.map_err(|source| file_error(&self.path, source))
+    }
+}
+
+impl Target for PreadLoop {
+    fn len_bytes(&self) -> Result<u64, BenchError> {
+        let meta = self.file.metadata();
+        Ok(meta.map_err(|source| file_error(&self.path, source))?.len())
+    }
+
+    fn run(&mut self, offsets: &mut Offsets, time: Duration) -> Result<Latencies, BenchError> {
+        let mut latencies = latencies()?;
+        let start = Instant::now();
+        let mut begin = start;
+        while begin - start < time {
+            self.read(offsets.draw())?;
+            let end = Instant::now();
+            record(&mut latencies, begin, end);
+            begin = end;
+        }
+        Ok(latencies)
+    }
+
+    fn touch(&mut self, offsets: &Offsets) -> Result<(), BenchError> {
+        offsets.each().try_for_each(|offset| self.read(offset))
+    }
+}
+
+fn file_error(path: &str, source: std::io::Error) -> BenchError {
+    BenchError::File {
+        path: path.to_owned(),
+        source,
+    }
+}

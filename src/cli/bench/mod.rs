@@ -1,0 +1,191 @@
+//! `lazystore bench`: how fast a vhost-user-blk server is, this one or another.
+//!
+//! One queue, a fixed number of reads under way, and a histogram of their latencies. Offsets are drawn from given
+//! ranges, because a lazy disk is sparse: most of its addresses are holes that no guest reads.
+
+mod client;
+mod cpu;
+mod ranges;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+
+use super::errors::CliError;
+use client::{Client, PreadLoop, Target};
+use cpu::Cpu;
+use ranges::{Offsets, Range};
+use report::Report;
+
+/// Why a measurement cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The server, or the driver library, refused.
+    #[error("the device at {path} failed: {source}")]
+    Device {
+        /// Its socket.
+        path: String,
+        /// Why.
+        source: blkio::Error,
+    },
+    /// A read failed.
+    #[error("a read of {len_bytes} bytes at {offset} failed with errno {errno}")]
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Its length.
+        len_bytes: usize,
+        /// What the driver library says.
+        errno: i32,
+    },
+    /// The device has no queue.
+    #[error("the device at {path} has no queue")]
+    NoQueue {
+        /// Its socket.
+        path: String,
+    },
+    /// Latencies could not be counted.
+    #[error("latencies cannot be counted: {0}")]
+    Histogram(#[from] hdrhistogram::CreationError),
+    /// No range holds a block.
+    #[error(
+        "no range is as long as one block: give others with --range or --ranges, or a smaller --bs"
+    )]
+    NoRange,
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    File {
+        /// Which one.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A line that is no range.
+    #[error("\"{line}\" is not a range: START LEN or START:LEN, in bytes")]
+    Line {
+        /// What stands there.
+        line: String,
+    },
+}
+
+/// Order of the reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Order {
+    /// Uniformly from all blocks of the ranges.
+    Rand,
+    /// One block after the other, over and over.
+    Seq,
+}
+
+/// Arguments of `lazystore bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lazystore ranges --closure-info ./closure-info > hot
+  lazystore bench --socket store.sock --ranges hot --qd 32
+  lazystore bench --socket qsd.sock --bs 128k --qd 8 --rw seq --json")]
+pub struct BenchArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Bytes per read: a multiple of 512, with k or M
+    #[arg(long, value_name = "BYTES", default_value = "4k", value_parser = ranges::parse_block)]
+    bs: usize,
+    /// Reads under way at any time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
+    qd: u16,
+    /// Order of the reads
+    #[arg(long, value_enum, default_value = "rand")]
+    rw: Order,
+    /// Read only from LEN bytes at START; may be given several times [default: the whole disk]
+    #[arg(long = "range", value_name = "START:LEN")]
+    range: Vec<Range>,
+    /// Read only from the ranges in FILE, one `START LEN` a line, as `lazystore ranges` prints them; `-` is stdin
+    #[arg(long, value_name = "FILE")]
+    ranges: Option<PathBuf>,
+    /// Seconds to measure
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = ranges::parse_seconds)]
+    time: f64,
+    /// Seconds to read before that, unmeasured
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.5, value_parser = ranges::parse_seconds)]
+    warmup: f64,
+    /// Read each block of the ranges once before that, so that all of it is planned, open and cached
+    #[arg(long)]
+    touch: bool,
+    /// Wait for answers in a busy loop instead of sleeping until the server interrupts
+    #[arg(long)]
+    busy: bool,
+    /// Also report the CPU time of the server with this process id, its children included
+    #[arg(long, value_name = "PID")]
+    cpu_of: Option<u32>,
+    /// Seed of the random offsets: the same seed reads the same blocks
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Print one line of JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct TargetArgs {
+    /// The server's vhost-user-blk socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// A file to read with `pread` in a loop instead: what no server can beat
+    #[arg(long, value_name = "PATH")]
+    pread: Option<PathBuf>,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// When the server cannot be reached, a read fails, or the ranges make no sense.
+pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
+    let mut target = args.open()?;
+    let mut offsets = args.offsets(target.len_bytes()?)?;
+    if args.touch {
+        target.touch(&offsets)?;
+    }
+    target.run(&mut offsets, Duration::from_secs_f64(args.warmup))?;
+    let cpu = args.cpu_of.map(Cpu::of);
+    let begin = Instant::now();
+    let latencies = target.run(&mut offsets, Duration::from_secs_f64(args.time))?;
+    let report = Report {
+        latencies,
+        seconds: begin.elapsed().as_secs_f64(),
+        block_bytes: args.bs,
+        cpu_seconds: cpu.map(|before| before.seconds_since()),
+    };
+    if args.json {
+        println!("{}", report.json());
+    } else {
+        print!("{}", report.table());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl BenchArgs {
+    fn open(&self) -> Result<Box<dyn Target>, BenchError> {
+        Ok(match (&self.target.socket, &self.target.pread) {
+            (Some(socket), _) => Box::new(Client::start(socket, self.bs, self.qd, self.busy)?),
+            (None, file) => Box::new(PreadLoop::open(&file.clone().unwrap_or_default(), self.bs)?),
+        })
+    }
+
+    fn offsets(&self, disk_len_bytes: u64) -> Result<Offsets, BenchError> {
+        let mut all = self.range.clone();
+        if let Some(file) = &self.ranges {
+            all.extend(ranges::read(file)?);
+        }
+        if all.is_empty() {
+            all.push(Range {
+                start: 0,
+                len_bytes: disk_len_bytes,
+            });
+        }
+        let random = (self.rw == Order::Rand).then_some(self.seed);
+        Offsets::new(&all, self.bs, random).ok_or(BenchError::NoRange)
+    }
+}

@@ -1,0 +1,50 @@
+//! Where file data lie.
+
+use super::{Image, ReadError};
+use crate::erofs::format::BLOCK_LEN_BYTES;
+use crate::erofs::layout::plan::Plan;
+use crate::store::FileKind;
+
+/// First and behind-the-last data block of a run.
+type Run = (u32, u64);
+
+impl Image {
+    /// Plans all paths and calls `sink` with the first byte and the length of each run of blocks that hold data of
+    /// regular files, in the order of the disk. Nothing is opened.
+    ///
+    /// # Errors
+    /// When a path cannot be planned.
+    pub fn file_ranges(&self, sink: &mut dyn FnMut(u64, u64)) -> Result<(), ReadError> {
+        for (region, here) in (0..).zip(self.space.regions()) {
+            if here.data.is_empty() {
+                continue;
+            }
+            // Covered only by a plan of the whole path.
+            let runs = self.plans.with_data(self, region, u32::MAX, runs)?;
+            for (first, end) in runs {
+                let start = u64::from(here.data.start) + u64::from(first);
+                let blocks = end - u64::from(first);
+                sink(start * BLOCK_LEN_BYTES, blocks * BLOCK_LEN_BYTES);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Files that touch are one run.
+fn runs(plan: &Plan) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for index in plan.data_from(0) {
+        let node = plan.node(*index);
+        if node.kind() != FileKind::Regular {
+            continue;
+        }
+        let start = node.data_block();
+        let end = u64::from(start) + plan.data_blocks_of(node);
+        match runs.last_mut() {
+            Some(last) if last.1 == u64::from(start) => last.1 = end,
+            _ => runs.push((start, end)),
+        }
+    }
+    runs
+}
