@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use sd_notify::NotifyState;
@@ -31,6 +31,9 @@ pub struct ServeArgs {
     /// Threads that serve one VM's queues [default: one per core, 4 at most]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// Look for further requests for this many microseconds before sleeping, while that pays; 0 to sleep at once
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1000))]
+    poll_us: u64,
 }
 
 /// Serves until told to stop. Also returns in every worker process, which then has nothing left to do.
@@ -42,6 +45,7 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
         device: DeviceOptions {
             serial: args.serial.clone(),
             threads: args.threads.unwrap_or_else(DeviceOptions::default_threads),
+            poll: Duration::from_micros(args.poll_us),
         },
     };
     let outcome = serve(image, &options, || announce(&options.socket, start))?;

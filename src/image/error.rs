@@ -29,6 +29,13 @@ pub enum ReadError {
     },
 }
 
+impl ReadError {
+    /// Only a disk has to be waited for.
+    pub fn is_would_block(&self) -> bool {
+        matches!(self, Self::Store(StoreError::WouldBlock))
+    }
+}
+
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {

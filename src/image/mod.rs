@@ -12,13 +12,14 @@ mod root;
 #[cfg(test)]
 pub mod testing;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, ROOT_NID, Space};
-use crate::store::{FileKey, FileKind, HostFile, Store, StoreError};
+use crate::store::{FileKey, FileKind, HostFile, Patience, Store, StoreError};
 
 pub use build::ImageOptions;
 pub use error::{ImageError, ReadError};
@@ -101,19 +102,34 @@ impl Image {
         len_bytes: u64,
         sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.visit_with(Patience::Wait, offset, len_bytes, sink)
+    }
+
+    /// Like [`visit`](Self::visit), and with [`Patience::Now`] only if everything is in memory: plans, names and small
+    /// files. Whether the bytes of a [`Piece::File`] are, is for `sink` to find out.
+    ///
+    /// # Errors
+    /// As `visit`, and one for which [`ReadError::is_would_block`] is true.
+    pub fn visit_with<E: From<ReadError>>(
+        &self,
+        patience: Patience,
+        offset: u64,
+        len_bytes: u64,
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let end = self.checked_end(offset, len_bytes)?;
         let mut cursor = Cursor { offset, end };
         while cursor.offset < cursor.end {
             match self.space.area(cursor.block()) {
                 Area::Data { region, block } => {
-                    self.visit_data(region, block, &mut cursor, sink)?;
+                    self.visit_data(patience, region, block, &mut cursor, sink)?;
                 }
                 Area::Unused { end } => {
                     let len = cursor.left_before(u64::from(end));
                     emit_zeros(&mut cursor, len, sink)?;
                 }
                 area => {
-                    let block = self.render(area)?;
+                    let block = self.render(patience, area)?;
                     let start = cursor.in_block();
                     let left = cursor.left_before(u64::from(cursor.block()) + 1);
                     let len = usize::try_from(left).unwrap_or(BLOCK_LEN_USIZE);
@@ -139,7 +155,9 @@ impl Image {
             match piece {
                 Piece::Metadata(bytes) => now.copy_from_slice(bytes),
                 Piece::Zeros { .. } => now.fill(0),
-                Piece::File { file, offset, .. } => file.read_exact_at(now, offset)?,
+                Piece::File { file, offset, .. } => {
+                    file.read_exact_at(now, offset, Patience::Wait)?
+                }
             }
             Ok::<(), ReadError>(())
         })
@@ -157,32 +175,39 @@ impl Image {
     }
 
     /// The bytes of a block that is not file data.
-    fn render(&self, area: Area) -> Result<Block, ReadError> {
+    fn render(&self, patience: Patience, area: Area) -> Result<Block, ReadError> {
         match (area, &self.root) {
             (Area::Superblock, _) => Ok(*self.superblock),
             (Area::Root(block), Some(root)) => Ok(root.render(block, self.space.regions())),
-            (Area::Meta { region, block }, _) => self.render_metadata(region, block),
+            (Area::Meta { region, block }, _) => self.render_metadata(patience, region, block),
             _ => Ok([0; BLOCK_LEN_USIZE]),
         }
     }
 
-    fn render_metadata(&self, region: u32, block: u32) -> Result<Block, ReadError> {
+    fn render_metadata(
+        &self,
+        patience: Patience,
+        region: u32,
+        block: u32,
+    ) -> Result<Block, ReadError> {
         let mut out = [0; BLOCK_LEN_USIZE];
         let here = self.space.region(region);
-        let files = self.plans.with_meta(self, region, block, |plan| {
-            let nid = u64::from(ROOT_NID);
-            let files = encode::metadata_block(plan, here, nid, block, &mut out);
-            let open = |inline: &encode::InlineFile| {
-                let file = self.open(plan, region, inline.node)?;
-                Ok((file, inline.offset..inline.offset + inline.len))
-            };
-            files
-                .iter()
-                .map(open)
-                .collect::<Result<Vec<_>, StoreError>>()
-        })??;
+        let files = self
+            .plans
+            .with_meta(self, patience, region, block, |plan| {
+                let nid = u64::from(ROOT_NID);
+                let files = encode::metadata_block(plan, here, nid, block, &mut out);
+                let open = |inline: &encode::InlineFile| {
+                    let file = self.open(plan, patience, region, inline.node)?;
+                    Ok((file, inline.offset..inline.offset + inline.len))
+                };
+                files
+                    .iter()
+                    .map(open)
+                    .collect::<Result<Vec<_>, StoreError>>()
+            })??;
         for (file, range) in files {
-            file.read_exact_at(&mut out[range], 0)?;
+            file.read_exact_at(&mut out[range], 0, patience)?;
         }
         Ok(out)
     }
@@ -190,6 +215,7 @@ impl Image {
     fn open(
         &self,
         plan: &Plan,
+        patience: Patience,
         region: u32,
         index: NodeIndex,
     ) -> Result<Arc<HostFile>, StoreError> {
@@ -198,12 +224,13 @@ impl Image {
             node: index,
         };
         let stamp = plan.node(index).stamp();
-        self.store.file(key, stamp, || plan.path(index))
+        self.store.file(key, stamp, patience, || plan.path(index))
     }
 
     /// Hands out data from block `block` of a region, as far as the region and the range go.
     fn visit_data<E: From<ReadError>>(
         &self,
+        patience: Patience,
         region: u32,
         block: u32,
         cursor: &mut Cursor,
@@ -217,8 +244,8 @@ impl Image {
         let start = u64::from(block) * BLOCK_LEN_BYTES + cursor.in_block() as u64;
         let extents = self
             .plans
-            .with_data(self, region, last_block, |plan| {
-                self.extents(plan, region, start, len)
+            .with_data(self, patience, region, last_block, |plan| {
+                self.extents(plan, patience, region, start, len)
             })?
             .map_err(ReadError::from)?;
         for extent in extents {
@@ -231,6 +258,7 @@ impl Image {
     fn extents(
         &self,
         plan: &Plan,
+        patience: Patience,
         region: u32,
         start: u64,
         len: u64,
@@ -247,7 +275,7 @@ impl Image {
             }
             let stop = (from + node.size_bytes()).min(end);
             if at < stop {
-                extents.push(self.extent(plan, region, index, at - from, stop - at)?);
+                extents.push(self.extent(plan, patience, region, index, at - from..stop - from)?);
                 at = stop;
             }
             let padded = from + plan.data_blocks_of(node) * BLOCK_LEN_BYTES;
@@ -260,18 +288,19 @@ impl Image {
     fn extent(
         &self,
         plan: &Plan,
+        patience: Patience,
         region: u32,
         index: NodeIndex,
-        offset: u64,
-        len: u64,
+        range: Range<u64>,
     ) -> Result<Extent, StoreError> {
         let node = plan.node(index);
+        let (offset, len) = (range.start, range.end - range.start);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         if node.kind() == FileKind::Symlink {
             let start = usize::try_from(offset).unwrap_or(usize::MAX);
             return Ok(Extent::Bytes(plan.target(node)[start..start + len].into()));
         }
-        let file = self.open(plan, region, index)?;
+        let file = self.open(plan, patience, region, index)?;
         Ok(Extent::File { file, offset, len })
     }
 }

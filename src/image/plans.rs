@@ -5,7 +5,7 @@
 //! derived again, identically.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use arc_swap::ArcSwapOption;
 use lru::LruCache;
@@ -15,7 +15,7 @@ use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
 use crate::erofs::layout::plan::Plan;
 use crate::erofs::layout::planner::Planner;
-use crate::store::{FileKind, Stat, Store};
+use crate::store::{FileKind, Patience, Stat, Store, StoreError};
 
 /// One path's plan.
 #[derive(Debug, Default)]
@@ -73,42 +73,55 @@ impl Plans {
     pub(super) fn with_meta<R>(
         &self,
         image: &Image,
+        patience: Patience,
         region: u32,
         block: u32,
         f: impl FnOnce(&Plan) -> R,
     ) -> Result<R, ReadError> {
-        self.with(image, region, Need::Meta(block), f)
+        self.with(image, patience, region, Need::Meta(block), f)
     }
 
     /// Calls `f` with a plan that covers a region's data up to block `block`.
     pub(super) fn with_data<R>(
         &self,
         image: &Image,
+        patience: Patience,
         region: u32,
         block: u32,
         f: impl FnOnce(&Plan) -> R,
     ) -> Result<R, ReadError> {
-        self.with(image, region, Need::Data(block), f)
+        self.with(image, patience, region, Need::Data(block), f)
     }
 
     fn with<R>(
         &self,
         image: &Image,
+        patience: Patience,
         region: u32,
         need: Need,
         f: impl FnOnce(&Plan) -> R,
     ) -> Result<R, ReadError> {
         let slot = &self.slots[region as usize];
-        let cell = slot.get();
-        if let Some(plan) = cell.complete.get() {
+        slot.touch();
+        // The most frequent case neither writes to memory that others read nor counts references.
+        if let Some(plan) = slot
+            .cell
+            .load()
+            .as_ref()
+            .and_then(|cell| cell.complete.get())
+        {
             return Ok(f(plan));
         }
-        let mut growing = lock(&cell.growing);
+        let cell = slot.get();
+        let mut growing = match patience {
+            Patience::Wait => lock(&cell.growing),
+            Patience::Now => try_lock(&cell.growing).ok_or(StoreError::WouldBlock)?,
+        };
         if let Some(plan) = cell.complete.get() {
             // Somebody finished it while this reader waited for its turn.
             return Ok(f(plan));
         }
-        self.grow(image, region, need, &mut growing)
+        self.grow(image, patience, region, need, &mut growing)
             .inspect_err(|error| {
                 if matches!(error, ReadError::Layout { .. }) {
                     *growing = None;
@@ -128,10 +141,17 @@ impl Plans {
     fn grow(
         &self,
         image: &Image,
+        patience: Patience,
         region: u32,
         need: Need,
         growing: &mut Option<Planner>,
     ) -> Result<(), ReadError> {
+        if patience == Patience::Now {
+            let covered = growing
+                .as_ref()
+                .is_some_and(|grown| need.is_covered_by(grown));
+            return covered.then_some(()).ok_or(StoreError::WouldBlock.into());
+        }
         let here = image.space.region(region);
         let planner = match growing {
             Some(planner) => planner,
@@ -195,11 +215,15 @@ impl Plans {
 }
 
 impl Slot {
-    /// The path's cell, which is empty at first. The most frequent case does not write to memory.
-    fn get(&self) -> Arc<Cell> {
+    /// Writes at most once between two looks of the cache.
+    fn touch(&self) {
         if !self.touched.load(Ordering::Relaxed) {
             self.touched.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// The path's cell, which is empty at first.
+    fn get(&self) -> Arc<Cell> {
         loop {
             if let Some(cell) = self.cell.load_full() {
                 return cell;
@@ -286,6 +310,15 @@ fn layout_error(store: &Store, name: &[u8], source: LayoutError) -> ReadError {
 
 /// Neither a planner nor the sizes are left half-changed by a panic elsewhere: both are only replaced or
 /// extended in ways that leave them whole.
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// As [`try_lock`], and waits.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,7 @@
 use super::{Image, ReadError};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::plan::Plan;
-use crate::store::FileKind;
+use crate::store::{FileKind, Patience};
 
 /// First and behind-the-last data block of a run.
 type Run = (u32, u64);
@@ -20,7 +20,9 @@ impl Image {
                 continue;
             }
             // Covered only by a plan of the whole path.
-            let runs = self.plans.with_data(self, region, u32::MAX, runs)?;
+            let runs = self
+                .plans
+                .with_data(self, Patience::Wait, region, u32::MAX, runs)?;
             for (first, end) in runs {
                 let start = u64::from(here.data.start) + u64::from(first);
                 let blocks = end - u64::from(first);

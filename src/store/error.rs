@@ -15,6 +15,9 @@ pub enum StoreError {
         /// What the host said.
         errno: Errno,
     },
+    /// It is not in memory, and the caller does not want to wait.
+    #[error("a disk has to be waited for")]
+    WouldBlock,
     /// The file is not the one that was planned.
     #[error("{}: its type, size or mtime changed while it was served", path.display())]
     Changed {

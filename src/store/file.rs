@@ -1,14 +1,15 @@
 //! Open files and their bounded cache.
 
+use std::io::IoSliceMut;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
-use super::StoreError;
+use super::{Patience, StoreError};
 
 /// Shards of the file cache: queues that read different files seldom meet at one lock.
 const SHARDS: usize = 16;
@@ -53,19 +54,38 @@ impl HostFile {
     /// Fills `buf` from `offset`.
     ///
     /// # Errors
-    /// When the host cannot read, or the file ends before `buf` is full.
-    pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError> {
+    /// When the host cannot read, or the file ends before `buf` is full. [`StoreError::WouldBlock`] as `patience` has
+    /// it.
+    pub fn read_exact_at(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        patience: Patience,
+    ) -> Result<(), StoreError> {
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
-            match rustix::io::pread(&self.fd, &mut buf[done..], at) {
+            match self.read_at(&mut buf[done..], at, patience) {
                 Ok(0) => return Err(self.shrank()),
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
+                Err(errno) if patience == Patience::Now && would_block(errno) => {
+                    return Err(StoreError::WouldBlock);
+                }
                 Err(errno) => return Err(self.fault(errno)),
             }
         }
         Ok(())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64, patience: Patience) -> Result<usize, Errno> {
+        match patience {
+            Patience::Wait => rustix::io::pread(&self.fd, buf, offset),
+            Patience::Now => {
+                let mut bufs = [IoSliceMut::new(buf)];
+                rustix::io::preadv2(&self.fd, &mut bufs, offset, ReadWriteFlags::NOWAIT)
+            }
+        }
     }
 
     /// The error for a read of this file that the host refused.
@@ -89,6 +109,11 @@ impl AsFd for HostFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Whether `RWF_NOWAIT` was refused: not in memory, or the file system (or a sandbox) does not know the flag.
+pub fn would_block(errno: Errno) -> bool {
+    matches!(errno, Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS)
 }
 
 type Shard = LruCache<FileKey, Arc<HostFile>>;

@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 pub use error::StoreError;
-pub use file::{FileKey, HostFile, Stamp};
+pub use file::{FileKey, HostFile, Stamp, would_block};
 pub use listing::{Detail, Entry, FileKind, Listing, Stat};
 
 use file::FileCache;
@@ -26,6 +26,15 @@ const MAX_PATH_LEN_BYTES: usize = 4000;
 
 /// How often a resolution that lost a race with a rename is tried again (openat2(2), `EAGAIN`).
 const MAX_RESOLVE_TRIES: usize = 16;
+
+/// Whether a call may wait for a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// What is not in memory is refused with [`StoreError::WouldBlock`].
+    Now,
+    /// As long as it takes.
+    Wait,
+}
 
 /// A directory on the host whose contents are served.
 #[derive(Debug)]
@@ -110,24 +119,34 @@ impl Store {
     ///
     /// # Errors
     /// When it cannot be opened, or no longer has the size and mtime of `stamp`: what it holds then
-    /// is not what was planned.
+    /// is not what was planned. [`StoreError::WouldBlock`] as `patience` has it.
     pub fn file(
         &self,
         key: FileKey,
         stamp: Stamp,
+        patience: Patience,
         path: impl FnOnce() -> Vec<u8>,
     ) -> Result<Arc<HostFile>, StoreError> {
         if let Some(file) = self.files.get(key) {
             return Ok(file);
         }
         let path = path();
-        let file = Arc::new(self.open_file(&path, stamp)?);
+        let file = Arc::new(self.open_file(&path, stamp, patience)?);
         self.files.insert(key, Arc::clone(&file));
         Ok(file)
     }
 
-    fn open_file(&self, path: &[u8], stamp: Stamp) -> Result<HostFile, StoreError> {
-        let open = || self.open_beneath(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK);
+    fn open_file(
+        &self,
+        path: &[u8],
+        stamp: Stamp,
+        patience: Patience,
+    ) -> Result<HostFile, StoreError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let open = || match patience {
+            Patience::Now => self.open_cached(path, flags),
+            Patience::Wait => self.open_beneath(path, flags),
+        };
         let fd = open()
             .or_else(|errno| match errno {
                 // Out of descriptors: the cache is what holds most of them.
@@ -137,7 +156,13 @@ impl Store {
                 }
                 other => Err(other),
             })
-            .map_err(|errno| self.error(path, "open", errno))?;
+            .map_err(|errno| match (patience, errno) {
+                // The last two: a kernel before 5.12, and a sandbox.
+                (Patience::Now, Errno::AGAIN | Errno::INVAL | Errno::NOSYS) => {
+                    StoreError::WouldBlock
+                }
+                _ => self.error(path, "open", errno),
+            })?;
         let stat = statx(&fd, c"", AtFlags::EMPTY_PATH)
             .map_err(|errno| self.error(path, "stat", errno))?;
         let found = Stat::from(&stat);
@@ -155,6 +180,15 @@ impl Store {
             action,
             errno,
         }
+    }
+
+    /// Opens `path` if all names in it are in memory.
+    fn open_cached(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let how = beneath() | ResolveFlags::CACHED;
+        if path.is_empty() || path.len() > MAX_PATH_LEN_BYTES {
+            return Err(Errno::AGAIN);
+        }
+        rustix::fs::openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), how)
     }
 
     /// Opens `path` beneath the directory; a path longer than the kernel takes goes in several steps.
@@ -178,12 +212,15 @@ impl Store {
     }
 }
 
+fn beneath() -> ResolveFlags {
+    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS
+}
+
 fn resolve(dir: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { b"." } else { path };
-    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     // With O_PATH | O_NOFOLLOW a final symlink is opened itself, which NO_SYMLINKS allows.
     for _ in 0..MAX_RESOLVE_TRIES {
-        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), beneath()) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             done => return done,
         }

@@ -50,7 +50,11 @@ fn never_follows_a_symlink_on_the_host() {
     let stamp = Stat::of_kind(FileKind::Regular).stamp();
     let key = FileKey { path: 0, node: 0 };
     for path in [&b"file"[..], b"up/secret", b"../secret"] {
-        assert!(store.file(key, stamp, || path.to_vec()).is_err());
+        assert!(
+            store
+                .file(key, stamp, Patience::Wait, || path.to_vec())
+                .is_err()
+        );
     }
     assert!(store.list(b"up", Detail::Nar).is_err());
     assert!(store.stat(b"../secret").is_err());
@@ -65,12 +69,14 @@ fn a_file_that_changed_is_an_error() {
     let store = Store::open(dir.path(), 64).unwrap();
     let stamp = store.stat(b"f").unwrap().stamp();
     let key = |node| FileKey { path: 0, node };
-    let file = store.file(key(0), stamp, || b"f".to_vec()).unwrap();
+    let file = store
+        .file(key(0), stamp, Patience::Wait, || b"f".to_vec())
+        .unwrap();
     fs::write(dir.path().join("f"), "1234").unwrap();
-    let other = store.file(key(1), stamp, || b"f".to_vec());
+    let other = store.file(key(1), stamp, Patience::Wait, || b"f".to_vec());
     assert!(matches!(other, Err(StoreError::Changed { .. })));
     let mut buf = [0; 5];
-    let short = file.read_exact_at(&mut buf, 0);
+    let short = file.read_exact_at(&mut buf, 0, Patience::Wait);
     assert!(matches!(short, Err(StoreError::Shrank { .. })));
 }
 
@@ -104,7 +110,7 @@ fn the_cache_keeps_few_files_open() {
         let stamp = store.stat(node.to_string().as_bytes()).unwrap().stamp();
         let key = FileKey { path: 7, node };
         store
-            .file(key, stamp, || node.to_string().into_bytes())
+            .file(key, stamp, Patience::Wait, || node.to_string().into_bytes())
             .unwrap();
     }
     // Other tests open files meanwhile, hence the room.

@@ -1,18 +1,14 @@
-//! The device: batches of requests, threads, counters.
-//!
-//! No lock is shared between queues: what they have in common is read-only or atomic, and each thread counts for itself.
+//! The device: what a frontend asks of it, and its threads.
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::ops::Deref;
-use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
-use virtio_queue::DescriptorChain;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
@@ -20,11 +16,14 @@ use vmm_sys_util::event::{
 };
 
 use super::config::{self, ConfigSpace, QUEUE_SIZE_MAX, QUEUES};
-use super::execute::{Disk, Done, Outcome};
-use super::guest::{Memory, SharedMemory};
-use super::limit::{LogLimit, Trouble};
-use super::request::{ID_BYTES, parse};
-use super::ring::{BATCH, Look, Ring, RingFault, Turn};
+use super::engine::{Engine, Habit};
+use super::execute::Disk;
+use super::guest::SharedMemory;
+use super::limit::Trouble;
+use super::poller::Poller;
+use super::request::ID_BYTES;
+use super::ring::Ring;
+pub use super::stats::Stats;
 use crate::image::Image;
 
 /// More threads than this do not make one VM faster: a guest's reads are few and short.
@@ -37,7 +36,12 @@ pub struct DeviceOptions {
     pub serial: String,
     /// Threads that serve queues; queue `q` belongs to thread `q % threads`. More than there are queues is no use.
     pub threads: NonZeroUsize,
+    /// How long a thread looks for further requests before it sleeps, at most; zero for never.
+    pub poll: Duration,
 }
+
+/// Long enough for a guest to take an answer and ask again; see the README for what other values cost and bring.
+pub const DEFAULT_POLL: Duration = Duration::from_micros(50);
 
 impl DeviceOptions {
     /// As many threads as there are CPUs, but at most four.
@@ -61,57 +65,19 @@ impl DeviceOptions {
     }
 }
 
-/// What was served so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Requests answered, whatever the answer.
-    pub requests: u64,
-    /// Data bytes delivered to the guest.
-    pub bytes: u64,
-    /// Requests answered with an error, or not at all.
-    pub errors: u64,
-}
-
-/// One thread's counters, on cache lines of their own (two: CPUs fetch them in pairs).
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Counters {
-    requests: AtomicU64,
-    bytes: AtomicU64,
-    errors: AtomicU64,
-}
-
-impl Counters {
-    fn count(&self, outcome: &Outcome) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        match &outcome.result {
-            Ok(bytes) => self.bytes.fetch_add(*bytes, Ordering::Relaxed),
-            Err(_) => self.errors.fetch_add(1, Ordering::Relaxed),
-        };
-    }
-
-    fn add_to(&self, stats: &mut Stats) {
-        stats.requests += self.requests.load(Ordering::Relaxed);
-        stats.bytes += self.bytes.load(Ordering::Relaxed);
-        stats.errors += self.errors.load(Ordering::Relaxed);
-    }
-}
-
 /// How a thread is told to end: the end it waits on and the end that tells.
 type ExitEvent = (EventConsumer, EventNotifier);
 
 /// A read-only disk for one VM.
 pub struct BlkDevice {
-    disk: Disk,
-    disk_len_bytes: u64,
+    engine: Arc<Engine>,
     config: ConfigSpace,
-    memory: SharedMemory,
-    counters: Vec<Counters>,
+    /// One for each thread, which alone takes it.
+    habits: Vec<Mutex<Habit>>,
     /// Made in advance: a thread without one could never be joined.
     exits: Mutex<Vec<Option<ExitEvent>>>,
     /// Whether a frontend has said anything at all.
     addressed: AtomicBool,
-    limit: LogLimit,
 }
 
 impl BlkDevice {
@@ -124,32 +90,39 @@ impl BlkDevice {
         options: &DeviceOptions,
         memory: SharedMemory,
     ) -> io::Result<Self> {
-        let disk_len_bytes = image.len_bytes();
         let threads = options.queue_threads();
         let exits = (0..threads)
             .map(|_| {
                 new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).map(Some)
             })
             .collect::<io::Result<_>>()?;
+        let habit = |thread| {
+            Mutex::new(Habit {
+                thread,
+                poller: Poller::new(options.poll),
+            })
+        };
+        let config = ConfigSpace::new(image.len_bytes());
+        let serial = options.padded_serial();
         Ok(Self {
-            disk: Disk {
-                image,
-                serial: options.padded_serial(),
-            },
-            disk_len_bytes,
-            config: ConfigSpace::new(disk_len_bytes),
-            memory,
-            counters: (0..threads).map(|_| Counters::default()).collect(),
+            engine: Arc::new(Engine::new(Disk { image, serial }, memory, threads)),
+            config,
+            habits: (0..threads).map(habit).collect(),
             exits: Mutex::new(exits),
             addressed: AtomicBool::new(false),
-            limit: LogLimit::new(),
         })
     }
 
-    /// What was served so far; exact once the threads have ended.
+    /// Waits for requests that other threads still carry out. For the end: from then on all threads block.
+    pub fn finish(&self) {
+        self.engine.pool.end();
+    }
+
+    /// What was served so far; exact once the threads have ended and [`finish`](Self::finish) has returned.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats::default();
-        self.counters
+        self.engine
+            .counters
             .iter()
             .for_each(|counters| counters.add_to(&mut stats));
         stats
@@ -162,76 +135,11 @@ impl BlkDevice {
 
     /// Whether the frontend has shared any memory.
     pub fn has_memory(&self) -> bool {
-        self.memory.memory().num_regions() > 0
-    }
-
-    /// Serves a ring until it is empty.
-    pub fn drain(&self, ring: &Ring, thread: usize) {
-        let mut done = Vec::with_capacity(BATCH);
-        loop {
-            // Taken anew for each batch, so that one who waits to stop the ring gets his chance.
-            match self.serve_batch(&mut ring.turn(), thread, &mut done) {
-                Ok(Look::Work) => {}
-                Ok(Look::Idle | Look::Stopped) => return,
-                Err(fault @ RingFault::Signal(_)) => self.warn(Trouble::Signal, &fault),
-                Err(fault @ RingFault::Broken(_)) => return self.warn(Trouble::Ring, &fault),
-            }
-        }
-    }
-
-    /// The ring's lock is held to collect and to publish, not while the disk is read.
-    fn serve_batch(
-        &self,
-        turn: &mut Turn<'_>,
-        thread: usize,
-        done: &mut Vec<Done>,
-    ) -> Result<Look, RingFault> {
-        let guard = self.memory.memory();
-        let memory: &Memory = guard.deref();
-        let mut chains = Vec::with_capacity(BATCH);
-        let look = turn.collect(memory, &mut chains)?;
-        if look != Look::Work {
-            return Ok(look);
-        }
-        if !ptr::eq(memory, self.memory.memory().deref()) {
-            // The frontend added memory after this thread had taken hold of it and before the guest made these requests,
-            // which may well use the new part. What was there before the requests must be looked up after them.
-            turn.put_back(chains.len());
-            return Ok(Look::Work);
-        }
-        done.clear();
-        done.extend(
-            chains
-                .into_iter()
-                .map(|chain| self.serve(chain, memory, thread)),
-        );
-        turn.publish(memory, done)?;
-        Ok(look)
-    }
-
-    fn serve(&self, chain: DescriptorChain<&Memory>, memory: &Memory, thread: usize) -> Done {
-        let outcome = self
-            .disk
-            .execute(&parse(chain, self.disk_len_bytes), memory);
-        if let Some(counters) = self.counters.get(thread) {
-            counters.count(&outcome);
-        }
-        if let Err(error) = &outcome.result {
-            self.warn(Trouble::Request, error);
-        }
-        outcome.done
-    }
-
-    fn warn(&self, trouble: Trouble, error: &dyn std::error::Error) {
-        match self.limit.pass(trouble) {
-            Some(0) => tracing::warn!("{error}"),
-            Some(dropped) => tracing::warn!("{error} ({dropped} more like it)"),
-            None => {}
-        }
+        self.engine.memory.memory().num_regions() > 0
     }
 
     fn warn_of_missing_memory(&self) {
-        if self.limit.pass(Trouble::Memory).is_some() {
+        if self.engine.limit.pass(Trouble::Memory).is_some() {
             tracing::error!("{}", super::TransportError::MemoryNotShared);
         }
     }
@@ -271,7 +179,7 @@ impl VhostUserBackend for BlkDevice {
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
-        let threads = self.counters.len();
+        let threads = self.habits.len();
         let queues_of = |thread| (thread..usize::from(QUEUES)).step_by(threads);
         (0..threads)
             .map(|thread| queues_of(thread).fold(0, |mask, queue| mask | 1 << queue))
@@ -283,18 +191,19 @@ impl VhostUserBackend for BlkDevice {
         exits.get_mut(thread_index)?.take()
     }
 
-    /// `device_event` counts within `vrings`, and those are the thread's own. Always `Ok`: an error ends the thread.
+    /// Looks at all of the thread's rings, whichever one has the event. Always `Ok`: an error ends the thread.
     fn handle_event(
         &self,
-        device_event: u16,
+        _device_event: u16,
         _events: EventSet,
         vrings: &[Ring],
         thread_id: usize,
     ) -> io::Result<()> {
         if !self.has_memory() {
             self.warn_of_missing_memory();
-        } else if let Some(ring) = vrings.get(usize::from(device_event)) {
-            self.drain(ring, thread_id);
+        } else if let Some(habit) = self.habits.get(thread_id) {
+            let mut habit = habit.lock().unwrap_or_else(PoisonError::into_inner);
+            self.engine.serve(vrings, &mut habit);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter, Memory};
 use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
 use crate::image::{Image, Piece, ReadError};
-use crate::store::HostFile;
+use crate::store::{HostFile, Patience, StoreError};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,17 +67,39 @@ pub struct Disk {
 impl Disk {
     /// Carries a request out and writes its status byte: all but the publishing.
     pub fn execute(&self, parsed: &Parsed, memory: &Memory) -> Outcome {
-        let result = match &parsed.request {
-            Request::Read { offset_bytes, data } => self.read(*offset_bytes, data, memory),
+        let result = self.carry_out(Patience::Wait, parsed, memory);
+        finish(parsed, result, memory)
+    }
+
+    /// Like [`execute`](Self::execute), but does nothing that could block. None when it would have to; parts of the
+    /// data may have been written then, which nobody can see before the request is published.
+    pub fn try_execute(&self, parsed: &Parsed, memory: &Memory) -> Option<Outcome> {
+        let result = self.carry_out(Patience::Now, parsed, memory);
+        match result {
+            Err(RequestError::Read(error)) if error.is_would_block() => None,
+            result => Some(finish(parsed, result, memory)),
+        }
+    }
+
+    fn carry_out(
+        &self,
+        patience: Patience,
+        parsed: &Parsed,
+        memory: &Memory,
+    ) -> Result<u64, RequestError> {
+        match &parsed.request {
+            Request::Read { offset_bytes, data } => {
+                self.read(patience, *offset_bytes, data, memory)
+            }
             Request::GetId { data } => self.tell_serial(data, memory),
             Request::Flush => Ok(0),
             Request::Refused(refusal) => Err((*refusal).into()),
-        };
-        finish(parsed, result, memory)
+        }
     }
 
     fn read(
         &self,
+        patience: Patience,
         offset_bytes: u64,
         data: &GuestBuffer,
         memory: &Memory,
@@ -86,10 +108,12 @@ impl Disk {
         let mut fill = Fill {
             writer: data.writer(memory)?,
             run: None,
+            patience,
         };
         if len_bytes > 0 {
+            let add = &mut |piece: Piece<'_>| fill.add(piece);
             self.image
-                .visit(offset_bytes, len_bytes, &mut |piece| fill.add(piece))?;
+                .visit_with(patience, offset_bytes, len_bytes, add)?;
         }
         fill.flush()?;
         Ok(len_bytes)
@@ -143,6 +167,7 @@ fn write_status(
 struct Fill<'m> {
     writer: GuestWriter<'m>,
     run: Option<FileRun>,
+    patience: Patience,
 }
 
 /// A range of a host file that is still to be read.
@@ -209,9 +234,13 @@ impl Fill<'_> {
         else {
             return Ok(());
         };
-        match self.writer.read_file(file.as_fd(), offset, len_bytes) {
+        match self
+            .writer
+            .read_file(file.as_fd(), offset, len_bytes, self.patience)
+        {
             Ok(()) => Ok(()),
             Err(FileFault::Guest(fault)) => Err(fault.into()),
+            Err(FileFault::WouldBlock) => Err(ReadError::from(StoreError::WouldBlock).into()),
             Err(FileFault::Host(errno)) => Err(ReadError::from(file.fault(errno)).into()),
             Err(FileFault::Ended) => Err(ReadError::from(file.shrank()).into()),
         }

@@ -13,6 +13,8 @@ use vm_memory::{
     VolatileMemoryError, VolatileSlice,
 };
 
+use crate::store::{Patience, would_block};
+
 /// Guest memory as this process has mapped it; no dirty log, because nothing here can migrate.
 pub type Memory = GuestMemoryMmap<()>;
 
@@ -50,6 +52,9 @@ pub enum FileFault {
     /// The memory is at fault.
     #[error(transparent)]
     Guest(#[from] GuestFault),
+    /// The bytes are not in memory, and the caller does not want to wait.
+    #[error("a disk has to be waited for")]
+    WouldBlock,
     /// The host refused to read.
     #[error("the host refused to read: {0}")]
     Host(Errno),
@@ -199,7 +204,8 @@ impl GuestWriter<'_> {
         Ok(())
     }
 
-    /// Reads `offset..offset + len_bytes` of a file, wholly, with as few system calls as the kernel allows.
+    /// Reads `offset..offset + len_bytes` of a file, wholly, with as few system calls as the kernel allows; with
+    /// [`Patience::Now`] only from memory.
     ///
     /// # Errors
     /// [`FileFault`]; any part of the buffer may have been written then.
@@ -208,15 +214,19 @@ impl GuestWriter<'_> {
         file: BorrowedFd<'_>,
         offset: u64,
         len_bytes: u64,
+        patience: Patience,
     ) -> Result<(), FileFault> {
         let mut at = offset;
         let mut rest = len_bytes;
         while rest > 0 {
-            let count = match preadv(file, &self.front(rest)?, at) {
+            let count = match preadv(file, &self.front(rest)?, at, patience) {
                 Ok(0) => return Err(FileFault::Ended),
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
                 Err(Errno::FAULT) => return Err(GuestFault::Vanished.into()),
+                Err(errno) if patience == Patience::Now && would_block(errno) => {
+                    return Err(FileFault::WouldBlock);
+                }
                 Err(errno) => return Err(FileFault::Host(errno)),
             };
             self.advance(count)?;
@@ -269,7 +279,12 @@ fn beyond(_: VolatileMemoryError) -> GuestFault {
 ///
 /// Not rustix: its `preadv` wants `&mut [u8]`, and such a reference to memory that a guest writes to is unsound.
 #[allow(unsafe_code)]
-fn preadv(file: BorrowedFd<'_>, slices: &[VolatileSlice<'_>], offset: u64) -> Result<usize, Errno> {
+fn preadv(
+    file: BorrowedFd<'_>,
+    slices: &[VolatileSlice<'_>],
+    offset: u64,
+    patience: Patience,
+) -> Result<usize, Errno> {
     let offset = libc::off_t::try_from(offset).map_err(|_| Errno::OVERFLOW)?;
     let guards: Vec<PtrGuardMut> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
     let iovecs: Vec<libc::iovec> = guards
@@ -284,7 +299,16 @@ fn preadv(file: BorrowedFd<'_>, slices: &[VolatileSlice<'_>], offset: u64) -> Re
     // `Memory` and that `guards` keep accessible, both alive until after the call. The kernel writes at most
     // `iov_len` bytes to each; a page that has vanished gives EFAULT, not a signal. No Rust reference to this
     // memory exists: whatever else touches it does so through volatile or atomic accesses.
-    let read = unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset) };
+    let read = unsafe {
+        match patience {
+            // The older call, which every sandbox allows.
+            Patience::Wait => libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset),
+            Patience::Now => {
+                let flags = libc::RWF_NOWAIT;
+                libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), count, offset, flags)
+            }
+        }
+    };
     usize::try_from(read).map_err(|_| last_errno())
 }
 

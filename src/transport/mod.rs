@@ -7,9 +7,13 @@
 //! | [`guest`] | guest memory as buffers: copy in, zero, `preadv` straight from a host file |
 //! | [`request`] | descriptor chain to request value; every check of what a guest may send |
 //! | [`execute`] | request value to bytes in guest memory and a status byte |
+//! | [`inflight`] | requests taken and not yet published, in the order of the ring |
 //! | [`ring`] | a virtqueue that survives the death of the process that serves it |
+//! | `poller` | how long a thread looks for requests before it sleeps |
 //! | [`config`] | what the device says about itself: features and configuration space |
-//! | [`blk`] | the device: batches of requests, threads, counters |
+//! | `pool` | threads for what would block |
+//! | `engine` | batches of requests, from the ring and back to it |
+//! | [`blk`] | the device: what a frontend asks of it, and its threads |
 //! | `vhost` | one connection, from accept to the frontend's leaving |
 //! | `socket` | the listening socket: stale and live ones, permissions, removal |
 //! | `workers` | one process per connection |
@@ -19,14 +23,19 @@
 
 pub mod blk;
 pub mod config;
+mod engine;
 mod error;
 pub mod execute;
 mod frontend;
 pub mod guest;
+pub mod inflight;
 mod limit;
+mod poller;
+mod pool;
 pub mod request;
 pub mod ring;
 mod socket;
+mod stats;
 #[cfg(test)]
 mod testing;
 mod vhost;

@@ -46,6 +46,7 @@ pub fn serve_connection(
     let end = daemon.wait();
     // Joins the queue threads, so that the counters are final.
     drop(daemon);
+    device.finish();
     judge(end, &device)
 }
 

@@ -70,7 +70,7 @@ fn a_file_goes_into_more_segments_than_one_call_takes() {
     let segments: Vec<(u64, u32)> = (0..3000).map(|i| (0x1000 + i * 16, 13)).collect();
     let mut writer = buffer(&segments).writer(&memory).unwrap();
     writer
-        .read_file(file_of(&content).as_fd(), 5, 3000 * 13)
+        .read_file(file_of(&content).as_fd(), 5, 3000 * 13, Patience::Wait)
         .unwrap();
     for (i, (address, _)) in segments.iter().enumerate() {
         assert_eq!(bytes_at(&memory, *address, 13), content[5 + i * 13..][..13]);
@@ -84,9 +84,13 @@ fn files_and_copies_alternate() {
     let file = file_of(b"0123456789");
     let mut writer = buffer(&[(0, 5), (0x100, 20)]).writer(&memory).unwrap();
     writer.write(b"ab").unwrap();
-    writer.read_file(file.as_fd(), 1, 4).unwrap();
+    writer
+        .read_file(file.as_fd(), 1, 4, Patience::Wait)
+        .unwrap();
     writer.zero(1).unwrap();
-    writer.read_file(file.as_fd(), 7, 3).unwrap();
+    writer
+        .read_file(file.as_fd(), 7, 3, Patience::Wait)
+        .unwrap();
     assert_eq!(bytes_at(&memory, 0, 6), b"ab123\0");
     assert_eq!(bytes_at(&memory, 0x100, 6), b"4\x00789\0");
 }
@@ -112,7 +116,7 @@ fn a_file_never_goes_beyond_the_buffer() {
 fn offsets_beyond_the_kernels_are_refused() {
     let memory = memory(0x1000);
     let mut writer = buffer(&[(0, 10)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[]).as_fd(), u64::MAX, 10);
+    let fault = writer.read_file(file_of(&[]).as_fd(), u64::MAX, 10, Patience::Wait);
     assert_eq!(fault, Err(FileFault::Host(Errno::OVERFLOW)));
 }
 
@@ -132,7 +136,7 @@ fn memory_that_the_frontend_cut_is_an_error_and_no_signal() {
     let backing = file_of(&[0; 0x2000]);
     let offset = FileOffset::new(backing.try_clone().unwrap(), 0);
     let region = MmapRegion::from_file(offset, 0x2000).unwrap();
-    let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
+    let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap(, Patience::Wait);
     let memory = Memory::from_regions(vec![region]).unwrap();
     backing.set_len(0).unwrap();
     let mut writer = buffer(&[(0, 100)]).writer(&memory).unwrap();

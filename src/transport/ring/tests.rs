@@ -52,7 +52,7 @@ impl Process {
         let guard = self.memory.memory();
         let mut turn = self.ring.turn();
         let mut chains = Vec::new();
-        turn.collect(&guard, &mut chains).unwrap();
+        let (_, first) = turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
         let mut heads: Vec<u16> = chains.iter().map(DescriptorChain::head_index).collect();
         if matches!(order, Order::Reversed) {
             heads.reverse();
@@ -69,7 +69,7 @@ impl Process {
             Death::Executing(_) => return false,
             Death::Publishing(count) | Death::InMidElement(count) => count.min(heads.len()),
         };
-        turn.publish(&guard, &done(&heads[..published])).unwrap();
+        publish(&mut turn, &guard, first, &heads[..published]).unwrap();
         if let (Death::InMidElement(_), Some(next)) = (death, heads.get(published)) {
             driver.scribble_element(driver.used_index(), *next);
         }
@@ -91,12 +91,32 @@ fn execute(memory: &Memory, head: u16) {
     memory.write_slice(&ANSWER, buffer_of(head)).unwrap();
 }
 
-fn done(heads: &[u16]) -> Vec<Done> {
-    let one = |head: &u16| Done {
-        head: *head,
+fn done(head: u16) -> Done {
+    Done {
+        head,
         used_len_bytes: 16,
-    };
-    heads.iter().map(one).collect()
+    }
+}
+
+/// Completes as many requests as there are heads, in the order of their tickets, and publishes.
+fn publish(
+    turn: &mut Turn<'_>,
+    memory: &Memory,
+    first: Ticket,
+    heads: &[u16],
+) -> Result<(), RingFault> {
+    for (index, head) in heads.iter().enumerate() {
+        turn.complete(first.later(index), done(*head));
+    }
+    turn.publish(memory)
+}
+
+/// What a look at the ring finds.
+fn look(ring: &Ring, memory: &Memory) -> Result<Look, RingFault> {
+    let mut chains = Vec::new();
+    ring.turn()
+        .collect(memory, Quiet::Kick, &mut chains)
+        .map(|(look, _)| look)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -245,24 +265,13 @@ fn an_impossible_index_breaks_the_ring_until_it_is_set_up_again() {
     let guard = process.memory.memory();
     let avail_index = vm_memory::GuestAddress(driver.addresses().1 + 2);
     guard.write_obj(9u16, avail_index).unwrap();
-    let mut chains = Vec::new();
-    let fault = process
-        .ring
-        .turn()
-        .collect(&guard, &mut chains)
-        .unwrap_err();
+    let fault = look(&process.ring, &guard).unwrap_err();
     assert!(matches!(fault, RingFault::Broken(_)));
     guard.write_obj(0u16, avail_index).unwrap();
-    assert_eq!(
-        process.ring.turn().collect(&guard, &mut chains).unwrap(),
-        Look::Stopped
-    );
+    assert_eq!(look(&process.ring, &guard).unwrap(), Look::Stopped);
     process.ring.set_queue_ready(false);
     process.ring.set_queue_ready(true);
-    assert_eq!(
-        process.ring.turn().collect(&guard, &mut chains).unwrap(),
-        Look::Idle
-    );
+    assert_eq!(look(&process.ring, &guard).unwrap(), Look::Idle);
 }
 
 #[test]
@@ -270,11 +279,9 @@ fn an_impossible_head_breaks_the_ring() {
     let driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     let guard = process.memory.memory();
-    let fault = process
-        .ring
-        .turn()
-        .publish(&guard, &done(&[8]))
-        .unwrap_err();
+    let mut turn = process.ring.turn();
+    let ticket = turn.state.in_flight.take(1);
+    let fault = publish(&mut turn, &guard, ticket, &[8]).unwrap_err();
     assert!(matches!(fault, RingFault::Broken(_)));
 }
 
@@ -284,24 +291,22 @@ fn a_disabled_or_stopped_ring_is_left_alone() {
     let process = Process::start(&driver, 8, 0);
     driver.submit(2);
     let guard = process.memory.memory();
-    let mut chains = Vec::new();
     process.ring.set_enabled(false);
-    assert_eq!(
-        process.ring.turn().collect(&guard, &mut chains).unwrap(),
-        Look::Stopped
-    );
+    assert_eq!(look(&process.ring, &guard).unwrap(), Look::Stopped);
     process.ring.set_enabled(true);
     process.ring.set_queue_ready(false);
-    assert_eq!(
-        process.ring.turn().collect(&guard, &mut chains).unwrap(),
-        Look::Stopped
-    );
+    assert!(!process.ring.has_requests(&guard));
+    assert_eq!(look(&process.ring, &guard).unwrap(), Look::Stopped);
     process.ring.set_queue_ready(true);
-    assert_eq!(
-        process.ring.turn().collect(&guard, &mut chains).unwrap(),
-        Look::Work
-    );
-    assert_eq!(chains.len(), 2);
+    assert!(process.ring.has_requests(&guard));
+    let mut chains = Vec::new();
+    let (look, _) = process
+        .ring
+        .turn()
+        .collect(&guard, Quiet::Poll, &mut chains)
+        .unwrap();
+    assert_eq!((look, chains.len()), (Look::Work, 2));
+    assert!(!process.ring.has_requests(&guard));
 }
 
 #[test]
@@ -313,7 +318,7 @@ fn what_was_put_back_is_taken_again() {
     let mut turn = process.ring.turn();
     let mut chains = Vec::new();
     for _ in 0..3 {
-        turn.collect(&guard, &mut chains).unwrap();
+        turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
         let heads: Vec<u16> = chains.iter().map(DescriptorChain::head_index).collect();
         assert_eq!(heads, [0, 1, 2]);
         turn.put_back(3);
@@ -329,15 +334,72 @@ fn stopping_waits_for_the_batch() {
     let guard = process.memory.memory();
     let mut turn = process.ring.turn();
     let mut chains = Vec::new();
-    turn.collect(&guard, &mut chains).unwrap();
+    let (_, first) = turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
     let ring = process.ring.clone();
     let stop = std::thread::spawn(move || ring.set_queue_ready(false));
     std::thread::sleep(std::time::Duration::from_millis(50));
     assert!(!stop.is_finished());
-    turn.publish(&guard, &done(&[0, 1, 2])).unwrap();
+    publish(&mut turn, &guard, first, &[0, 1, 2]).unwrap();
     drop(turn);
     stop.join().unwrap();
     assert_eq!(process.ring.queue_next_avail(), driver.used_index());
+}
+
+/// Nor is the ring at rest while another thread carries out what the queue's thread gave away.
+#[test]
+fn stopping_waits_for_other_threads() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    driver.submit(3);
+    let guard = process.memory.memory();
+    let mut turn = process.ring.turn();
+    let mut chains = Vec::new();
+    let (_, first) = turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
+    for head in [0, 2] {
+        execute(&guard, head);
+        turn.complete(first.later(usize::from(head)), done(head));
+    }
+    turn.publish(&guard).unwrap();
+    drop(turn);
+    // Request 2 has been carried out, but 1 is in front of it.
+    assert_eq!(driver.used_index(), 1);
+    let ring = process.ring.clone();
+    let stop = std::thread::spawn(move || ring.set_queue_ready(false));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(!stop.is_finished());
+    execute(&guard, 1);
+    process
+        .ring
+        .answer(&guard, first.later(1), done(1))
+        .unwrap();
+    stop.join().unwrap();
+    assert_eq!(driver.used_index(), 3);
+    driver.check_prefix().unwrap();
+    driver.take_back().unwrap();
+    driver.check_nothing_lost().unwrap();
+}
+
+/// A guest that makes requests available without end does not fill the host's memory.
+#[test]
+fn no_more_is_taken_than_the_ring_holds() {
+    let mut driver = Driver::new(4, 0);
+    let process = Process::start(&driver, 4, 0);
+    driver.submit(4);
+    let guard = process.memory.memory();
+    let mut chains = Vec::new();
+    let mut turn = process.ring.turn();
+    let (_, first) = turn.collect(&guard, Quiet::Poll, &mut chains).unwrap();
+    assert_eq!(chains.len(), 4);
+    // The same four heads again, before any of them came back.
+    let avail_index = vm_memory::GuestAddress(driver.addresses().1 + 2);
+    guard.write_obj(8u16, avail_index).unwrap();
+    for quiet in [Quiet::Poll, Quiet::Kick] {
+        let (look, _) = turn.collect(&guard, quiet, &mut chains).unwrap();
+        assert_eq!((look, chains.len()), (Look::Idle, 0));
+    }
+    publish(&mut turn, &guard, first, &[0]).unwrap();
+    turn.collect(&guard, Quiet::Poll, &mut chains).unwrap();
+    assert_eq!(chains.len(), 1);
 }
 
 #[test]

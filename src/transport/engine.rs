@@ -1,0 +1,254 @@
+//! Batches of requests, from the ring and back to it.
+//!
+//! What can be answered at once is answered by the queue's thread; what would block goes to a pool, and the thread
+//! goes on. Queues share no lock on the way of what is answered at once.
+
+use std::sync::Arc;
+
+use virtio_queue::DescriptorChain;
+use vm_memory::GuestAddressSpace;
+
+use super::execute::{Disk, Done, Outcome};
+use super::guest::{Memory, SharedMemory};
+use super::inflight::Ticket;
+use super::limit::{LogLimit, Trouble};
+use super::poller::Poller;
+use super::pool::{Job, Pool};
+use super::request::{Parsed, parse};
+use super::ring::{BATCH, Look, Quiet, Ring, RingFault, Turn};
+use super::stats::Counters;
+
+/// Most requests, and most bytes of data, that wait to be published for one that comes after them: the guest goes on
+/// with the first answers while the last are being made.
+const PUBLISH_REQUESTS: usize = 16;
+const PUBLISH_BYTES: u32 = 256 << 10;
+
+/// Batches between two looks at which rings are in use.
+const ROUNDS: usize = 64;
+
+/// Enough for a disk's queue to be deep, few enough to cost nothing.
+const BLOCKING_THREADS_MAX: usize = 16;
+
+/// What all queues of one VM have in common.
+pub(super) struct Engine {
+    pub(super) disk: Disk,
+    pub(super) disk_len_bytes: u64,
+    pub(super) memory: SharedMemory,
+    /// One for each queue thread, and one for the pool.
+    pub(super) counters: Vec<Counters>,
+    pub(super) limit: LogLimit,
+    pub(super) pool: Pool<Handed>,
+}
+
+/// What each queue thread has for itself.
+pub(super) struct Habit {
+    /// Which of the threads.
+    pub(super) thread: usize,
+    pub(super) poller: Poller,
+}
+
+impl Engine {
+    pub(super) fn new(disk: Disk, memory: SharedMemory, threads: usize) -> Self {
+        Self {
+            disk_len_bytes: disk.image.len_bytes(),
+            disk,
+            memory,
+            counters: (0..=threads).map(|_| Counters::default()).collect(),
+            limit: LogLimit::new(),
+            pool: Pool::new(BLOCKING_THREADS_MAX),
+        }
+    }
+
+    /// Serves a thread's rings until all are empty and the guest has been asked to kick.
+    pub(super) fn serve(self: &Arc<Self>, rings: &[Ring], habit: &mut Habit) {
+        habit.poller.woke();
+        let mut in_use = Vec::with_capacity(rings.len());
+        loop {
+            in_use.clear();
+            in_use.extend(rings.iter().filter(|ring| ring.is_running()));
+            if !(0..ROUNDS).all(|_| self.serve_once(&in_use, habit)) {
+                return habit.poller.sleeps();
+            }
+        }
+    }
+
+    /// Gives every ring its batch; says whether there may be more.
+    fn serve_once(self: &Arc<Self>, rings: &[&Ring], habit: &mut Habit) -> bool {
+        self.serve_batches(rings, Quiet::Poll, habit.thread)
+            || (self.wait(rings, &mut habit.poller)
+                && self.serve_batches(rings, Quiet::Poll, habit.thread))
+            || self.serve_batches(rings, Quiet::Kick, habit.thread)
+    }
+
+    fn wait(&self, rings: &[&Ring], poller: &mut Poller) -> bool {
+        let guard = self.memory.memory();
+        poller.wait(|| rings.iter().any(|ring| ring.has_requests(&guard)))
+    }
+
+    /// Says whether any ring had requests.
+    fn serve_batches(self: &Arc<Self>, rings: &[&Ring], quiet: Quiet, thread: usize) -> bool {
+        let mut worked = false;
+        for ring in rings {
+            // Taken anew for each batch, so that one who waits to stop the ring gets his chance.
+            match self.serve_batch(&mut ring.turn(), ring, quiet, thread) {
+                Ok(look) => worked |= look == Look::Work,
+                Err(fault) => {
+                    worked |= matches!(fault, RingFault::Signal(_));
+                    self.warn_of_ring(&fault);
+                }
+            }
+        }
+        worked
+    }
+
+    /// The ring's lock is held to collect and to publish, not while the disk is read.
+    fn serve_batch(
+        self: &Arc<Self>,
+        turn: &mut Turn<'_>,
+        ring: &Ring,
+        quiet: Quiet,
+        thread: usize,
+    ) -> Result<Look, RingFault> {
+        let guard = self.memory.memory();
+        let memory: &Memory = &guard;
+        let mut chains = Vec::with_capacity(BATCH);
+        let (look, first) = turn.collect(memory, quiet, &mut chains)?;
+        if look != Look::Work {
+            return Ok(look);
+        }
+        if !std::ptr::eq(memory, &raw const *self.memory.memory()) {
+            // The frontend added memory after this thread had taken hold of it and before the guest made these requests,
+            // which may well use the new part. What was there before the requests must be looked up after them.
+            turn.put_back(chains.len());
+            return Ok(Look::Work);
+        }
+        self.answer(turn, ring, chains, first, thread)?;
+        Ok(look)
+    }
+
+    fn answer(
+        self: &Arc<Self>,
+        turn: &mut Turn<'_>,
+        ring: &Ring,
+        chains: Vec<DescriptorChain<&Memory>>,
+        first: Ticket,
+        thread: usize,
+    ) -> Result<(), RingFault> {
+        let guard = self.memory.memory();
+        let mut due = Due::default();
+        let mut published = Ok(());
+        for (index, chain) in chains.into_iter().enumerate() {
+            let parsed = parse(chain, self.disk_len_bytes);
+            let ticket = first.later(index);
+            if let Some(outcome) = self.disk.try_execute(&parsed, &guard) {
+                let done = self.note(outcome, thread);
+                turn.complete(ticket, done);
+                due.count(done);
+            } else {
+                self.hand_over(turn, ring, ticket, parsed);
+            }
+            if due.is_reached() {
+                // A fault is told at the end: what was taken has to be completed in any case.
+                published = published.and(turn.publish(&guard));
+            }
+        }
+        published.and(turn.publish(&guard))
+    }
+
+    fn hand_over(
+        self: &Arc<Self>,
+        turn: &mut Turn<'_>,
+        ring: &Ring,
+        ticket: Ticket,
+        parsed: Parsed,
+    ) {
+        let handed = Handed {
+            engine: Arc::clone(self),
+            ring: ring.clone(),
+            ticket,
+            parsed,
+            memory: self.memory.memory().into_inner(),
+        };
+        if let Err(handed) = self.pool.submit(handed) {
+            turn.complete(ticket, handed.execute(0));
+        }
+    }
+
+    /// Counts and tells what came of a request.
+    fn note(&self, outcome: Outcome, thread: usize) -> Done {
+        if let Some(counters) = self.counters.get(thread) {
+            counters.count(&outcome);
+        }
+        if let Err(error) = &outcome.result {
+            self.warn(Trouble::Request, error);
+        }
+        outcome.done
+    }
+
+    fn warn_of_ring(&self, fault: &RingFault) {
+        let trouble = match fault {
+            RingFault::Signal(_) => Trouble::Signal,
+            RingFault::Broken(_) => Trouble::Ring,
+        };
+        self.warn(trouble, fault);
+    }
+
+    fn warn(&self, trouble: Trouble, error: &dyn std::error::Error) {
+        match self.limit.pass(trouble) {
+            Some(0) => tracing::warn!("{error}"),
+            Some(dropped) => tracing::warn!("{error} ({dropped} more like it)"),
+            None => {}
+        }
+    }
+}
+
+/// A request that would block the queue's thread.
+pub(super) struct Handed {
+    engine: Arc<Engine>,
+    ring: Ring,
+    ticket: Ticket,
+    parsed: Parsed,
+    /// As it was when the request was taken: its buffers stay mapped.
+    memory: Arc<Memory>,
+}
+
+impl Handed {
+    fn execute(&self, thread: usize) -> Done {
+        let outcome = self.engine.disk.execute(&self.parsed, &self.memory);
+        self.engine.note(outcome, thread)
+    }
+}
+
+impl Job for Handed {
+    fn run(self) {
+        let done = self.execute(self.engine.counters.len() - 1);
+        // The ring lies in the memory of now.
+        let memory = self.engine.memory.memory();
+        if let Err(fault) = self.ring.answer(&memory, self.ticket, done) {
+            self.engine.warn_of_ring(&fault);
+        }
+    }
+}
+
+/// What has been completed and not published yet.
+#[derive(Default)]
+struct Due {
+    requests: usize,
+    bytes: u32,
+}
+
+impl Due {
+    fn count(&mut self, done: Done) {
+        self.requests += 1;
+        self.bytes = self.bytes.saturating_add(done.used_len_bytes);
+    }
+
+    /// Whether it is time to publish; if so, counts anew.
+    fn is_reached(&mut self) -> bool {
+        let reached = self.requests >= PUBLISH_REQUESTS || self.bytes >= PUBLISH_BYTES;
+        if reached {
+            *self = Self::default();
+        }
+        reached
+    }
+}

@@ -1,0 +1,189 @@
+//! Threads for what would block.
+//!
+//! Not io_uring: its operations bypass seccomp filters, and what blocks here is not only reads but also opening files
+//! and walking directories.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+/// Something to be done.
+pub(super) trait Job: Send + 'static {
+    /// Does it.
+    fn run(self);
+}
+
+/// Threads that are started when they are needed and then stay.
+pub(super) struct Pool<J: Job> {
+    shared: Arc<Shared<J>>,
+    most_threads: usize,
+}
+
+struct Shared<J> {
+    state: Mutex<State<J>>,
+    wake: Condvar,
+}
+
+struct State<J> {
+    jobs: VecDeque<J>,
+    threads: Vec<JoinHandle<()>>,
+    /// Threads that wait for a job.
+    idle: usize,
+    ended: bool,
+}
+
+impl<J: Job> Pool<J> {
+    /// No thread is started yet.
+    pub(super) fn new(most_threads: usize) -> Self {
+        let state = State {
+            jobs: VecDeque::new(),
+            threads: Vec::new(),
+            idle: 0,
+            ended: false,
+        };
+        let shared = Shared {
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            most_threads,
+        }
+    }
+
+    /// Has `job` done by a thread.
+    ///
+    /// # Errors
+    /// The job, when there is no thread and none can be started.
+    pub(super) fn submit(&self, job: J) -> Result<(), J> {
+        let mut state = self.shared.lock();
+        if !state.ended && state.idle <= state.jobs.len() && state.threads.len() < self.most_threads
+        {
+            self.start_thread(&mut state);
+        }
+        if state.ended || state.threads.is_empty() {
+            return Err(job);
+        }
+        state.jobs.push_back(job);
+        drop(state);
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    /// Without a new thread the others have more to do, that is all.
+    fn start_thread(&self, state: &mut State<J>) {
+        let shared = Arc::clone(&self.shared);
+        let name = "blocking".to_owned();
+        let started = thread::Builder::new()
+            .name(name)
+            .spawn(move || shared.work());
+        state.threads.extend(started);
+    }
+
+    /// Does what is left to do, and ends the threads.
+    pub(super) fn end(&self) {
+        for thread in self.shared.end() {
+            // A job that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<J: Job> Drop for Pool<J> {
+    /// Does not wait: it may be one of the pool's own threads that drops it.
+    fn drop(&mut self) {
+        self.shared.end();
+    }
+}
+
+impl<J: Job> Shared<J> {
+    /// Jobs are run without the lock, so a panic cannot leave the state half-changed.
+    fn lock(&self) -> MutexGuard<'_, State<J>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        while let Some(job) = self.next() {
+            job.run();
+        }
+    }
+
+    /// Waits for a job; none when the pool has ended.
+    fn next(&self) -> Option<J> {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            if state.ended {
+                return None;
+            }
+            state.idle += 1;
+            let woken = self.wake.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+
+    fn end(&self) -> Vec<JoinHandle<()>> {
+        let mut state = self.lock();
+        state.ended = true;
+        self.wake.notify_all();
+        std::mem::take(&mut state.threads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    type Closure = Box<dyn FnOnce() + Send>;
+
+    impl Job for Closure {
+        fn run(self) {
+            self();
+        }
+    }
+
+    #[test]
+    fn a_job_that_waits_does_not_hold_up_another() {
+        let pool = Pool::<Closure>::new(2);
+        let (give, take) = mpsc::channel();
+        let (done, results) = mpsc::channel();
+        let also_done = done.clone();
+        let waiting: Closure = Box::new(move || done.send(take.recv().unwrap()).unwrap());
+        assert!(pool.submit(waiting).is_ok());
+        assert!(
+            pool.submit(Box::new(move || also_done.send(1).unwrap()))
+                .is_ok()
+        );
+        assert_eq!(results.recv(), Ok(1));
+        give.send(2).unwrap();
+        assert_eq!(results.recv(), Ok(2));
+        pool.end();
+    }
+
+    #[test]
+    fn what_was_submitted_is_done_before_the_end_and_nothing_after_it() {
+        let pool = Pool::<Closure>::new(1);
+        let (done, results) = mpsc::channel();
+        for number in 0..100 {
+            let done = done.clone();
+            assert!(
+                pool.submit(Box::new(move || done.send(number).unwrap()))
+                    .is_ok()
+            );
+        }
+        pool.end();
+        assert_eq!(results.try_iter().count(), 100);
+        assert!(pool.submit(Box::new(|| {})).is_err());
+    }
+
+    #[test]
+    fn without_threads_the_job_comes_back() {
+        let job: Closure = Box::new(|| {});
+        assert!(Pool::new(0).submit(job).is_err());
+    }
+}
