@@ -207,6 +207,14 @@ impl Plans {
         }
     }
 
+    /// Calls `f` while a region's plan cannot grow.
+    #[cfg(test)]
+    pub(super) fn hold<R>(&self, region: usize, f: impl FnOnce() -> R) -> R {
+        let cell = self.slots[region].get();
+        let _growing = lock(&cell.growing);
+        f()
+    }
+
     /// Bytes of all plans in memory, about.
     #[cfg(test)]
     pub(super) fn total_bytes(&self) -> usize {

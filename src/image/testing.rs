@@ -34,3 +34,8 @@ pub fn store_image(dir: &Path, options: &ImageOptions) -> Image {
     };
     Image::new(&closure, options).unwrap()
 }
+
+/// Calls `f` while nobody can plan region `region`: whoever needs that waits, as for a disk that does not answer.
+pub fn with_planning_held<R>(image: &Image, region: usize, f: impl FnOnce() -> R) -> R {
+    image.plans.hold(region, f)
+}

@@ -252,3 +252,6 @@ impl Due {
         reached
     }
 }
+
+#[cfg(test)]
+mod tests;

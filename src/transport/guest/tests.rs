@@ -99,7 +99,7 @@ fn files_and_copies_alternate() {
 fn a_file_that_ends_early_is_an_error() {
     let memory = memory(0x1000);
     let mut writer = buffer(&[(0, 100)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 100);
+    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 100, Patience::Wait);
     assert_eq!(fault, Err(FileFault::Ended));
 }
 
@@ -107,7 +107,7 @@ fn a_file_that_ends_early_is_an_error() {
 fn a_file_never_goes_beyond_the_buffer() {
     let memory = memory(0x1000);
     let mut writer = buffer(&[(0, 10)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 50);
+    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 50, Patience::Wait);
     assert_eq!(fault, Err(FileFault::Guest(GuestFault::Full)));
     assert_eq!(bytes_at(&memory, 9, 3), [1, 0, 0]);
 }
@@ -136,10 +136,29 @@ fn memory_that_the_frontend_cut_is_an_error_and_no_signal() {
     let backing = file_of(&[0; 0x2000]);
     let offset = FileOffset::new(backing.try_clone().unwrap(), 0);
     let region = MmapRegion::from_file(offset, 0x2000).unwrap();
-    let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap(, Patience::Wait);
+    let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
     let memory = Memory::from_regions(vec![region]).unwrap();
     backing.set_len(0).unwrap();
     let mut writer = buffer(&[(0, 100)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[1; 100]).as_fd(), 0, 100);
+    let fault = writer.read_file(file_of(&[1; 100]).as_fd(), 0, 100, Patience::Wait);
     assert_eq!(fault, Err(FileFault::Guest(GuestFault::Vanished)));
+}
+
+/// The kernel decides what it keeps in memory, so both answers are right; a wrong one is not.
+#[test]
+fn an_impatient_read_is_whole_or_refused() {
+    let content = pattern(200_000);
+    let file = file_of(&content);
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let memory = memory(0x100_0000);
+    let read = |patience| {
+        let mut writer = buffer(&[(0, 200_000)]).writer(&memory).unwrap();
+        writer.read_file(file.as_fd(), 0, 200_000, patience)
+    };
+    if read(Patience::Now) != Err(FileFault::WouldBlock) {
+        assert!(bytes_at(&memory, 0, content.len()) == content);
+    }
+    assert_eq!(read(Patience::Wait), Ok(()));
+    assert!(bytes_at(&memory, 0, content.len()) == content);
 }

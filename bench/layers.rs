@@ -1,0 +1,148 @@
+//! What each layer costs, without a guest: `cargo bench --bench layers`.
+//!
+//! Everything lies in a temporary directory and in the page cache.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use lazystore::closure::{Closure, Contents, StorePath};
+use lazystore::image::{Image, ImageOptions};
+use lazystore::transport::execute::Disk;
+use lazystore::transport::guest::Memory;
+use lazystore::transport::request::parse;
+use tempfile::TempDir;
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::mock::MockSplitQueue;
+use vm_memory::{Bytes, GuestAddress};
+
+const BLOCK: u64 = 4096;
+
+/// A store path called `0` with `files` files of one block, 1,000 to a directory.
+fn tree(files: usize) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for index in 0..files {
+        let parent = dir.path().join("0").join(format!("{}", index / 1000));
+        if index % 1000 == 0 {
+            fs::create_dir_all(&parent).unwrap();
+        }
+        // Holes: planning looks at sizes only.
+        let file = fs::File::create(parent.join(format!("{index}"))).unwrap();
+        file.set_len(BLOCK).unwrap();
+    }
+    dir
+}
+
+fn image(dir: &Path, paths: Vec<StorePath>) -> Image {
+    let closure = Closure {
+        dir: dir.to_owned(),
+        store_dir: "/nix/store".into(),
+        contents: Contents::StorePaths(paths),
+    };
+    Image::new(&closure, &ImageOptions::default()).unwrap()
+}
+
+fn path(name: String) -> StorePath {
+    StorePath {
+        name: name.into_bytes().into(),
+        nar_size: Some(100_000_000),
+        nar_hash: None,
+    }
+}
+
+fn one(dir: &Path) -> Image {
+    image(dir, vec![path("0".into())])
+}
+
+fn planning(criterion: &mut Criterion) {
+    let files = 10_000;
+    let dir = tree(files);
+    let mut group = criterion.benchmark_group("planning");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(files as u64));
+    group.bench_function("per inode", |bencher| {
+        bencher.iter_with_setup(
+            || one(dir.path()),
+            |image| image.file_ranges(&mut |_, _| {}),
+        );
+    });
+    group.finish();
+}
+
+/// Reading one block of a planned path: the extent's lookup, and one `pread` that is the same for all sizes.
+fn lookup(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("lookup");
+    for extents in [1_000, 100_000] {
+        let dir = tree(extents);
+        let image = one(dir.path());
+        let mut start = 0;
+        image.file_ranges(&mut |at, _| start = at).unwrap();
+        let mut buf = [0; 4096];
+        group.bench_function(BenchmarkId::new("extents", extents), |bencher| {
+            let at = start + extents as u64 / 2 * BLOCK;
+            bencher.iter(|| image.read_exact_at(&mut buf, at));
+        });
+    }
+    group.finish();
+}
+
+fn metadata(criterion: &mut Criterion) {
+    let dir = tree(10_000);
+    let image = one(dir.path());
+    image.file_ranges(&mut |_, _| {}).unwrap();
+    let start = u64::from(image.space().region(0).meta.start);
+    let mut buf = [0; 4096];
+    criterion.bench_function("render a metadata block", |bencher| {
+        bencher.iter(|| image.read_exact_at(&mut buf, (start + 20) * BLOCK));
+    });
+}
+
+fn start(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("superblock and root directory");
+    group.sample_size(10);
+    for paths in [1_000, 100_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut all = Vec::new();
+        for index in 0..paths {
+            fs::create_dir(dir.path().join(format!("{index:06}"))).unwrap();
+            all.push(path(format!("{index:06}")));
+        }
+        group.throughput(Throughput::Elements(paths));
+        let mut buf = [0; 8192];
+        group.bench_function(BenchmarkId::new("paths", paths), |bencher| {
+            bencher.iter(|| image(dir.path(), all.clone()).read_exact_at(&mut buf, 0));
+        });
+    }
+    group.finish();
+}
+
+fn request(criterion: &mut Criterion) {
+    let dir = tree(1_000);
+    let image = Arc::new(one(dir.path()));
+    let mut data = 0;
+    image.file_ranges(&mut |at, _| data = at).unwrap();
+    let disk_len = image.len_bytes();
+    let disk = Disk {
+        image,
+        serial: [0; 20],
+    };
+    let memory = Memory::from_ranges(&[(GuestAddress(0), 0x20000)]).unwrap();
+    let queue = MockSplitQueue::new(&memory, 16);
+    let parts = [(0x8000, 16, 1), (0x10000, 4096, 3), (0x9000, 1, 2)];
+    let chain: Vec<RawDescriptor> = (1..)
+        .zip(parts)
+        .map(|(next, (address, len, flags))| Descriptor::new(address, len, flags, next).into())
+        .collect();
+    memory.write_obj(0u64, GuestAddress(0x8000)).unwrap();
+    memory.write_obj(data / 512, GuestAddress(0x8008)).unwrap();
+    let chain = queue.build_desc_chain(&chain).unwrap();
+    criterion.bench_function("4 KiB request, parse to finish", |bencher| {
+        bencher.iter(|| disk.try_execute(&parse(chain.clone(), disk_len), &memory));
+    });
+}
+
+criterion_group!(layers, planning, lookup, metadata, start, request);
+criterion_main!(layers);
