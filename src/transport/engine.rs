@@ -18,9 +18,9 @@ use super::request::{Parsed, parse};
 use super::ring::{BATCH, Look, Quiet, Ring, RingFault, Turn};
 use super::stats::Counters;
 
-/// Most requests, and most bytes of data, that wait to be published for one that comes after them: the guest goes on
-/// with the first answers while the last are being made.
-const PUBLISH_REQUESTS: usize = 16;
+/// Most bytes of data that wait to be published for what comes after them: the guest goes on with the first answers
+/// while the last are being made. Small requests are not worth it: publishing every 16 of them cost 16 % of the 4 KiB
+/// reads a second at queue depth 32, and 12 % more CPU, because the guest is interrupted more often.
 const PUBLISH_BYTES: u32 = 256 << 10;
 
 /// Batches between two looks at which rings are in use.
@@ -230,24 +230,20 @@ impl Job for Handed {
     }
 }
 
-/// What has been completed and not published yet.
+/// Bytes that have been completed and not published yet.
 #[derive(Default)]
-struct Due {
-    requests: usize,
-    bytes: u32,
-}
+struct Due(u32);
 
 impl Due {
     fn count(&mut self, done: Done) {
-        self.requests += 1;
-        self.bytes = self.bytes.saturating_add(done.used_len_bytes);
+        self.0 = self.0.saturating_add(done.used_len_bytes);
     }
 
     /// Whether it is time to publish; if so, counts anew.
     fn is_reached(&mut self) -> bool {
-        let reached = self.requests >= PUBLISH_REQUESTS || self.bytes >= PUBLISH_BYTES;
+        let reached = self.0 >= PUBLISH_BYTES;
         if reached {
-            *self = Self::default();
+            self.0 = 0;
         }
         reached
     }
