@@ -1,6 +1,7 @@
 //! Real boots: a Debian kernel under QEMU mounts the disk by its label, and what it read is compared with the host.
 //!
 //! `scripts/test` prepares kernel, initrd and store, and says where they are.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -102,8 +103,8 @@ impl Drop for Served {
 
 fn fact(out: &Path, name: &str) -> String {
     let facts = std::fs::read_to_string(out.join("facts")).unwrap();
-    let values = facts.lines().filter_map(|line| line.split_once('='));
-    let found = values.filter(|(key, _)| *key == name).last();
+    let mut values = facts.lines().rev().filter_map(|line| line.split_once('='));
+    let found = values.find(|(key, _)| *key == name);
     found
         .unwrap_or_else(|| panic!("no {name} in {facts}"))
         .1

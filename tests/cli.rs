@@ -1,4 +1,5 @@
 //! The command line as a person meets it: one sentence for what is wrong, the right exit code, nothing left behind.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

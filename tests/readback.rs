@@ -1,4 +1,5 @@
 //! Random trees, read back through erofs-rs and compared entry by entry.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

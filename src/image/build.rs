@@ -130,6 +130,9 @@ impl ImageOptions {
     }
 }
 
+/// From so many paths on, looking at them is worth threads.
+const PARALLEL_FROM: usize = 4096;
+
 /// The type of every path's top node. All that are missing are named in one error.
 fn examine(
     store: &Store,
@@ -138,14 +141,14 @@ fn examine(
 ) -> Result<Vec<FileKind>, ImageError> {
     let mut kinds = Vec::with_capacity(paths.len());
     let mut missing = Vec::new();
-    for path in paths {
-        match store.stat(&path.name) {
-            Ok(stat) => kinds.push(stat.kind),
-            Err(error @ StoreError::Io { .. }) if !error.is_not_found() => return Err(error.into()),
-            Err(_) => {
+    for (path, kind) in paths.iter().zip(kinds_of(store, paths)) {
+        match kind {
+            Ok(kind) => kinds.push(kind),
+            Err(error) if error.is_not_found() => {
                 let name = String::from_utf8_lossy(&path.name);
                 missing.push(format!("{}/{name}", closure.store_dir.display()));
             }
+            Err(error) => return Err(error.into()),
         }
     }
     if missing.is_empty() {
@@ -153,6 +156,30 @@ fn examine(
     } else {
         Err(ImageError::Missing { paths: missing })
     }
+}
+
+fn kinds_of(store: &Store, paths: &[StorePath]) -> Vec<Result<FileKind, StoreError>> {
+    let look = |path: &StorePath| store.stat(&path.name).map(|stat| stat.kind);
+    if paths.len() < PARALLEL_FROM {
+        return paths.iter().map(look).collect();
+    }
+    let part_len = paths.len().div_ceil(threads());
+    std::thread::scope(|scope| {
+        let look_at = |part: &'_ [StorePath]| part.iter().map(look).collect::<Vec<_>>();
+        let parts: Vec<_> = paths
+            .chunks(part_len)
+            .map(|part| scope.spawn(move || look_at(part)))
+            .collect();
+        let joined = parts.into_iter().map(|part| {
+            part.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        joined.flatten().collect()
+    })
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// What every path takes, and the plans that had to be made to know it.
@@ -224,9 +251,8 @@ fn plan_in_parallel(
 ) -> Result<Vec<(usize, Plan)>, ReadError> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Ok(Vec::with_capacity(indexes.len())));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(indexes.len()) {
+        for _ in 0..threads().min(indexes.len()) {
             scope.spawn(|| {
                 while let Some(&index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let plan = plans::plan_whole(store, &claims[index].name, attributes);

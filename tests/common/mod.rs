@@ -1,5 +1,5 @@
 //! What several integration tests share. Each test program uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod nar;
 pub mod reader;
