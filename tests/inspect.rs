@@ -1,5 +1,11 @@
 //! `inspect` names what lies at every place of a disk, as an independent reader sees it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "clippy.toml allows both in tests, but clippy does not see that helpers here are part of one"
+)]
+
 mod common;
 
 use std::collections::HashMap;

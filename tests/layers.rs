@@ -1,4 +1,5 @@
 //! Data flows one way: a module uses only modules to its left.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
