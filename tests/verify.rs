@@ -399,5 +399,5 @@ fn the_command_says_what_differs_and_its_exit_code_too() {
         text.starts_with("/nix/store/aaa-one\n  its NAR hash is sha256:"),
         "{text}"
     );
-    assert!(text.ends_with("1 paths differ\n"), "{text}");
+    assert!(text.ends_with("1 path differs\n"), "{text}");
 }

@@ -81,15 +81,17 @@ impl ClosureArgs {
     /// # Errors
     /// When the closure cannot be read or its disk cannot be laid out.
     pub fn image(&self) -> Result<Image, CliError> {
-        Ok(self.load()?.image)
+        Ok(self.load(usize::MAX)?.image)
     }
 
-    /// As [`ClosureArgs::image`], for those who look at the closure too.
+    /// As [`ClosureArgs::image`], for those who look at the closure too. At most `max_open_files` of the
+    /// store's files stay open, and no more than the limits of the process allow.
     ///
     /// # Errors
     /// As [`ClosureArgs::image`].
-    pub fn load(&self) -> Result<Loaded, CliError> {
-        let options = self.image.options()?;
+    pub fn load(&self, max_open_files: usize) -> Result<Loaded, CliError> {
+        let mut options = self.image.options()?;
+        options.max_open_files = options.max_open_files.min(max_open_files);
         let location = StoreLocation {
             store_dir: self.store_dir.clone(),
             store_root: self.store_root.clone(),

@@ -13,6 +13,10 @@ use super::errors::CliError;
 use crate::closure::{Closure, Contents};
 use crate::verify::{PathReport, Report, VerifyOptions, verify};
 
+/// Every file is read once: keeping more of them open would only take descriptors from the host's directories,
+/// of which a deep tree needs many.
+const MAX_OPEN_FILES: usize = 1024;
+
 /// Arguments of `lazystore verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
@@ -35,7 +39,7 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
         closure,
         options,
         image,
-    } = args.closure.load()?;
+    } = args.closure.load(MAX_OPEN_FILES)?;
     let verify_options = VerifyOptions {
         hash: !args.no_hash,
         sample: args.sample,
@@ -102,6 +106,7 @@ fn print(report: &Report, closure: &Closure, elapsed: Duration) -> io::Result<()
     )?;
     match report.faulty.len() {
         0 => writeln!(out, "no differences"),
+        1 => writeln!(out, "1 path differs"),
         count => writeln!(out, "{count} paths differ"),
     }
 }
