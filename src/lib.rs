@@ -9,6 +9,7 @@
 //! | [`closure`] | which store paths, in which order, with which NAR size |
 //! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
 //! | [`image`] | block to extents: the disk as something to read from |
+//! | [`verify`] | the disk against the host, through an EROFS reader of somebody else's |
 //! | [`transport`] | the disk as a vhost-user-blk device |
 //! | [`cli`] | arguments to checked configuration; messages |
 
@@ -18,3 +19,4 @@ pub mod erofs;
 pub mod image;
 pub mod store;
 pub mod transport;
+pub mod verify;

@@ -2,9 +2,11 @@
 
 mod closure_args;
 mod errors;
+mod inspect;
 mod limits;
 mod log;
 mod serve;
+mod verify;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -20,7 +22,9 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:
   lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
   nix-store -qR ./result | lazystore serve --store-paths - --vhost-user store.sock --once
-  lazystore serve --tree ./rootfs --vhost-user rootfs.sock"
+  lazystore serve --tree ./rootfs --vhost-user rootfs.sock
+  lazystore inspect --closure-info ./closure-info --nid 123456
+  lazystore verify --closure-info ./closure-info --sample 20"
 )]
 pub struct Cli {
     /// Say more: once for information, twice for debugging. `RUST_LOG` decides in detail.
@@ -34,6 +38,10 @@ pub struct Cli {
 enum Command {
     /// Serve a closure as a disk.
     Serve(serve::ServeArgs),
+    /// Say what lies where on the disk: the map of all paths, or what a byte, block or inode belongs to.
+    Inspect(inspect::InspectArgs),
+    /// Compare the disk with the host's store through another EROFS reader, byte by byte.
+    Verify(verify::VerifyArgs),
 }
 
 /// Runs the program; `start` is when it began. Wrong usage exits with 2 from within clap.
@@ -42,6 +50,8 @@ pub fn run(start: Instant) -> ExitCode {
     log::init(cli.verbose);
     let done = match cli.command {
         Command::Serve(args) => serve::run(&args, start),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("lazystore: {error}");

@@ -6,6 +6,8 @@
 
 mod build;
 mod error;
+pub mod locate;
+pub mod parallel;
 mod plans;
 mod root;
 #[cfg(test)]
@@ -21,6 +23,7 @@ use crate::store::{FileKey, FileKind, HostFile, Store, StoreError};
 
 pub use build::ImageOptions;
 pub use error::{ImageError, ReadError};
+pub use locate::{FileRef, Place, Spot, Usage};
 
 use plans::Plans;
 use root::RootDir;

@@ -46,3 +46,26 @@ pub fn tool(name: &str, package: &str) -> std::path::PathBuf {
         .find(|candidate| candidate.is_file())
         .unwrap_or_else(|| panic!("{name} is missing: apt-get install {package}"))
 }
+
+/// How many files of all types lie beneath `dir`.
+pub fn count(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let each = entries.map(|entry| match entry.file_type().unwrap().is_dir() {
+        true => 1 + count(&entry.path()),
+        false => 1,
+    });
+    each.sum()
+}
+
+/// How many files and symlinks beneath `dir` are not empty.
+pub fn count_with_bytes(dir: &Path) -> usize {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let each = entries.map(|entry| {
+        let metadata = entry.metadata().unwrap();
+        match metadata.is_dir() {
+            true => count_with_bytes(&entry.path()),
+            false => usize::from(metadata.len() > 0),
+        }
+    });
+    each.sum()
+}
