@@ -2,16 +2,18 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # used by the scripts that read this file
 
-# parse_closure OPTION...: sets STORE_PATHS (a file) or TREE, and the options of the image. Others are for lazystore.
+# parse_closure OPTION...: sets STORE_PATHS (a file) and perhaps REGISTRATION, or TREE, and the options of the image.
+# Others are for lazystore.
 parse_closure() {
-    STORE_PATHS='' TREE='' STORE_DIR=/nix/store STORE_ROOT='' IMAGE_LABEL=nix-store
+    STORE_PATHS='' REGISTRATION='' TREE='' STORE_DIR=/nix/store STORE_ROOT='' IMAGE_LABEL=nix-store
     IMAGE_MTIME='' IMAGE_UID='' IMAGE_GID=''
     local option value
     while (( $# )); do
         option=${1%%=*} value=${2:-}
         [[ $1 != --*=* ]] || value=${1#*=}
         case $option in
-            --closure-info) STORE_PATHS=$value/store-paths ;;
+            --closure-info) STORE_PATHS=$value/store-paths REGISTRATION=$value/registration ;;
+            --registration) REGISTRATION=$value ;;
             --store-paths) STORE_PATHS=$value ;;
             --tree) TREE=$value ;;
             --store-dir) STORE_DIR=$value ;;

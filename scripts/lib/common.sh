@@ -26,8 +26,9 @@ cached() {
 # keep FILE: FILE is in use; others of its kind (up to the first -) go when they were not used for a week. Several
 # checkouts may share the cache, so a new one does not replace the others at once.
 keep() {
+    local name=${1##*/}
     touch "$1"
-    find "$CACHE" -maxdepth 1 -name "$(basename "${1%%-*}")-*" -mtime +7 -exec rm -rf {} +
+    find "$CACHE" -maxdepth 1 -name "${name%%-*}-*" -mtime +7 -exec rm -rf {} +
 }
 
 # --- packages ---------------------------------------------------------------

@@ -13,7 +13,7 @@ prepare_guest() {
         [[ $(uname -m) == x86_64 ]] || die "the guest is made for x86_64, this is $(uname -m)"
         cached get_kernel
         local modules
-        modules=$(kernel_modules)
+        modules=$(kernel_modules "$CACHE/kernel")
         LAZYSTORE_TEST_KERNEL=$CACHE/kernel/boot/vmlinuz-${modules##*/}
         LAZYSTORE_TEST_INITRD=$CACHE/initrd-$(initrd_name "${modules##*/}")
         cached build_initrd "$modules" "$LAZYSTORE_TEST_INITRD"
@@ -22,10 +22,10 @@ prepare_guest() {
     KERNEL=$LAZYSTORE_TEST_KERNEL INITRD=$LAZYSTORE_TEST_INITRD
 }
 
-# Also in a merged /usr the package puts modules where the kernel looks for them.
+# kernel_modules DIR: where the modules of the kernel unpacked in DIR are; in newer Debian below usr.
 kernel_modules() {
     local dir
-    for dir in "$CACHE"/kernel{,/usr}/lib/modules/*; do
+    for dir in "$1"{,/usr}/lib/modules/*; do
         [[ ! -d $dir ]] || printf '%s\n' "$dir"
     done
 }
@@ -34,25 +34,24 @@ kernel_modules() {
 get_kernel() {
     [[ ! -d $CACHE/kernel ]] || return 0
     apt_refresh
-    local package tmp=$CACHE/kernel.tmp
+    local package modules tmp=$CACHE/kernel.tmp
     package=$(newest_kernel)
     [[ -n $package ]] || die 'apt knows no linux-image-*-cloud-amd64'
     say "downloading and unpacking $package (not installed)"
     rm -rf "$tmp" && mkdir -p "$tmp/root"
     download "$tmp" "$package"
     dpkg -x "$tmp"/*.deb "$tmp/root"
+    modules=$(kernel_modules "$tmp/root")
+    quietly depmod -b "${modules%/lib/modules/*}" "${modules##*/}"
     mv "$tmp/root" "$CACHE/kernel"
     rm -rf "$tmp"
-    quietly depmod -b "$(depmod_base)" "$(basename "$(kernel_modules)")"
 }
-
-depmod_base() { local dir; dir=$(kernel_modules); printf '%s' "${dir%/lib/modules/*}"; }
 
 # 6.1 is the oldest kernel that matters to us; where Debian no longer has it, its newest will do.
 newest_kernel() {
     local names
     names=$(apt-cache search --names-only '^linux-image-[0-9][^ ]*-cloud-amd64(-unsigned)?$' |
-        cut -d' ' -f1 | grep -E -- '-[0-9]+\.[0-9]+(\.[0-9]+|\+)[^ ]*-cloud' | sort -V)
+        cut -d' ' -f1 | grep -E -- '-[0-9]+\.[0-9]+(\.[0-9]+|\+)[^ ]*-cloud' | sort -V) || true
     { grep -F -- -6.1.0- <<<"$names" || cat <<<"$names"; } | tail -n 1
 }
 
@@ -79,6 +78,7 @@ build_initrd() {
     cp "$ROOT"/tests/vm/{init,manifest} "$tmp/"
     chmod 755 "$tmp"/{init,manifest}
     copy_modules "$modules" "$tmp/lib"
+    grep -qx erofs.ko "$tmp/lib/modules" || die "no erofs module in $modules"
     ( cd "$tmp" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0 ) >"$out.tmp"
     mv "$out.tmp" "$out"
     rm -rf "$tmp"
@@ -102,7 +102,7 @@ module_files() {
     local name base=${1%/lib/modules/*}
     for name in "${GUEST_MODULES[@]}"; do
         modprobe -C /dev/null -d "$base" -S "${1##*/}" --show-depends "$name" 2>/dev/null || true
-    done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
+    done | sed -n 's/^insmod \(.*[^ ]\) *$/\1/p' | awk '!seen[$0]++'
 }
 
 # --- accelerator ------------------------------------------------------------

@@ -1,8 +1,6 @@
 //! From a closure to a disk.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
+use super::parallel;
 use super::plans::{self, Plans};
 use super::root::RootDir;
 use super::{Image, ImageError, ReadError};
@@ -163,23 +161,13 @@ fn kinds_of(store: &Store, paths: &[StorePath]) -> Vec<Result<FileKind, StoreErr
     if paths.len() < PARALLEL_FROM {
         return paths.iter().map(look).collect();
     }
-    let part_len = paths.len().div_ceil(threads());
-    std::thread::scope(|scope| {
-        let look_at = |part: &'_ [StorePath]| part.iter().map(look).collect::<Vec<_>>();
-        let parts: Vec<_> = paths
-            .chunks(part_len)
-            .map(|part| scope.spawn(move || look_at(part)))
-            .collect();
-        let joined = parts.into_iter().map(|part| {
-            part.join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        joined.flatten().collect()
-    })
-}
-
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    // A part for each core: taking single paths would cost more than looking at them.
+    let parts: Vec<&[StorePath]> = paths
+        .chunks(paths.len().div_ceil(parallel::threads()))
+        .collect();
+    let look_at = |(): &mut (), part: usize| parts[part].iter().map(look).collect::<Vec<_>>();
+    let kinds = parallel::for_each(parts.len(), || (), look_at);
+    kinds.into_iter().flatten().collect()
 }
 
 /// What every path takes, and the plans that had to be made to know it.
@@ -242,33 +230,17 @@ impl<'a> Sizing<'a> {
     }
 }
 
-/// Plans several paths, one thread per core taking whichever is next.
+/// Plans several paths, on all cores.
 fn plan_in_parallel(
     store: &Store,
     attributes: Attributes,
     claims: &[Claim],
     indexes: &[usize],
 ) -> Result<Vec<(usize, Plan)>, ReadError> {
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Ok(Vec::with_capacity(indexes.len())));
-    std::thread::scope(|scope| {
-        for _ in 0..threads().min(indexes.len()) {
-            scope.spawn(|| {
-                while let Some(&index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let plan = plans::plan_whole(store, &claims[index].name, attributes);
-                    let mut done = plans::lock(&done);
-                    match (&mut *done, plan) {
-                        (Ok(list), Ok(plan)) => list.push((index, plan)),
-                        (Ok(_), Err(error)) => *done = Err(error),
-                        (Err(_), _) => return,
-                    }
-                }
-            });
-        }
-    });
-    let mut planned = done
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)?;
-    planned.sort_unstable_by_key(|(index, _)| *index);
-    Ok(planned)
+    let plan = |(): &mut (), at: usize| {
+        let index = indexes[at];
+        plans::plan_whole(store, &claims[index].name, attributes).map(|plan| (index, plan))
+    };
+    let planned = parallel::for_each(indexes.len(), || (), plan);
+    planned.into_iter().collect()
 }

@@ -286,6 +286,6 @@ fn layout_error(store: &Store, name: &[u8], source: LayoutError) -> ReadError {
 
 /// Neither a planner nor the sizes are left half-changed by a panic elsewhere: both are only replaced or
 /// extended in ways that leave them whole.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
