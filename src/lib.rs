@@ -9,7 +9,7 @@
 //! | [`closure`] | which store paths, in which order, with which NAR size |
 //! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
 //! | [`image`] | block to extents: the disk as something to read from |
-//! | [`transport`] | the disk as a vhost-user-blk device |
+//! | [`transport`] | the disk as a vhost-user-blk device and as a file |
 //! | [`cli`] | arguments to checked configuration; messages |
 
 pub mod cli;

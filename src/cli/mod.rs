@@ -20,7 +20,8 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:
   lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
   nix-store -qR ./result | lazystore serve --store-paths - --vhost-user store.sock --once
-  lazystore serve --tree ./rootfs --vhost-user rootfs.sock"
+  lazystore serve --tree ./rootfs --vhost-user rootfs.sock
+  lazystore serve --closure-info ./closure-info --fuse /run/vm/store"
 )]
 pub struct Cli {
     /// Say more: once for information, twice for debugging. `RUST_LOG` decides in detail.

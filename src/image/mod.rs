@@ -8,6 +8,7 @@ mod build;
 mod error;
 mod plans;
 mod root;
+mod seek;
 #[cfg(test)]
 pub mod testing;
 
@@ -21,6 +22,7 @@ use crate::store::{FileKey, FileKind, HostFile, Store, StoreError};
 
 pub use build::ImageOptions;
 pub use error::{ImageError, ReadError};
+pub use seek::Seek;
 
 use plans::Plans;
 use root::RootDir;
