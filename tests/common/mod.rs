@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod nar;
+pub mod nasty;
 pub mod reader;
 pub mod tree;
 
