@@ -17,7 +17,7 @@ use std::process::Command;
 use common::nasty;
 use common::reader::Expect;
 use common::tool;
-use server::{Place, Server, mount_file, mount_loop, run};
+use server::{Server, mount_file, mount_loop, run};
 
 /// Serves some paths of the nasty store.
 fn serve_paths(names: &[&str]) -> Server {
@@ -47,7 +47,7 @@ fn serve_tree(dir: &Path) -> Server {
 fn diff(theirs: &Path, ours: &Path) {
     let diff = tool("diff", "diffutils");
     run(Command::new(diff)
-        .args(["-r", "--no-dereference", "-x", nasty::SPECIAL])
+        .args(["-r", "--no-dereference"])
         .args([theirs, ours]));
 }
 
@@ -57,7 +57,7 @@ fn the_kernel_finds_every_name_through_a_loop_device() {
     let mounted = mount_loop(&server.image());
     let names = [&nasty::PATHS[..], &[nasty::HUGE]].concat();
     let count = compare::entries(nasty::store(), mounted.path(), &names, Expect::Nar);
-    assert!(count > nasty::MANY + 800, "{count}");
+    assert!(count > nasty::MANY + 500, "{count}");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn the_kernel_finds_every_name_in_a_file_without_a_device() {
     let mounted = mount_file(&server.image());
     let names = [&nasty::PATHS[..], &[nasty::HUGE, nasty::SPECIAL]].concat();
     let count = compare::entries(nasty::store(), mounted.path(), &names, Expect::Host);
-    assert!(count > nasty::MANY + 800, "{count}");
+    assert!(count > nasty::MANY + 500, "{count}");
 }
 
 #[test]
@@ -113,20 +113,29 @@ fn found(dir: &Path) -> Vec<Vec<u8>> {
 fn mkfs_makes_the_same_of_a_tree() {
     let theirs = tempfile::tempdir().unwrap();
     let theirs = theirs.path().join("theirs.img");
-    let exclude = format!("--exclude-path={}", nasty::HUGE);
+    // mkfs.erofs 1.5 cuts names of 255 bytes off, and then cannot find the files.
+    let exclude = format!("--exclude-regex=^({}|{})", nasty::HUGE, nasty::LONGEST);
     run(Command::new(tool("mkfs.erofs", "erofs-utils"))
         .args(["-x-1", &exclude])
         .arg(&theirs)
         .arg(nasty::store()));
     let server = serve_tree(nasty::store());
     let (theirs, ours) = (mount_loop(&theirs), mount_loop(&server.image()));
-    for name in [&nasty::PATHS[..], &[nasty::SPECIAL]].concat() {
+    let short = nasty::PATHS
+        .into_iter()
+        .filter(|name| *name != nasty::LONGEST);
+    for name in short.chain([nasty::SPECIAL]) {
         let (theirs, ours) = (theirs.path().join(name), ours.path().join(name));
-        diff(&theirs, &ours);
-        for (theirs, ours) in found(&theirs).iter().zip(found(&ours)) {
+        if name != nasty::SPECIAL {
+            // To diff, two devices are a difference.
+            diff(&theirs, &ours);
+        }
+        let (theirs, ours) = (found(&theirs), found(&ours));
+        assert_eq!(theirs.len(), ours.len(), "{name}");
+        for (theirs, ours) in theirs.iter().zip(&ours) {
             assert_eq!(
                 String::from_utf8_lossy(theirs),
-                String::from_utf8_lossy(&ours)
+                String::from_utf8_lossy(ours)
             );
         }
     }
@@ -150,15 +159,4 @@ fn nix_hashes_the_mounted_paths_as_on_the_host() {
             "{name}"
         );
     }
-}
-
-#[test]
-fn nothing_stays_mounted() {
-    let place = Place::new();
-    let tree = tempfile::tempdir().unwrap();
-    drop(Server::start_at(
-        place.path(),
-        &["--tree".as_ref(), tree.path().as_os_str()],
-    ));
-    drop(place);
 }

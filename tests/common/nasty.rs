@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, makedev, mk
 use super::tree::contents;
 
 /// To be raised with every change here.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Length of the sparse file: more than 32 bits, and more than a compact inode can say.
 pub const HUGE_BYTES: u64 = 5 << 30;
 /// Entries of the largest directory.
@@ -22,13 +22,16 @@ pub const MANY: usize = 100_000;
 const LINKS_MAX: usize = 50_000;
 
 /// Store paths with what a NAR can hold; all but the sparse file's can be read whole.
-pub const PATHS: [&str; 5] = [
+pub const PATHS: [&str; 6] = [
     "aaa-names",
     "bbb-sizes",
     "ccc-dirs",
     "ddd-links",
     "eee-deep",
+    LONGEST,
 ];
+/// Names of 255 bytes.
+pub const LONGEST: &str = "eef-longest";
 /// The sparse file.
 pub const HUGE: &str = "fff-huge";
 /// What only a tree can hold.
@@ -57,6 +60,7 @@ fn make(store: &Path) {
     dirs(&dir(store, "ccc-dirs"));
     links(&dir(store, "ddd-links"));
     deep(&dir(store, "eee-deep"));
+    longest(&dir(store, LONGEST));
     huge(&store.join(HUGE));
     special(&dir(store, SPECIAL));
 }
@@ -68,8 +72,7 @@ fn dir(parent: &Path, name: &str) -> PathBuf {
 }
 
 fn names(dir: &Path) {
-    let long = [b'n'; 255];
-    let odd: [&[u8]; 10] = [
+    let odd: [&[u8]; 9] = [
         b"-x",
         b"+x",
         b".a",
@@ -79,23 +82,30 @@ fn names(dir: &Path) {
         b" ",
         b"\n",
         &[0xff, 0xfe],
-        &long,
     ];
-    for name in odd {
-        fs::write(dir.join(OsStr::from_bytes(name)), name).unwrap();
-        fs::create_dir_all(dir.join("dirs").join(OsStr::from_bytes(name))).unwrap();
+    odd.iter().for_each(|name| named(dir, name));
+}
+
+fn longest(dir: &Path) {
+    for last in [b'a', 0xff] {
+        let mut name = [b'n'; 255];
+        name[254] = last;
+        named(dir, &name);
     }
+}
+
+/// A file and a directory.
+fn named(dir: &Path, name: &[u8]) {
+    fs::write(dir.join(OsStr::from_bytes(name)), name).unwrap();
+    fs::create_dir_all(dir.join("dirs").join(OsStr::from_bytes(name))).unwrap();
 }
 
 fn sizes(dir: &Path) {
     for size in [0, 1, 1023, 1024, 1025, 4095, 4096, 4097, 70_000, 3_000_001] {
         let path = dir.join(format!("size{size}"));
         fs::write(&path, contents(size, size)).unwrap();
-        fs::set_permissions(
-            &path,
-            Permissions::from_mode(0o644 | size as u32 % 2 * 0o111),
-        )
-        .unwrap();
+        let mode = if size % 2 == 0 { 0o644 } else { 0o755 };
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
     }
 }
 
