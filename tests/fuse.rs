@@ -1,5 +1,7 @@
 //! The disk as a file: what the kernel and other programs make of it, and how it comes and goes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 #[path = "fuse/compare.rs"]
 mod compare;

@@ -139,10 +139,14 @@ fn resolve(dir: &Path) -> io::Result<PathBuf> {
         Some(parent) => parent,
         None => return dir.canonicalize(),
     };
-    let is_link = fs::symlink_metadata(dir).is_ok_and(|metadata| metadata.is_symlink());
-    match dir.file_name() {
-        Some(name) if !is_link => Ok(parent.canonicalize()?.join(name)),
-        _ => dir.canonicalize(),
+    let Some(name) = dir.file_name() else {
+        return dir.canonicalize();
+    };
+    // Without a slash at the end, which would follow a link.
+    let itself = parent.canonicalize()?.join(name);
+    match fs::symlink_metadata(&itself) {
+        Ok(metadata) if metadata.is_symlink() => dir.canonicalize(),
+        _ => Ok(itself),
     }
 }
 
