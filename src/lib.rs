@@ -10,7 +10,7 @@
 //! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
 //! | [`image`] | block to extents: the disk as something to read from |
 //! | [`verify`] | the disk against the host, through an EROFS reader of somebody else's |
-//! | [`transport`] | the disk as a vhost-user-blk device |
+//! | [`transport`] | the disk as a vhost-user-blk device and as a file |
 //! | [`cli`] | arguments to checked configuration; messages |
 
 pub mod cli;

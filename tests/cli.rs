@@ -189,8 +189,10 @@ fn what_is_wrong_is_said_in_one_sentence() {
 #[test]
 fn wrong_usage_exits_with_2() {
     let fixture = Fixture::new();
-    let wrong: [&[&str]; 5] = [
+    let wrong: [&[&str]; 7] = [
         &["--vhost-user", "socket"],
+        &["--tree", "nix"],
+        &["--tree", "nix", "--vhost-user", "socket", "--allow-other"],
         &[
             "--tree",
             "nix",

@@ -23,6 +23,7 @@ use clap::{Parser, Subcommand};
   lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
   nix-store -qR ./result | lazystore serve --store-paths - --vhost-user store.sock --once
   lazystore serve --tree ./rootfs --vhost-user rootfs.sock
+  lazystore serve --closure-info ./closure-info --fuse /run/vm/store
   lazystore inspect --closure-info ./closure-info --nid 123456
   lazystore verify --closure-info ./closure-info --sample 20"
 )]

@@ -10,6 +10,7 @@ pub mod locate;
 pub mod parallel;
 mod plans;
 mod root;
+mod seek;
 #[cfg(test)]
 pub mod testing;
 
@@ -24,6 +25,7 @@ use crate::store::{FileKey, FileKind, HostFile, Store, StoreError};
 pub use build::ImageOptions;
 pub use error::{ImageError, ReadError};
 pub use locate::{FileRef, Place, Spot, Usage};
+pub use seek::Seek;
 
 use plans::Plans;
 use root::RootDir;

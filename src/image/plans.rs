@@ -53,6 +53,7 @@ pub(super) struct Plans {
 enum Need {
     Meta(u32),
     Data(u32),
+    All,
 }
 
 impl Plans {
@@ -89,6 +90,16 @@ impl Plans {
         f: impl FnOnce(&Plan) -> R,
     ) -> Result<R, ReadError> {
         self.with(image, region, Need::Data(block), f)
+    }
+
+    /// Calls `f` with the complete plan of a region.
+    pub(super) fn with_whole<R>(
+        &self,
+        image: &Image,
+        region: u32,
+        f: impl FnOnce(&Plan) -> R,
+    ) -> Result<R, ReadError> {
+        self.with(image, region, Need::All, f)
     }
 
     fn with<R>(
@@ -215,6 +226,7 @@ impl Need {
         match self {
             Self::Meta(block) => planner.covers_meta(block),
             Self::Data(block) => planner.covers_data(block),
+            Self::All => planner.is_complete(),
         }
     }
 }

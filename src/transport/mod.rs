@@ -1,6 +1,6 @@
-//! The disk as a vhost-user-blk device.
+//! The disk as a vhost-user-blk device and as a file.
 //!
-//! A request passes from left to right and never back:
+//! A device's request passes from left to right and never back:
 //!
 //! | module | what it does |
 //! |---|---|
@@ -11,8 +11,9 @@
 //! | [`config`] | what the device says about itself: features and configuration space |
 //! | [`blk`] | the device: batches of requests, threads, counters |
 //! | `vhost` | one connection, from accept to the frontend's leaving |
+//! | [`fuse`] | the file, in a FUSE mount |
 //! | `socket` | the listening socket: stale and live ones, permissions, removal |
-//! | `workers` | one process per connection |
+//! | `workers` | one process per connection or mount |
 //! | `frontend` | the options a frontend needs |
 //!
 //! Nothing here knows EROFS: the disk is an [`Image`](crate::image::Image).
@@ -22,6 +23,7 @@ pub mod config;
 mod error;
 pub mod execute;
 mod frontend;
+pub mod fuse;
 pub mod guest;
 mod limit;
 pub mod request;
@@ -34,6 +36,7 @@ mod workers;
 
 pub use blk::{DeviceOptions, Stats};
 pub use error::TransportError;
-pub use frontend::qemu_options;
+pub use frontend::{qemu_drive, qemu_options};
+pub use fuse::FuseOptions;
 pub use vhost::{Served, serve_connection};
 pub use workers::{ServeOptions, ServeOutcome, serve};

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod nar;
+pub mod nasty;
 pub mod reader;
 pub mod tree;
 
