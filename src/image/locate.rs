@@ -111,8 +111,7 @@ impl Image {
     /// # Errors
     /// When the path cannot be planned.
     pub fn usage(&self, region: u32) -> Result<Usage, ReadError> {
-        // No path has that many blocks: only a plan of all of it covers this one.
-        self.plans.with_meta(self, region, u32::MAX, |plan| Usage {
+        self.plans.with_whole(self, region, |plan| Usage {
             meta_blocks: plan.meta_blocks(),
             data_blocks: plan.data_blocks(),
             files: plan.len(),

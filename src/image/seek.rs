@@ -54,21 +54,15 @@ impl Image {
             Area::Unused { end } => hole_until(end),
             Area::Meta { region, .. } => {
                 let meta = &self.space.region(region).meta;
-                let used = self.used(region).map(|(meta_blocks, _)| meta_blocks);
+                let used = self.usage(region).map(|usage| usage.meta_blocks);
                 part(block, meta, used)
             }
             Area::Data { region, .. } => {
                 let data = &self.space.region(region).data;
-                let used = self.used(region).map(|(_, data_blocks)| data_blocks);
+                let used = self.usage(region).map(|usage| usage.data_blocks);
                 part(block, data, used)
             }
         }
-    }
-
-    /// Metadata and data blocks that a path really takes.
-    fn used(&self, region: u32) -> Result<(u32, u32), ReadError> {
-        let blocks = |plan: &super::Plan| (plan.meta_blocks(), plan.data_blocks());
-        self.plans.with_whole(self, region, blocks)
     }
 }
 

@@ -11,6 +11,7 @@ mod listing;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -33,6 +34,8 @@ pub struct Store {
     dir: OwnedFd,
     path: PathBuf,
     files: FileCache,
+    /// The host lets this process read without leaving access times behind.
+    noatime: AtomicBool,
 }
 
 impl Store {
@@ -51,6 +54,7 @@ impl Store {
             dir,
             path: path.to_owned(),
             files: FileCache::new(max_open_files),
+            noatime: AtomicBool::new(true),
         })
     }
 
@@ -94,7 +98,7 @@ impl Store {
     /// When `path` is not a directory, or one of its entries cannot be examined.
     pub fn list(&self, path: &[u8], detail: Detail) -> Result<Listing, StoreError> {
         let dir = self
-            .open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
+            .open_to_read(path, OFlags::DIRECTORY)
             .map_err(|errno| self.error(path, "open directory", errno))?;
         Listing::read(&dir, detail).map_err(|(name, errno)| {
             let mut full = path.to_vec();
@@ -127,7 +131,7 @@ impl Store {
     }
 
     fn open_file(&self, path: &[u8], stamp: Stamp) -> Result<HostFile, StoreError> {
-        let open = || self.open_beneath(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK);
+        let open = || self.open_to_read(path, OFlags::NONBLOCK);
         let fd = open()
             .or_else(|errno| match errno {
                 // Out of descriptors: the cache is what holds most of them.
@@ -155,6 +159,19 @@ impl Store {
             action,
             errno,
         }
+    }
+
+    /// Opens `path` for reading, without leaving an access time behind where the host allows that: to its
+    /// owner and to root (open(2), `O_NOATIME`).
+    fn open_to_read(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | flags;
+        if self.noatime.load(Ordering::Relaxed) {
+            match self.open_beneath(path, flags | OFlags::NOATIME) {
+                Err(Errno::PERM) => self.noatime.store(false, Ordering::Relaxed),
+                done => return done,
+            }
+        }
+        self.open_beneath(path, flags)
     }
 
     /// Opens `path` beneath the directory; a path longer than the kernel takes goes in several steps.
