@@ -9,7 +9,8 @@
 //! | [`closure`] | which store paths, in which order, with which NAR size |
 //! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
 //! | [`image`] | block to extents: the disk as something to read from |
-//! | [`transport`] | the disk as a vhost-user-blk device |
+//! | [`verify`] | the disk against the host, through an EROFS reader of somebody else's |
+//! | [`transport`] | the disk as a vhost-user-blk device and as a file |
 //! | [`cli`] | arguments to checked configuration; messages |
 
 pub mod cli;
@@ -18,3 +19,4 @@ pub mod erofs;
 pub mod image;
 pub mod store;
 pub mod transport;
+pub mod verify;

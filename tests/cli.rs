@@ -1,4 +1,5 @@
 //! The command line as a person meets it: one sentence for what is wrong, the right exit code, nothing left behind.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -188,8 +189,10 @@ fn what_is_wrong_is_said_in_one_sentence() {
 #[test]
 fn wrong_usage_exits_with_2() {
     let fixture = Fixture::new();
-    let wrong: [&[&str]; 5] = [
+    let wrong: [&[&str]; 7] = [
         &["--vhost-user", "socket"],
+        &["--tree", "nix"],
+        &["--tree", "nix", "--vhost-user", "socket", "--allow-other"],
         &[
             "--tree",
             "nix",

@@ -64,19 +64,45 @@ struct ImageArgs {
     plan_cache: usize,
 }
 
+/// A closure and its disk.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Which paths.
+    pub closure: Closure,
+    /// What the disk was made with.
+    pub options: ImageOptions,
+    /// The disk.
+    pub image: Image,
+}
+
 impl ClosureArgs {
     /// Reads the closure and makes its disk.
     ///
     /// # Errors
     /// When the closure cannot be read or its disk cannot be laid out.
     pub fn image(&self) -> Result<Image, CliError> {
-        let options = self.image.options()?;
+        Ok(self.load(usize::MAX)?.image)
+    }
+
+    /// As [`ClosureArgs::image`], for those who look at the closure too. At most `max_open_files` of the
+    /// store's files stay open, and no more than the limits of the process allow.
+    ///
+    /// # Errors
+    /// As [`ClosureArgs::image`].
+    pub fn load(&self, max_open_files: usize) -> Result<Loaded, CliError> {
+        let mut options = self.image.options()?;
+        options.max_open_files = options.max_open_files.min(max_open_files);
         let location = StoreLocation {
             store_dir: self.store_dir.clone(),
             store_root: self.store_root.clone(),
         };
         let closure = Closure::load(&self.source(), &location)?;
-        Ok(Image::new(&closure, &options)?)
+        let image = Image::new(&closure, &options)?;
+        Ok(Loaded {
+            closure,
+            options,
+            image,
+        })
     }
 
     fn source(&self) -> Source {

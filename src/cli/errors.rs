@@ -1,6 +1,7 @@
 use crate::closure::ClosureError;
-use crate::image::ImageError;
+use crate::image::{ImageError, ReadError};
 use crate::transport::TransportError;
+use crate::verify::VerifyError;
 
 /// Whatever ends the program early; each is one sentence.
 #[derive(Debug, thiserror::Error)]
@@ -18,9 +19,15 @@ pub enum CliError {
     #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] super::bench::BenchError),
-    /// The disk cannot be read.
+    /// A place of the disk cannot be read or named.
     #[error(transparent)]
-    Read(#[from] crate::image::ReadError),
+    Read(#[from] ReadError),
+    /// There is nothing to compare.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// stdout takes nothing.
+    #[error("cannot write to stdout: {0}")]
+    Stdout(#[from] std::io::Error),
     /// The label does not fit.
     #[error(
         "the label \"{label}\" has {} bytes, and EROFS has room for 15: choose a shorter --label",

@@ -4,10 +4,12 @@
 mod bench;
 mod closure_args;
 mod errors;
+mod inspect;
 mod limits;
 mod log;
 mod ranges;
 mod serve;
+mod verify;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -23,7 +25,10 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:
   lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
   nix-store -qR ./result | lazystore serve --store-paths - --vhost-user store.sock --once
-  lazystore serve --tree ./rootfs --vhost-user rootfs.sock"
+  lazystore serve --tree ./rootfs --vhost-user rootfs.sock
+  lazystore serve --closure-info ./closure-info --fuse /run/vm/store
+  lazystore inspect --closure-info ./closure-info --nid 123456
+  lazystore verify --closure-info ./closure-info --sample 20"
 )]
 pub struct Cli {
     /// Say more: once for information, twice for debugging. `RUST_LOG` decides in detail.
@@ -42,6 +47,10 @@ enum Command {
     /// Measure a vhost-user-blk server, this one or another.
     #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
+    /// Say what lies where on the disk: the map of all paths, or what a byte, block or inode belongs to.
+    Inspect(inspect::InspectArgs),
+    /// Compare the disk with the host's store through another EROFS reader, byte by byte.
+    Verify(verify::VerifyArgs),
 }
 
 /// Runs the program; `start` is when it began. Wrong usage exits with 2 from within clap.
@@ -53,6 +62,8 @@ pub fn run(start: Instant) -> ExitCode {
         Command::Ranges(args) => ranges::run(&args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => bench::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("lazystore: {error}");

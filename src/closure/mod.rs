@@ -12,7 +12,7 @@ mod registration;
 mod store_paths;
 
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -124,6 +124,22 @@ impl Closure {
             Source::Tree(dir) => load_tree(dir),
         }
     }
+
+    /// Reads the list and, if there is one, the registration from memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Closure::load`], the texts being called `<memory>`.
+    pub fn parse(
+        list: &[u8],
+        registration: Option<&[u8]>,
+        location: &StoreLocation,
+    ) -> Result<Self, ClosureError> {
+        let list = Lines::new(Input::StorePaths("<memory>".into()), list);
+        let registration =
+            registration.map(|text| Lines::new(Input::Registration("<memory>".into()), text));
+        read_lists(list, registration, location)
+    }
 }
 
 fn load_closure_info(dir: &Path, location: &StoreLocation) -> Result<Closure, ClosureError> {
@@ -145,35 +161,43 @@ fn load_lists(
     registration: Option<&Path>,
     location: &StoreLocation,
 ) -> Result<Closure, ClosureError> {
+    let registration = registration
+        .map(|file| open(Input::Registration(file.into())))
+        .transpose()?;
+    if list.as_os_str() == "-" {
+        let list = Lines::new(Input::StorePaths("<stdin>".into()), io::stdin().lock());
+        read_lists(list, registration, location)
+    } else {
+        read_lists(
+            open(Input::StorePaths(list.into()))?,
+            registration,
+            location,
+        )
+    }
+}
+
+fn read_lists(
+    list: Lines<impl BufRead>,
+    registration: Option<Lines<impl BufRead>>,
+    location: &StoreLocation,
+) -> Result<Closure, ClosureError> {
     if !location.store_dir.is_absolute() {
         return Err(ClosureError::RelativeStoreDir {
             store_dir: location.store_dir.clone(),
         });
     }
     let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
-    let names = load_names(list, store_dir)?;
+    let names = store_paths::read(list, store_dir)?;
     let registered = match registration {
-        Some(file) => {
-            registration::read(open(Input::Registration(file.into()))?, store_dir, &names)?
-        }
+        Some(lines) => registration::read(lines, store_dir, &names)?,
         None => vec![None; names.len()],
     };
+    let paths = names.into_iter().zip(registered).map(store_path);
     Ok(Closure {
         dir: location.physical_dir(),
         store_dir: location.store_dir.clone(),
-        contents: Contents::StorePaths(names.into_iter().zip(registered).map(store_path).collect()),
+        contents: Contents::StorePaths(paths.collect()),
     })
-}
-
-fn load_names(list: &Path, store_dir: StoreDir<'_>) -> Result<Vec<Box<[u8]>>, ClosureError> {
-    if list.as_os_str() == "-" {
-        store_paths::read(
-            Lines::new(Input::StorePaths("<stdin>".into()), io::stdin().lock()),
-            store_dir,
-        )
-    } else {
-        store_paths::read(open(Input::StorePaths(list.into()))?, store_dir)
-    }
 }
 
 fn open(input: Input) -> Result<Lines<BufReader<File>>, ClosureError> {

@@ -1,6 +1,6 @@
 //! EROFS: format, address space and plans, bytes.
 //!
-//! [`format`] is the disk's structs and constants and nothing else. [`layout`] says where everything lies:
+//! [`mod@format`] is the disk's structs and constants and nothing else. [`layout`] says where everything lies:
 //! the closure's address ranges and, for one path, its plan. [`encode`] turns a plan into the bytes of a
 //! metadata block. None of them opens a file.
 

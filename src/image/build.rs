@@ -1,8 +1,6 @@
 //! From a closure to a disk.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
+use super::parallel;
 use super::plans::{self, Plans};
 use super::root::RootDir;
 use super::{Image, ImageError, ReadError};
@@ -130,6 +128,9 @@ impl ImageOptions {
     }
 }
 
+/// From so many paths on, looking at them is worth threads.
+const PARALLEL_FROM: usize = 4096;
+
 /// The type of every path's top node. All that are missing are named in one error.
 fn examine(
     store: &Store,
@@ -138,14 +139,14 @@ fn examine(
 ) -> Result<Vec<FileKind>, ImageError> {
     let mut kinds = Vec::with_capacity(paths.len());
     let mut missing = Vec::new();
-    for path in paths {
-        match store.stat(&path.name) {
-            Ok(stat) => kinds.push(stat.kind),
-            Err(error @ StoreError::Io { .. }) if !error.is_not_found() => return Err(error.into()),
-            Err(_) => {
+    for (path, kind) in paths.iter().zip(kinds_of(store, paths)) {
+        match kind {
+            Ok(kind) => kinds.push(kind),
+            Err(error) if error.is_not_found() => {
                 let name = String::from_utf8_lossy(&path.name);
                 missing.push(format!("{}/{name}", closure.store_dir.display()));
             }
+            Err(error) => return Err(error.into()),
         }
     }
     if missing.is_empty() {
@@ -153,6 +154,20 @@ fn examine(
     } else {
         Err(ImageError::Missing { paths: missing })
     }
+}
+
+fn kinds_of(store: &Store, paths: &[StorePath]) -> Vec<Result<FileKind, StoreError>> {
+    let look = |path: &StorePath| store.stat(&path.name).map(|stat| stat.kind);
+    if paths.len() < PARALLEL_FROM {
+        return paths.iter().map(look).collect();
+    }
+    // A part for each core: taking single paths would cost more than looking at them.
+    let parts: Vec<&[StorePath]> = paths
+        .chunks(paths.len().div_ceil(parallel::threads()))
+        .collect();
+    let look_at = |(): &mut (), part: usize| parts[part].iter().map(look).collect::<Vec<_>>();
+    let kinds = parallel::for_each(parts.len(), || (), look_at);
+    kinds.into_iter().flatten().collect()
 }
 
 /// What every path takes, and the plans that had to be made to know it.
@@ -215,34 +230,17 @@ impl<'a> Sizing<'a> {
     }
 }
 
-/// Plans several paths, one thread per core taking whichever is next.
+/// Plans several paths, on all cores.
 fn plan_in_parallel(
     store: &Store,
     attributes: Attributes,
     claims: &[Claim],
     indexes: &[usize],
 ) -> Result<Vec<(usize, Plan)>, ReadError> {
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Ok(Vec::with_capacity(indexes.len())));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(indexes.len()) {
-            scope.spawn(|| {
-                while let Some(&index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let plan = plans::plan_whole(store, &claims[index].name, attributes);
-                    let mut done = plans::lock(&done);
-                    match (&mut *done, plan) {
-                        (Ok(list), Ok(plan)) => list.push((index, plan)),
-                        (Ok(_), Err(error)) => *done = Err(error),
-                        (Err(_), _) => return,
-                    }
-                }
-            });
-        }
-    });
-    let mut planned = done
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)?;
-    planned.sort_unstable_by_key(|(index, _)| *index);
-    Ok(planned)
+    let plan = |(): &mut (), at: usize| {
+        let index = indexes[at];
+        plans::plan_whole(store, &claims[index].name, attributes).map(|plan| (index, plan))
+    };
+    let planned = parallel::for_each(indexes.len(), || (), plan);
+    planned.into_iter().collect()
 }

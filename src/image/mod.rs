@@ -6,9 +6,12 @@
 
 mod build;
 mod error;
+pub mod locate;
+pub mod parallel;
 mod plans;
 mod ranges;
 mod root;
+mod seek;
 #[cfg(test)]
 pub mod testing;
 
@@ -23,6 +26,8 @@ use crate::store::{FileKey, FileKind, HostFile, Patience, Store, StoreError};
 
 pub use build::ImageOptions;
 pub use error::{ImageError, ReadError};
+pub use locate::{FileRef, Place, Spot, Usage};
+pub use seek::Seek;
 
 use plans::Plans;
 use root::RootDir;

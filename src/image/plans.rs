@@ -53,6 +53,7 @@ pub(super) struct Plans {
 enum Need {
     Meta(u32),
     Data(u32),
+    All,
 }
 
 impl Plans {
@@ -91,6 +92,16 @@ impl Plans {
         f: impl FnOnce(&Plan) -> R,
     ) -> Result<R, ReadError> {
         self.with(image, patience, region, Need::Data(block), f)
+    }
+
+    /// Calls `f` with the complete plan of a region.
+    pub(super) fn with_whole<R>(
+        &self,
+        image: &Image,
+        region: u32,
+        f: impl FnOnce(&Plan) -> R,
+    ) -> Result<R, ReadError> {
+        self.with(image, Patience::Wait, region, Need::All, f)
     }
 
     fn with<R>(
@@ -247,6 +258,7 @@ impl Need {
         match self {
             Self::Meta(block) => planner.covers_meta(block),
             Self::Data(block) => planner.covers_data(block),
+            Self::All => planner.is_complete(),
         }
     }
 }
@@ -327,6 +339,6 @@ fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
 }
 
 /// As [`try_lock`], and waits.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

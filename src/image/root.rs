@@ -1,8 +1,10 @@
 //! The root directory of a disk of store paths.
 
+use std::ops::Range;
+
 use crate::erofs::dirent::{Dots, Packing, Slot};
 use crate::erofs::encode::{self, Block, InodeFields};
-use crate::erofs::format::{BLOCK_LEN_USIZE, DirentType};
+use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE, DirentType};
 use crate::erofs::layout::attributes::{Attributes, dirent_type};
 use crate::erofs::layout::plan::Form;
 use crate::erofs::layout::space::{ROOT_BLOCK, ROOT_NID, Region};
@@ -17,6 +19,20 @@ pub struct RootDir {
     form: Form,
     entries: u32,
     fields: InodeFields,
+}
+
+/// What lies in the blocks of the root directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootPart {
+    /// The inode.
+    Inode,
+    /// Entries, from this byte of the directory on.
+    Entries {
+        /// First byte of the part in the directory.
+        offset: u64,
+    },
+    /// Zeros.
+    Unused,
 }
 
 impl RootDir {
@@ -60,6 +76,29 @@ impl RootDir {
     pub fn blocks(&self) -> u32 {
         let plain = self.packing.full_blocks() + usize::from(self.form.inline_len == 0);
         1 + u32::try_from(plain).unwrap_or(u32::MAX - 1)
+    }
+
+    /// Length of the entries, with the full length of every block but the last.
+    pub fn size_bytes(&self) -> u64 {
+        self.packing.size_bytes()
+    }
+
+    /// What byte `at` of block `block` belongs to, and the bytes of that block that do so too.
+    pub fn part(&self, block: u32, at: usize) -> (RootPart, Range<usize>) {
+        let full = self.packing.full_blocks();
+        let behind = usize::from(self.form.header_len());
+        let (start, nth, len) = match block.checked_sub(1) {
+            None if at < behind => return (RootPart::Inode, 0..behind),
+            None => (behind, full, usize::from(self.form.inline_len)),
+            Some(nth) if (nth as usize) < full => (0, nth as usize, BLOCK_LEN_USIZE),
+            Some(nth) => (0, nth as usize, usize::from(self.packing.last_len)),
+        };
+        if at < start + len {
+            let offset = nth as u64 * BLOCK_LEN_BYTES;
+            (RootPart::Entries { offset }, start..start + len)
+        } else {
+            (RootPart::Unused, start + len..BLOCK_LEN_USIZE)
+        }
     }
 
     /// The bytes of block `block`; `regions` are the paths in the order in which they were laid out.

@@ -11,6 +11,7 @@ mod listing;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -42,6 +43,8 @@ pub struct Store {
     dir: OwnedFd,
     path: PathBuf,
     files: FileCache,
+    /// The host lets this process read without leaving access times behind.
+    noatime: AtomicBool,
 }
 
 impl Store {
@@ -60,6 +63,7 @@ impl Store {
             dir,
             path: path.to_owned(),
             files: FileCache::new(max_open_files),
+            noatime: AtomicBool::new(true),
         })
     }
 
@@ -103,7 +107,7 @@ impl Store {
     /// When `path` is not a directory, or one of its entries cannot be examined.
     pub fn list(&self, path: &[u8], detail: Detail) -> Result<Listing, StoreError> {
         let dir = self
-            .open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
+            .open_to_read(path, OFlags::DIRECTORY, Patience::Wait)
             .map_err(|errno| self.error(path, "open directory", errno))?;
         Listing::read(&dir, detail).map_err(|(name, errno)| {
             let mut full = path.to_vec();
@@ -142,11 +146,7 @@ impl Store {
         stamp: Stamp,
         patience: Patience,
     ) -> Result<HostFile, StoreError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let open = || match patience {
-            Patience::Now => self.open_cached(path, flags),
-            Patience::Wait => self.open_beneath(path, flags),
-        };
+        let open = || self.open_to_read(path, OFlags::NONBLOCK, patience);
         let fd = open()
             .or_else(|errno| match errno {
                 // Out of descriptors: the cache is what holds most of them.
@@ -180,6 +180,28 @@ impl Store {
             action,
             errno,
         }
+    }
+
+    /// Opens `path` for reading, without leaving an access time behind where the host allows that: to its
+    /// owner and to root (open(2), `O_NOATIME`).
+    fn open_to_read(
+        &self,
+        path: &[u8],
+        flags: OFlags,
+        patience: Patience,
+    ) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | flags;
+        let open = |flags| match patience {
+            Patience::Now => self.open_cached(path, flags),
+            Patience::Wait => self.open_beneath(path, flags),
+        };
+        if self.noatime.load(Ordering::Relaxed) {
+            match open(flags | OFlags::NOATIME) {
+                Err(Errno::PERM) => self.noatime.store(false, Ordering::Relaxed),
+                done => return done,
+            }
+        }
+        open(flags)
     }
 
     /// Opens `path` if all names in it are in memory.

@@ -116,3 +116,28 @@ fn the_cache_keeps_few_files_open() {
     // Other tests open files meanwhile, hence the room.
     assert!(open() < before + 32 + 100, "{} files open", open());
 }
+
+#[test]
+fn reading_leaves_no_access_time_behind() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("d")).unwrap();
+    let path = dir.path().join("d/f");
+    fs::write(&path, "12345").unwrap();
+    // relatime writes an access time that is not newer than the mtime.
+    let old = fs::FileTimes::new().set_accessed(std::time::SystemTime::UNIX_EPOCH);
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_times(old)
+        .unwrap();
+    let store = Store::open(dir.path(), 64).unwrap();
+    let stamp = store.stat(b"d/f").unwrap().stamp();
+    let key = FileKey { path: 0, node: 0 };
+    let file = store
+        .file(key, stamp, Patience::Wait, || b"d/f".to_vec())
+        .unwrap();
+    file.read_exact_at(&mut [0; 5], 0, Patience::Wait).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().atime(), 0);
+}

@@ -42,6 +42,40 @@ pub enum TransportError {
         /// Why.
         source: io::Error,
     },
+    /// There is no such directory to mount on.
+    #[error("{} is not a directory: create it or choose another one", path.display())]
+    NotADirectory {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// The kernel has no FUSE, or this process may not use it.
+    #[error(
+        "cannot open /dev/fuse ({source}): load the kernel's module with `modprobe fuse`, give a container the \
+         device, or use --vhost-user instead"
+    )]
+    NoFuseDevice {
+        /// Why.
+        source: io::Error,
+    },
+    /// Only root can do without this program.
+    #[error(
+        "fusermount3, which mounts for users that are not root, is missing: install fuse3, or use --vhost-user instead"
+    )]
+    NoFusermount,
+    /// The file cannot be mounted.
+    #[error("cannot mount on {}: {source}", dir.display())]
+    Mount {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The worker that mounts gave up; it has said why.
+    #[error("{reason}")]
+    NotMounted {
+        /// Its words.
+        reason: String,
+    },
     /// The frontend shared no memory, as QEMU does without `share=on`.
     #[error(
         "the VM's memory is not shared: add -object memory-backend-memfd,id=mem,size=SIZE,share=on \

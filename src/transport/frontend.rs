@@ -6,8 +6,7 @@ use std::path::Path;
 ///
 /// `SIZE` is for the reader to replace: it must be what `-m` says, because the memory backend is the VM's memory.
 pub fn qemu_options(socket: &Path) -> String {
-    // QEMU's option parser takes a doubled comma for a comma.
-    let path = socket.display().to_string().replace(',', ",,");
+    let path = escape(socket);
     format!(
         "# SIZE is the VM's memory, the same as after -m
 -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem
@@ -20,6 +19,17 @@ pub fn qemu_options(socket: &Path) -> String {
     )
 }
 
+/// The option that makes QEMU use the file `image`, to be pasted.
+pub fn qemu_drive(image: &Path) -> String {
+    let path = escape(image);
+    format!("-drive file={path},format=raw,if=virtio,read-only=on\n")
+}
+
+/// QEMU's option parser takes a doubled comma for a comma.
+fn escape(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +38,7 @@ mod tests {
     fn commas_in_the_path_are_doubled() {
         let options = qemu_options(Path::new("/run/a,b.sock"));
         assert!(options.contains("-chardev socket,id=store,path=/run/a,,b.sock\n"));
+        assert!(qemu_drive(Path::new("/a,b/c")).starts_with("-drive file=/a,,b/c,format=raw,"));
     }
 
     #[test]

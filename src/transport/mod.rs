@@ -1,6 +1,6 @@
-//! The disk as a vhost-user-blk device.
+//! The disk as a vhost-user-blk device and as a file.
 //!
-//! A request passes from left to right and never back:
+//! A device's request passes from left to right and never back:
 //!
 //! | module | what it does |
 //! |---|---|
@@ -15,8 +15,9 @@
 //! | `engine` | batches of requests, from the ring and back to it |
 //! | [`blk`] | the device: what a frontend asks of it, and its threads |
 //! | `vhost` | one connection, from accept to the frontend's leaving |
+//! | [`fuse`] | the file, in a FUSE mount |
 //! | `socket` | the listening socket: stale and live ones, permissions, removal |
-//! | `workers` | one process per connection |
+//! | `workers` | one process per connection or mount |
 //! | `frontend` | the options a frontend needs |
 //!
 //! Nothing here knows EROFS: the disk is an [`Image`](crate::image::Image).
@@ -27,6 +28,7 @@ mod engine;
 mod error;
 pub mod execute;
 mod frontend;
+pub mod fuse;
 pub mod guest;
 pub mod inflight;
 mod limit;
@@ -43,6 +45,7 @@ mod workers;
 
 pub use blk::{DeviceOptions, Stats};
 pub use error::TransportError;
-pub use frontend::qemu_options;
+pub use frontend::{qemu_drive, qemu_options};
+pub use fuse::FuseOptions;
 pub use vhost::{Served, serve_connection};
 pub use workers::{ServeOptions, ServeOutcome, serve};

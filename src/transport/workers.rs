@@ -7,6 +7,10 @@
 //!
 //! The worker, not the parent, accepts the connection: the parent stops watching the socket until the worker says that it
 //! has accepted, or has died.
+//!
+//! A FUSE mount has a worker, too, for as long as it lasts: the parent neither waits for disks nor has threads.
+
+mod fuse;
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -25,9 +29,11 @@ use rustix::process::set_parent_process_death_signal;
 
 use super::blk::{DeviceOptions, Stats};
 use super::error::TransportError;
+use super::fuse::FuseOptions;
 use super::socket::ServedSocket;
 use super::vhost::{Served, serve_connection};
 use crate::image::Image;
+use fuse::{FuseWorker, Started};
 
 /// Exit code of a worker whose connection closed without a word.
 const EXIT_NOBODY: u8 = 3;
@@ -39,12 +45,14 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long workers may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How to serve a disk to any number of VMs.
+/// How to serve a disk to any number of VMs: at a socket, as a file, or both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeOptions {
     /// Where to listen; at most 107 bytes.
-    pub socket: PathBuf,
-    /// End when the first VM has gone.
+    pub socket: Option<PathBuf>,
+    /// Where to mount.
+    pub fuse: Option<FuseOptions>,
+    /// End when the first VM at the socket has gone; without a socket, when the file was open and is not any more.
     pub once: bool,
     /// What each VM gets.
     pub device: DeviceOptions,
@@ -62,13 +70,15 @@ pub enum ServeOutcome {
     },
 }
 
-/// Serves `image` at a socket until SIGTERM or SIGINT, or with `once` until the first VM has gone.
+/// Serves `image` until SIGTERM or SIGINT, with `once` until the first VM has gone, or until there is nothing to serve
+/// any more because someone unmounted the file.
 ///
-/// `on_ready` is called once the socket listens. The process must have one thread. **This function returns in the
-/// workers too**: see [`ServeOutcome`].
+/// `on_ready` is called once the socket listens and the file is there. The process must have one thread. **This function
+/// returns in the workers too**: see [`ServeOutcome`].
 ///
 /// # Errors
-/// When the socket cannot be made, the process has several threads, or, with `once`, the worker ended badly.
+/// When the socket cannot be made, the file cannot be mounted, the process has several threads, or, with `once`, the
+/// worker ended badly.
 pub fn serve(
     image: Arc<Image>,
     options: &ServeOptions,
@@ -77,16 +87,21 @@ pub fn serve(
     require_one_thread()?;
     // Before the socket exists: a signal must not leave it behind.
     let signals = Signals::block()?;
-    let socket = ServedSocket::bind(&options.socket)?;
-    on_ready();
-    let server = Server {
+    let socket = options.socket.as_deref().map(ServedSocket::bind);
+    let mut server = Server {
         image,
         options,
-        socket,
+        socket: socket.transpose()?,
+        fuse: None,
         signals,
         workers: Vec::new(),
         pending: None,
     };
+    match server.start_fuse()? {
+        Started::Nothing | Started::Mounted => on_ready(),
+        Started::Worker(report) => return Ok(server.become_fuse_worker(report)),
+        Started::ToEnd => return Ok(server.end()),
+    }
     server.run()
 }
 
@@ -146,29 +161,36 @@ struct Ready {
 struct Server<'o> {
     image: Arc<Image>,
     options: &'o ServeOptions,
-    socket: ServedSocket,
+    socket: Option<ServedSocket>,
+    fuse: Option<FuseWorker>,
     signals: Signals,
+    /// Those of connections.
     workers: Vec<Pid>,
     pending: Option<Pending>,
 }
 
 impl Server<'_> {
     fn run(mut self) -> Result<ServeOutcome, TransportError> {
-        loop {
+        while self.socket.is_some() || self.fuse.is_some() {
             let ready = self.wait()?;
             if ready.report {
                 self.read_report();
             }
             if ready.signal {
                 if self.signals.asks_to_end() {
-                    self.stop_workers();
-                    return Ok(ServeOutcome::Parent);
+                    break;
+                }
+                // First, because waiting for a mount takes the signals that tell of other ends.
+                match self.look_after_fuse()? {
+                    Started::Nothing | Started::Mounted => {}
+                    Started::Worker(report) => return Ok(self.become_fuse_worker(report)),
+                    Started::ToEnd => break,
                 }
                 let ended = self.reap();
                 if self.options.once
                     && let Some(end) = ended.into_iter().find(|end| *end != WorkerEnd::Nobody)
                 {
-                    self.stop_workers();
+                    self.end();
                     return end.into_outcome();
                 }
             } else if ready.connection
@@ -177,20 +199,29 @@ impl Server<'_> {
                 return Ok(self.become_worker(report));
             }
         }
+        Ok(self.end())
+    }
+
+    /// Ends everything.
+    fn end(&mut self) -> ServeOutcome {
+        self.unmount();
+        self.stop_workers();
+        ServeOutcome::Parent
     }
 
     /// Waits for anything to do; the socket counts only when no worker is about to accept from it.
     fn wait(&self) -> Result<Ready, TransportError> {
         let signal = PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN);
-        let other = match &self.pending {
-            Some(pending) => PollFd::new(pending.report.as_fd(), PollFlags::POLLIN),
-            None => PollFd::new(self.socket.as_fd(), self.interest_in_connections()),
+        let other = match (&self.pending, &self.socket) {
+            (Some(pending), _) => PollFd::new(pending.report.as_fd(), PollFlags::POLLIN),
+            (None, Some(socket)) => PollFd::new(socket.as_fd(), self.interest_in_connections()),
+            (None, None) => PollFd::new(self.signals.fd.as_fd(), PollFlags::empty()),
         };
         let [signal, other] = poll_two([signal, other])?;
         Ok(Ready {
             signal,
             report: other && self.pending.is_some(),
-            connection: other && self.pending.is_none(),
+            connection: other && self.pending.is_none() && self.socket.is_some(),
         })
     }
 
@@ -254,11 +285,15 @@ impl Server<'_> {
             options,
             socket,
             signals,
-            workers: _,
-            pending: _,
+            ..
         } = self;
         signals.restore_for_worker();
         drop(signals);
+        let Some(socket) = socket else {
+            return ServeOutcome::Worker {
+                exit_code: EXIT_NOBODY,
+            };
+        };
         let begin = Instant::now();
         let accepted = move || {
             // The parent may be ending, and will end this process too.
@@ -387,7 +422,7 @@ fn require_one_thread() -> Result<(), TransportError> {
 fn poll_two(mut fds: [PollFd<'_>; 2]) -> Result<[bool; 2], TransportError> {
     match poll(&mut fds, PollTimeout::NONE) {
         Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(TransportError::host("wait for connections")(errno)),
+        Err(errno) => return Err(TransportError::host("wait for something to do")(errno)),
     }
     Ok(fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty())))
 }

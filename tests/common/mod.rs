@@ -1,7 +1,8 @@
 //! What several integration tests share. Each test program uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod nar;
+pub mod nasty;
 pub mod reader;
 pub mod tree;
 
@@ -45,4 +46,27 @@ pub fn tool(name: &str, package: &str) -> std::path::PathBuf {
     dirs.map(|dir| dir.join(name))
         .find(|candidate| candidate.is_file())
         .unwrap_or_else(|| panic!("{name} is missing: apt-get install {package}"))
+}
+
+/// How many files of all types lie beneath `dir`.
+pub fn count(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let each = entries.map(|entry| match entry.file_type().unwrap().is_dir() {
+        true => 1 + count(&entry.path()),
+        false => 1,
+    });
+    each.sum()
+}
+
+/// How many files and symlinks beneath `dir` are not empty.
+pub fn count_with_bytes(dir: &Path) -> usize {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let each = entries.map(|entry| {
+        let metadata = entry.metadata().unwrap();
+        match metadata.is_dir() {
+            true => count_with_bytes(&entry.path()),
+            false => usize::from(metadata.len() > 0),
+        }
+    });
+    each.sum()
 }

@@ -1,0 +1,88 @@
+# What every script needs: messages, the cache directory, missing packages.
+# shellcheck shell=bash
+# shellcheck disable=SC2034  # used by the scripts that read this file
+
+# Tools such as depmod and mkfs.erofs live in sbin, which a user's PATH may lack.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+CACHE=${LAZYSTORE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/lazystore}
+
+say() { printf '== %s\n' "$*" >&2; }
+die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# Seconds since START (an $EPOCHREALTIME), with three decimals.
+since() {
+    local us=$(( ${EPOCHREALTIME/./} - ${1/./} ))
+    printf '%d.%03d' $(( us / 1000000 )) $(( us / 1000 % 1000 ))
+}
+
+# cached COMMAND...: runs it while no other script prepares something in the cache.
+cached() {
+    mkdir -p "$CACHE"
+    ( flock 9; "$@" 9>&- ) 9>"$CACHE/lock"
+}
+
+# keep FILE: FILE is in use; others of its kind (up to the first -) go when they were not used for a week. Several
+# checkouts may share the cache, so a new one does not replace the others at once.
+keep() {
+    local name=${1##*/}
+    touch "$1"
+    find "$CACHE" -maxdepth 1 -name "${name%%-*}-*" -mtime +7 -exec rm -rf {} +
+}
+
+# --- packages ---------------------------------------------------------------
+
+# Debian package:command that shows whether it is there.
+VM_TOOLS=(qemu-system-x86:qemu-system-x86_64 busybox-static:busybox cpio:cpio kmod:depmod)
+STORE_TOOLS=(nix-bin:nix-store patchelf:patchelf)
+TEST_TOOLS=(erofs-utils:mkfs.erofs fuse3:fusermount3 qemu-utils:qemu-io strace:strace)
+BUILD_TOOLS=(gcc:cc libc6-dev:/usr/include/stdlib.h)
+
+# Only a static busybox runs alone in an initrd; the command has the same name in both packages.
+is_there() {
+    case $1 in
+        /*) [[ -e $1 ]] ;;
+        busybox) command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
+        *) command -v "$1" >/dev/null ;;
+    esac
+}
+
+# need PACKAGE:COMMAND...: installs the packages whose command is missing.
+need() {
+    local tool missing=()
+    for tool; do
+        is_there "${tool#*:}" || missing+=("${tool%%:*}")
+    done
+    (( ${#missing[@]} )) || return 0
+    local install=(apt-get install -y --no-install-recommends "${missing[@]}")
+    (( EUID == 0 )) || die "missing: ${missing[*]}; as root: ${install[*]}"
+    command -v apt-get >/dev/null || die "missing (names of Debian's packages): ${missing[*]}"
+    say "installing ${missing[*]}"
+    apt_refresh
+    quietly env DEBIAN_FRONTEND=noninteractive "${install[@]}" -qq
+}
+
+need_cargo() {
+    need "${BUILD_TOOLS[@]}"
+    command -v cargo >/dev/null || die 'cargo is missing: install Rust, see https://rustup.rs'
+}
+
+# apt's lists may be older than the mirror: refreshed before the first download, and only then.
+apt_refresh() {
+    [[ -z ${APT_IS_FRESH:-} ]] || return 0
+    quietly apt-get update -qq
+    export APT_IS_FRESH=1
+}
+
+# quietly COMMAND...: shows what it prints only when it fails. Nobody is there to answer a question.
+quietly() {
+    local log
+    log=$(mktemp)
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        cat "$log" >&2
+        rm -f "$log"
+        die "failed: $*"
+    fi
+    rm -f "$log"
+}

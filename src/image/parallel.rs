@@ -1,0 +1,59 @@
+//! The same work for many paths, on all cores.
+
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+/// One thread a core.
+pub fn threads() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Calls `work` for every number below `count` and returns the results in the order of the numbers.
+///
+/// One thread a core takes whichever number is next, with a state of its own that `start` makes.
+pub fn for_each<S, R: Send>(
+    count: usize,
+    start: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, usize) -> R + Sync,
+) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(count));
+    thread::scope(|scope| {
+        for _ in 0..threads().min(count) {
+            scope.spawn(|| {
+                let mut state = start();
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        return;
+                    }
+                    let result = work(&mut state, index);
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    done.push((index, result));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_unstable_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::for_each;
+
+    #[test]
+    fn results_are_in_order_whoever_was_faster() {
+        let squares = for_each(1000, || (), |(), index| index * index);
+        assert!(
+            squares
+                .iter()
+                .enumerate()
+                .all(|(i, square)| *square == i * i)
+        );
+        assert!(for_each(0, || (), |(), index| index).is_empty());
+    }
+}

@@ -1,0 +1,170 @@
+//! Where there is something on the disk, and where nothing.
+//!
+//! The address space is almost empty, and whoever copies the disk must be able to jump over that. Ranges of
+//! paths are bounds, much larger than what is in them, so a path that is asked about is planned whole.
+
+use super::{Image, ReadError};
+use crate::erofs::format::BLOCK_LEN_BYTES;
+use crate::erofs::layout::space::{Area, DATA_ARENA_START};
+
+/// What to look for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// A block that belongs to something, whatever its bytes are.
+    Data,
+    /// A block that belongs to nothing: all zeros. There is one behind the end of the disk.
+    Hole,
+}
+
+/// Neighbouring blocks of one sort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stretch {
+    kind: Seek,
+    /// First block that may be of the other sort.
+    end: u32,
+}
+
+impl Image {
+    /// The first offset from `offset` on where there is what is looked for, or none before the end of the disk.
+    ///
+    /// The answer is none, too, if `offset` is not inside the disk. A path that cannot be planned counts as
+    /// data: a copy must fail there, and not become a file full of zeros.
+    pub fn seek(&self, offset: u64, wanted: Seek) -> Option<u64> {
+        let len_bytes = self.len_bytes();
+        let mut at = offset;
+        while at < len_bytes {
+            let block = u32::try_from(at / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
+            let stretch = self.stretch(block);
+            if stretch.kind == wanted {
+                return Some(at);
+            }
+            at = u64::from(stretch.end) * BLOCK_LEN_BYTES;
+        }
+        (wanted == Seek::Hole && offset < len_bytes).then_some(len_bytes)
+    }
+
+    /// The sort of `block`, and of how many behind it.
+    fn stretch(&self, block: u32) -> Stretch {
+        match self.space.area(block) {
+            Area::Superblock => data_until(block + 1),
+            Area::Root(_) => {
+                let first = self.space.regions().first();
+                data_until(first.map_or(DATA_ARENA_START, |region| region.meta.start))
+            }
+            Area::Unused { end } => hole_until(end),
+            Area::Meta { region, .. } => {
+                let meta = &self.space.region(region).meta;
+                let used = self.usage(region).map(|usage| usage.meta_blocks);
+                part(block, meta, used)
+            }
+            Area::Data { region, .. } => {
+                let data = &self.space.region(region).data;
+                let used = self.usage(region).map(|usage| usage.data_blocks);
+                part(block, data, used)
+            }
+        }
+    }
+}
+
+/// `range` is in use for its first `used` blocks; `block` is one of it.
+fn part(block: u32, range: &std::ops::Range<u32>, used: Result<u32, ReadError>) -> Stretch {
+    let used = used.unwrap_or(u32::MAX);
+    let end = range.start.saturating_add(used).min(range.end);
+    if block < end {
+        data_until(end)
+    } else {
+        hole_until(range.end)
+    }
+}
+
+fn data_until(end: u32) -> Stretch {
+    let kind = Seek::Data;
+    Stretch { kind, end }
+}
+
+fn hole_until(end: u32) -> Stretch {
+    let kind = Seek::Hole;
+    Stretch { kind, end }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::testing::{store_image, tree_image};
+    use super::*;
+    use crate::image::ImageOptions;
+
+    fn store() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, len) in [("a", 10_000), ("b", 1), ("c", 4096)] {
+            fs::write(dir.path().join(name), vec![7; len]).unwrap();
+        }
+        dir
+    }
+
+    /// Data ranges, found by seeking to and fro.
+    fn data_ranges(image: &Image) -> Vec<(u64, u64)> {
+        let mut ranges = Vec::new();
+        let mut at = 0;
+        while let Some(start) = image.seek(at, Seek::Data) {
+            at = image.seek(start, Seek::Hole).unwrap();
+            assert!(at > start);
+            ranges.push((start, at));
+        }
+        ranges
+    }
+
+    #[test]
+    fn a_tree_of_16_tib_has_little_data_and_only_zeros_elsewhere() {
+        let dir = store();
+        let image = tree_image(dir.path());
+        let ranges = data_ranges(&image);
+        let bytes: u64 = ranges.iter().map(|(start, end)| end - start).sum();
+        assert!(ranges.len() < 4 && bytes < 100_000, "{ranges:?}");
+        for (_, end) in ranges
+            .into_iter()
+            .filter(|(_, end)| *end < image.len_bytes())
+        {
+            let mut block = [1; 4096];
+            image.read_exact_at(&mut block, end).unwrap();
+            assert!(block.iter().all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn what_is_not_zero_is_data() {
+        let dir = store();
+        let image = store_image(dir.path(), &ImageOptions::default());
+        let data_start = u64::from(DATA_ARENA_START) * BLOCK_LEN_BYTES;
+        for offset in (0..40).chain(data_start / 4096..image.len_bytes() / 4096) {
+            let mut block = [0; 4096];
+            image.read_exact_at(&mut block, offset * 4096).unwrap();
+            if block.iter().any(|byte| *byte != 0) {
+                assert_eq!(image.seek(offset * 4096, Seek::Data), Some(offset * 4096));
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_is_a_hole_and_nothing_is_behind_it() {
+        let dir = store();
+        let image = store_image(dir.path(), &ImageOptions::default());
+        let len = image.len_bytes();
+        assert_eq!(image.seek(len, Seek::Data), None);
+        assert_eq!(image.seek(len, Seek::Hole), None);
+        assert_eq!(image.seek(u64::MAX, Seek::Hole), None);
+        assert!(image.seek(len - 1, Seek::Hole).is_some());
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_planned_is_data() {
+        let dir = store();
+        fs::create_dir(dir.path().join("d")).unwrap();
+        let image = tree_image(dir.path());
+        fs::remove_dir(dir.path().join("d")).unwrap();
+        let data_start = u64::from(DATA_ARENA_START) * BLOCK_LEN_BYTES;
+        image.read_exact_at(&mut [0; 512], 4096).unwrap();
+        assert_eq!(image.seek(data_start, Seek::Data), Some(data_start));
+    }
+}

@@ -1,0 +1,34 @@
+//! Every input that fuzzing has kept, run again by the ordinary compiler. Crashes that were found join the corpus.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::fs;
+use std::path::Path;
+
+#[path = "fuzz/targets/closure.rs"]
+mod closure;
+#[path = "fuzz/targets/layout.rs"]
+mod layout;
+
+fn replay(target: &str, run: fn(&[u8])) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fuzz/corpus")
+        .join(target);
+    let mut count = 0;
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        println!("{}", path.display());
+        run(&fs::read(path).unwrap());
+        count += 1;
+    }
+    assert!(count > 10, "{target} has a corpus of {count}");
+}
+
+#[test]
+fn closures_parse_or_are_refused() {
+    replay("closure", closure::run);
+}
+
+#[test]
+fn trees_are_laid_out_and_read_back() {
+    replay("layout", layout::run);
+}

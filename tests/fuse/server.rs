@@ -1,0 +1,167 @@
+//! `lazystore serve --fuse`, and mounts of what it serves, all gone when the test ends.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::common::tool;
+
+/// A directory to mount on, with nothing mounted on it when this is dropped.
+pub struct Place(TempDir);
+
+impl Place {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Lines of the mount table with this directory.
+    pub fn mounts(&self) -> usize {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let dir = self.path().to_str().unwrap();
+        table
+            .lines()
+            .filter(|line| line.split(' ').nth(4) == Some(dir))
+            .count()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        while unmount(self.path(), UnmountFlags::DETACH).is_ok() {}
+    }
+}
+
+/// The disk, mounted through a loop device.
+pub fn mount_loop(image: &Path) -> Place {
+    let place = Place::new();
+    run(Command::new(tool("mount", "mount"))
+        .args(["-t", "erofs", "-o", "loop,ro"])
+        .arg(image)
+        .arg(place.path()));
+    place
+}
+
+/// The disk, mounted without any block device (Linux 6.12).
+pub fn mount_file(image: &Path) -> Place {
+    let place = Place::new();
+    mount(image, place.path(), "erofs", MountFlags::RDONLY, None)
+        .expect("EROFS on a file needs Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE");
+    place
+}
+
+/// Runs a command that must succeed within a minute; returns its stdout.
+pub fn run(command: &mut Command) -> Vec<u8> {
+    let output = Command::new(tool("timeout", "coreutils"))
+        .args(["-k", "5", "60"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    output.stdout
+}
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    pub ready: String,
+    place: Option<Place>,
+    dir: PathBuf,
+}
+
+impl Server {
+    /// Serves at a place of its own.
+    pub fn start<A: AsRef<OsStr>>(args: &[A]) -> Self {
+        let place = Place::new();
+        let mut server = Self::start_at(place.path(), args);
+        server.place = Some(place);
+        server
+    }
+
+    pub fn start_at<A: AsRef<OsStr>>(dir: &Path, args: &[A]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_lazystore"))
+            .arg("serve")
+            .args(args)
+            .arg("--fuse")
+            .arg(dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut ready)
+            .unwrap();
+        let mut server = Self {
+            child,
+            ready,
+            place: None,
+            dir: dir.into(),
+        };
+        if !server.ready.starts_with("ready ") {
+            panic!("{}", server.log());
+        }
+        server
+    }
+
+    pub fn image(&self) -> PathBuf {
+        self.dir.join("nix-store.img")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// The process that answers the kernel.
+    pub fn worker(&self) -> Option<Pid> {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().unwrap())
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for("the server to end", || self.child.try_wait().unwrap())
+    }
+
+    /// What it wrote to stderr, after it ended.
+    pub fn log(&mut self) -> String {
+        let mut log = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut log)
+            .unwrap();
+        log
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Polls until `look` finds something; fails after ten seconds.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,7 @@
+//! Any tree: laid out, every block rendered, read back through erofs-rs.
+#![no_main]
+
+#[path = "../targets/layout.rs"]
+mod target;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| target::run(data));
