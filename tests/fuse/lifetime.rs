@@ -250,3 +250,32 @@ fn without_fusermount_it_is_named() {
     );
     assert!(said.contains("install fuse3"), "{said}");
 }
+
+/// Who is not the one that serves the disk.
+fn another_user_reads(image: &Path) -> bool {
+    Command::new(tool("setpriv", "util-linux"))
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "head",
+            "-c4096",
+        ])
+        .arg(image)
+        .output()
+        .unwrap()
+        .status
+        .success()
+}
+
+#[test]
+fn other_users_read_it_only_if_allowed() {
+    use std::os::unix::fs::PermissionsExt;
+    for (extra, allowed) in [(&[][..], false), (&["--allow-other"][..], true)] {
+        let (place, tree) = (Place::new(), tree());
+        // The mount's parent lets everybody through: what is tested is the mount.
+        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let server = start_at(&place, tree.path(), extra);
+        assert_eq!(another_user_reads(&server.image()), allowed, "{extra:?}");
+    }
+}
