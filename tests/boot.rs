@@ -39,6 +39,7 @@ struct Served {
 impl Served {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("mnt")).unwrap();
         let closure = vec![
             "--closure-info".to_owned(),
             from_env("LAZYSTORE_TEST_CLOSURE_INFO"),
@@ -50,6 +51,8 @@ impl Served {
             .args(&closure)
             .arg("--vhost-user")
             .arg(dir.path().join("socket"))
+            .arg("--fuse")
+            .arg(dir.path().join("mnt"))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -65,15 +68,16 @@ impl Served {
         }
     }
 
-    /// Boots a guest and returns where its findings are.
+    /// Boots a guest from the socket and returns where its findings are.
     fn boot(&self, name: &str, options: &[&str]) -> PathBuf {
+        self.boot_from("--socket", "socket", name, options)
+    }
+
+    fn boot_from(&self, option: &str, disk: &str, name: &str, options: &[&str]) -> PathBuf {
         let out = self.dir.path().join(name);
         let mut vm = script("vm");
-        vm.arg("--socket")
-            .arg(self.dir.path().join("socket"))
-            .arg("--out")
-            .arg(&out)
-            .args(options);
+        vm.arg(option).arg(self.dir.path().join(disk));
+        vm.arg("--out").arg(&out).args(options);
         assert!(vm.status().unwrap().success(), "scripts/vm {options:?}");
         out
     }
@@ -95,8 +99,10 @@ impl Served {
 }
 
 impl Drop for Served {
+    /// Asked to end, it unmounts.
     fn drop(&mut self) {
-        let _ = self.server.kill();
+        let pid = rustix::process::Pid::from_child(&self.server);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.server.wait();
     }
 }
@@ -141,4 +147,20 @@ fn sixteen_cpus_read_through_sixteen_queues() {
     let out = served.boot("vm", &["--smp", "16", "--quick"]);
     assert_eq!(fact(&out, "queues"), "16");
     assert_eq!(fact(&out, "superblocks_seen"), "1");
+}
+
+#[test]
+fn a_vm_boots_from_the_file_in_every_way_that_qemu_reads_it() {
+    let _turn = turn();
+    let served = Served::start();
+    let ways = [
+        ("threads", "aio=threads"),
+        ("io_uring", "aio=io_uring"),
+        ("direct", "cache=none,aio=native"),
+    ];
+    for (name, drive) in ways {
+        let options = ["--drive", drive];
+        let out = served.boot_from("--image", "mnt/nix-store.img", name, &options);
+        served.compare(&out);
+    }
 }
