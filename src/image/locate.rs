@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::plans::Need;
 use super::root::RootPart;
 use super::{Image, ReadError};
 use crate::erofs::format::{
@@ -86,13 +87,13 @@ impl Image {
             Area::Root(block) => Ok(self.in_root(block, at)),
             Area::Meta { region, block } => {
                 self.plans
-                    .with_meta(self, Patience::Wait, region, block, |plan| {
+                    .with(self, Patience::Wait, region, Need::Meta(block), |plan| {
                         View::new(self, region, plan).in_meta(block, at)
                     })
             }
             Area::Data { region, block } => {
                 self.plans
-                    .with_data(self, Patience::Wait, region, block, |plan| {
+                    .with(self, Patience::Wait, region, Need::Data(block), |plan| {
                         View::new(self, region, plan).in_data(block, at)
                     })
             }
@@ -117,11 +118,12 @@ impl Image {
     /// # Errors
     /// When the path cannot be planned.
     pub fn usage(&self, region: u32) -> Result<Usage, ReadError> {
-        self.plans.with_whole(self, region, |plan| Usage {
-            meta_blocks: plan.meta_blocks(),
-            data_blocks: plan.data_blocks(),
-            files: plan.len(),
-        })
+        self.plans
+            .with(self, Patience::Wait, region, Need::All, |plan| Usage {
+                meta_blocks: plan.meta_blocks(),
+                data_blocks: plan.data_blocks(),
+                files: plan.len(),
+            })
     }
 
     /// Where the unused range starts that block `block` is in: behind the last path of its arena.

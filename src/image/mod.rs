@@ -29,7 +29,7 @@ pub use error::{ImageError, ReadError};
 pub use locate::{FileRef, Place, Spot, Usage};
 pub use seek::Seek;
 
-use plans::Plans;
+use plans::{Need, Plans};
 use root::RootDir;
 
 /// A part of a range, in the order of the disk.
@@ -199,7 +199,7 @@ impl Image {
         let here = self.space.region(region);
         let files = self
             .plans
-            .with_meta(self, patience, region, block, |plan| {
+            .with(self, patience, region, Need::Meta(block), |plan| {
                 let nid = u64::from(ROOT_NID);
                 let files = encode::metadata_block(plan, here, nid, block, &mut out);
                 let open = |inline: &encode::InlineFile| {
@@ -249,7 +249,7 @@ impl Image {
         let start = u64::from(block) * BLOCK_LEN_BYTES + cursor.in_block() as u64;
         let extents = self
             .plans
-            .with_data(self, patience, region, last_block, |plan| {
+            .with(self, patience, region, Need::Data(last_block), |plan| {
                 self.extents(plan, patience, region, start, len)
             })?
             .map_err(ReadError::from)?;

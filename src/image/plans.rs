@@ -50,9 +50,12 @@ pub(super) struct Plans {
 
 /// What a reader needs planned.
 #[derive(Debug, Clone, Copy)]
-enum Need {
+pub(super) enum Need {
+    /// A metadata block.
     Meta(u32),
+    /// Data up to a block.
     Data(u32),
+    /// The whole path.
     All,
 }
 
@@ -70,41 +73,11 @@ impl Plans {
         }
     }
 
-    /// Calls `f` with a plan that covers metadata block `block` of a region.
-    pub(super) fn with_meta<R>(
-        &self,
-        image: &Image,
-        patience: Patience,
-        region: u32,
-        block: u32,
-        f: impl FnOnce(&Plan) -> R,
-    ) -> Result<R, ReadError> {
-        self.with(image, patience, region, Need::Meta(block), f)
-    }
-
-    /// Calls `f` with a plan that covers a region's data up to block `block`.
-    pub(super) fn with_data<R>(
-        &self,
-        image: &Image,
-        patience: Patience,
-        region: u32,
-        block: u32,
-        f: impl FnOnce(&Plan) -> R,
-    ) -> Result<R, ReadError> {
-        self.with(image, patience, region, Need::Data(block), f)
-    }
-
-    /// Calls `f` with the complete plan of a region.
-    pub(super) fn with_whole<R>(
-        &self,
-        image: &Image,
-        region: u32,
-        f: impl FnOnce(&Plan) -> R,
-    ) -> Result<R, ReadError> {
-        self.with(image, Patience::Wait, region, Need::All, f)
-    }
-
-    fn with<R>(
+    /// Calls `f` with a plan that covers what is needed of a region.
+    ///
+    /// # Errors
+    /// When the path cannot be planned so far; [`StoreError::WouldBlock`] as `patience` has it.
+    pub(super) fn with<R>(
         &self,
         image: &Image,
         patience: Patience,

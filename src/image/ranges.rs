@@ -1,5 +1,6 @@
 //! Where file data lie.
 
+use super::plans::Need;
 use super::{Image, ReadError};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::plan::Plan;
@@ -22,7 +23,7 @@ impl Image {
             // Covered only by a plan of the whole path.
             let runs = self
                 .plans
-                .with_data(self, Patience::Wait, region, u32::MAX, runs)?;
+                .with(self, Patience::Wait, region, Need::All, runs)?;
             for (first, end) in runs {
                 let start = u64::from(here.data.start) + u64::from(first);
                 let blocks = end - u64::from(first);
