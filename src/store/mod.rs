@@ -204,13 +204,18 @@ impl Store {
         open(flags)
     }
 
-    /// Opens `path` if all names in it are in memory.
+    /// Opens `path` if all names in it are in memory. Linux before 5.12 cannot tell.
     fn open_cached(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let how = beneath() | ResolveFlags::CACHED;
         if path.is_empty() || path.len() > MAX_PATH_LEN_BYTES {
             return Err(Errno::AGAIN);
         }
-        rustix::fs::openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), how)
+        rustix::fs::openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), how).map_err(
+            |errno| match errno {
+                Errno::INVAL => Errno::AGAIN,
+                other => other,
+            },
+        )
     }
 
     /// Opens `path` beneath the directory; a path longer than the kernel takes goes in several steps.
