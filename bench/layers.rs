@@ -48,7 +48,7 @@ fn image(dir: &Path, paths: Vec<StorePath>) -> Image {
 fn path(name: String) -> StorePath {
     StorePath {
         name: name.into_bytes().into(),
-        nar_size: Some(100_000_000),
+        nar_size: Some(1_000_000_000),
         nar_hash: None,
     }
 }
