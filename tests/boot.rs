@@ -3,10 +3,13 @@
 //! `scripts/test` prepares kernel, initrd and store, and says where they are.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::io::{BufRead, BufReader};
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::process::first_line;
 
 /// Emulated guests take all of a core each: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -56,10 +59,7 @@ impl Served {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut ready = String::new();
-        BufReader::new(server.stdout.as_mut().unwrap())
-            .read_line(&mut ready)
-            .unwrap();
+        let ready = first_line(&mut server);
         assert!(ready.starts_with("ready "), "{ready}");
         Self {
             dir,

@@ -4,12 +4,13 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use common::process::first_line;
 use common::{nar, tool};
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
@@ -96,10 +97,7 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut ready = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap())
-            .read_line(&mut ready)
-            .unwrap();
+        let ready = first_line(&mut child);
         Self { child, ready }
     }
 
@@ -290,10 +288,7 @@ fn a_list_from_stdin_is_served() {
         .unwrap()
         .write_all(b"/nix/store/bbb-two.conf")
         .unwrap();
-    let mut ready = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut ready)
-        .unwrap();
+    let ready = first_line(&mut child);
     assert!(ready.starts_with("ready socket in "), "{ready}");
     child.kill().unwrap();
     child.wait().unwrap();

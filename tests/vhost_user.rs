@@ -23,8 +23,9 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use client::{Client, DEPTH, READ_MAX};
+use common::process::wait_for;
 use frontend::{F_PROTOCOL_FEATURES, F_VERSION_1, Frontend, Guest, SLOTS};
-use server::{Server, command, start_at, tree, wait, wait_for};
+use server::{Server, command, start_at, tree, wait};
 
 const ORDINARY: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
 

@@ -7,8 +7,9 @@ use std::process::{Command, Output};
 
 use rustix::process::{Signal, kill_process};
 
+use super::common::process::wait_for;
 use super::common::tool;
-use super::server::{Place, Server, wait_for};
+use super::server::{Place, Server};
 
 fn tree() -> tempfile::TempDir {
     let tree = tempfile::tempdir().unwrap();

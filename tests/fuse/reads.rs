@@ -102,7 +102,7 @@ fn a_mebibyte_arrives_as_one_request() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    super::server::wait_for("strace", || {
+    super::common::process::wait_for("strace", || {
         let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
         (!status.contains("TracerPid:\t0")).then_some(())
     });

@@ -1,14 +1,15 @@
 //! `lazystore serve` as a child process.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+use crate::common::process::{first_line, wait_for};
 
 /// A tree to serve: files of many sizes in two directories.
 pub fn tree() -> TempDir {
@@ -116,26 +117,11 @@ impl Drop for Server {
 /// Starts a server and waits until it says that it listens.
 pub fn start_at(tree: &Path, socket: &Path, extra: &[&str]) -> Child {
     let mut child = command(tree, socket, extra).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    let line = first_line(&mut child);
     assert!(line.starts_with("ready "), "{line:?}");
     child
 }
 
 pub fn wait(child: &mut Child) -> ExitStatus {
     wait_for("the server to end", || child.try_wait().unwrap())
-}
-
-/// Polls until `look` finds something; fails after ten seconds.
-pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
