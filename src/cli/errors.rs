@@ -25,6 +25,9 @@ pub enum CliError {
     /// There is nothing to compare.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// There is no recording to read in advance.
+    #[error(transparent)]
+    Recording(#[from] super::record_args::RecordingError),
     /// stdout takes nothing.
     #[error("cannot write to stdout: {0}")]
     Stdout(#[from] std::io::Error),

@@ -8,6 +8,7 @@ mod inspect;
 mod limits;
 mod log;
 mod ranges;
+mod record_args;
 mod serve;
 mod verify;
 

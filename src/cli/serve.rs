@@ -12,6 +12,7 @@ use sd_notify::NotifyState;
 
 use super::closure_args::ClosureArgs;
 use super::errors::CliError;
+use super::record_args::RecordArgs;
 use crate::transport::{
     DeviceOptions, FuseOptions, ServeOptions, ServeOutcome, qemu_drive, qemu_options, serve,
 };
@@ -25,6 +26,8 @@ pub struct ServeArgs {
     transports: TransportArgs,
     #[command(flatten)]
     file: FuseArgs,
+    #[command(flatten)]
+    recording: RecordArgs,
     /// Serial that the guest sees, 20 bytes at most
     #[arg(long, default_value = "nixstore")]
     serial: String,
@@ -65,7 +68,7 @@ struct FuseArgs {
 /// Serves until told to stop. Also returns in every worker process, which then has nothing left to do.
 pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let image = Arc::new(args.closure.image()?);
-    let options = args.options();
+    let options = args.options()?;
     let outcome = serve(image, &options, || announce(&options, start))?;
     Ok(match outcome {
         ServeOutcome::Parent => ExitCode::SUCCESS,
@@ -74,7 +77,7 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
 }
 
 impl ServeArgs {
-    fn options(&self) -> ServeOptions {
+    fn options(&self) -> Result<ServeOptions, CliError> {
         let threads = self.threads.unwrap_or_else(DeviceOptions::default_threads);
         let fuse = self.transports.fuse.as_ref().map(|dir| FuseOptions {
             dir: dir.clone(),
@@ -82,7 +85,7 @@ impl ServeArgs {
             allow_other: self.file.allow_other,
             threads,
         });
-        ServeOptions {
+        Ok(ServeOptions {
             socket: self.transports.vhost_user.clone(),
             fuse,
             once: self.once,
@@ -91,7 +94,9 @@ impl ServeArgs {
                 threads,
                 poll: Duration::from_micros(self.poll_us),
             },
-        }
+            record: self.recording.record.clone(),
+            prefetch: self.recording.recording()?,
+        })
     }
 }
 

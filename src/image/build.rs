@@ -1,5 +1,7 @@
 //! From a closure to a disk.
 
+use std::sync::OnceLock;
+
 use super::parallel;
 use super::plans::{self, Plans};
 use super::root::RootDir;
@@ -113,6 +115,7 @@ impl Image {
             plans,
             superblock: Box::new(superblock),
             root,
+            recorder: OnceLock::new(),
         }
     }
 }

@@ -9,14 +9,18 @@ mod error;
 pub mod locate;
 pub mod parallel;
 mod plans;
+mod prefetch;
 mod ranges;
+mod recorder;
+pub mod recording;
 mod root;
 mod seek;
 #[cfg(test)]
 pub mod testing;
 
+use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
@@ -27,9 +31,11 @@ use crate::store::{FileKey, FileKind, HostFile, Patience, Store, StoreError};
 pub use build::ImageOptions;
 pub use error::{ImageError, ReadError};
 pub use locate::{FileRef, Place, Spot, Usage};
+pub use prefetch::Prefetched;
 pub use seek::Seek;
 
 use plans::{Need, Plans};
+use recorder::Recorder;
 use root::RootDir;
 
 /// A part of a range, in the order of the disk.
@@ -62,6 +68,7 @@ pub struct Image {
     superblock: Box<Block>,
     /// None for a tree, whose root is the top node of its only region.
     root: Option<RootDir>,
+    recorder: OnceLock<Recorder>,
 }
 
 /// A range that is being handed out.
@@ -97,6 +104,12 @@ impl Image {
         &self.space
     }
 
+    /// From now on writes down which blocks are read, as a [`recording`], to `file`, which is open for appending; with
+    /// `replace`, instead of what is in it, once there is something to write. A second call does nothing.
+    pub fn record_to(&self, file: File, replace: bool) {
+        let _ = self.recorder.set(Recorder::new(file, replace));
+    }
+
     /// Calls `sink` with the pieces that make up `offset..offset + len_bytes`, in order and without gaps.
     ///
     /// # Errors
@@ -123,6 +136,9 @@ impl Image {
         sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let end = self.checked_end(offset, len_bytes)?;
+        if let Some(recorder) = self.recorder.get() {
+            recorder.note(&self.space, offset..end);
+        }
         let mut cursor = Cursor { offset, end };
         while cursor.offset < cursor.end {
             match self.space.area(cursor.block()) {

@@ -1,12 +1,13 @@
 //! Open files and their bounded cache.
 
 use std::io::IoSliceMut;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
+use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{Patience, StoreError};
@@ -86,6 +87,20 @@ impl HostFile {
                 rustix::io::preadv2(&self.fd, &mut bufs, offset, ReadWriteFlags::NOWAIT)
             }
         }
+    }
+
+    /// Has the host read a range into its memory, if it likes, without waiting for it.
+    ///
+    /// # Errors
+    /// When the file system cannot read ahead.
+    pub fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), StoreError> {
+        rustix::fs::fadvise(
+            &self.fd,
+            offset,
+            NonZeroU64::new(len_bytes),
+            Advice::WillNeed,
+        )
+        .map_err(|errno| self.fault(errno))
     }
 
     /// The error for a read of this file that the host refused.

@@ -70,6 +70,14 @@ pub enum TransportError {
         /// Why.
         source: io::Error,
     },
+    /// The recording cannot be written.
+    #[error("cannot write the recording {}: {source}: choose another file for --record", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The worker that mounts gave up; it has said why.
     #[error("{reason}")]
     NotMounted {

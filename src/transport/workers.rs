@@ -11,6 +11,7 @@
 //! A FUSE mount has a worker, too, for as long as it lasts: the parent neither waits for disks nor has threads.
 
 mod fuse;
+mod recording;
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -33,7 +34,9 @@ use super::fuse::FuseOptions;
 use super::socket::ServedSocket;
 use super::vhost::{Served, serve_connection};
 use crate::image::Image;
+use crate::image::recording::Recording;
 use fuse::{FuseWorker, Started};
+use recording::{Prefetcher, RecordFile};
 
 /// Exit code of a worker whose connection closed without a word.
 const EXIT_NOBODY: u8 = 3;
@@ -56,6 +59,10 @@ pub struct ServeOptions {
     pub once: bool,
     /// What each VM gets.
     pub device: DeviceOptions,
+    /// Where to write down what the first VM reads.
+    pub record: Option<PathBuf>,
+    /// What to read in advance.
+    pub prefetch: Option<Recording>,
 }
 
 /// In which process [`serve`] returned.
@@ -87,6 +94,8 @@ pub fn serve(
     require_one_thread()?;
     // Before the socket exists: a signal must not leave it behind.
     let signals = Signals::block()?;
+    let record = options.record.as_deref().map(RecordFile::open);
+    let record = record.transpose()?;
     let socket = options.socket.as_deref().map(ServedSocket::bind);
     let mut server = Server {
         image,
@@ -96,11 +105,16 @@ pub fn serve(
         signals,
         workers: Vec::new(),
         pending: None,
+        record,
+        prefetcher: None,
     };
     match server.start_fuse()? {
         Started::Nothing | Started::Mounted => on_ready(),
         Started::Worker(report) => return Ok(server.become_fuse_worker(report)),
         Started::ToEnd => return Ok(server.end()),
+    }
+    if server.start_prefetch()? {
+        return Ok(server.become_prefetcher());
     }
     server.run()
 }
@@ -167,6 +181,8 @@ struct Server<'o> {
     /// Those of connections.
     workers: Vec<Pid>,
     pending: Option<Pending>,
+    record: Option<RecordFile>,
+    prefetcher: Option<Prefetcher>,
 }
 
 impl Server<'_> {
@@ -247,11 +263,15 @@ impl Server<'_> {
 
     /// Collects the workers that have ended, so that none stays a zombie.
     fn reap(&mut self) -> Vec<WorkerEnd> {
+        self.prefetcher.take_if(|prefetcher| prefetcher.has_ended());
         let mut ends = Vec::new();
         self.workers.retain(|pid| match WorkerEnd::of(*pid) {
             None => true,
             Some(end) => {
                 end.log(*pid);
+                if let Some(record) = &mut self.record {
+                    record.ended(*pid, &end);
+                }
                 ends.push(end);
                 false
             }
@@ -267,6 +287,9 @@ impl Server<'_> {
             Ok(Forked::Worker) => Ok(Some(sender)),
             Ok(Forked::Parent(pid)) => {
                 self.workers.push(pid);
+                if let Some(record) = &mut self.record {
+                    record.started(pid);
+                }
                 self.pending = Some(Pending { pid, report });
                 Ok(None)
             }
@@ -285,10 +308,14 @@ impl Server<'_> {
             options,
             socket,
             signals,
+            record,
             ..
         } = self;
         signals.restore_for_worker();
         drop(signals);
+        if let Some(record) = record {
+            record.record_if_next(&image);
+        }
         let Some(socket) = socket else {
             return ServeOutcome::Worker {
                 exit_code: EXIT_NOBODY,

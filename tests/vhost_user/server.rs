@@ -29,15 +29,18 @@ pub fn tree() -> TempDir {
 
 /// The command, without having been started.
 pub fn command(tree: &Path, socket: &Path, extra: &[&str]) -> Command {
+    let mut command = serve(socket);
+    command.arg("--tree").arg(tree).args(extra);
+    command
+}
+
+/// A command that serves at `socket`, and still lacks the closure.
+pub fn serve(socket: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
     command
         .arg("serve")
-        .arg("--tree")
-        .arg(tree)
         .arg("--vhost-user")
-        .arg(socket);
-    command
-        .args(extra)
+        .arg(socket)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
@@ -53,9 +56,14 @@ pub struct Server {
 impl Server {
     /// Starts a server at a path of its own and waits until it listens.
     pub fn start(tree: &Path, extra: &[&str]) -> Self {
+        Self::start_command(|socket| command(tree, socket, extra))
+    }
+
+    /// As [`Server::start`], with a command that serves at the socket it is given.
+    pub fn start_command(command: impl FnOnce(&Path) -> Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
-        let child = start_at(tree, &socket, extra);
+        let child = spawn(command(&socket));
         Self {
             child,
             socket,
@@ -116,7 +124,11 @@ impl Drop for Server {
 
 /// Starts a server and waits until it says that it listens.
 pub fn start_at(tree: &Path, socket: &Path, extra: &[&str]) -> Child {
-    let mut child = command(tree, socket, extra).spawn().unwrap();
+    spawn(command(tree, socket, extra))
+}
+
+fn spawn(mut command: Command) -> Child {
+    let mut child = command.spawn().unwrap();
     let line = first_line(&mut child);
     assert!(line.starts_with("ready "), "{line:?}");
     child

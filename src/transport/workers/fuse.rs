@@ -52,6 +52,9 @@ impl Server<'_> {
             Forked::Parent(pid) => {
                 drop(sender);
                 self.fuse = Some(FuseWorker { pid, mountpoint });
+                if let (Some(record), None) = (&mut self.record, &self.socket) {
+                    record.started(pid);
+                }
                 self.await_mount(report)
             }
         }
@@ -97,11 +100,14 @@ impl Server<'_> {
     /// Notices when the mount's worker has ended.
     pub(super) fn look_after_fuse(&mut self) -> Result<Started, TransportError> {
         let mut started = Started::Nothing;
-        while let Some(end) = self
+        while let Some((pid, end)) = self
             .fuse
             .as_ref()
-            .and_then(|worker| WorkerEnd::of(worker.pid))
+            .and_then(|worker| Some((worker.pid, WorkerEnd::of(worker.pid)?)))
         {
+            if let Some(record) = &mut self.record {
+                record.ended(pid, &end);
+            }
             // Detaches what is left.
             self.fuse = None;
             if end == WorkerEnd::Served {
@@ -122,9 +128,13 @@ impl Server<'_> {
             options,
             socket,
             signals,
+            record,
             ..
         } = self;
         signals.restore_for_worker();
+        if let (Some(record), None) = (record, &socket) {
+            record.record_if_next(&image);
+        }
         drop((signals, socket));
         let Some(fuse) = &options.fuse else {
             return ServeOutcome::Worker { exit_code: 1 };

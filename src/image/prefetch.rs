@@ -1,0 +1,117 @@
+//! Reads in advance what a recording says, so that a guest finds it in the host's memory.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::recording::{Part, Recording, Touch};
+use super::{Image, Piece, ReadError};
+use crate::erofs::format::BLOCK_LEN_BYTES;
+
+/// Each mostly waits for one file or directory; more than these a disk does not serve at once.
+const THREADS: usize = 16;
+
+/// What came of reading in advance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Prefetched {
+    /// Paths of the recording that this disk has.
+    pub known_paths: usize,
+    /// All paths of the recording.
+    pub paths: usize,
+    /// Touches that could not be read, though their paths are there.
+    pub failed: usize,
+}
+
+impl Image {
+    /// Has the host read what `recording` says: first names and metadata, which is where the contents of files are found,
+    /// then these. Paths that are not on this disk, or have become smaller, are left out as far as that goes.
+    ///
+    /// Waits for names and metadata, and only asks for contents.
+    pub fn prefetch(&self, recording: &Recording) -> Prefetched {
+        let index: HashMap<&[u8], u32> = (0..)
+            .zip(self.space.regions())
+            .map(|(region, here)| (&*here.name, region))
+            .collect();
+        let regions: Vec<Option<u32>> = recording
+            .paths
+            .iter()
+            .map(|name| index.get(&**name).copied())
+            .collect();
+        let failed = [Part::Meta, Part::Data]
+            .map(|part| self.prefetch_part(&regions, &recording.touches, part));
+        Prefetched {
+            known_paths: regions.iter().flatten().count(),
+            paths: regions.len(),
+            failed: failed.iter().sum(),
+        }
+    }
+
+    /// Returns how many failed.
+    fn prefetch_part(&self, regions: &[Option<u32>], touches: &[Touch], part: Part) -> usize {
+        let wanted = |touch: &&Touch| touch.part == part;
+        let touches: Vec<&Touch> = touches.iter().filter(wanted).collect();
+        let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let work = || {
+            while let Some(touch) = touches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let region = regions.get(touch.path).copied().flatten();
+                let done = region.map_or(Ok(()), |region| self.prefetch_touch(region, touch));
+                if let Err(error) = done {
+                    tracing::debug!("not read in advance: {error}");
+                    failed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..THREADS.min(touches.len()) {
+                scope.spawn(work);
+            }
+        });
+        failed.into_inner()
+    }
+
+    fn prefetch_touch(&self, region: u32, touch: &Touch) -> Result<(), ReadError> {
+        let range = touch.part.range(self.space.region(region));
+        let block = |count: u32| range.start.saturating_add(count).min(range.end);
+        let (start, end) = (block(touch.blocks.start), block(touch.blocks.end));
+        let len_bytes = u64::from(end - start) * BLOCK_LEN_BYTES;
+        let offset = u64::from(start) * BLOCK_LEN_BYTES;
+        self.visit(offset, len_bytes, &mut |piece| match piece {
+            Piece::File {
+                file,
+                offset,
+                len_bytes,
+            } => Ok(file.read_ahead(offset, len_bytes as u64)?),
+            Piece::Metadata(_) | Piece::Zeros { .. } => Ok(()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::ImageOptions;
+    use super::super::testing::store_image;
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_left_out() {
+        let store = tempfile::tempdir().unwrap();
+        fs::write(store.path().join("b"), vec![1; 20_000]).unwrap();
+        let image = store_image(store.path(), &ImageOptions::default());
+        let text = "lazystore recording 1\n+ a\n+ b\nd 0 0 9\nd 1 0 2\nd 1 3 4000000000\nd 1 4294967294 1\nm 1 0 70\n";
+        let recording = Recording::parse(text.as_bytes()).unwrap();
+        let wanted = Prefetched {
+            known_paths: 1,
+            paths: 2,
+            failed: 0,
+        };
+        assert_eq!(image.prefetch(&recording), wanted);
+        fs::remove_file(store.path().join("b")).unwrap();
+        let fresh = Prefetched {
+            failed: 0,
+            ..wanted
+        };
+        assert_eq!(image.prefetch(&recording), fresh, "the file is still open");
+    }
+}
