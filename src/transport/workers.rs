@@ -11,6 +11,8 @@
 //! A FUSE mount has a worker, too, for as long as it lasts: the parent neither waits for disks nor has threads.
 
 mod fuse;
+mod process;
+mod signals;
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -21,11 +23,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
-use rustix::process::set_parent_process_death_signal;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid};
 
 use super::blk::{DeviceOptions, Stats};
 use super::error::TransportError;
@@ -34,6 +34,8 @@ use super::socket::ServedSocket;
 use super::vhost::{Served, serve_connection};
 use crate::image::Image;
 use fuse::{FuseWorker, Started};
+use process::{Forked, WorkerEnd, fork_worker, require_one_thread};
+use signals::Signals;
 
 /// Exit code of a worker whose connection closed without a word.
 const EXIT_NOBODY: u8 = 3;
@@ -103,46 +105,6 @@ pub fn serve(
         Started::ToEnd => return Ok(server.end()),
     }
     server.run()
-}
-
-/// The signals that the parent waits for, and what the mask was before.
-struct Signals {
-    fd: SignalFd,
-    before: SigSet,
-}
-
-impl Signals {
-    fn block() -> Result<Self, TransportError> {
-        let wanted: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]
-            .into_iter()
-            .collect();
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let before = wanted
-            .thread_swap_mask(SigmaskHow::SIG_BLOCK)
-            .map_err(TransportError::host("block signals"))?;
-        let fd = SignalFd::with_flags(&wanted, flags)
-            .map_err(TransportError::host("wait for signals"))?;
-        Ok(Self { fd, before })
-    }
-
-    /// Reads all that have come. Returns whether one of them asks the process to end.
-    fn asks_to_end(&self) -> bool {
-        let mut end = false;
-        while let Ok(Some(signal)) = self.fd.read_signal() {
-            let number = i32::try_from(signal.ssi_signo);
-            end |= number.is_ok_and(|n| n == Signal::SIGTERM as i32 || n == Signal::SIGINT as i32);
-        }
-        end
-    }
-
-    /// Gives a worker the mask from before, but for SIGINT: a terminal sends that to the workers too, and it is the
-    /// parent's to decide.
-    fn restore_for_worker(&self) {
-        let mut mask = self.before;
-        mask.add(Signal::SIGINT);
-        // With a wrong mask the worker still serves, and the parent's SIGKILL still ends it.
-        let _ = mask.thread_set_mask();
-    }
 }
 
 /// A worker that has not said yet that it accepted.
@@ -335,87 +297,6 @@ impl Server<'_> {
             let _ = kill(*pid, signal);
         }
     }
-}
-
-/// How a worker ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum WorkerEnd {
-    /// The frontend left.
-    Served,
-    /// Nobody had spoken.
-    Nobody,
-    /// With an error, which it has logged.
-    Failed(i32),
-    /// By a signal.
-    Killed(Signal),
-}
-
-impl WorkerEnd {
-    /// None while the worker lives.
-    fn of(pid: Pid) -> Option<Self> {
-        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, 0)) => Some(Self::Served),
-            Ok(WaitStatus::Exited(_, code)) if code == i32::from(EXIT_NOBODY) => Some(Self::Nobody),
-            Ok(WaitStatus::Exited(_, code)) => Some(Self::Failed(code)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Some(Self::Killed(signal)),
-            Ok(_) | Err(Errno::EINTR) => None,
-            // No such child: nothing to wait for.
-            Err(_) => Some(Self::Failed(-1)),
-        }
-    }
-
-    fn log(&self, pid: Pid) {
-        if let Self::Killed(signal) = self {
-            tracing::error!("worker {pid} was killed by {signal}; its VM may reconnect");
-        }
-    }
-
-    fn into_outcome(self) -> Result<ServeOutcome, TransportError> {
-        let how = match self {
-            Self::Served | Self::Nobody => return Ok(ServeOutcome::Parent),
-            Self::Failed(code) => format!("exit code {code}"),
-            Self::Killed(signal) => signal.to_string(),
-        };
-        Err(TransportError::Worker { how })
-    }
-}
-
-enum Forked {
-    Parent(Pid),
-    Worker,
-}
-
-/// Forks; the child dies with its parent.
-#[allow(unsafe_code)]
-fn fork_worker(parent: Pid) -> Result<Forked, Errno> {
-    // SAFETY: after a fork only the calling thread exists in the child, so a lock that another thread held would stay
-    // locked for ever. The caller has made sure that there is no other thread.
-    match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(Forked::Parent(child)),
-        ForkResult::Child => {
-            let tied = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-            if tied.is_err() || getppid() != parent {
-                // The parent died before the child was tied to it.
-                let _ = kill(getpid(), Signal::SIGKILL);
-            }
-            Ok(Forked::Worker)
-        }
-    }
-}
-
-/// A joined thread stays visible for an instant, so this looks several times.
-fn require_one_thread() -> Result<(), TransportError> {
-    let mut threads = 0;
-    for _ in 0..50 {
-        let tasks =
-            std::fs::read_dir("/proc/self/task").map_err(TransportError::host("count threads"))?;
-        threads = tasks.count();
-        if threads == 1 {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-    Err(TransportError::Threads { threads })
 }
 
 /// Waits until one of two descriptors is readable or at its end; says which.

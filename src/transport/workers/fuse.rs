@@ -13,9 +13,8 @@ use nix::unistd::{Pid, getpid};
 
 use super::super::error::TransportError;
 use super::super::fuse::{End, MountPoint, serve_mount};
-use super::{
-    Forked, RETRY, ServeOutcome, Server, WorkerEnd, fork_worker, poll_two, require_one_thread,
-};
+use super::process::{Forked, WorkerEnd, fork_worker, require_one_thread};
+use super::{RETRY, ServeOutcome, Server, poll_two};
 
 /// What the worker reports when the file is there; anything else is why it is not.
 const MOUNTED: &[u8] = b"+";
