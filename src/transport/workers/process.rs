@@ -4,10 +4,10 @@ use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
-use rustix::process::set_parent_process_death_signal;
 
 use super::super::error::TransportError;
 use super::{EXIT_NOBODY, ServeOutcome};
@@ -55,20 +55,28 @@ impl WorkerEnd {
     }
 }
 
-pub(super) enum Forked {
+/// Which process this is.
+pub(crate) enum Forked {
+    /// The one that forked; the other one's number.
     Parent(Pid),
+    /// The new one.
     Worker,
 }
 
-/// Forks; the child dies with its parent.
-#[allow(unsafe_code)]
+/// Forks a worker; it dies with its parent.
 pub(super) fn fork_worker(parent: Pid) -> Result<Forked, Errno> {
+    fork_tied(parent, Signal::SIGKILL)
+}
+
+/// Forks; the child gets `signal` when this process, `parent`, dies.
+#[allow(unsafe_code)]
+pub(crate) fn fork_tied(parent: Pid, signal: Signal) -> Result<Forked, Errno> {
     // SAFETY: after a fork only the calling thread exists in the child, so a lock that another thread held would stay
     // locked for ever. The caller has made sure that there is no other thread.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(Forked::Parent(child)),
         ForkResult::Child => {
-            let tied = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+            let tied = prctl::set_pdeathsig(signal);
             if tied.is_err() || getppid() != parent {
                 // The parent died before the child was tied to it.
                 let _ = kill(getpid(), Signal::SIGKILL);

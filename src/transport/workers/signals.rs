@@ -40,6 +40,8 @@ impl Signals {
     pub(super) fn restore_for_worker(&self) {
         let mut mask = self.before;
         mask.add(Signal::SIGINT);
+        // This is how the parent ends a worker, even if whoever started the parent had blocked it.
+        mask.remove(Signal::SIGTERM);
         // With a wrong mask the worker still serves, and the parent's SIGKILL still ends it.
         let _ = mask.thread_set_mask();
     }
