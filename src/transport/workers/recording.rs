@@ -11,7 +11,8 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid};
 
 use super::super::error::TransportError;
-use super::{Forked, ServeOutcome, Server, WorkerEnd, fork_worker, require_one_thread};
+use super::process::{Forked, WorkerEnd, fork_worker, require_one_thread};
+use super::{ServeOutcome, Server};
 use crate::image::Image;
 use crate::image::recording::Recording;
 
@@ -124,12 +125,12 @@ impl Server<'_> {
         let Self {
             image,
             options,
-            socket,
+            sockets,
             signals,
             ..
         } = self;
         signals.restore_for_worker();
-        drop((signals, socket));
+        drop((signals, sockets));
         if let Some(recording) = &options.prefetch {
             prefetch(&image, recording);
         }
