@@ -342,3 +342,68 @@ fn text(value: ValueRef<'_>) -> &[u8] {
         _ => b"",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A database with a log, closed by its writer, where a URI would see something else than a path.
+    fn database() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a?b#c%41 d.sqlite");
+        let writer = Connection::open(&file).unwrap();
+        writer.pragma_update(None, "journal_mode", "WAL").unwrap();
+        writer.execute_batch("CREATE TABLE T(x)").unwrap();
+        drop(writer);
+        (dir, file)
+    }
+
+    fn add(file: &Path) {
+        let writer = Connection::open(file).unwrap();
+        writer.execute_batch("INSERT INTO T VALUES (1)").unwrap();
+    }
+
+    fn count(connection: &Connection) -> Result<i64, DatabaseError> {
+        Ok(connection.query_row("SELECT count(*) FROM T", [], |row| row.get(0))?)
+    }
+
+    #[test]
+    fn what_changed_meanwhile_is_read_again() {
+        let (_dir, file) = database();
+        let looks = Cell::new(0);
+        let seen = read(&file, |connection| {
+            let seen = count(connection)?;
+            if looks.replace(looks.get() + 1) == 0 {
+                add(&file);
+            }
+            Ok(seen)
+        });
+        assert_eq!((seen.unwrap(), looks.get()), (1, 2));
+    }
+
+    #[test]
+    fn what_never_rests_is_given_up() {
+        let (_dir, file) = database();
+        let seen = read(&file, |connection| {
+            add(&file);
+            count(connection)
+        });
+        assert!(matches!(seen, Err(DatabaseError::Restless)), "{seen:?}");
+    }
+
+    #[test]
+    fn what_a_writer_has_not_finished_is_not_seen() {
+        let (_dir, file) = database();
+        let writer = Connection::open(&file).unwrap();
+        writer
+            .execute_batch("INSERT INTO T VALUES (1); BEGIN IMMEDIATE; INSERT INTO T VALUES (2)")
+            .unwrap();
+        assert!(!State::of(&file).unwrap().is_alone());
+        assert_eq!(read(&file, count).unwrap(), 1);
+        writer.execute_batch("COMMIT").unwrap();
+        assert_eq!(read(&file, count).unwrap(), 2);
+    }
+}

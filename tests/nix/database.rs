@@ -50,12 +50,12 @@ impl Fixture {
         }
     }
 
-    fn from_database(&self, roots: &[PathBuf]) -> Graph {
+    fn database_graph(&self, roots: &[PathBuf]) -> Graph {
         Graph::load(&Source::Roots(roots.to_vec()), &self.location()).unwrap()
     }
 
     /// The same closure from what `nix-store` prints.
-    fn from_lists(&self, roots: &[&str]) -> Graph {
+    fn lists_graph(&self, roots: &[&str]) -> Graph {
         let (list, registration) = self.store.write_lists(roots);
         let source = Source::StorePaths {
             list,
@@ -108,7 +108,7 @@ fn roots_give_the_closure_that_nix_store_gives() {
     let fixture = Fixture::new();
     let Fixture { store, app, .. } = &fixture;
     let before = store.database_files();
-    let expected = fixture.from_lists(&[app]);
+    let expected = fixture.lists_graph(&[app]);
     for link in ["result", "second"] {
         symlink(app, store.path(link)).unwrap();
     }
@@ -117,15 +117,19 @@ fn roots_give_the_closure_that_nix_store_gives() {
         store.physical(app).join("bin/tool"),
         store.path("result"),
     ] {
-        assert_eq!(fixture.from_database(&[root.clone()]), expected, "{root:?}");
+        assert_eq!(
+            fixture.database_graph(std::slice::from_ref(&root)),
+            expected,
+            "{root:?}"
+        );
     }
-    let both = fixture.from_lists(&[app, &fixture.other]);
+    let both = fixture.lists_graph(&[app, &fixture.other]);
     let roots = [
         store.path("result"),
         store.path("second"),
         PathBuf::from(&fixture.other),
     ];
-    assert_eq!(fixture.from_database(&roots), both);
+    assert_eq!(fixture.database_graph(&roots), both);
     assert_eq!(store.database_files(), before, "nothing is left behind");
 }
 
@@ -138,7 +142,7 @@ fn all_is_every_valid_path() {
         .filter(|line| line.starts_with("/nix/store/"))
         .map(String::as_str)
         .collect();
-    let expected = fixture.from_lists(&everything);
+    let expected = fixture.lists_graph(&everything);
     let found = Graph::load(&Source::All, &fixture.location()).unwrap();
     assert_eq!(found, expected);
     assert_eq!(found.tops().len(), 3, "app, other and plain hold the rest");
@@ -177,13 +181,13 @@ fn add_reference(writer: &Connection, from: &str, to: &str) -> usize {
 #[test]
 fn a_database_without_a_log_is_read_too() {
     let fixture = Fixture::new();
-    let expected = fixture.from_lists(&[&fixture.app]);
+    let expected = fixture.lists_graph(&[&fixture.app]);
     let writer = Connection::open(fixture.database()).unwrap();
     writer
         .pragma_update(None, "journal_mode", "TRUNCATE")
         .unwrap();
     let app = PathBuf::from(&fixture.app);
-    assert_eq!(fixture.from_database(&[app]), expected);
+    assert_eq!(fixture.database_graph(&[app]), expected);
     let expected = sorted(&[&fixture.app, &fixture.lib, &fixture.base]);
     assert_eq!(fixture.seen_by_nobody(&[&fixture.app]), expected);
 }
