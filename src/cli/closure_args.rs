@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::errors::CliError;
-use super::limits;
-use crate::closure::{Closure, Source, StoreLocation};
+use super::{limits, pins};
+use crate::closure::{Closure, Graph, Source, StoreLocation};
 use crate::erofs::format::LABEL_LEN_MAX;
 use crate::image::{Image, ImageOptions};
 
@@ -16,7 +16,7 @@ pub struct ClosureArgs {
     #[command(flatten)]
     source: SourceArgs,
     /// NAR sizes of the paths in --store-paths: closureInfo's registration, or `nix-store --dump-db`
-    #[arg(long, value_name = "FILE", requires = "store_paths", conflicts_with_all = ["tree", "closure_info"])]
+    #[arg(long, value_name = "FILE", requires = "store_paths", conflicts_with_all = ["tree", "closure_info", "roots", "all"])]
     registration: Option<PathBuf>,
     /// Where store paths are said to lie
     #[arg(long, value_name = "DIR", default_value = "/nix/store")]
@@ -24,6 +24,9 @@ pub struct ClosureArgs {
     /// Directory of a chroot store: paths are read from DIR/nix/store
     #[arg(long, value_name = "DIR")]
     store_root: Option<PathBuf>,
+    /// Put the closure's registration on the disk, as .lazystore/registration, for `nix-store --load-db` in the guest
+    #[arg(long, conflicts_with = "tree")]
+    with_registration: bool,
     #[command(flatten)]
     image: ImageArgs,
 }
@@ -31,6 +34,13 @@ pub struct ClosureArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct SourceArgs {
+    /// Store paths, or links to them such as ./result and profiles: these and all that they refer to, as the Nix
+    /// database knows it
+    #[arg(value_name = "ROOT")]
+    roots: Vec<PathBuf>,
+    /// Every valid path of the store
+    #[arg(long)]
+    all: bool,
     /// Output of Nix's closureInfo: DIR/store-paths and DIR/registration
     #[arg(long, value_name = "DIR")]
     closure_info: Option<PathBuf>,
@@ -96,28 +106,40 @@ impl ClosureArgs {
             store_dir: self.store_dir.clone(),
             store_root: self.store_root.clone(),
         };
-        let closure = Closure::load(&self.source(), &location)?;
-        let image = Image::new(&closure, &options)?;
+        let graph = Graph::load(&self.source(), &location)?;
+        if self.with_registration {
+            options.registration = Some(graph.registration()?.into());
+        }
+        // Before the disk is made, which looks whether all paths exist.
+        let pins = pins::hold(&graph, &location, options.max_open_files / 2);
+        options.max_open_files -= pins.open_files();
+        let mut image = Image::new(&graph.closure, &options)?;
+        image.keep(pins);
         Ok(Loaded {
-            closure,
+            closure: graph.closure,
             options,
             image,
         })
     }
 
     fn source(&self) -> Source {
-        let SourceArgs {
-            closure_info,
-            store_paths,
-            tree,
-        } = &self.source;
-        match (closure_info, store_paths, tree) {
-            (Some(dir), _, _) => Source::ClosureInfo(dir.clone()),
-            (_, _, Some(dir)) => Source::Tree(dir.clone()),
-            (_, list, _) => Source::StorePaths {
-                list: list.clone().unwrap_or_else(|| "-".into()),
+        match &self.source {
+            SourceArgs {
+                closure_info: Some(dir),
+                ..
+            } => Source::ClosureInfo(dir.clone()),
+            SourceArgs {
+                tree: Some(dir), ..
+            } => Source::Tree(dir.clone()),
+            SourceArgs {
+                store_paths: Some(list),
+                ..
+            } => Source::StorePaths {
+                list: list.clone(),
                 registration: self.registration.clone(),
             },
+            SourceArgs { all: true, .. } => Source::All,
+            SourceArgs { roots, .. } => Source::Roots(roots.clone()),
         }
     }
 }
@@ -137,6 +159,7 @@ impl ImageArgs {
             mtime_sec: self.mtime,
             plan_cache_bytes: self.plan_cache.saturating_mul(1 << 20),
             max_open_files: limits::raise_open_files(),
+            registration: None,
         })
     }
 }

@@ -8,6 +8,7 @@ mod errors;
 mod inspect;
 mod limits;
 mod log;
+mod pins;
 mod ranges;
 mod record_args;
 mod run;
@@ -28,6 +29,7 @@ use clap::{Parser, Subcommand};
     version,
     about = "A VM's /nix/store as a read-only EROFS disk that is never built",
     after_help = "Examples:
+  lazystore serve ./result --vhost-user /run/vm/store.sock
   lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
   nix-store -qR ./result | lazystore serve --store-paths - --vhost-user store.sock --once
   lazystore serve --tree ./rootfs --vhost-user rootfs.sock

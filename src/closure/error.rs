@@ -77,6 +77,74 @@ pub enum ClosureError {
         /// The store directory.
         store_dir: PathBuf,
     },
+    /// A root does not lead to a store path.
+    #[error("{} {fault}", root.display())]
+    Root {
+        /// The root as it was given.
+        root: PathBuf,
+        /// What is wrong with it.
+        fault: RootFault,
+    },
+    /// Roots are not registered.
+    #[error(
+        "{} {} not valid in the Nix database {} (build it or fetch it with `nix-store --realise`, or pass a list with \
+         --store-paths)",
+        paths.join(", "),
+        if paths.len() == 1 { "is" } else { "are" },
+        file.display()
+    )]
+    NotValid {
+        /// Logical store paths.
+        paths: Vec<String>,
+        /// The database.
+        file: PathBuf,
+    },
+    /// There is no Nix here.
+    #[error(
+        "there is no Nix database {} (pass --store-root DIR for a store in DIR/nix/store, or a list with --store-paths)",
+        file.display()
+    )]
+    NoDatabase {
+        /// Where it would be.
+        file: PathBuf,
+    },
+    /// A store without paths.
+    #[error("the Nix database {} has no valid path: there is nothing to serve", file.display())]
+    NothingValid {
+        /// The database.
+        file: PathBuf,
+    },
+    /// The database gives no answer.
+    #[error("the Nix database {} cannot be read: {error} (pass a list with --store-paths)", file.display())]
+    Database {
+        /// The database.
+        file: PathBuf,
+        /// Why.
+        error: String,
+    },
+    /// The registration of the closure lacks a path.
+    #[error(
+        "--with-registration: nothing is registered of {path} (pass roots, --closure-info, or --registration with what \
+         `nix-store --dump-db` prints of all paths)"
+    )]
+    Unregistered {
+        /// A logical store path.
+        path: String,
+    },
+    /// The registration of the closure refers to more than the closure.
+    #[error(
+        "--with-registration: {path} refers to {reference}, which is not on the disk (list the whole closure, as \
+         `nix-store -qR` does)"
+    )]
+    NotClosed {
+        /// A logical store path.
+        path: String,
+        /// What it refers to.
+        reference: String,
+    },
+    /// Only store paths are registered.
+    #[error("--with-registration: a --tree has no registration")]
+    RegistrationOfTree,
     /// The tree cannot be found.
     #[error("--tree {} cannot be opened: {error}", dir.display())]
     Tree {
@@ -91,6 +159,29 @@ pub enum ClosureError {
         /// The tree as it was given.
         dir: PathBuf,
     },
+}
+
+/// Why a root leads to no store path.
+#[derive(Debug, thiserror::Error)]
+pub enum RootFault {
+    /// It leads elsewhere.
+    #[error(
+        "is not in the store {} (pass a store path or a link to one; --tree DIR for a directory that is none)",
+        store_dir.display()
+    )]
+    NotInStore {
+        /// The logical store directory.
+        store_dir: PathBuf,
+    },
+    /// Links lead in a circle, or nearly.
+    #[error("leads nowhere: it is a loop of symlinks")]
+    Loop,
+    /// Something on the way cannot be looked at.
+    #[error("leads to no store path: {0}")]
+    Io(#[from] io::Error),
+    /// No name of a file.
+    #[error("leads to no store path: {0}")]
+    Name(Fault),
 }
 
 /// What is wrong with one line. Texts from the file are printable and not long.

@@ -46,6 +46,17 @@ pub(super) fn decode(text: &[u8]) -> Option<[u8; 32]> {
     }
 }
 
+/// `hash` as closureInfo writes it, in nix32.
+pub(super) fn encode(hash: &[u8; 32]) -> String {
+    let digit = |place: usize| {
+        let (byte, shift) = (place * 5 / 8, place * 5 % 8);
+        let next = hash.get(byte + 1).copied().unwrap_or(0);
+        let bits = u16::from_le_bytes([hash[byte], next]) >> shift & 31;
+        char::from(NIX32[usize::from(bits)])
+    };
+    (0..52).rev().map(digit).collect()
+}
+
 fn base16(digits: &[u8]) -> Option<[u8; 32]> {
     let mut hash = [0; 32];
     for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
@@ -129,6 +140,7 @@ mod tests {
                 );
             }
             assert_eq!(decode(format!("sha256-{base64}").as_bytes()), Some(hash));
+            assert_eq!(encode(&hash), nix32);
         }
     }
 
@@ -162,6 +174,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_encoded_decodes(hash in any::<[u8; 32]>()) {
+            prop_assert_eq!(decode(encode(&hash).as_bytes()), Some(hash));
+        }
+
         #[test]
         fn decoding_never_panics(text in proptest::collection::vec(any::<u8>(), 0..80)) {
             decode(&text);

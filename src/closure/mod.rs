@@ -1,14 +1,19 @@
 //! Which store paths are on the disk, in which order, with which NAR size.
 //!
 //! The list comes from a file (`store-paths`), the sizes from another (`registration`); both are what
-//! nixpkgs' `closureInfo` makes. Nothing here looks into the store: a store path may be listed and yet
-//! not exist. A plain directory tree in place of a store has neither list nor sizes.
+//! nixpkgs' `closureInfo` makes. Or both come from Nix's own database. Nothing here looks into the store: a store path
+//! may be listed and yet not exist. A plain directory tree in place of a store has neither list nor sizes.
 
+mod database;
 mod error;
+mod graph;
 mod hash;
 mod lines;
 mod name;
+mod nix_store;
+mod references;
 mod registration;
+mod roots;
 mod store_paths;
 
 use std::fs::File;
@@ -16,7 +21,10 @@ use std::io::{self, BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-pub use error::{ClosureError, Fault, Input};
+pub use error::{ClosureError, Fault, Input, RootFault};
+pub use graph::Graph;
+pub use references::References;
+
 use lines::Lines;
 use name::StoreDir;
 use registration::Registered;
@@ -37,6 +45,10 @@ pub enum Source {
         /// As `nix-store --dump-db` prints it; without it no NAR size is known.
         registration: Option<PathBuf>,
     },
+    /// What these lead to and all that it refers to, as the Nix database knows it: store paths, files in them, links.
+    Roots(Vec<PathBuf>),
+    /// `--all`: every path that is valid in the Nix database.
+    All,
     /// `--tree DIR`: the disk's root is this directory, which need not be a store.
     Tree(PathBuf),
 }
@@ -71,6 +83,23 @@ impl StoreLocation {
         };
         // join() would throw the root away for the sake of an absolute store directory.
         root.join(self.store_dir.strip_prefix("/").unwrap_or(&self.store_dir))
+    }
+
+    /// The logical store path with the base name `name`.
+    pub fn store_path(&self, name: &[u8]) -> Vec<u8> {
+        StoreDir::new(self.store_dir.as_os_str().as_bytes()).path_of(name)
+    }
+
+    /// The directory on the host where Nix keeps what it knows of the store. It need not exist.
+    pub fn state_dir(&self) -> PathBuf {
+        const STATE_DIR: &str = "nix/var/nix";
+        let root = self.store_root.as_deref();
+        root.unwrap_or(Path::new("/")).join(STATE_DIR)
+    }
+
+    /// Nix's database of the store. It need not exist.
+    pub fn database(&self) -> PathBuf {
+        self.state_dir().join("db/db.sqlite")
     }
 }
 
@@ -112,17 +141,11 @@ impl Closure {
     ///
     /// # Errors
     ///
-    /// A file cannot be read or does not have its format, the list has no store path, `location` has
-    /// a relative store directory, or the tree is not a directory. Whether the store paths exist is
-    /// not checked.
+    /// A file or the database cannot be read or does not have its format, there is no store path, a root is none or is
+    /// not valid, `location` has a relative store directory, or the tree is not a directory. Whether the store paths
+    /// exist is not checked.
     pub fn load(source: &Source, location: &StoreLocation) -> Result<Self, ClosureError> {
-        match source {
-            Source::ClosureInfo(dir) => load_closure_info(dir, location),
-            Source::StorePaths { list, registration } => {
-                load_lists(list, registration.as_deref(), location)
-            }
-            Source::Tree(dir) => load_tree(dir),
-        }
+        Ok(Graph::load(source, location)?.closure)
     }
 
     /// Reads the list and, if there is one, the registration from memory.
@@ -138,11 +161,21 @@ impl Closure {
         let list = Lines::new(Input::StorePaths("<memory>".into()), list);
         let registration =
             registration.map(|text| Lines::new(Input::Registration("<memory>".into()), text));
-        read_lists(list, registration, location)
+        check_location(location)?;
+        Ok(read_lists(list, registration, location)?.closure)
     }
 }
 
-fn load_closure_info(dir: &Path, location: &StoreLocation) -> Result<Closure, ClosureError> {
+fn check_location(location: &StoreLocation) -> Result<(), ClosureError> {
+    if location.store_dir.is_absolute() {
+        return Ok(());
+    }
+    Err(ClosureError::RelativeStoreDir {
+        store_dir: location.store_dir.clone(),
+    })
+}
+
+fn load_closure_info(dir: &Path, location: &StoreLocation) -> Result<Graph, ClosureError> {
     let [list, registration] = ["store-paths", "registration"].map(|file| dir.join(file));
     for file in [&list, &registration] {
         // Anything but an absent file is said better by the attempt to open it.
@@ -160,7 +193,7 @@ fn load_lists(
     list: &Path,
     registration: Option<&Path>,
     location: &StoreLocation,
-) -> Result<Closure, ClosureError> {
+) -> Result<Graph, ClosureError> {
     let registration = registration
         .map(|file| open(Input::Registration(file.into())))
         .transpose()?;
@@ -180,23 +213,25 @@ fn read_lists(
     list: Lines<impl BufRead>,
     registration: Option<Lines<impl BufRead>>,
     location: &StoreLocation,
-) -> Result<Closure, ClosureError> {
-    if !location.store_dir.is_absolute() {
-        return Err(ClosureError::RelativeStoreDir {
-            store_dir: location.store_dir.clone(),
-        });
-    }
+) -> Result<Graph, ClosureError> {
     let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
     let names = store_paths::read(list, store_dir)?;
-    let registered = match registration {
-        Some(lines) => registration::read(lines, store_dir, &names)?,
-        None => vec![None; names.len()],
+    let (registered, references) = match registration {
+        Some(lines) => {
+            let (registered, references) = registration::read(lines, store_dir, &names)?;
+            (registered, Some(references))
+        }
+        None => (vec![None; names.len()], None),
     };
     let paths = names.into_iter().zip(registered).map(store_path);
-    Ok(Closure {
+    let closure = Closure {
         dir: location.physical_dir(),
         store_dir: location.store_dir.clone(),
         contents: Contents::StorePaths(paths.collect()),
+    };
+    Ok(Graph {
+        closure,
+        references,
     })
 }
 
@@ -213,10 +248,14 @@ fn open(input: Input) -> Result<Lines<BufReader<File>>, ClosureError> {
 fn store_path((name, registered): (Box<[u8]>, Option<Registered>)) -> StorePath {
     StorePath {
         name,
-        // Nix writes 0 when it does not know; no NAR is empty.
-        nar_size: registered.map(|r| r.nar_size).filter(|&size| size != 0),
+        nar_size: registered.and_then(|r| known_size(r.nar_size)),
         nar_hash: registered.map(|r| r.nar_hash),
     }
+}
+
+/// Nix writes 0 when it does not know a NAR's size; no NAR is empty.
+fn known_size(nar_size: u64) -> Option<u64> {
+    Some(nar_size).filter(|&size| size != 0)
 }
 
 fn load_tree(dir: &Path) -> Result<Closure, ClosureError> {

@@ -41,6 +41,20 @@ impl<'a> StoreDir<'a> {
         Ok(name)
     }
 
+    /// The whole path of `name`.
+    pub(super) fn path_of(&self, name: &[u8]) -> Vec<u8> {
+        let mut path = Vec::new();
+        self.push_path(name, &mut path);
+        path
+    }
+
+    /// Adds the whole path of `name` to `text`.
+    pub(super) fn push_path(&self, name: &[u8], text: &mut Vec<u8>) {
+        text.extend_from_slice(self.0);
+        text.push(b'/');
+        text.extend_from_slice(name);
+    }
+
     /// The whole path of `name`, for messages.
     pub(super) fn shown_path(&self, name: &[u8]) -> String {
         format!("{}/{}", shown(self.0), shown(name))
@@ -55,6 +69,14 @@ impl<'a> StoreDir<'a> {
             store_dir: shown(store_dir),
         }
     }
+}
+
+/// The first bytes of `name` as a number that is ordered as they are.
+pub(super) fn head(name: &[u8]) -> u64 {
+    let mut head = [0; 8];
+    let len = name.len().min(head.len());
+    head[..len].copy_from_slice(&name[..len]);
+    u64::from_be_bytes(head)
 }
 
 #[cfg(test)]

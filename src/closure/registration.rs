@@ -6,8 +6,8 @@
 //! reference a line. `closureInfo` writes the hash as `sha256:` and nix32, `--dump-db` bare in base16;
 //! `nix-store --load-db` takes either, so either is taken here.
 //!
-//! The registration of a big store has 80 MB, nine tenths of it references that nobody asks for. So
-//! it is read as a stream, references are stepped over, and only listed store paths are kept.
+//! The registration of a big store has 80 MB, nine tenths of it references. So it is read as a stream,
+//! only listed store paths are kept, and of references only which of these they lead to.
 
 use std::io::BufRead;
 
@@ -15,6 +15,7 @@ use super::error::{ClosureError, Fault, shown};
 use super::hash;
 use super::lines::Lines;
 use super::name::StoreDir;
+use super::references::{Collector, Index, References};
 
 /// Nix counts references in an `int`.
 const MAX_REFERENCES: u64 = i32::MAX.unsigned_abs() as u64;
@@ -29,28 +30,33 @@ pub(super) struct Registered {
     line: u64,
 }
 
-/// What is registered of each of `names`, in their order. They are sorted, without duplicates.
+/// What is registered of each of `names`, in their order, and what they refer to. They are sorted, without
+/// duplicates.
 pub(super) fn read<R: BufRead>(
     lines: Lines<R>,
     store_dir: StoreDir<'_>,
     names: &[Box<[u8]>],
-) -> Result<Vec<Option<Registered>>, ClosureError> {
+) -> Result<(Vec<Option<Registered>>, References), ClosureError> {
     let mut parser = Parser {
         lines,
         store_dir,
         names,
+        index: Index::new(names),
         found: vec![None; names.len()],
+        references: Collector::default(),
         next: 0,
     };
     while parser.record()? {}
-    Ok(parser.found)
+    Ok((parser.found, parser.references.finish(names.len())))
 }
 
 struct Parser<'a, R> {
     lines: Lines<R>,
     store_dir: StoreDir<'a>,
     names: &'a [Box<[u8]>],
+    index: Index<'a>,
     found: Vec<Option<Registered>>,
+    references: Collector,
     /// The index after that of the last listed name: Nix writes records sorted too, so that most
     /// are found there, without a search.
     next: usize,
@@ -67,7 +73,7 @@ impl<R: BufRead> Parser<'_, R> {
         let nar_hash = self.nar_hash()?;
         let nar_size = self.number("the NAR size", u64::MAX)?;
         self.deriver()?;
-        self.references()?;
+        self.references(index)?;
         if let Some(index) = index {
             self.keep(
                 index,
@@ -90,7 +96,7 @@ impl<R: BufRead> Parser<'_, R> {
         }
         let name = self.store_dir.name_of(path);
         let name = name.map_err(|fault| self.lines.malformed(fault))?;
-        let index = index_of(name, self.names, self.next);
+        let index = self.index.find(name, self.next);
         self.next = index.map_or(self.next, |index| index + 1);
         Ok(index)
     }
@@ -124,15 +130,34 @@ impl<R: BufRead> Parser<'_, R> {
         }
     }
 
-    fn references(&mut self) -> Result<(), ClosureError> {
+    /// The references of path `from`; those of a path that is not listed are stepped over.
+    fn references(&mut self, from: Option<usize>) -> Result<(), ClosureError> {
         for _ in 0..self.number("the number of references", MAX_REFERENCES)? {
-            if !self.lines.skip_if(b'/')? {
-                let what = "a reference";
-                let found = shown(self.lines.require(what)?);
-                return Err(self.lines.malformed(Fault::NotAPath { what, found }));
+            let Some(from) = from else {
+                if !self.lines.skip_if(b'/')? {
+                    self.reference()?;
+                }
+                continue;
+            };
+            self.reference()?;
+            let path = self.lines.line();
+            match self.index.find_path(path, self.store_dir) {
+                Some(to) => self.references.add(from, to),
+                None => self.references.add_outside(from, path),
             }
         }
         Ok(())
+    }
+
+    /// Goes to the next line, which has to be a reference.
+    fn reference(&mut self) -> Result<(), ClosureError> {
+        let what = "a reference";
+        let line = self.lines.require(what)?;
+        if line.starts_with(b"/") {
+            return Ok(());
+        }
+        let found = shown(line);
+        Err(self.lines.malformed(Fault::NotAPath { what, found }))
     }
 
     /// Keeps a record, unless an earlier one of the same store path says something else.
@@ -150,14 +175,6 @@ impl<R: BufRead> Parser<'_, R> {
             },
         ))
     }
-}
-
-/// The index of `name` among the sorted `names`, where it is likely at `guess`.
-fn index_of(name: &[u8], names: &[Box<[u8]>], guess: usize) -> Option<usize> {
-    if names.get(guess).is_some_and(|next| **next == *name) {
-        return Some(guess);
-    }
-    names.binary_search_by(|other| (**other).cmp(name)).ok()
 }
 
 /// Decimal digits and nothing else: no sign, no space.

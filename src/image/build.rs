@@ -1,7 +1,8 @@
 //! From a closure to a disk.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use super::builtin::{self, Builtin};
 use super::parallel;
 use super::plans::{self, Plans};
 use super::root::RootDir;
@@ -13,7 +14,7 @@ use crate::erofs::layout::attributes::{Attributes, Origin};
 use crate::erofs::layout::bounds::Size;
 use crate::erofs::layout::plan::Plan;
 use crate::erofs::layout::space::{self, Claim, Space};
-use crate::store::{FileKind, Store, StoreError};
+use crate::store::{FileKind, Pins, Store, StoreError};
 
 /// Label that NixOS mounts a store disk by.
 pub const DEFAULT_LABEL: &str = "nix-store";
@@ -35,6 +36,8 @@ pub struct ImageOptions {
     pub plan_cache_bytes: usize,
     /// How many files may stay open.
     pub max_open_files: usize,
+    /// The closure's registration, which the disk carries at `.lazystore/registration`.
+    pub registration: Option<Arc<[u8]>>,
 }
 
 impl Default for ImageOptions {
@@ -48,6 +51,7 @@ impl Default for ImageOptions {
             mtime_sec: None,
             plan_cache_bytes: 64 << 20,
             max_open_files: 1024,
+            registration: None,
         }
     }
 }
@@ -70,7 +74,7 @@ impl Image {
         let attributes = options.attributes(Origin::Host);
         let space = Space::whole(FileKind::Directory);
         let plans = Plans::new(1, attributes, options.plan_cache_bytes);
-        Ok(Self::assemble(store, space, plans, None, options))
+        Ok(Self::assemble(store, space, plans, options))
     }
 
     fn of_paths(
@@ -82,24 +86,34 @@ impl Image {
         let attributes = options.attributes(Origin::Nar);
         let kinds = examine(&store, closure, paths)?;
         let named = paths.iter().zip(&kinds).map(|(p, kind)| (&*p.name, *kind));
-        let root = RootDir::new(named.clone(), &attributes);
         let mut sizing = Sizing::new(&store, attributes, named, paths);
+        let builtin = options.registration.as_ref().map(|text| {
+            let names = paths.iter().map(|path| &*path.name);
+            Builtin::new(text, names, attributes)
+        });
+        let builtin = builtin.transpose()?;
+        if let Some((builtin, plan)) = &builtin {
+            sizing.insert(builtin.region as usize, builtin::DIR, plan);
+        }
+        let named = sizing.claims.iter().map(|claim| (&*claim.name, claim.kind));
+        let root = RootDir::new(named, &attributes);
         sizing.fit(root.blocks())?;
         let space = Space::assign(sizing.claims, root.blocks())?;
-        let plans = Plans::new(paths.len(), attributes, options.plan_cache_bytes);
+        let plans = Plans::new(space.regions().len(), attributes, options.plan_cache_bytes);
         for (index, plan) in sizing.planned {
             plans.insert(index, plan);
         }
-        Ok(Self::assemble(store, space, plans, Some(root), options))
+        let mut image = Self::assemble(store, space, plans, options);
+        image.root = Some(root);
+        image.builtin = builtin.map(|(builtin, plan)| {
+            image.plans.keep(builtin.region as usize, plan);
+            builtin
+        });
+        Ok(image)
     }
 
-    fn assemble(
-        store: Store,
-        space: Space,
-        plans: Plans,
-        root: Option<RootDir>,
-        options: &ImageOptions,
-    ) -> Self {
+    /// The disk of a tree.
+    fn assemble(store: Store, space: Space, plans: Plans, options: &ImageOptions) -> Self {
         let attributes = options.attributes(Origin::Nar);
         let blocks = space.len_bytes() / BLOCK_LEN_BYTES;
         let superblock = encode::superblock(&SuperBlockFields {
@@ -114,8 +128,10 @@ impl Image {
             space,
             plans,
             superblock: Box::new(superblock),
-            root,
+            root: None,
+            builtin: None,
             recorder: OnceLock::new(),
+            pins: Pins::default(),
         }
     }
 }
@@ -204,6 +220,19 @@ impl<'a> Sizing<'a> {
         }
     }
 
+    /// Makes room at `index` for the directory `name`, which is planned already.
+    fn insert(&mut self, index: usize, name: &str, plan: &Plan) {
+        let claim = Claim {
+            name: name.as_bytes().into(),
+            kind: FileKind::Directory,
+            size: exact_size(plan),
+        };
+        self.claims.insert(index, claim);
+        for unknown in self.unknown.iter_mut().filter(|unknown| **unknown >= index) {
+            *unknown += 1;
+        }
+    }
+
     /// Plans what has no NAR size, and then as many more as must be for all to fit.
     fn fit(&mut self, root_blocks: u32) -> Result<(), ImageError> {
         let mut next = std::mem::take(&mut self.unknown);
@@ -222,14 +251,18 @@ impl<'a> Sizing<'a> {
 
     fn plan(&mut self, indexes: &[usize]) -> Result<(), ImageError> {
         for (index, plan) in plan_in_parallel(self.store, self.attributes, &self.claims, indexes)? {
-            self.claims[index].size = Size {
-                meta_blocks: u64::from(plan.meta_blocks()),
-                data_blocks: u64::from(plan.data_blocks()),
-                exact: true,
-            };
+            self.claims[index].size = exact_size(&plan);
             self.planned.push((index, plan));
         }
         Ok(())
+    }
+}
+
+fn exact_size(plan: &Plan) -> Size {
+    Size {
+        meta_blocks: u64::from(plan.meta_blocks()),
+        data_blocks: u64::from(plan.data_blocks()),
+        exact: true,
     }
 }
 

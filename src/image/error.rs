@@ -51,6 +51,14 @@ pub enum ImageError {
     /// There is no room.
     #[error(transparent)]
     TooBig(#[from] TooBig),
+    /// The directory for the registration has no place.
+    #[error("the registration cannot be put on the disk: the file {0}")]
+    Builtin(#[source] LayoutError),
+    /// A path has the name of the directory for the registration.
+    #[error(
+        "the registration cannot be put on the disk: the closure has a path named .lazystore itself"
+    )]
+    BuiltinName,
     /// Paths of the closure are missing, all of them named.
     #[error(
         "{} of the closure's paths do not exist: {} (realise them with `nix-store --realise`, or leave them out of the list)",

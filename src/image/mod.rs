@@ -5,6 +5,7 @@
 //! neither sockets nor guests.
 
 mod build;
+mod builtin;
 mod error;
 pub mod locate;
 pub mod parallel;
@@ -26,14 +27,16 @@ use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, ROOT_NID, Space};
-use crate::store::{FileKey, FileKind, HostFile, Patience, Store, StoreError};
+use crate::store::{FileKey, FileKind, HostFile, Patience, Pins, Store, StoreError};
 
 pub use build::ImageOptions;
+pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
 pub use error::{ImageError, ReadError};
 pub use locate::{FileRef, Place, Spot, Usage};
 pub use prefetch::Prefetched;
 pub use seek::Seek;
 
+use builtin::Builtin;
 use plans::{Need, Plans};
 use recorder::Recorder;
 use root::RootDir;
@@ -69,6 +72,9 @@ pub struct Image {
     /// None for a tree, whose root is the top node of its only region.
     root: Option<RootDir>,
     recorder: OnceLock<Recorder>,
+    builtin: Option<Builtin>,
+    /// Held as long as the disk may be read.
+    pins: Pins,
 }
 
 /// A range that is being handed out.
@@ -97,6 +103,11 @@ impl Image {
     /// Length of the disk, a multiple of 2 MiB.
     pub fn len_bytes(&self) -> u64 {
         self.space.len_bytes()
+    }
+
+    /// Holds `pins` as long as there is the disk.
+    pub fn keep(&mut self, pins: Pins) {
+        self.pins = pins;
     }
 
     /// The disk's address ranges.
@@ -218,6 +229,13 @@ impl Image {
             .with(self, patience, region, Need::Meta(block), |plan| {
                 let nid = u64::from(ROOT_NID);
                 let files = encode::metadata_block(plan, here, nid, block, &mut out);
+                if let Some(text) = self.text_of(region) {
+                    for inline in files {
+                        let range = inline.offset..inline.offset + inline.len;
+                        out[range].copy_from_slice(&text[..inline.len]);
+                    }
+                    return Ok(Vec::new());
+                }
                 let open = |inline: &encode::InlineFile| {
                     let file = self.open(plan, patience, region, inline.node)?;
                     Ok((file, inline.offset..inline.offset + inline.len))
@@ -231,6 +249,12 @@ impl Image {
             file.read_exact_at(&mut out[range], 0, patience)?;
         }
         Ok(out)
+    }
+
+    /// What the file of a region holds that is not the host's.
+    fn text_of(&self, region: u32) -> Option<&[u8]> {
+        let builtin = self.builtin.as_ref()?;
+        (builtin.region == region).then_some(&builtin.text)
     }
 
     fn open(
@@ -317,9 +341,13 @@ impl Image {
         let node = plan.node(index);
         let (offset, len) = (range.start, range.end - range.start);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        if node.kind() == FileKind::Symlink {
+        let in_memory = match node.kind() {
+            FileKind::Symlink => Some(plan.target(node)),
+            _ => self.text_of(region),
+        };
+        if let Some(bytes) = in_memory {
             let start = usize::try_from(offset).unwrap_or(usize::MAX);
-            return Ok(Extent::Bytes(plan.target(node)[start..start + len].into()));
+            return Ok(Extent::Bytes(bytes[start..start + len].into()));
         }
         let file = self.open(plan, patience, region, index)?;
         Ok(Extent::File { file, offset, len })

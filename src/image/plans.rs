@@ -156,14 +156,19 @@ impl Plans {
         Ok(())
     }
 
-    /// Keeps a complete plan that was made before there was a disk.
-    pub(super) fn insert(&self, region: usize, plan: Plan) {
-        let bytes = plan.heap_bytes();
+    /// Keeps a complete plan for good: it could not be made again.
+    pub(super) fn keep(&self, region: usize, plan: Plan) {
         let cell = Cell {
             complete: OnceLock::from(plan),
             growing: Mutex::default(),
         };
         self.slots[region].cell.store(Some(Arc::new(cell)));
+    }
+
+    /// Takes a complete plan that was made before there was a disk.
+    pub(super) fn insert(&self, region: usize, plan: Plan) {
+        let bytes = plan.heap_bytes();
+        self.keep(region, plan);
         if let Ok(region) = u32::try_from(region) {
             self.remember(region, bytes);
         }

@@ -7,6 +7,7 @@
 mod error;
 mod file;
 mod listing;
+mod pins;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 pub use error::StoreError;
 pub use file::{FileKey, HostFile, Stamp, would_block};
 pub use listing::{Detail, Entry, FileKind, Listing, Stat};
+pub use pins::Pins;
 
 use file::FileCache;
 

@@ -36,22 +36,29 @@ impl Expect {
             let (disk, expected) = (kind_name(disk_kind), kind_name(host_kind));
             return differs(attribute(Attribute::Kind, disk, expected));
         }
-        let (disk, expected) = (inode.permissions().mode(), self.permissions(stat));
-        if disk != expected {
-            let (disk, expected) = (format!("{disk:04o}"), format!("{expected:04o}"));
-            differs(attribute(Attribute::Permissions, disk, expected));
-        }
-        let (disk, expected) = ((inode.uid(), inode.gid()), self.owner(stat));
-        if disk != expected {
-            let [disk, expected] = [disk, expected].map(|(uid, gid)| format!("{uid}:{gid}"));
-            differs(attribute(Attribute::Owner, disk, expected));
-        }
-        let (disk, expected) = (inode.modified_unix(), self.mtime(stat));
-        if disk != expected {
-            let [disk, expected] = [disk, expected].map(|(sec, nsec)| format!("{sec}.{nsec:09}"));
-            differs(attribute(Attribute::Mtime, disk, expected));
-        }
+        compare_attributes(
+            inode,
+            (self.permissions(stat), self.owner(stat), self.mtime(stat)),
+            differs,
+        );
         compare_kind(inode, stat, differs);
+    }
+
+    /// The same for what is no host file: `mode` is its type and permissions.
+    pub(super) fn compare_canonical(
+        &self,
+        inode: &Inode,
+        mode: u32,
+        differs: &mut dyn FnMut(Difference),
+    ) {
+        let (disk_kind, kind) = (inode.file_type(), FileType::from_raw_mode(mode));
+        if disk_kind != kind {
+            let (disk, expected) = (kind_name(disk_kind), kind_name(kind));
+            return differs(attribute(Attribute::Kind, disk, expected));
+        }
+        let owner = (self.uid.unwrap_or(0), self.gid.unwrap_or(0));
+        let mtime = (self.mtime_sec.unwrap_or(1).cast_signed(), 0);
+        compare_attributes(inode, (mode & 0o7777, owner, mtime), differs);
     }
 
     fn permissions(&self, stat: &Stat) -> u32 {
@@ -83,6 +90,31 @@ impl Expect {
                 u32::try_from(stat.st_mtime_nsec).unwrap_or(u32::MAX),
             ),
         }
+    }
+}
+
+/// Permissions, owner and group, mtime.
+type Attributes = (u32, (u32, u32), (i64, u32));
+
+fn compare_attributes(
+    inode: &Inode,
+    (permissions, owner, mtime): Attributes,
+    differs: &mut dyn FnMut(Difference),
+) {
+    let disk = inode.permissions().mode();
+    if disk != permissions {
+        let (disk, expected) = (format!("{disk:04o}"), format!("{permissions:04o}"));
+        differs(attribute(Attribute::Permissions, disk, expected));
+    }
+    let disk = (inode.uid(), inode.gid());
+    if disk != owner {
+        let [disk, expected] = [disk, owner].map(|(uid, gid)| format!("{uid}:{gid}"));
+        differs(attribute(Attribute::Owner, disk, expected));
+    }
+    let disk = inode.modified_unix();
+    if disk != mtime {
+        let [disk, expected] = [disk, mtime].map(|(sec, nsec)| format!("{sec}.{nsec:09}"));
+        differs(attribute(Attribute::Mtime, disk, expected));
     }
 }
 

@@ -12,7 +12,9 @@
 //! | `expect` | what the disk should say of a host file |
 //! | `nar` | a NAR's hash, from a walk |
 //! | `path` | one store path: disk and host side by side |
+//! | `builtin` | what the disk carries besides |
 
+mod builtin;
 mod disk;
 mod expect;
 mod host;
@@ -27,10 +29,11 @@ use std::path::PathBuf;
 use erofs_rs::types::Inode;
 
 use crate::closure::{Closure, Contents};
-use crate::image::{Image, ImageOptions, parallel};
+use crate::image::{BUILTIN_DIR, Image, ImageOptions, parallel};
 
 pub use report::{Difference, PathReport, Report, Side, Tally};
 
+use builtin::check_builtin;
 use disk::Reader;
 use expect::Expect;
 use host::HostDir;
@@ -96,6 +99,10 @@ pub fn verify(
     let mut subjects = subjects(&closure.contents, names);
     let inodes = reader.root_entries(subjects.len());
     add_inodes(&mut subjects, inodes.map_err(VerifyError::Disk)?);
+    let builtin = image_options.registration.as_deref().map(|text| {
+        let subject = subjects.remove(BUILTIN_DIR.as_bytes());
+        check_builtin(&reader, &expect, subject.and_then(|s| s.inode), text)
+    });
     let root = check_root(&reader, &host, &expect, options);
     let mut subjects: Vec<Subject> = subjects.into_values().collect();
     if let Some(sample) = options.sample {
@@ -118,7 +125,7 @@ pub fn verify(
             Err(error) => PathReport::unreadable(&subjects[index].name, error),
         },
     );
-    Ok(Report::new(paths, root))
+    Ok(Report::new(paths, [root].into_iter().chain(builtin)))
 }
 
 /// What should be on the disk.

@@ -138,13 +138,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// `root` is what came of the root directory itself.
-    pub(super) fn new(paths: Vec<PathReport>, root: PathReport) -> Self {
+    /// `besides` is what came of what is no path: the root directory itself, what the disk carries besides.
+    pub(super) fn new(paths: Vec<PathReport>, besides: impl Iterator<Item = PathReport>) -> Self {
         let mut report = Self {
             paths: paths.len(),
             ..Self::default()
         };
-        for path in paths.into_iter().chain([root]) {
+        for path in paths.into_iter().chain(besides) {
             report.tally.files += path.tally.files;
             report.tally.bytes += path.tally.bytes;
             report.tally.nar_hashes += path.tally.nar_hashes;

@@ -3,6 +3,7 @@
 
 pub mod nar;
 pub mod nasty;
+pub mod nix;
 pub mod process;
 pub mod reader;
 pub mod tree;

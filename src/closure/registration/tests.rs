@@ -13,7 +13,8 @@ const EMPTY_HASH: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca49599
 fn parse(text: &[u8], names: &[&str]) -> Result<Vec<Option<Registered>>, String> {
     let names: Vec<Box<[u8]>> = names.iter().map(|name| name.as_bytes().into()).collect();
     let lines = Lines::new(Input::Registration("/x/reg".into()), text);
-    read(lines, StoreDir::new(b"/nix/store"), &names).map_err(|e| e.to_string())
+    let read = read(lines, StoreDir::new(b"/nix/store"), &names);
+    read.map(|(found, _)| found).map_err(|e| e.to_string())
 }
 
 /// The error for `text` without what every one starts with.

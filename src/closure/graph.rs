@@ -1,0 +1,175 @@
+//! A closure with what its paths refer to: what keeps it from the garbage collector, and what a guest's Nix is told.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::database::{self, DatabaseError, Found, Wanted};
+use super::error::{ClosureError, Input};
+use super::lines::Lines;
+use super::name::StoreDir;
+use super::references::References;
+use super::{Closure, Contents, Source, StoreLocation, StorePath, hash, nix_store, roots};
+
+/// A closure, and how its paths refer to each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Graph {
+    /// The paths.
+    pub closure: Closure,
+    /// None if the source does not tell: a plain list, a tree.
+    pub references: Option<References>,
+}
+
+impl Graph {
+    /// Reads paths, sizes and references from `source`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Closure::load`].
+    pub fn load(source: &Source, location: &StoreLocation) -> Result<Self, ClosureError> {
+        if !matches!(source, Source::Tree(_)) {
+            super::check_location(location)?;
+        }
+        match source {
+            Source::ClosureInfo(dir) => super::load_closure_info(dir, location),
+            Source::StorePaths { list, registration } => {
+                super::load_lists(list, registration.as_deref(), location)
+            }
+            Source::Roots(roots) => {
+                let names = roots.iter().map(|root| roots::store_path(root, location));
+                let names = names.collect::<Result<Vec<_>, _>>()?;
+                from_database(Wanted::Closure(&names), location)
+            }
+            Source::All => from_database(Wanted::All, location),
+            Source::Tree(dir) => Ok(Self {
+                closure: super::load_tree(dir)?,
+                references: None,
+            }),
+        }
+    }
+
+    /// Those paths that, with all that they refer to, are the whole closure. All of them where nothing is known of
+    /// references; none of a tree.
+    pub fn tops(&self) -> Vec<&StorePath> {
+        let Contents::StorePaths(paths) = &self.closure.contents else {
+            return Vec::new();
+        };
+        match &self.references {
+            Some(references) => {
+                let tops = references.tops();
+                tops.iter().map(|top| &paths[*top as usize]).collect()
+            }
+            None => paths.iter().collect(),
+        }
+    }
+
+    /// What `nix-store --load-db` takes to know the closure, as closureInfo writes it: in the order of the disk, hashes
+    /// in nix32, without derivers. It depends on nothing but what is registered.
+    ///
+    /// # Errors
+    ///
+    /// A path is not registered, or refers to one that is not in the closure.
+    pub fn registration(&self) -> Result<Vec<u8>, ClosureError> {
+        let Contents::StorePaths(paths) = &self.closure.contents else {
+            return Err(ClosureError::RegistrationOfTree);
+        };
+        let store_dir = StoreDir::new(self.closure.store_dir.as_os_str().as_bytes());
+        let Some(references) = &self.references else {
+            let path = store_dir.shown_path(&paths[0].name);
+            return Err(ClosureError::Unregistered { path });
+        };
+        if let Some((from, outside)) = references.outside() {
+            return Err(ClosureError::NotClosed {
+                path: store_dir.shown_path(&paths[from as usize].name),
+                reference: super::error::shown(outside),
+            });
+        }
+        let mut text = Vec::new();
+        for (index, path) in (0..).zip(paths) {
+            let names = references.of(index).iter();
+            let names = names.map(|to| &*paths[*to as usize].name);
+            write_record(path, names, store_dir, &mut text)?;
+        }
+        Ok(text)
+    }
+}
+
+fn write_record<'a>(
+    path: &StorePath,
+    references: impl ExactSizeIterator<Item = &'a [u8]>,
+    store_dir: StoreDir<'_>,
+    text: &mut Vec<u8>,
+) -> Result<(), ClosureError> {
+    let Some(nar_hash) = &path.nar_hash else {
+        let path = store_dir.shown_path(&path.name);
+        return Err(ClosureError::Unregistered { path });
+    };
+    let (hash, size) = (hash::encode(nar_hash), path.nar_size.unwrap_or(0));
+    let count = references.len();
+    store_dir.push_path(&path.name, text);
+    text.extend(format!("\nsha256:{hash}\n{size}\n\n{count}\n").bytes());
+    for name in references {
+        store_dir.push_path(name, text);
+        text.push(b'\n');
+    }
+    Ok(())
+}
+
+fn from_database(wanted: Wanted<'_>, location: &StoreLocation) -> Result<Graph, ClosureError> {
+    let file = location.database();
+    let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
+    match database::load(&file, store_dir, wanted) {
+        Ok(found) if found.paths.is_empty() => Err(ClosureError::NothingValid { file }),
+        Ok(found) => Ok(found_graph(found, location)),
+        Err(DatabaseError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(ClosureError::NoDatabase { file })
+        }
+        Err(DatabaseError::NotValid(names)) => Err(ClosureError::NotValid {
+            paths: names
+                .iter()
+                .map(|name| store_dir.shown_path(name))
+                .collect(),
+            file,
+        }),
+        Err(error) => match wanted {
+            Wanted::Closure(roots) if error.is_access() => ask_nix(roots, location, &file, &error),
+            _ => Err(unreadable(file, &error)),
+        },
+    }
+}
+
+fn found_graph(found: Found, location: &StoreLocation) -> Graph {
+    Graph {
+        closure: Closure {
+            dir: location.physical_dir(),
+            store_dir: location.store_dir.clone(),
+            contents: Contents::StorePaths(found.paths),
+        },
+        references: Some(found.references),
+    }
+}
+
+/// The last resort: its daemon may read what this user may not.
+fn ask_nix(
+    roots: &[Box<[u8]>],
+    location: &StoreLocation,
+    file: &Path,
+    error: &DatabaseError,
+) -> Result<Graph, ClosureError> {
+    let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
+    let answer = nix_store::ask(roots, location, store_dir)
+        .map_err(|said| unreadable(file.into(), &format!("{error}; {said}")))?;
+    let list = Input::StorePaths("<nix-store --query --requisites>".into());
+    let registration = Input::Registration("<nix-store --dump-db>".into());
+    super::read_lists(
+        Lines::new(list, &answer.list[..]),
+        Some(Lines::new(registration, &answer.registration[..])),
+        location,
+    )
+}
+
+fn unreadable(file: PathBuf, error: &dyn std::fmt::Display) -> ClosureError {
+    ClosureError::Database {
+        file,
+        error: error.to_string(),
+    }
+}

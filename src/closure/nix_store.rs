@@ -1,0 +1,71 @@
+//! Closures from `nix-store`, for users who may not read the database: the daemon may tell them.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::StoreLocation;
+use super::name::StoreDir;
+
+/// Paths for one command line; they have some 60 bytes each, and Linux takes 2 MiB.
+const PATHS_AT_ONCE: usize = 4000;
+
+/// What Nix says of a closure, in the formats of closureInfo's files.
+pub(super) struct Answer {
+    /// Store paths, one a line, perhaps several times.
+    pub(super) list: Vec<u8>,
+    pub(super) registration: Vec<u8>,
+}
+
+/// Asks for `roots`, which are base names, and all that they refer to. The error is what `nix-store` said.
+pub(super) fn ask(
+    roots: &[Box<[u8]>],
+    location: &StoreLocation,
+    store_dir: StoreDir<'_>,
+) -> Result<Answer, String> {
+    let roots: Vec<Vec<u8>> = roots.iter().map(|name| store_dir.path_of(name)).collect();
+    let mut list = Vec::new();
+    for some in roots.chunks(PATHS_AT_ONCE) {
+        list.extend(run(&["--query", "--requisites"], some, location)?);
+    }
+    let lines = list
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
+    let mut paths: Vec<Vec<u8>> = lines.map(<[u8]>::to_vec).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    let mut registration = Vec::new();
+    for some in paths.chunks(PATHS_AT_ONCE) {
+        registration.extend(run(&["--dump-db"], some, location)?);
+    }
+    Ok(Answer { list, registration })
+}
+
+/// What `nix-store ARGS PATHS` prints.
+fn run(args: &[&str], paths: &[Vec<u8>], location: &StoreLocation) -> Result<Vec<u8>, String> {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let mut command = Command::new("nix-store");
+    if let Some(root) = &location.store_root {
+        command.arg("--store").arg(absolute(root));
+    }
+    command.args(args).arg("--");
+    command.args(paths.iter().map(|path| OsStr::from_bytes(path)));
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("nix-store cannot be run: {error}"))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().rfind(|line| !line.trim().is_empty());
+    Err(format!(
+        "nix-store says: {}",
+        last.unwrap_or("nothing").trim()
+    ))
+}
+
+/// Nix takes a relative path for the name of a kind of store.
+fn absolute(root: &Path) -> std::path::PathBuf {
+    std::path::absolute(root).unwrap_or_else(|_| root.to_owned())
+}

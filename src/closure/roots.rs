@@ -1,0 +1,191 @@
+//! Roots as people name them: store paths, files in them, links such as `result` and profiles.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use super::StoreLocation;
+use super::error::{ClosureError, RootFault};
+use super::name::StoreDir;
+
+/// Links that one path may lead through (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+
+/// The base name of the store path that `root` leads to.
+///
+/// A path is followed link by link up to the first store path: what lies there is not looked at. What starts with the
+/// logical store directory is a store path wherever the store is. In a chroot store, links with absolute targets mean
+/// what they mean inside.
+pub(super) fn store_path(root: &Path, location: &StoreLocation) -> Result<Box<[u8]>, ClosureError> {
+    let unresolved = |fault| ClosureError::Root {
+        root: root.into(),
+        fault,
+    };
+    let absolute = std::path::absolute(root).map_err(|error| unresolved(error.into()))?;
+    let name = Resolver::new(location).follow(&absolute);
+    let name = name.map_err(unresolved)?;
+    // The name of a directory entry: only its length and its being one are left to check.
+    let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
+    let path = store_dir.path_of(&name);
+    store_dir
+        .name_of(&path)
+        .map_err(|fault| unresolved(RootFault::Name(fault)))?;
+    Ok(name)
+}
+
+struct Resolver<'a> {
+    location: &'a StoreLocation,
+    /// The store's directory and the chroot on the host, without links.
+    physical: PathBuf,
+    chroot: Option<PathBuf>,
+}
+
+impl<'a> Resolver<'a> {
+    fn new(location: &'a StoreLocation) -> Self {
+        let real = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        Self {
+            location,
+            physical: real(&location.physical_dir()),
+            chroot: location.store_root.as_deref().map(real),
+        }
+    }
+
+    fn follow(&self, path: &Path) -> Result<Box<[u8]>, RootFault> {
+        let mut at = PathBuf::from("/");
+        let mut rest = components(path);
+        let mut links = 0;
+        while let Some(component) = rest.pop() {
+            if component == Path::new("..") {
+                at.pop();
+                continue;
+            }
+            if at == self.location.store_dir || at == self.physical {
+                return Ok(component.as_os_str().as_bytes().into());
+            }
+            at.push(&component);
+            if self.location.store_dir.starts_with(&at) {
+                // It is the store's name that counts, be there a directory or a link.
+                continue;
+            }
+            let Some(target) = link_target(&at)? else {
+                continue;
+            };
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(RootFault::Loop);
+            }
+            at.pop();
+            if target.is_absolute() {
+                at = self.root_of(&at, &target);
+            }
+            rest.extend(components(&target));
+        }
+        Err(RootFault::NotInStore {
+            store_dir: self.location.store_dir.clone(),
+        })
+    }
+
+    /// Where the absolute `target` of a link in `dir` starts.
+    fn root_of(&self, dir: &Path, target: &Path) -> PathBuf {
+        match &self.chroot {
+            Some(chroot) if dir.starts_with(chroot) && !target.starts_with(chroot) => {
+                chroot.clone()
+            }
+            _ => PathBuf::from("/"),
+        }
+    }
+}
+
+/// The last component first.
+fn components(path: &Path) -> Vec<PathBuf> {
+    let kept = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(PathBuf::from(name)),
+        Component::ParentDir => Some(PathBuf::from("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    });
+    let mut components: Vec<_> = kept.collect();
+    components.reverse();
+    components
+}
+
+/// Where a link leads; none if `path` is something else.
+fn link_target(path: &Path) -> io::Result<Option<PathBuf>> {
+    match path.read_link() {
+        Ok(target) => Ok(Some(target)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const NAME: &str = "00000000000000000000000000000000-hello";
+
+    /// A chroot store in DIR/root, and links to it.
+    fn fixture() -> (tempfile::TempDir, StoreLocation) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("nix/store").join(NAME).join("bin")).unwrap();
+        fs::create_dir_all(root.join("nix/var/nix/profiles")).unwrap();
+        let profiles = root.join("nix/var/nix/profiles");
+        symlink("system-1-link", profiles.join("system")).unwrap();
+        symlink(format!("/nix/store/{NAME}"), profiles.join("system-1-link")).unwrap();
+        symlink("/nix/var/nix/profiles/system", root.join("current")).unwrap();
+        symlink(root.join("current"), dir.path().join("outside")).unwrap();
+        symlink("loop", dir.path().join("loop")).unwrap();
+        symlink("root/nix", dir.path().join("nix")).unwrap();
+        let location = StoreLocation {
+            store_root: Some(root),
+            ..StoreLocation::default()
+        };
+        (dir, location)
+    }
+
+    #[test]
+    fn whatever_leads_to_a_store_path() {
+        let (dir, location) = fixture();
+        let inside = format!("nix/store/{NAME}");
+        for root in [
+            inside.clone(),
+            format!("{inside}/bin/../bin/nothing"),
+            format!("root/{inside}"),
+            "root/nix/var/nix/profiles/system".to_owned(),
+            "root/nix/../current".to_owned(),
+            "outside/sw/bin".to_owned(),
+        ] {
+            let name = store_path(&dir.path().join(&root), &location).unwrap();
+            assert_eq!(&*name, NAME.as_bytes(), "{root}");
+        }
+        // What lies in the store is not looked at, and may not be there.
+        for root in [
+            "/nix/store/gone",
+            "/nix/store/gone/bin/x",
+            "/nix//store/./gone/",
+        ] {
+            assert_eq!(&*store_path(Path::new(root), &location).unwrap(), b"gone");
+        }
+    }
+
+    #[test]
+    fn what_does_not_lead_there() {
+        let (dir, location) = fixture();
+        let said = |root: &Path| store_path(root, &location).unwrap_err().to_string();
+        let path = |name: &str| dir.path().join(name);
+        let shown = path("root/nix").display().to_string();
+        assert_eq!(
+            said(&path("root/nix")),
+            format!(
+                "{shown} is not in the store /nix/store (pass a store path or a link to one; --tree DIR for a directory \
+                 that is none)"
+            )
+        );
+        assert!(said(Path::new("/nix/store")).contains("is not in the store"));
+        assert!(said(&path("absent/x")).ends_with("No such file or directory (os error 2)"));
+        assert!(said(&path("loop")).ends_with("it is a loop of symlinks"));
+    }
+}

@@ -1,0 +1,349 @@
+//! What the database says is what `nix-store` says, whoever asks and whatever is done to it meanwhile.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lazystore::closure::{Graph, Source, StoreLocation};
+use rusqlite::Connection;
+
+use crate::common::nix::{ChrootStore, NIX_CONFIG};
+use crate::common::process::wait_for;
+use crate::common::tool;
+
+const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
+/// A user who owns nothing.
+const NOBODY: &str = "65534";
+
+/// `app` refers to `lib`, which refers to `base`; `other` and `plain` are apart.
+struct Fixture {
+    store: ChrootStore,
+    base: String,
+    lib: String,
+    app: String,
+    other: String,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let store = ChrootStore::new();
+        let base = store.add_dir("base", &[]);
+        let lib = store.add_dir("lib", &[&base]);
+        let app = store.add_dir("app", &[&lib, &base]);
+        let other = store.add_dir("other", &[&base]);
+        store.add("plain", "plain");
+        Self {
+            store,
+            base,
+            lib,
+            app,
+            other,
+        }
+    }
+
+    fn location(&self) -> StoreLocation {
+        StoreLocation {
+            store_root: Some(self.store.root()),
+            ..StoreLocation::default()
+        }
+    }
+
+    fn database_graph(&self, roots: &[PathBuf]) -> Graph {
+        Graph::load(&Source::Roots(roots.to_vec()), &self.location()).unwrap()
+    }
+
+    /// The same closure from what `nix-store` prints.
+    fn lists_graph(&self, roots: &[&str]) -> Graph {
+        let (list, registration) = self.store.write_lists(roots);
+        let source = Source::StorePaths {
+            list,
+            registration: Some(registration),
+        };
+        Graph::load(&source, &self.location()).unwrap()
+    }
+
+    fn database(&self) -> PathBuf {
+        self.location().database()
+    }
+
+    /// `lazystore inspect ARGS` on this store, as a user who may read it and nothing else.
+    fn inspect_as_nobody(&self, args: &[&str]) -> Output {
+        let copy = self.store.path("lazystore");
+        if !copy.exists() {
+            fs::copy(LAZYSTORE, &copy).unwrap();
+            fs::set_permissions(self.store.path("."), Permissions::from_mode(0o755)).unwrap();
+        }
+        Command::new(tool("setpriv", "util-linux"))
+            .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"])
+            .arg(copy)
+            .args(["inspect", "--json", "--store-root"])
+            .arg(self.store.root())
+            .args(args)
+            .output()
+            .unwrap()
+    }
+
+    /// The paths that a user who owns nothing is shown.
+    fn seen_by_nobody(&self, args: &[&str]) -> Vec<String> {
+        let output = self.inspect_as_nobody(args);
+        assert!(output.status.success(), "{output:?}");
+        let map: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let paths = map["paths"].as_array().unwrap().iter();
+        paths
+            .map(|path| path["path"].as_str().unwrap().to_owned())
+            .collect()
+    }
+}
+
+fn sorted(paths: &[&String]) -> Vec<String> {
+    let mut paths: Vec<String> = paths.iter().map(|path| (*path).clone()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn roots_give_the_closure_that_nix_store_gives() {
+    let fixture = Fixture::new();
+    let Fixture { store, app, .. } = &fixture;
+    let before = store.database_files();
+    let expected = fixture.lists_graph(&[app]);
+    for link in ["result", "second"] {
+        symlink(app, store.path(link)).unwrap();
+    }
+    for root in [
+        PathBuf::from(app),
+        store.physical(app).join("bin/tool"),
+        store.path("result"),
+    ] {
+        assert_eq!(
+            fixture.database_graph(std::slice::from_ref(&root)),
+            expected,
+            "{root:?}"
+        );
+    }
+    let both = fixture.lists_graph(&[app, &fixture.other]);
+    let roots = [
+        store.path("result"),
+        store.path("second"),
+        PathBuf::from(&fixture.other),
+    ];
+    assert_eq!(fixture.database_graph(&roots), both);
+    assert_eq!(store.database_files(), before, "nothing is left behind");
+}
+
+#[test]
+fn all_is_every_valid_path() {
+    let fixture = Fixture::new();
+    let all = fixture.store.lines(&["--dump-db"]);
+    let everything: Vec<&str> = all
+        .iter()
+        .filter(|line| line.starts_with("/nix/store/"))
+        .map(String::as_str)
+        .collect();
+    let expected = fixture.lists_graph(&everything);
+    let found = Graph::load(&Source::All, &fixture.location()).unwrap();
+    assert_eq!(found, expected);
+    assert_eq!(found.tops().len(), 3, "app, other and plain hold the rest");
+}
+
+#[test]
+fn a_user_who_may_only_read_sees_the_same() {
+    let fixture = Fixture::new();
+    let before = fixture.store.database_files();
+    let expected = sorted(&[&fixture.app, &fixture.lib, &fixture.base]);
+    assert_eq!(fixture.seen_by_nobody(&[&fixture.app]), expected);
+    assert_eq!(fixture.store.database_files(), before);
+    // Somebody has it open, and what was written last is only in the log.
+    let writer = Connection::open(fixture.database()).unwrap();
+    writer.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
+    let added = add_reference(&writer, &fixture.base, &fixture.other);
+    assert_eq!(added, 1);
+    assert!(
+        fixture
+            .store
+            .database_files()
+            .iter()
+            .any(|name| name == "db.sqlite-wal")
+    );
+    let expected = sorted(&[&fixture.app, &fixture.lib, &fixture.base, &fixture.other]);
+    assert_eq!(fixture.seen_by_nobody(&[&fixture.app]), expected);
+}
+
+fn add_reference(writer: &Connection, from: &str, to: &str) -> usize {
+    let id = "(SELECT id FROM ValidPaths WHERE path = ?)";
+    let insert = format!("INSERT INTO Refs (referrer, reference) SELECT {id}, {id}");
+    let insert = insert.replacen('?', "?1", 1).replacen("= ?)", "= ?2)", 1);
+    writer.execute(&insert, [from, to]).unwrap()
+}
+
+#[test]
+fn a_database_without_a_log_is_read_too() {
+    let fixture = Fixture::new();
+    let expected = fixture.lists_graph(&[&fixture.app]);
+    let writer = Connection::open(fixture.database()).unwrap();
+    writer
+        .pragma_update(None, "journal_mode", "TRUNCATE")
+        .unwrap();
+    let app = PathBuf::from(&fixture.app);
+    assert_eq!(fixture.database_graph(&[app]), expected);
+    let expected = sorted(&[&fixture.app, &fixture.lib, &fixture.base]);
+    assert_eq!(fixture.seen_by_nobody(&[&fixture.app]), expected);
+}
+
+#[test]
+fn a_store_that_is_added_to_is_read_whole_at_every_moment() {
+    const ADDED: usize = 12;
+    let fixture = Fixture::new();
+    let done = AtomicBool::new(false);
+    let (mut reads, mut seen) = (0, Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Nix opens, writes, checkpoints and closes the database for each.
+            for number in 0..ADDED {
+                fixture
+                    .store
+                    .add_dir(&format!("new-{number}"), &[&fixture.app]);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        while !done.load(Ordering::Relaxed) {
+            let graph = Graph::load(&Source::All, &fixture.location()).unwrap();
+            let registration = graph.registration().unwrap();
+            let (app, text) = (
+                fixture.app.as_str(),
+                String::from_utf8(registration).unwrap(),
+            );
+            assert!(text.contains(app));
+            seen.push(text.matches("-new-").count() > 0);
+            reads += 1;
+        }
+    });
+    println!("{reads} reads during {ADDED} additions");
+    assert!(reads > ADDED, "{reads} reads are too few to meet a writer");
+    assert!(seen.is_sorted() && seen.contains(&false) && seen.contains(&true));
+    let last = Graph::load(&Source::All, &fixture.location()).unwrap();
+    assert_eq!(last.tops().len(), ADDED + 2);
+}
+
+fn fails(args: &[&str], store_root: &Path) -> String {
+    let output = Command::new(LAZYSTORE)
+        .args(["inspect", "--store-root"])
+        .arg(store_root)
+        .args(args)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn a_root_that_is_not_valid_is_named_with_what_to_do() {
+    let fixture = Fixture::new();
+    let gone = "/nix/store/00000000000000000000000000000000-gone";
+    let root = fixture.store.root();
+    let said = fails(&[gone, &fixture.app], &root);
+    assert!(said.contains(&format!("{gone} is not valid")), "{said}");
+    assert!(
+        said.contains("--realise") && said.contains("--store-paths"),
+        "{said}"
+    );
+    // There, but not registered, as what an interrupted build leaves.
+    fs::write(fixture.store.physical(gone), "").unwrap();
+    assert!(fails(&[gone], &root).contains("is not valid"));
+    let said = fails(&["/etc/hostname"], &root);
+    assert!(
+        said.contains("/etc/hostname is not in the store /nix/store"),
+        "{said}"
+    );
+    let empty = tempfile::tempdir().unwrap();
+    let said = fails(&[gone], empty.path());
+    assert!(said.contains("there is no Nix database"), "{said}");
+    assert_eq!(
+        fs::read_dir(empty.path()).unwrap().count(),
+        0,
+        "and none is made"
+    );
+}
+
+#[test]
+fn what_is_no_database_is_told() {
+    let fixture = Fixture::new();
+    fs::write(
+        fixture.database(),
+        "this is not a database, but it is long enough",
+    )
+    .unwrap();
+    let said = fails(&[&fixture.app], &fixture.store.root());
+    assert!(said.contains("db.sqlite cannot be read: "), "{said}");
+}
+
+/// A daemon for a store that only root may read the database of, all in a mount namespace where the store is /nix.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(store: &ChrootStore) -> Self {
+        let mut child = in_its_place(store, "nix-daemon")
+            .env("NIX_DAEMON_SOCKET_PATH", store.path("daemon.sock"))
+            .env("NIX_CONFIG", NIX_CONFIG)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for("the daemon's socket", || {
+            assert!(child.try_wait().unwrap().is_none(), "nix-daemon ended");
+            store.path("daemon.sock").exists().then_some(())
+        });
+        Self(child)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A command for which the store is at /nix.
+pub fn in_its_place(store: &ChrootStore, program: &str) -> Command {
+    let mut command = Command::new(tool("unshare", "util-linux"));
+    let script = "mount --bind \"$0\" /nix && exec \"$@\"";
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    command.arg(store.root().join("nix")).arg(program);
+    command.env_remove("NIX_REMOTE");
+    command.env("HOME", store.path("home"));
+    command
+}
+
+#[test]
+fn who_may_not_read_the_database_asks_the_daemon() {
+    let fixture = Fixture::new();
+    let store = &fixture.store;
+    let database = store.root().join("nix/var/nix/db");
+    fs::set_permissions(&database, Permissions::from_mode(0o700)).unwrap();
+    let said = fixture.inspect_as_nobody(&[&fixture.app]);
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert!(
+        said.contains("Permission denied") && said.contains("nix-store"),
+        "{said}"
+    );
+    let _daemon = Daemon::start(store);
+    let output = in_its_place(store, "setpriv")
+        .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"])
+        .arg(store.path("lazystore"))
+        .args(["verify", &fixture.app])
+        .env("NIX_REMOTE", "daemon")
+        .env("NIX_DAEMON_SOCKET_PATH", store.path("daemon.sock"))
+        .env("HOME", "/nonexistent")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("3 paths") && said.contains("3 NAR hashes"),
+        "{output:?}"
+    );
+}

@@ -1,0 +1,140 @@
+//! What is served survives a garbage collection, and no longer than that.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::database::in_its_place;
+use crate::common::nix::{ChrootStore, NIX_CONFIG, succeed};
+use crate::common::process::first_line;
+
+const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
+
+/// `app` refers to `lib`; `other` is what nobody serves.
+struct Fixture {
+    store: ChrootStore,
+    lib: String,
+    app: String,
+    other: String,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let store = ChrootStore::new();
+        let lib = store.add_dir("lib", &[]);
+        let app = store.add_dir("app", &[&lib]);
+        let other = store.add_dir("other", &[&lib]);
+        Self {
+            store,
+            lib,
+            app,
+            other,
+        }
+    }
+
+    /// Which of app, lib and other are there.
+    fn present(&self) -> [bool; 3] {
+        [&self.app, &self.lib, &self.other].map(|path| self.store.physical(path).exists())
+    }
+
+    /// Serves, collects garbage, ends the server with `signal`, collects garbage.
+    fn check(&self, serve: Command, collect: impl Fn(), signal: Signal) {
+        let mut server = Server::start(serve, &self.store.path("socket"));
+        collect();
+        assert_eq!(self.present(), [true, true, false], "while it is served");
+        server.stop(signal);
+        collect();
+        assert_eq!(self.present(), [false; 3], "after the end");
+    }
+}
+
+struct Server(Child);
+
+impl Server {
+    fn start(mut command: Command, socket: &Path) -> Self {
+        let child = command
+            .arg("--vhost-user")
+            .arg(socket)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut server = Self(child.spawn().unwrap());
+        let ready = first_line(&mut server.0);
+        assert!(ready.starts_with("ready "), "{ready}");
+        server
+    }
+
+    fn stop(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_chroot_store_keeps_what_is_served() {
+    for signal in [Signal::TERM, Signal::KILL] {
+        let fixture = Fixture::new();
+        let mut serve = Command::new(LAZYSTORE);
+        serve.arg("serve").arg(&fixture.app);
+        serve.arg("--store-root").arg(fixture.store.root());
+        fixture.check(serve, || fixture.store.collect_garbage(), signal);
+        let left = fixture.store.root().join("nix/var/nix/temproots");
+        assert_eq!(std::fs::read_dir(left).unwrap().count(), 0);
+    }
+}
+
+/// With the store at /nix, where the collector sees descriptors. `args` are for `lazystore serve`.
+fn check_in_its_place(fixture: &Fixture, args: &[&str]) {
+    let store = &fixture.store;
+    let mut serve = in_its_place(store, LAZYSTORE);
+    serve.arg("serve").args(args);
+    let collect = || {
+        let mut collect = in_its_place(store, "nix-store");
+        succeed(collect.arg("--gc").env("NIX_CONFIG", NIX_CONFIG));
+    };
+    fixture.check(serve, collect, Signal::KILL);
+}
+
+#[test]
+fn roots_are_held() {
+    let fixture = Fixture::new();
+    check_in_its_place(&fixture, &[&fixture.app]);
+}
+
+#[test]
+fn lists_are_held_with_and_without_a_registration() {
+    for with in [true, false] {
+        let fixture = Fixture::new();
+        let (list, registration) = fixture.store.write_lists(&[&fixture.app]);
+        let (list, registration) = (list.to_str().unwrap(), registration.to_str().unwrap());
+        let args = ["--store-paths", list, "--registration", registration];
+        check_in_its_place(&fixture, &args[..if with { 4 } else { 2 }]);
+    }
+}
+
+#[test]
+fn what_cannot_be_held_is_told_once() {
+    let store = ChrootStore::new();
+    let paths = store.add_many(40);
+    std::fs::write(store.path("list"), paths.join("\n")).unwrap();
+    let mut limited = Command::new("prlimit");
+    limited.args(["--nofile=64:64", LAZYSTORE, "inspect", "--store-root"]);
+    limited
+        .arg(store.root())
+        .arg("--store-paths")
+        .arg(store.path("list"));
+    let output = succeed(&mut limited);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        said.matches("of 40 store paths are not held").count(),
+        1,
+        "{said}"
+    );
+}
