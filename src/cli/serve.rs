@@ -38,6 +38,9 @@ pub struct ServeArgs {
     /// Look for further requests for this many microseconds before sleeping, while that pays; 0 to sleep at once
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1000))]
     poll_us: u64,
+    /// Do not confine the processes that serve: to find out whether the confinement is what fails, or to debug them
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 /// At least one transport.
@@ -86,6 +89,7 @@ impl ServeArgs {
             socket: self.transports.vhost_user.clone(),
             fuse,
             once: self.once,
+            sandbox: !self.no_sandbox,
             device: DeviceOptions {
                 serial: self.serial.clone(),
                 threads,

@@ -16,6 +16,7 @@ mod seek;
 pub mod testing;
 
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::erofs::encode::{self, Block};
@@ -90,6 +91,16 @@ impl Image {
     /// Length of the disk, a multiple of 2 MiB.
     pub fn len_bytes(&self) -> u64 {
         self.space.len_bytes()
+    }
+
+    /// The host's directory from which all of it is read.
+    pub fn store_dir(&self) -> BorrowedFd<'_> {
+        self.store.dir()
+    }
+
+    /// Whether the disk is a directory as it is, and not a closure.
+    pub fn is_tree(&self) -> bool {
+        self.root.is_none()
     }
 
     /// The disk's address ranges.

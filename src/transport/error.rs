@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::sandbox::SandboxError;
+
 /// Why the disk cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -101,6 +103,9 @@ pub enum TransportError {
         /// How many there are.
         threads: usize,
     },
+    /// A process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The only worker did not end well.
     #[error("the worker process ended badly: {how}")]
     Worker {

@@ -10,6 +10,7 @@
 //!
 //! A FUSE mount has a worker, too, for as long as it lasts: the parent neither waits for disks nor has threads.
 
+mod confine;
 mod fuse;
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -54,6 +55,8 @@ pub struct ServeOptions {
     pub fuse: Option<FuseOptions>,
     /// End when the first VM at the socket has gone; without a socket, when the file was open and is not any more.
     pub once: bool,
+    /// Confine every process before it meets a guest.
+    pub sandbox: bool,
     /// What each VM gets.
     pub device: DeviceOptions,
 }
@@ -98,10 +101,11 @@ pub fn serve(
         pending: None,
     };
     match server.start_fuse()? {
-        Started::Nothing | Started::Mounted => on_ready(),
+        Started::Nothing | Started::Mounted => server.confine_parent()?,
         Started::Worker(report) => return Ok(server.become_fuse_worker(report)),
         Started::ToEnd => return Ok(server.end()),
     }
+    on_ready();
     server.run()
 }
 
@@ -294,6 +298,9 @@ impl Server<'_> {
                 exit_code: EXIT_NOBODY,
             };
         };
+        if let Some(failed) = confine::confine_worker(&image, options) {
+            return failed;
+        }
         let begin = Instant::now();
         let accepted = move || {
             // The parent may be ending, and will end this process too.

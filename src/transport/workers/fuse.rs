@@ -6,6 +6,7 @@
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::thread;
 
 use nix::poll::{PollFd, PollFlags};
@@ -13,9 +14,11 @@ use nix::unistd::{Pid, getpid};
 
 use super::super::error::TransportError;
 use super::super::fuse::{End, MountPoint, serve_mount};
+use super::confine::confine;
 use super::{
     Forked, RETRY, ServeOutcome, Server, WorkerEnd, fork_worker, poll_two, require_one_thread,
 };
+use crate::sandbox::Process;
 
 /// What the worker reports when the file is there; anything else is why it is not.
 const MOUNTED: &[u8] = b"+";
@@ -131,7 +134,9 @@ impl Server<'_> {
         };
         let once = options.once && options.socket.is_none();
         let mut report = Some(report);
-        let served = serve_mount(image, fuse, once, || tell(report.take(), MOUNTED));
+        let confined = Arc::clone(&image);
+        let confine = || confine(Process::FuseWorker, &confined, options);
+        let served = serve_mount(image, fuse, once, confine, || tell(report.take(), MOUNTED));
         let exit_code = match served {
             Ok(End::Closed | End::Unmounted) => 0,
             Err(error) if report.is_some() => {
