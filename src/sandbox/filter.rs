@@ -51,12 +51,8 @@ fn compile(
         let rules = rules.entry(call.number).or_default();
         if let Some(test) = call.test {
             let equal = SeccompCmpOp::MaskedEq(test.mask);
-            let condition = SeccompCondition::new(
-                test.argument,
-                SeccompCmpArgLen::Qword,
-                equal,
-                test.value,
-            )?;
+            let condition =
+                SeccompCondition::new(test.argument, SeccompCmpArgLen::Qword, equal, test.value)?;
             rules.push(SeccompRule::new(vec![condition])?);
         }
     }
