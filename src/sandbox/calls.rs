@@ -215,7 +215,7 @@ const NOTIFY: &[Call] = &[
 const MOUNTS: &[Call] = &[
     Call::any(libc::SYS_mount),
     Call::any(libc::SYS_umount2),
-    Call::any(libc::SYS_ioctl),
+    Call::when(libc::SYS_ioctl, 1, INT, FUSE_DEV_IOC_CLONE),
     Call::any(libc::SYS_getcwd),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_readlink),
