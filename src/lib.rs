@@ -10,6 +10,7 @@
 //! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
 //! | [`image`] | block to extents: the disk as something to read from |
 //! | [`verify`] | the disk against the host, through an EROFS reader of somebody else's |
+//! | [`sandbox`] | what a serving process gives up before it meets a guest |
 //! | [`transport`] | the disk as a vhost-user-blk device and as a file |
 //! | [`cli`] | arguments to checked configuration; messages |
 
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod closure;
 pub mod erofs;
 pub mod image;
+pub mod sandbox;
 pub mod store;
 pub mod transport;
 pub mod verify;

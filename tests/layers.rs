@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From left to right; `erofs` has an order of its own inside.
-const LAYERS: [&str; 7] = [
+const LAYERS: [&str; 8] = [
     "store",
     "closure",
     "erofs",
     "image",
     "verify",
+    "sandbox",
     "transport",
     "cli",
 ];

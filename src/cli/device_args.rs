@@ -19,6 +19,9 @@ pub struct DeviceArgs {
     /// Look for further requests for this many microseconds before sleeping, while that pays; 0 to sleep at once
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1000))]
     poll_us: u64,
+    /// Do not confine the processes that serve: to find out whether the confinement is what fails, or to debug them
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 impl DeviceArgs {
@@ -28,5 +31,9 @@ impl DeviceArgs {
             threads: self.threads.unwrap_or_else(DeviceOptions::default_threads),
             poll: Duration::from_micros(self.poll_us),
         }
+    }
+
+    pub fn sandbox(&self) -> bool {
+        !self.no_sandbox
     }
 }

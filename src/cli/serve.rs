@@ -109,6 +109,7 @@ impl ServeArgs {
             access: self.access.access()?,
             fuse,
             once: self.once,
+            sandbox: self.device.sandbox(),
             device,
             record: self.recording.record.clone(),
             prefetch: self.recording.recording()?,

@@ -22,6 +22,7 @@ pub mod testing;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
+use std::os::fd::BorrowedFd;
 
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
@@ -108,6 +109,16 @@ impl Image {
     /// Holds `pins` as long as there is the disk.
     pub fn keep(&mut self, pins: Pins) {
         self.pins = pins;
+    }
+
+    /// The host's directory from which all of it is read.
+    pub fn store_dir(&self) -> BorrowedFd<'_> {
+        self.store.dir()
+    }
+
+    /// Whether the disk is a directory as it is, and not a closure.
+    pub fn is_tree(&self) -> bool {
+        self.root.is_none()
     }
 
     /// The disk's address ranges.

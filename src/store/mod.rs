@@ -9,7 +9,7 @@ mod file;
 mod listing;
 mod pins;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,6 +67,11 @@ impl Store {
             files: FileCache::new(max_open_files),
             noatime: AtomicBool::new(true),
         })
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     /// The host path of `path`, for messages.

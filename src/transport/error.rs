@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use crate::sandbox::SandboxError;
+
 /// Why the disk cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -137,6 +139,9 @@ pub enum TransportError {
         /// How many there are.
         threads: usize,
     },
+    /// A process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The only worker did not end well.
     #[error("the worker process ended badly: {how}")]
     Worker {

@@ -10,6 +10,7 @@
 //!
 //! A FUSE mount has a worker, too, for as long as it lasts: the parent neither waits for disks nor has threads.
 
+mod confine;
 mod fuse;
 mod process;
 mod recording;
@@ -37,6 +38,7 @@ use super::socket::SocketAccess;
 use super::vhost::{Served, serve_connection};
 use crate::image::Image;
 use crate::image::recording::Recording;
+use crate::sandbox::Process;
 use fuse::{FuseWorker, Started};
 pub(crate) use process::{Forked, fork_tied};
 use process::{WorkerEnd, fork_worker, require_one_thread};
@@ -65,6 +67,8 @@ pub struct ServeOptions {
     pub fuse: Option<FuseOptions>,
     /// End when the first VM at a socket has gone; without a socket, when the file was open and is not any more.
     pub once: bool,
+    /// Confine every process before it meets a guest.
+    pub sandbox: bool,
     /// What each VM gets.
     pub device: DeviceOptions,
     /// Where to write down what the first VM reads.
@@ -129,10 +133,11 @@ pub fn serve(
         on_event: &mut on_event,
     };
     match server.start_fuse()? {
-        Started::Nothing | Started::Mounted => (server.on_event)(ServeEvent::Ready),
+        Started::Nothing | Started::Mounted => server.confine_parent()?,
         Started::Worker(report) => return Ok(server.become_fuse_worker(report)),
         Started::ToEnd => return Ok(server.end()),
     }
+    (server.on_event)(ServeEvent::Ready);
     if server.start_prefetch()? {
         return Ok(server.become_prefetcher());
     }
@@ -315,6 +320,9 @@ impl Server<'_> {
                 exit_code: EXIT_NOBODY,
             };
         };
+        if let Some(failed) = confine::confine_worker(Process::VhostWorker, &image, options) {
+            return failed;
+        }
         let begin = Instant::now();
         let accepted = move || {
             // The parent may be ending, and will end this process too.

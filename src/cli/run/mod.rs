@@ -151,6 +151,7 @@ fn serve_options(
         access: SocketAccess::default(),
         fuse,
         once: false,
+        sandbox: args.device.sandbox(),
         device,
         record: args.recording.record.clone(),
         prefetch: args.recording.recording()?,

@@ -2,14 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 
 use fuser::{Config, MountOption, Session, SessionACL};
-use rustix::fs::{major, minor};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::file::ImageFile;
 use super::{FuseOptions, SOURCE};
@@ -31,19 +30,20 @@ pub(in super::super) enum End {
 /// Mounts the file system and serves it. With `once` until the file was open and is not any more; else until someone
 /// unmounts it.
 ///
-/// `on_mount` is called once it is mounted. This process does not unmount it: its parent does, whatever it died of.
+/// `confine` is called once it is mounted, before there are other threads; `on_mount` when it is also being served. This process does not unmount it: its parent does, whatever it died of.
 pub(in super::super) fn serve_mount(
     image: Arc<Image>,
     options: &FuseOptions,
     once: bool,
+    confine: impl FnOnce() -> Result<(), TransportError>,
     on_mount: impl FnOnce(),
 ) -> Result<End, TransportError> {
     let (closed, last_close) = mpsc::channel();
     let file = ImageFile::new(image, &options.image_name, closed);
     let session = mount(file, options)?;
-    let serving = thread::spawn(move || session.run());
-    // Asks the file system something, which is safe only now that another thread answers.
     read_far_ahead(&options.dir);
+    confine()?;
+    let serving = thread::spawn(move || session.run());
     on_mount();
     if once && last_close.recv().is_ok() {
         return Ok(End::Closed);
@@ -102,10 +102,12 @@ fn read_far_ahead(dir: &Path) {
 }
 
 fn set_read_ahead(dir: &Path) -> io::Result<()> {
-    let device = fs::metadata(dir)?.dev();
-    let (major, minor) = (major(device), minor(device));
+    // Nobody answers the file system's questions yet, so it must not be asked any.
+    let flags = AtFlags::STATX_DONT_SYNC;
+    let stat = statx(CWD, dir, flags, StatxFlags::empty())?;
+    let device = format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor);
     fs::write(
-        format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"),
+        format!("/sys/class/bdi/{device}/read_ahead_kb"),
         READ_AHEAD_KIB,
     )
 }

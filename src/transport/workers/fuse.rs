@@ -6,6 +6,7 @@
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::thread;
 
 use nix::poll::{PollFd, PollFlags};
@@ -15,6 +16,8 @@ use super::super::error::TransportError;
 use super::super::fuse::{End, MountPoint, serve_mount};
 use super::process::{Forked, WorkerEnd, fork_worker, require_one_thread};
 use super::{RETRY, ServeOutcome, Server, poll_all};
+use super::confine::confine;
+use crate::sandbox::Process;
 
 /// What the worker reports when the file is there; anything else is why it is not.
 const MOUNTED: &[u8] = b"+";
@@ -141,7 +144,9 @@ impl Server<'_> {
             return ServeOutcome::Worker { exit_code: 1 };
         };
         let mut report = Some(report);
-        let served = serve_mount(image, fuse, once, || tell(report.take(), MOUNTED));
+        let confined = Arc::clone(&image);
+        let confine = || confine(Process::FuseWorker, &confined, options);
+        let served = serve_mount(image, fuse, once, confine, || tell(report.take(), MOUNTED));
         let exit_code = match served {
             Ok(End::Closed | End::Unmounted) => 0,
             Err(error) if report.is_some() => {

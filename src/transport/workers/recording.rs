@@ -11,10 +11,12 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid};
 
 use super::super::error::TransportError;
+use super::confine::confine_worker;
 use super::process::{Forked, WorkerEnd, fork_worker, require_one_thread};
 use super::{ServeOutcome, Server};
 use crate::image::Image;
 use crate::image::recording::Recording;
+use crate::sandbox::Process;
 
 /// A file that a worker fills.
 pub(super) struct RecordFile {
@@ -131,6 +133,9 @@ impl Server<'_> {
         } = self;
         signals.restore_for_worker();
         drop((signals, sockets));
+        if let Some(failed) = confine_worker(Process::Prefetcher, &image, options) {
+            return failed;
+        }
         if let Some(recording) = &options.prefetch {
             prefetch(&image, recording);
         }

@@ -1,0 +1,288 @@
+//! Which process makes which system calls.
+//!
+//! What a C library may do on its own behalf is there for glibc and musl.
+
+use super::Process;
+
+/// A system call, and what one of its arguments must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Call {
+    /// `SYS_*` of this CPU.
+    pub(super) number: i64,
+    /// None: any arguments.
+    pub(super) test: Option<Test>,
+}
+
+/// `argument & mask == value`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Test {
+    /// Index of the argument.
+    pub(super) argument: u8,
+    /// The bits that count.
+    pub(super) mask: u64,
+    /// What they must be.
+    pub(super) value: u64,
+}
+
+impl Call {
+    const fn any(number: i64) -> Self {
+        Self { number, test: None }
+    }
+
+    pub(super) const fn when(number: i64, argument: u8, mask: u64, value: u64) -> Self {
+        Self {
+            number,
+            test: Some(Test {
+                argument,
+                mask,
+                value,
+            }),
+        }
+    }
+}
+
+/// What `process` may call.
+pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
+    match process {
+        Process::VhostWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET],
+        Process::FuseWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, FUSE],
+        Process::Prefetcher => &[RUNTIME, THREADS_ONLY, STORE],
+        Process::Listener => &[RUNTIME, STORE, RECORD, SOCKET, PARENT, NOTIFY],
+        Process::Mounter => &[RUNTIME, STORE, RECORD, SOCKET, PARENT, NOTIFY, MOUNTS],
+    }
+}
+
+/// What ends `process`, because it never asks for it.
+pub(super) fn deadly(process: Process) -> &'static [&'static [Call]] {
+    match process {
+        Process::VhostWorker | Process::FuseWorker | Process::Prefetcher => {
+            &[INTRUDERS, INTRUDERS_IN_WORKERS]
+        },
+        Process::Listener => &[INTRUDERS],
+        // Mounting may end up with a program that does it, which then is merely refused.
+        Process::Mounter => &[],
+    }
+}
+
+/// The bits of an `int` argument; the kernel ignores the others.
+const INT: u64 = 0xffff_ffff;
+
+/// From `linux/sched.h`: a thread and not a process.
+const CLONE_THREAD: u64 = 0x0001_0000;
+
+/// From `asm-generic/mman-common.h`.
+const PROT_EXEC: u64 = 4;
+
+/// From `linux/prctl.h`.
+const PR_SET_NAME: u64 = 15;
+
+/// From `asm-generic/ioctls.h`.
+const FIONBIO: u64 = 0x5421;
+
+/// `_IOR(229, 0, uint32_t)` from `linux/fuse.h`.
+const FUSE_DEV_IOC_CLONE: u64 = 0x8004_e500;
+
+/// `O_CREAT`, `O_TRUNC` and the bit of `O_TMPFILE` from `asm-generic/fcntl.h`.
+const MAKES_FILES: u64 = 0o100 | 0o1000 | 0o20_000_000;
+
+/// Memory, threads, time, events, descriptors, and the end.
+const RUNTIME: &[Call] = &[
+    Call::any(libc::SYS_read),
+    Call::any(libc::SYS_write),
+    Call::any(libc::SYS_readv),
+    Call::any(libc::SYS_writev),
+    Call::any(libc::SYS_close),
+    Call::any(libc::SYS_fcntl),
+    Call::any(libc::SYS_dup),
+    Call::any(libc::SYS_fstat),
+    Call::any(libc::SYS_newfstatat),
+    Call::any(libc::SYS_lseek),
+    Call::any(libc::SYS_mmap),
+    Call::any(libc::SYS_mprotect),
+    Call::any(libc::SYS_munmap),
+    Call::any(libc::SYS_mremap),
+    Call::any(libc::SYS_madvise),
+    Call::any(libc::SYS_brk),
+    Call::any(libc::SYS_futex),
+    Call::any(libc::SYS_set_robust_list),
+    Call::any(libc::SYS_set_tid_address),
+    Call::any(libc::SYS_rseq),
+    Call::any(libc::SYS_sched_yield),
+    Call::any(libc::SYS_sched_getaffinity),
+    Call::any(libc::SYS_getpid),
+    Call::any(libc::SYS_gettid),
+    Call::any(libc::SYS_getrandom),
+    Call::any(libc::SYS_clock_gettime),
+    Call::any(libc::SYS_clock_getres),
+    Call::any(libc::SYS_clock_nanosleep),
+    Call::any(libc::SYS_nanosleep),
+    Call::any(libc::SYS_rt_sigaction),
+    Call::any(libc::SYS_rt_sigprocmask),
+    Call::any(libc::SYS_rt_sigreturn),
+    Call::any(libc::SYS_sigaltstack),
+    Call::any(libc::SYS_restart_syscall),
+    Call::any(libc::SYS_ppoll),
+    Call::any(libc::SYS_epoll_create1),
+    Call::any(libc::SYS_epoll_ctl),
+    Call::any(libc::SYS_epoll_pwait),
+    Call::any(libc::SYS_eventfd2),
+    Call::any(libc::SYS_exit),
+    Call::any(libc::SYS_exit_group),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_poll),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_epoll_wait),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_gettimeofday),
+];
+
+/// clone3(2) is not there: its flags lie in memory, where no filter can look. C libraries then use this one.
+const THREADS_ONLY: &[Call] = &[
+    Call::when(libc::SYS_clone, 0, CLONE_THREAD, CLONE_THREAD),
+    Call::when(libc::SYS_prctl, 0, INT, PR_SET_NAME),
+    // To look, and not to change.
+    Call::when(libc::SYS_prlimit64, 2, u64::MAX, 0),
+];
+
+/// Planning paths and reading files, and reading ahead.
+const STORE: &[Call] = &[
+    Call::any(libc::SYS_openat2),
+    Call::any(libc::SYS_statx),
+    Call::any(libc::SYS_getdents64),
+    Call::any(libc::SYS_readlinkat),
+    Call::any(libc::SYS_pread64),
+    Call::any(libc::SYS_preadv),
+    Call::any(libc::SYS_preadv2),
+    Call::any(libc::SYS_fadvise64),
+    Call::any(libc::SYS_readahead),
+];
+
+/// Replacing a recording, which is open already.
+const RECORD: &[Call] = &[Call::any(libc::SYS_ftruncate)];
+
+/// One vhost-user connection, on a socket that others made.
+const SOCKET: &[Call] = &[
+    Call::any(libc::SYS_accept4),
+    Call::any(libc::SYS_recvmsg),
+    Call::any(libc::SYS_sendmsg),
+    Call::any(libc::SYS_recvfrom),
+    Call::any(libc::SYS_sendto),
+    Call::any(libc::SYS_shutdown),
+    Call::any(libc::SYS_getsockopt),
+    Call::any(libc::SYS_setsockopt),
+    Call::when(libc::SYS_ioctl, 1, INT, FIONBIO),
+];
+
+/// A descriptor of `/dev/fuse` for each thread. Which files are opened is up to Landlock.
+const FUSE: &[Call] = &[
+    Call::when(libc::SYS_openat, 2, MAKES_FILES, 0),
+    Call::when(libc::SYS_ioctl, 1, INT, FUSE_DEV_IOC_CLONE),
+];
+
+/// Starting, confining and ending workers; removing sockets.
+const PARENT: &[Call] = &[
+    Call::any(libc::SYS_clone),
+    Call::any(libc::SYS_wait4),
+    Call::any(libc::SYS_waitid),
+    Call::any(libc::SYS_kill),
+    Call::any(libc::SYS_tgkill),
+    Call::any(libc::SYS_getppid),
+    Call::any(libc::SYS_getuid),
+    Call::any(libc::SYS_geteuid),
+    Call::any(libc::SYS_getgid),
+    Call::any(libc::SYS_getegid),
+    Call::any(libc::SYS_pidfd_open),
+    Call::any(libc::SYS_pidfd_send_signal),
+    Call::any(libc::SYS_pipe2),
+    Call::any(libc::SYS_signalfd4),
+    Call::any(libc::SYS_openat),
+    Call::any(libc::SYS_unlinkat),
+    Call::any(libc::SYS_prctl),
+    Call::any(libc::SYS_prlimit64),
+    Call::any(libc::SYS_capget),
+    Call::any(libc::SYS_capset),
+    Call::any(libc::SYS_seccomp),
+    Call::any(libc::SYS_landlock_create_ruleset),
+    Call::any(libc::SYS_landlock_add_rule),
+    Call::any(libc::SYS_landlock_restrict_self),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_fork),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_unlink),
+];
+
+/// Telling systemd: a datagram to a Unix socket.
+const NOTIFY: &[Call] = &[
+    Call::when(libc::SYS_socket, 0, INT, 1),
+    Call::any(libc::SYS_connect),
+];
+
+/// Mounting a FUSE file system once more, and unmounting it.
+const MOUNTS: &[Call] = &[
+    Call::any(libc::SYS_mount),
+    Call::any(libc::SYS_umount2),
+    Call::when(libc::SYS_ioctl, 1, INT, FUSE_DEV_IOC_CLONE),
+    Call::any(libc::SYS_getcwd),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_readlink),
+];
+
+/// What nothing here ever asks for.
+const INTRUDERS: &[Call] = &[
+    Call::any(libc::SYS_execve),
+    Call::any(libc::SYS_execveat),
+    Call::any(libc::SYS_ptrace),
+    Call::any(libc::SYS_process_vm_readv),
+    Call::any(libc::SYS_process_vm_writev),
+    Call::when(libc::SYS_mmap, 2, PROT_EXEC, PROT_EXEC),
+    Call::when(libc::SYS_mprotect, 2, PROT_EXEC, PROT_EXEC),
+    Call::any(libc::SYS_pkey_mprotect),
+    Call::any(libc::SYS_io_uring_setup),
+    Call::any(libc::SYS_io_uring_enter),
+    Call::any(libc::SYS_io_uring_register),
+    Call::any(libc::SYS_userfaultfd),
+    Call::any(libc::SYS_bpf),
+    Call::any(libc::SYS_perf_event_open),
+    Call::any(libc::SYS_add_key),
+    Call::any(libc::SYS_request_key),
+    Call::any(libc::SYS_keyctl),
+    Call::any(libc::SYS_open_by_handle_at),
+    Call::any(libc::SYS_mount),
+    Call::any(libc::SYS_umount2),
+    Call::any(libc::SYS_pivot_root),
+    Call::any(libc::SYS_open_tree),
+    Call::any(libc::SYS_move_mount),
+    Call::any(libc::SYS_fsopen),
+    Call::any(libc::SYS_fsmount),
+    Call::any(libc::SYS_mount_setattr),
+    Call::any(libc::SYS_chroot),
+    Call::any(libc::SYS_unshare),
+    Call::any(libc::SYS_setns),
+    Call::any(libc::SYS_setuid),
+    Call::any(libc::SYS_setgid),
+    Call::any(libc::SYS_setreuid),
+    Call::any(libc::SYS_setregid),
+    Call::any(libc::SYS_setresuid),
+    Call::any(libc::SYS_setresgid),
+    Call::any(libc::SYS_setgroups),
+    Call::any(libc::SYS_init_module),
+    Call::any(libc::SYS_finit_module),
+    Call::any(libc::SYS_delete_module),
+    Call::any(libc::SYS_kexec_load),
+    Call::any(libc::SYS_kexec_file_load),
+];
+
+/// What a worker never asks for: processes, sockets, anybody's end.
+const INTRUDERS_IN_WORKERS: &[Call] = &[
+    Call::when(libc::SYS_clone, 0, CLONE_THREAD, 0),
+    Call::any(libc::SYS_kill),
+    Call::any(libc::SYS_socket),
+    Call::any(libc::SYS_socketpair),
+    Call::any(libc::SYS_connect),
+    Call::any(libc::SYS_bind),
+    Call::any(libc::SYS_listen),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_fork),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_vfork),
+];

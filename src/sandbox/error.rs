@@ -1,0 +1,38 @@
+//! Why a process cannot be confined.
+
+use rustix::io::Errno;
+
+/// Why a process cannot be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The kernel refused.
+    #[error("cannot confine this process: {action}: {errno}; --no-sandbox serves without")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// Access to files could not be restricted.
+    #[error("cannot confine this process to the store's files: {0}; --no-sandbox serves without")]
+    Files(#[from] landlock::RulesetError),
+    /// A directory could not be named to the kernel.
+    #[error("cannot confine this process to the store's files: {0}; --no-sandbox serves without")]
+    Dir(#[from] landlock::PathFdError),
+    /// System calls could not be restricted: no seccomp in the kernel, or an unknown kind of CPU.
+    #[error("cannot restrict the system calls of this process: {0}; --no-sandbox serves without")]
+    Filter(#[from] seccompiler::Error),
+}
+
+impl SandboxError {
+    /// For `map_err`: names what was tried.
+    pub(super) fn host(action: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::Host { action, errno }
+    }
+}
+
+impl From<seccompiler::BackendError> for SandboxError {
+    fn from(error: seccompiler::BackendError) -> Self {
+        Self::Filter(error.into())
+    }
+}

@@ -1,0 +1,89 @@
+//! New privileges, capabilities, core dumps.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit,
+};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs,
+};
+
+use super::{Process, Reach, SandboxError};
+
+/// More capabilities than any kernel has: they are the bits of a 64-bit number.
+const CAPABILITIES_MAX: u32 = 64;
+
+/// Core dumps would hold the guest's memory.
+pub(super) fn disable_core_dumps(process: Process) -> Result<(), SandboxError> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(SandboxError::host("limit core dumps"))?;
+    if process.is_worker() {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(SandboxError::host("forbid core dumps"))?;
+    }
+    Ok(())
+}
+
+/// Whether this process mounts itself, and needs no set-user-ID program for it.
+pub(super) fn may_mount() -> Result<bool, SandboxError> {
+    Ok(held()?.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// No new privileges, and none but the necessary capabilities.
+pub(super) fn renounce(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
+    set_no_new_privs(true).map_err(SandboxError::host("renounce new privileges"))?;
+    empty_bounding_set()?;
+    let kept = necessary(process, reach) & held()?.permitted;
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        // The ambient set shrinks with this one (capabilities(7)).
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets).map_err(SandboxError::host("drop capabilities"))
+}
+
+fn held() -> Result<CapabilitySets, SandboxError> {
+    capabilities(None).map_err(SandboxError::host("look at capabilities"))
+}
+
+/// A listener has what its workers need, too.
+fn necessary(process: Process, reach: &Reach<'_>) -> CapabilitySet {
+    let mut sets = CapabilitySet::empty();
+    if reach.any_owner {
+        sets |= CapabilitySet::DAC_READ_SEARCH;
+    }
+    if process == Process::Mounter {
+        sets |= CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_READ_SEARCH;
+    }
+    if !process.is_worker() && reach.socket_dirs.iter().any(|dir| is_foreign(dir)) {
+        sets |= CapabilitySet::DAC_OVERRIDE;
+    }
+    sets
+}
+
+/// Removing a file from there takes more than being root.
+fn is_foreign(dir: &Path) -> bool {
+    !fs::metadata(dir).is_ok_and(|metadata| metadata.uid() == geteuid().as_raw())
+}
+
+/// Only a process with `CAP_SETPCAP` may do that; others gain nothing from the set, having no new privileges.
+fn empty_bounding_set() -> Result<(), SandboxError> {
+    for bit in 0..CAPABILITIES_MAX {
+        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
+            Ok(()) => {}
+            // Not allowed; no more capabilities.
+            Err(Errno::PERM | Errno::INVAL) => break,
+            Err(errno) => return Err(SandboxError::host("drop capabilities for good")(errno)),
+        }
+    }
+    Ok(())
+}

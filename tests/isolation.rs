@@ -1,0 +1,169 @@
+//! A guest reads the closure and nothing else: every byte of the disk is looked at.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use lazystore::closure::{Closure, Source, StoreLocation};
+use lazystore::image::{Image, ImageOptions, Piece, ReadError};
+use lazystore::store::Patience;
+use tempfile::TempDir;
+
+use common::nar;
+
+/// In the names and the contents of what is not on the disk.
+const SECRET: &[u8] = b"unreferenced-and-secret";
+/// In the names and the contents of what is.
+const PUBLIC: &[u8] = b"referenced-and-public";
+
+/// The disk of some paths of the chroot store `root`, with their NAR sizes if `registered`.
+fn disk(root: &Path, names: &[&str], registered: bool) -> Image {
+    let list = root.join("list");
+    let registration = root.join("registration");
+    let paths: Vec<String> = names
+        .iter()
+        .map(|name| format!("/nix/store/{name}"))
+        .collect();
+    fs::write(&list, paths.join("\n") + "\n").unwrap();
+    let entry = |path: &String| {
+        let size = nar::size_bytes(&root.join(path.trim_start_matches('/')));
+        let hash = "0".repeat(64);
+        format!("{path}\nsha256:{hash}\n{size}\n\n0\n")
+    };
+    fs::write(&registration, paths.iter().map(entry).collect::<String>()).unwrap();
+    let source = Source::StorePaths {
+        list,
+        registration: registered.then_some(registration),
+    };
+    let location = StoreLocation {
+        store_root: Some(root.to_owned()),
+        ..StoreLocation::default()
+    };
+    let closure = Closure::load(&source, &location).unwrap();
+    Image::new(&closure, &ImageOptions::default()).unwrap()
+}
+
+/// Every byte of the disk, but for runs of zeros that belong to nothing, of which only the length is kept.
+fn bytes(image: &Image) -> Vec<u8> {
+    let (mut bytes, mut zeros, mut len) = (Vec::new(), 0, 0);
+    let mut sink = |piece: Piece<'_>| -> Result<(), ReadError> {
+        if let Piece::Zeros { len_bytes } = piece {
+            zeros += len_bytes as u64;
+            len += len_bytes as u64;
+            return Ok(());
+        }
+        bytes.extend(std::mem::take(&mut zeros).to_le_bytes());
+        let start = bytes.len();
+        match piece {
+            Piece::Metadata(metadata) => bytes.extend(metadata),
+            Piece::File {
+                file,
+                offset,
+                len_bytes,
+            } => {
+                bytes.resize(start + len_bytes, 0);
+                file.read_exact_at(&mut bytes[start..], offset, Patience::Wait)?;
+            }
+            Piece::Zeros { .. } => {}
+        }
+        len += (bytes.len() - start) as u64;
+        Ok(())
+    };
+    image.visit(0, image.len_bytes(), &mut sink).unwrap();
+    assert_eq!(len, image.len_bytes());
+    bytes
+}
+
+fn occurrences(bytes: &[u8], wanted: &[u8]) -> usize {
+    let windows = bytes.windows(wanted.len());
+    windows.filter(|window| *window == wanted).count()
+}
+
+/// A store path with `marker` in everything it consists of.
+fn write_path(store: &Path, prefix: &str, marker: &[u8]) -> String {
+    let marker = str::from_utf8(marker).unwrap();
+    let name = format!("{prefix}-{marker}");
+    let path = store.join(&name);
+    let dir = path.join(format!("{marker}-dir"));
+    fs::create_dir_all(&dir).unwrap();
+    for len in [1, 200, 5000] {
+        let contents = marker.repeat(len);
+        fs::write(dir.join(format!("{marker}-{len}")), contents).unwrap();
+    }
+    symlink(format!("/{marker}"), path.join(format!("{marker}-link"))).unwrap();
+    name
+}
+
+#[test]
+fn nothing_beside_the_closure_is_on_the_disk() {
+    let root = tempfile::tempdir().unwrap();
+    let store = root.path().join("nix/store");
+    let names = [
+        write_path(&store, "bbb", PUBLIC),
+        write_path(&store, "ddd", PUBLIC),
+    ];
+    // Before, between and behind them, and a link that leads out.
+    for prefix in ["aaa", "ccc", "eee", "bbb0"] {
+        let secret = write_path(&store, prefix, SECRET);
+        let link = store.join(&names[0]).join(format!("to-{prefix}"));
+        symlink(format!("../{}", &secret[..3]), link).unwrap();
+    }
+    fs::write(root.path().join("nix/outside"), SECRET).unwrap();
+    symlink("../../outside", store.join(&names[1]).join("up")).unwrap();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for registered in [false, true] {
+        let bytes = bytes(&disk(root.path(), &names, registered));
+        // Two paths, with three files of that many markers each.
+        assert!(occurrences(&bytes, PUBLIC) > 2 * 5201);
+        assert_eq!(occurrences(&bytes, SECRET), 0);
+    }
+}
+
+/// A store whose metadata on the host are as odd as `odd` says.
+fn write_host(root: &Path, odd: bool) -> [String; 2] {
+    let store = root.join("nix/store");
+    let names = [
+        write_path(&store, "bbb", PUBLIC),
+        write_path(&store, "ddd", PUBLIC),
+    ];
+    let dirs = names.each_ref().map(|name| store.join(name));
+    let twins = [dirs[0].join("twin"), dirs[1].join("twin")];
+    fs::write(&twins[0], "the same in both").unwrap();
+    if odd {
+        // Inode numbers of this one are different ones, too.
+        fs::hard_link(&twins[0], &twins[1]).unwrap();
+        let time = SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
+        for path in [&dirs[0], &dirs[1], &twins[0]] {
+            chown(path, Some(54_321), Some(43_210)).unwrap();
+            fs::File::open(path).unwrap().set_modified(time).unwrap();
+        }
+        assert_eq!(fs::metadata(&twins[0]).unwrap().nlink(), 2);
+    } else {
+        fs::write(&twins[1], "the same in both").unwrap();
+    }
+    names
+}
+
+#[test]
+fn the_host_does_not_show() {
+    let disk_dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // A tmpfs on every Linux (shm_overview(7)).
+    let memory_dir = TempDir::new_in("/dev/shm").unwrap();
+    let device = |dir: &TempDir| fs::metadata(dir.path()).unwrap().dev();
+    assert_ne!(device(&disk_dir), device(&memory_dir));
+    let names = write_host(disk_dir.path(), false);
+    assert_eq!(write_host(memory_dir.path(), true), names);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for registered in [false, true] {
+        let here = bytes(&disk(disk_dir.path(), &names, registered));
+        let there = bytes(&disk(memory_dir.path(), &names, registered));
+        assert!(here == there, "registered: {registered}");
+        for number in [54_321_u32, 43_210, 1_234_567_890, 123_456_789] {
+            assert_eq!(occurrences(&there, &number.to_le_bytes()), 0, "{number}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What confined processes cannot do, tried from inside and looked up from outside.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "sandbox/attempt.rs"]
+mod attempt;
+// It can do more than is needed here.
+#[allow(dead_code)]
+#[path = "vhost_user/client.rs"]
+mod client;
+mod common;
+#[path = "sandbox/served.rs"]
+mod served;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use lazystore::sandbox::Process;
+use nix::sys::signal::Signal;
+
+use attempt::{CALLS, End, FILES, Refused, try_in};
+use client::Client;
+use common::tool;
+use served::{Served, Status, store, store_args};
+
+const WORKERS: [Process; 2] = [Process::VhostWorker, Process::FuseWorker];
+const SYSTEM_CALLS_FILTERED: &str = "2";
+
+/// From `linux/capability.h`.
+const DAC_READ_SEARCH: u64 = 1 << 2;
+const SYS_ADMIN: u64 = 1 << 21;
+
+#[test]
+fn workers_are_killed_or_refused() {
+    for process in WORKERS {
+        for (name, number, arguments, refused) in CALLS {
+            let expected = match refused {
+                Refused::Deadly => End::Killed(Signal::SIGSYS as i32),
+                Refused::Unknown => End::Errno(libc::ENOSYS),
+            };
+            let end = try_in(Some(process), name);
+            assert_eq!(
+                end, expected,
+                "{name} ({number}, {arguments:?}) in {process:?}"
+            );
+        }
+    }
+}
+
+/// What is refused to the confined is refused because they are confined.
+#[test]
+fn the_unconfined_are_not_refused() {
+    for (name, ..) in CALLS {
+        let end = try_in(None, name);
+        let refused = matches!(end, End::Killed(_) | End::Errno(libc::ENOSYS));
+        assert!(!refused, "{name}: {end:?}");
+    }
+    for (name, _) in FILES {
+        assert_eq!(try_in(None, name), End::Done, "{name}");
+    }
+}
+
+#[test]
+fn only_the_store_can_be_read() {
+    for process in [Process::Listener, Process::VhostWorker, Process::FuseWorker] {
+        for (name, allowed) in FILES {
+            let expected = match allowed {
+                true => End::Done,
+                false => End::Errno(libc::EACCES),
+            };
+            assert_eq!(
+                try_in(Some(process), name),
+                expected,
+                "{name} in {process:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_listener_runs_nothing_and_reaches_no_network() {
+    for name in [
+        "execve",
+        "ptrace",
+        "mmap PROT_EXEC",
+        "io_uring_setup",
+        "mount",
+    ] {
+        let killed = End::Killed(Signal::SIGSYS as i32);
+        assert_eq!(try_in(Some(Process::Listener), name), killed, "{name}");
+    }
+    let refused = End::Errno(libc::ENOSYS);
+    assert_eq!(try_in(Some(Process::Listener), "socket AF_INET"), refused);
+}
+
+#[test]
+fn a_served_closure_leaves_no_capability_to_anyone() {
+    let store = store();
+    let server = Served::at_socket(&store_args(store.path()), store.path());
+    let _connected = UnixStream::connect(server.socket()).unwrap();
+    for pid in [server.pid(), server.worker()] {
+        let status = Status::of(pid);
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(status.capabilities(set), 0, "{set}");
+        }
+        assert_eq!(status.field("NoNewPrivs"), "1");
+        assert_eq!(status.field("Seccomp"), SYSTEM_CALLS_FILTERED);
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let core = limits.lines().find(|line| line.contains("core")).unwrap();
+        assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+        assert_eq!(core.split_whitespace().nth(5), Some("0"), "{core}");
+    }
+}
+
+#[test]
+fn without_a_sandbox_nothing_is_confined() {
+    let store = store();
+    let args = [store_args(store.path()), vec!["--no-sandbox".into()]].concat();
+    let server = Served::at_socket(&args, store.path());
+    let _connected = UnixStream::connect(server.socket()).unwrap();
+    for pid in [server.pid(), server.worker()] {
+        assert_eq!(Status::of(pid).field("Seccomp"), "0");
+        assert_eq!(Status::of(pid).field("NoNewPrivs"), "0");
+    }
+}
+
+#[test]
+fn a_mount_leaves_its_worker_nothing_and_its_parent_the_right_to_unmount() {
+    let store = store();
+    let server = Served::as_file(&store_args(store.path()), store.path());
+    let worker = Status::of(server.worker());
+    assert_eq!(worker.capabilities("CapPrm"), 0);
+    let parent = Status::of(server.pid());
+    assert_eq!(parent.capabilities("CapPrm"), SYS_ADMIN | DAC_READ_SEARCH);
+    for status in [worker, parent] {
+        assert_eq!(status.capabilities("CapBnd"), 0);
+        assert_eq!(status.field("NoNewPrivs"), "1");
+        assert_eq!(status.field("Seccomp"), SYSTEM_CALLS_FILTERED);
+    }
+}
+
+/// The first data of a tree, through a confined worker.
+fn first_data(socket: &Path, len: usize) -> Vec<u8> {
+    let mut client = Client::start(socket, 1);
+    let start = 128 << 30;
+    client.read(0, &[(start, len)]).remove(0).unwrap()
+}
+
+#[test]
+fn a_trees_private_files_are_read_with_the_one_right_that_takes() {
+    let tree = tempfile::tempdir().unwrap();
+    let private = tree.path().join("private");
+    fs::create_dir(&private).unwrap();
+    fs::write(private.join("file"), [7; 8192]).unwrap();
+    for path in [private.join("file"), private] {
+        chown(&path, Some(4711), Some(4711)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    let args = vec!["--tree".into(), tree.path().into()];
+    let server = Served::at_socket(&args, tree.path());
+    assert!(first_data(server.socket(), 8192) == [7; 8192]);
+    let _connected = UnixStream::connect(server.socket()).unwrap();
+    assert_eq!(
+        Status::of(server.worker()).capabilities("CapEff"),
+        DAC_READ_SEARCH
+    );
+}
+
+/// What `user` sees of the descriptors of `pid`.
+fn descriptors(user: u32, pid: u32) -> String {
+    let ids = [format!("--reuid={user}"), format!("--regid={user}")];
+    let output = std::process::Command::new(tool("setpriv", "util-linux"))
+        .args(ids)
+        .args(["--clear-groups", "ls", "-l"])
+        .arg(format!("/proc/{pid}/fd"))
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_ordinary_user_is_confined_and_pins_the_store_for_its_own_garbage_collector() {
+    const USER: u32 = 65534;
+    let store = store();
+    let server = Served::by_user(USER, &store_args(store.path()), store.path());
+    let _connected = UnixStream::connect(server.socket()).unwrap();
+    for pid in [server.pid(), server.worker()] {
+        let status = Status::of(pid);
+        assert_eq!(status.field("NoNewPrivs"), "1");
+        assert_eq!(status.field("Seccomp"), SYSTEM_CALLS_FILTERED);
+        assert_eq!(status.capabilities("CapEff"), 0);
+    }
+    let pinned = store.path().join("nix/store");
+    let pinned = pinned.to_str().unwrap();
+    assert!(descriptors(USER, server.pid()).contains(pinned));
+    assert!(!descriptors(USER, server.worker()).contains(pinned));
+    let socket = server.socket().to_owned();
+    let (status, log) = server.end();
+    assert!(status.success(), "{log}");
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_kernel_without_landlock_is_mentioned_once() {
+    let tree = tempfile::tempdir().unwrap();
+    fs::write(tree.path().join("file"), [9; 8192]).unwrap();
+    let args = vec!["--tree".into(), tree.path().into()];
+    let server = Served::without_landlock(&args, tree.path());
+    for _ in 0..3 {
+        assert!(first_data(server.socket(), 8192) == [9; 8192]);
+    }
+    let (status, log) = server.end();
+    assert!(status.success(), "{log}");
+    assert_eq!(log.matches("no Landlock").count(), 1, "{log}");
+}

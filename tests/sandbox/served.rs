@@ -1,0 +1,191 @@
+//! The program, serving, and what the kernel says of its processes.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustix::mount::{UnmountFlags, unmount};
+use tempfile::TempDir;
+
+use super::attempt;
+use super::common::process::wait_for;
+use super::common::tool;
+
+/// A chroot store with one path.
+pub fn store() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = root.path().join("nix/store/aaa-path");
+    fs::create_dir_all(&path).unwrap();
+    fs::write(path.join("file"), "content").unwrap();
+    symlink("file", path.join("link")).unwrap();
+    fs::write(root.path().join("list"), "/nix/store/aaa-path\n").unwrap();
+    root
+}
+
+/// Arguments that serve such a store.
+pub fn store_args(root: &Path) -> Vec<OsString> {
+    let list = root.join("list");
+    let args = [
+        "--store-root".as_ref(),
+        root.as_os_str(),
+        "--store-paths".as_ref(),
+        list.as_os_str(),
+    ];
+    args.map(OsString::from).to_vec()
+}
+
+/// A running server, ended with the test.
+pub struct Served {
+    child: Child,
+    socket: PathBuf,
+    mounted: PathBuf,
+}
+
+impl Served {
+    /// At a socket in `dir`.
+    pub fn at_socket(args: &[OsString], dir: &Path) -> Self {
+        Self::start(
+            Command::new(env!("CARGO_BIN_EXE_lazystore")),
+            args,
+            dir,
+            "--vhost-user",
+        )
+    }
+
+    /// As a file beneath `dir`.
+    pub fn as_file(args: &[OsString], dir: &Path) -> Self {
+        Self::start(
+            Command::new(env!("CARGO_BIN_EXE_lazystore")),
+            args,
+            dir,
+            "--fuse",
+        )
+    }
+
+    /// At a socket in a directory in `dir` that belongs to `user`, by whom the program is run.
+    pub fn by_user(user: u32, args: &[OsString], dir: &Path) -> Self {
+        let own = dir.join("own");
+        fs::create_dir(&own).unwrap();
+        // The build directory may be closed to others.
+        let program = dir.join("lazystore");
+        fs::copy(env!("CARGO_BIN_EXE_lazystore"), &program).unwrap();
+        chown(&own, Some(user), Some(user)).unwrap();
+        let mut command = Command::new(tool("setpriv", "util-linux"));
+        command
+            .args([format!("--reuid={user}"), format!("--regid={user}")])
+            .arg("--clear-groups")
+            .arg(program);
+        Self::start(command, args, &own, "--vhost-user")
+    }
+
+    /// At a socket in `dir`, on a kernel that answers as if it had no Landlock.
+    pub fn without_landlock(args: &[OsString], dir: &Path) -> Self {
+        Self::start(
+            attempt::runner(attempt::OLD_KERNEL),
+            args,
+            dir,
+            "--vhost-user",
+        )
+    }
+
+    fn start(mut command: Command, args: &[OsString], dir: &Path, transport: &str) -> Self {
+        let place = dir.join("served");
+        if transport == "--fuse" {
+            fs::create_dir(&place).unwrap();
+        }
+        let mut child = command
+            .arg("serve")
+            .args(args)
+            .arg(transport)
+            .arg(&place)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+        let ready = lines
+            .map(Result::unwrap)
+            .any(|line| line.contains("ready "));
+        let mut server = Self {
+            child,
+            socket: place.clone(),
+            mounted: place,
+        };
+        assert!(ready, "{}", server.log());
+        server
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// A worker that has confined itself.
+    pub fn worker(&self) -> u32 {
+        let pid = self.pid();
+        let children = format!("/proc/{pid}/task/{pid}/children");
+        let worker = wait_for("a worker", || {
+            let children = fs::read_to_string(&children).unwrap();
+            let last = children.split_whitespace().next_back()?;
+            Some(last.parse().unwrap())
+        });
+        // Queue threads are started after that.
+        wait_for("threads of the worker", || {
+            let threads = fs::read_dir(format!("/proc/{worker}/task")).ok()?.count();
+            (threads > 1).then_some(worker)
+        })
+    }
+
+    /// Ends it; returns what it wrote to stderr.
+    pub fn end(mut self) -> (ExitStatus, String) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        let status = wait_for("the end", || self.child.try_wait().unwrap());
+        (status, self.log())
+    }
+
+    fn log(&mut self) -> String {
+        let mut log = String::new();
+        let mut stderr = self.child.stderr.take().unwrap();
+        stderr.read_to_string(&mut log).unwrap();
+        log
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        while unmount(&self.mounted, UnmountFlags::DETACH).is_ok() {}
+    }
+}
+
+/// `/proc/PID/status` (proc(5)).
+pub struct Status(String);
+
+impl Status {
+    pub fn of(pid: u32) -> Self {
+        Self(fs::read_to_string(format!("/proc/{pid}/status")).unwrap())
+    }
+
+    pub fn field(&self, name: &str) -> &str {
+        let found = self
+            .0
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        found.unwrap().trim()
+    }
+
+    pub fn capabilities(&self, set: &str) -> u64 {
+        u64::from_str_radix(self.field(set), 16).unwrap()
+    }
+}
