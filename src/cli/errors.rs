@@ -59,6 +59,20 @@ pub enum CliError {
         /// What was asked for.
         group: String,
     },
+    /// There is no such page.
+    #[error("lazystore has no subcommand {name}: see lazystore --help")]
+    NoSuchPage {
+        /// What was asked for.
+        name: String,
+    },
+    /// The pages cannot be written.
+    #[error("cannot write manual pages into {}: {source}", dir.display())]
+    Pages {
+        /// Where.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The label does not fit.
     #[error(
         "the label \"{label}\" has {} bytes, and EROFS has room for 15: choose a shorter --label",

@@ -1,33 +1,72 @@
 //! Log lines on stderr.
 
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
+use std::sync::OnceLock;
+
+use clap::ValueEnum;
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// How a line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line, with `timestamp`, `level`, `fields.message` and `target`.
+    Json,
+}
+
+/// What was asked for; unset in programs that embed this one.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
 /// Sends log lines to stderr. `RUST_LOG` (such as `debug` or `lazystore=trace`) wins over `verbose`.
-pub fn init(verbose: u8) {
+pub fn init(verbose: u8, format: LogFormat) {
+    let _ = FORMAT.set(format);
     let level = match verbose {
-        0 => LevelFilter::INFO,
-        1 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
+        0 => "warn,lazystore=info",
+        1 => "warn,lazystore=debug",
+        _ => "warn,lazystore=trace",
     };
-    let filter = std::env::var("RUST_LOG")
+    let asked = std::env::var("RUST_LOG")
         .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| {
-            Targets::new()
-                .with_target("lazystore", level)
-                .with_default(LevelFilter::WARN)
-        });
-    let lines = tracing_subscriber::fmt::layer()
-        .without_time()
-        .with_target(false)
-        .with_ansi(false)
-        .with_writer(std::io::stderr);
+        .filter(|text| !text.is_empty());
+    let parsed = asked.as_deref().map(EnvFilter::try_new);
+    let wrong = matches!(parsed, Some(Err(_)));
+    let filter = parsed
+        .and_then(Result::ok)
+        .unwrap_or_else(|| EnvFilter::new(level));
+    let lines = fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
     // A subscriber that is there already belongs to a program that embeds this one.
-    let _ = tracing_subscriber::registry()
-        .with(filter)
-        .with(lines)
-        .try_init();
+    let _ = match format {
+        LogFormat::Text => registry
+            .with(lines.without_time().with_target(false))
+            .try_init(),
+        LogFormat::Json => registry.with(lines.json()).try_init(),
+    };
+    if wrong {
+        tracing::warn!(
+            "RUST_LOG is not understood: write, for example, RUST_LOG=debug or RUST_LOG=lazystore=trace"
+        );
+    }
+}
+
+/// The sentence with which the program ends.
+pub fn fatal(error: &dyn std::error::Error) {
+    match is_json() {
+        true => tracing::error!("{error}"),
+        false => eprintln!("lazystore: {error}"),
+    }
+}
+
+/// Lines to be read and pasted by a person, and of no use in a log.
+pub fn hint(lines: &str) {
+    if !is_json() {
+        eprint!("{lines}");
+    }
+}
+
+fn is_json() -> bool {
+    FORMAT.get() == Some(&LogFormat::Json)
 }

@@ -11,6 +11,7 @@ use clap::Args;
 use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
+use super::log;
 use super::record_args::RecordArgs;
 use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
@@ -21,7 +22,7 @@ use crate::transport::{
 
 /// Arguments of `lazystore serve`.
 #[derive(Debug, Args)]
-#[command(after_long_help = HELP)]
+#[command(before_long_help = EXAMPLES, after_long_help = HELP)]
 pub struct ServeArgs {
     #[command(flatten)]
     closure: ClosureArgs,
@@ -41,13 +42,14 @@ pub struct ServeArgs {
     once: bool,
 }
 
-const HELP: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
   lazystore serve --closure-info ./closure-info --vhost-user a.sock --vhost-user b.sock --socket-group kvm
   lazystore serve --closure-info ./closure-info --fuse /run/vm/store
-  systemd-socket-activate -l /run/vm/store.sock lazystore serve --closure-info ./closure-info
+  systemd-socket-activate -l /run/vm/store.sock lazystore serve --closure-info ./closure-info";
 
+const HELP: &str = "\
 When it is ready it says so on stdout, one line for each place, and on stderr what QEMU needs to be told. A socket that
 systemd hands over (LISTEN_FDS) is served without being named here.";
 
@@ -131,7 +133,7 @@ fn announce(sockets: &[SocketName], options: &ServeOptions, start: Instant) {
     let _ = stdout.flush();
     let socket = sockets.iter().find_map(SocketName::path);
     for hint in [socket.map(qemu_options), file.as_deref().map(qemu_drive)] {
-        eprint!("{}", hint.unwrap_or_default());
+        log::hint(&hint.unwrap_or_default());
     }
 }
 

@@ -21,8 +21,8 @@ pub mod testing;
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
 use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock};
 
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};

@@ -57,7 +57,7 @@ pub(super) fn deadly(process: Process) -> &'static [&'static [Call]] {
     match process {
         Process::VhostWorker | Process::FuseWorker | Process::Prefetcher => {
             &[INTRUDERS, INTRUDERS_IN_WORKERS]
-        },
+        }
         Process::Listener => &[INTRUDERS],
         // Mounting may end up with a program that does it, which then is merely refused.
         Process::Mounter => &[],

@@ -49,7 +49,10 @@ pub enum Process {
 
 impl Process {
     fn is_worker(self) -> bool {
-        matches!(self, Self::VhostWorker | Self::FuseWorker | Self::Prefetcher)
+        matches!(
+            self,
+            Self::VhostWorker | Self::FuseWorker | Self::Prefetcher
+        )
     }
 }
 

@@ -19,6 +19,7 @@ use nix::unistd::{getpid, setsid};
 use super::closure_args::ClosureArgs;
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
+use super::log;
 use super::record_args::RecordArgs;
 use crate::transport::{
     Forked, FuseOptions, ServeEvent, ServeOptions, ServeOutcome, SocketAccess, clear_mount,
@@ -34,7 +35,7 @@ const EXIT_NOT_STARTED: u8 = 127;
 
 /// Arguments of `lazystore run`.
 #[derive(Debug, Args)]
-#[command(after_long_help = HELP)]
+#[command(before_long_help = EXAMPLES, after_long_help = HELP)]
 pub struct RunArgs {
     #[command(flatten)]
     closure: ClosureArgs,
@@ -50,13 +51,14 @@ pub struct RunArgs {
     command: Vec<OsString>,
 }
 
-const HELP: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   lazystore run --closure-info ./closure-info -- qemu-system-x86_64 -M q35 -m 1G -kernel ./vmlinuz -initrd ./initrd
   lazystore run --closure-info ./closure-info -- cloud-hypervisor --memory size=1G --kernel ./vmlinux
   lazystore run --closure-info ./closure-info -- ./my-vmm --blk {socket}
-  lazystore run --closure-info ./closure-info -- ./other-vmm --drive {image},readonly
+  lazystore run --closure-info ./closure-info -- ./other-vmm --drive {image},readonly";
 
+const HELP: &str = "\
 QEMU, cloud-hypervisor and crosvm, known by their names, get the disk and memory that is shared; to any other program
 say where the disk goes: {socket} is replaced by its vhost-user-blk socket, {image} by its file. --print shows what
 becomes of the command. Signals are passed on to the VM; its exit code is returned, 128 + N if signal N ended it.
@@ -204,7 +206,7 @@ impl Vm {
             .ok_or(VmmError::NoCommand)?;
         let source = Command::new(program).args(args).exec();
         let program = PathBuf::from(program);
-        eprintln!("lazystore: {}", CliError::Start { program, source });
+        log::fatal(&CliError::Start { program, source });
         Ok(ExitCode::from(EXIT_NOT_STARTED))
     }
 

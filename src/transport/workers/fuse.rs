@@ -14,9 +14,9 @@ use nix::unistd::{Pid, getpid};
 
 use super::super::error::TransportError;
 use super::super::fuse::{End, MountPoint, serve_mount};
+use super::confine::confine;
 use super::process::{Forked, WorkerEnd, fork_worker, require_one_thread};
 use super::{RETRY, ServeOutcome, Server, poll_all};
-use super::confine::confine;
 use crate::sandbox::Process;
 
 /// What the worker reports when the file is there; anything else is why it is not.

@@ -179,7 +179,7 @@ fn text_of(bytes: u64) -> String {
     let units = [("G", 30), ("M", 20), ("K", 10)];
     let fitting = units
         .iter()
-        .find(|(_, power)| bytes > 0 && bytes % (1 << power) == 0);
+        .find(|(_, power)| bytes > 0 && bytes.is_multiple_of(1 << power));
     fitting.map_or_else(
         || bytes.to_string(),
         |(unit, power)| format!("{}{unit}", bytes >> power),

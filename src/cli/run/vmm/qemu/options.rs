@@ -191,17 +191,11 @@ mod tests {
         assert_eq!(properties.get("share"), Some("off"));
     }
 
-    /// Names of options that QEMU's help shows.
-    fn names(help: &str) -> Vec<&str> {
-        let name = |line: &'_ str| -> Option<&str> {
-            let line = line.strip_prefix("--").or(line.strip_prefix('-'))?;
-            line.split(|char: char| char.is_whitespace() || char == '[')
-                .next()
-        };
-        help.lines()
-            .filter_map(name)
-            .filter(|name| !name.is_empty())
-            .collect()
+    /// The option that a line of QEMU's help begins with.
+    fn name(line: &str) -> Option<&str> {
+        let line = line.strip_prefix("--").or(line.strip_prefix('-'))?;
+        let end = line.find(|char: char| char.is_whitespace() || "[/".contains(char));
+        Some(&line[..end.unwrap_or(line.len())]).filter(|name| !name.is_empty())
     }
 
     #[test]
@@ -213,7 +207,7 @@ mod tests {
                 .expect("qemu-system-x86_64 is missing: apt-get install qemu-system-x86")
         };
         let help = String::from_utf8(qemu(&["-help"]).stdout).unwrap();
-        let mut names = names(&help);
+        let mut names: Vec<_> = help.lines().filter_map(name).collect();
         names.dedup();
         assert!(names.len() > 80, "{names:?}");
         for name in names {

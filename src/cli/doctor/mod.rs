@@ -1,0 +1,116 @@
+//! `lazystore doctor`: what this host offers, and what to do about the rest.
+
+mod checks;
+mod kvm;
+mod programs;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::errors::CliError;
+
+/// Arguments of `lazystore doctor`.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Exit code 1 when something is missing without which no VM gets a disk."
+)]
+pub struct DoctorArgs {
+    /// Kernel for the trial boot on KVM [default: one that is found in /run/current-system or /boot]
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// As JSON: a list of objects with name, status, found and remedy
+    #[arg(long)]
+    json: bool,
+}
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    /// As it should be.
+    Ok,
+    /// Something will be slower, or one way of several is closed.
+    Note,
+    /// Nothing works without it.
+    Missing,
+}
+
+/// What one check has found.
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: &'static str,
+    status: Status,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+impl Finding {
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            name,
+            status: Status::Ok,
+            found: found.into(),
+            remedy: None,
+        }
+    }
+
+    fn note(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            status: Status::Note,
+            remedy: Some(remedy.into()),
+            ..Self::ok(name, found)
+        }
+    }
+
+    fn missing(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            status: Status::Missing,
+            ..Self::note(name, found, remedy)
+        }
+    }
+}
+
+/// Looks at everything. Takes as long as a trial boot, ten seconds at most.
+pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
+    let findings = [
+        checks::kernel(),
+        programs::vmm(),
+        kvm::check(args.kernel.as_deref()),
+        checks::fuse(),
+        checks::open_files(),
+        checks::landlock(),
+        checks::io_uring(),
+        checks::erofs(),
+        checks::nix_database(),
+    ];
+    let mut stdout = io::stdout().lock();
+    match args.json {
+        true => writeln!(stdout, "{}", serde_json::json!(findings))?,
+        false => print(&findings, &mut stdout)?,
+    }
+    let is_missing = |finding: &Finding| finding.status == Status::Missing;
+    Ok(match findings.iter().any(is_missing) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+fn print(findings: &[Finding], out: &mut impl Write) -> io::Result<()> {
+    for finding in findings {
+        let status = match finding.status {
+            Status::Ok => "ok",
+            Status::Note => "note",
+            Status::Missing => "MISSING",
+        };
+        writeln!(out, "{status:<8}{:<13}{}", finding.name, finding.found)?;
+        if let Some(remedy) = &finding.remedy {
+            writeln!(out, "{:<21}-> {remedy}", "")?;
+        }
+    }
+    Ok(())
+}
