@@ -9,7 +9,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddressSpace;
 
 use super::execute::{Disk, Done, Outcome};
-use super::guest::{Memory, SharedMemory};
+use super::guest::{Memory, SharedMemory, View};
 use super::inflight::Ticket;
 use super::limit::{LogLimit, Trouble};
 use super::poller::Poller;
@@ -82,7 +82,8 @@ impl Engine {
 
     fn wait(&self, rings: &[&Ring], poller: &mut Poller) -> bool {
         let guard = self.memory.memory();
-        poller.wait(|| rings.iter().any(|ring| ring.has_requests(&guard)))
+        let memory = View::new(&guard);
+        poller.wait(|| rings.iter().any(|ring| ring.has_requests(&memory)))
     }
 
     /// Says whether any ring had requests.
@@ -110,13 +111,13 @@ impl Engine {
         thread: usize,
     ) -> Result<Look, RingFault> {
         let guard = self.memory.memory();
-        let memory: &Memory = &guard;
+        let memory = View::new(&guard);
         let mut chains = Vec::with_capacity(BATCH);
-        let (look, first) = turn.collect(memory, quiet, &mut chains)?;
+        let (look, first) = turn.collect(&memory, quiet, &mut chains)?;
         if look != Look::Work {
             return Ok(look);
         }
-        if !std::ptr::eq(memory, &raw const *self.memory.memory()) {
+        if !std::ptr::eq(&raw const *guard, &raw const *self.memory.memory()) {
             // The frontend added memory after this thread had taken hold of it and before the guest made these requests,
             // which may well use the new part. What was there before the requests must be looked up after them.
             turn.put_back(chains.len());
@@ -130,17 +131,18 @@ impl Engine {
         self: &Arc<Self>,
         turn: &mut Turn<'_>,
         ring: &Ring,
-        chains: Vec<DescriptorChain<&Memory>>,
+        chains: Vec<DescriptorChain<&View<'_>>>,
         first: Ticket,
         thread: usize,
     ) -> Result<(), RingFault> {
         let guard = self.memory.memory();
+        let memory = View::new(&guard);
         let mut due = Due::default();
         let mut published = Ok(());
         for (index, chain) in chains.into_iter().enumerate() {
             let parsed = parse(chain, self.disk_len_bytes);
             let ticket = first.later(index);
-            if let Some(outcome) = self.disk.try_execute(&parsed, &guard) {
+            if let Some(outcome) = self.disk.try_execute(&parsed, &memory) {
                 let done = self.note(outcome, thread);
                 turn.complete(ticket, done);
                 due.count(done);
@@ -149,10 +151,10 @@ impl Engine {
             }
             if due.is_reached() {
                 // A fault is told at the end: what was taken has to be completed in any case.
-                published = published.and(turn.publish(&guard));
+                published = published.and(turn.publish(&memory));
             }
         }
-        published.and(turn.publish(&guard))
+        published.and(turn.publish(&memory))
     }
 
     fn hand_over(
@@ -214,7 +216,7 @@ pub(super) struct Handed {
 
 impl Handed {
     fn execute(&self, thread: usize) -> Done {
-        let outcome = self.engine.disk.execute(&self.parsed, &self.memory);
+        let outcome = self.engine.disk.execute(&self.parsed, &View::new(&self.memory));
         self.engine.note(outcome, thread)
     }
 }
@@ -224,7 +226,7 @@ impl Job for Handed {
         let done = self.execute(self.engine.counters.len() - 1);
         // The ring lies in the memory of now.
         let memory = self.engine.memory.memory();
-        if let Err(fault) = self.ring.answer(&memory, self.ticket, done) {
+        if let Err(fault) = self.ring.answer(&View::new(&memory), self.ticket, done) {
             self.engine.warn_of_ring(&fault);
         }
     }

@@ -6,9 +6,9 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter, Memory};
+use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter};
 use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
 use crate::image::{Image, Piece, ReadError};
 use crate::store::{HostFile, Patience, StoreError};
@@ -66,14 +66,14 @@ pub struct Disk {
 
 impl Disk {
     /// Carries a request out and writes its status byte: all but the publishing.
-    pub fn execute(&self, parsed: &Parsed, memory: &Memory) -> Outcome {
+    pub fn execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Outcome {
         let result = self.carry_out(Patience::Wait, parsed, memory);
         finish(parsed, result, memory)
     }
 
     /// Like [`execute`](Self::execute), but does nothing that could block. None when it would have to; parts of the
     /// data may have been written then, which nobody can see before the request is published.
-    pub fn try_execute(&self, parsed: &Parsed, memory: &Memory) -> Option<Outcome> {
+    pub fn try_execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Option<Outcome> {
         let result = self.carry_out(Patience::Now, parsed, memory);
         match result {
             Err(RequestError::Read(error)) if error.is_would_block() => None,
@@ -85,7 +85,7 @@ impl Disk {
         &self,
         patience: Patience,
         parsed: &Parsed,
-        memory: &Memory,
+        memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Result<u64, RequestError> {
         match &parsed.request {
             Request::Read { offset_bytes, data } => {
@@ -102,7 +102,7 @@ impl Disk {
         patience: Patience,
         offset_bytes: u64,
         data: &GuestBuffer,
-        memory: &Memory,
+        memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Result<u64, RequestError> {
         let len_bytes = data.len_bytes();
         let mut fill = Fill {
@@ -119,7 +119,7 @@ impl Disk {
         Ok(len_bytes)
     }
 
-    fn tell_serial(&self, data: &GuestBuffer, memory: &Memory) -> Result<u64, RequestError> {
+    fn tell_serial(&self, data: &GuestBuffer, memory: &impl GuestMemory<Bitmap = ()>) -> Result<u64, RequestError> {
         let len_bytes = data.len_bytes();
         let mut writer = data.writer(memory)?;
         let told = usize::try_from(len_bytes).unwrap_or(ID_BYTES).min(ID_BYTES);
@@ -131,7 +131,7 @@ impl Disk {
 }
 
 /// Writes the status byte, after the data: a guest that polls it must not see it first.
-fn finish(parsed: &Parsed, result: Result<u64, RequestError>, memory: &Memory) -> Outcome {
+fn finish(parsed: &Parsed, result: Result<u64, RequestError>, memory: &impl GuestMemory<Bitmap = ()>) -> Outcome {
     let status = result
         .as_ref()
         .map_or_else(RequestError::status, |_| Status::Ok);
@@ -151,7 +151,7 @@ fn finish(parsed: &Parsed, result: Result<u64, RequestError>, memory: &Memory) -
 fn write_status(
     place: Option<GuestAddress>,
     status: Status,
-    memory: &Memory,
+    memory: &impl GuestMemory<Bitmap = ()>,
 ) -> Result<(), RequestError> {
     let address = place.ok_or(Refusal::NoStatus)?;
     memory
