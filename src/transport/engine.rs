@@ -139,15 +139,18 @@ impl Engine {
         let memory = View::new(&guard);
         let mut due = Due::default();
         let mut published = Ok(());
-        for (index, chain) in chains.into_iter().enumerate() {
-            let parsed = parse(chain, self.disk_len_bytes);
+        // All of them before the first is carried out: what the guest's CPU has just written is fetched at once that way,
+        // not a line at a time between system calls.
+        let parse = |chain| parse(chain, self.disk_len_bytes);
+        let requests: Vec<Parsed> = chains.into_iter().map(parse).collect();
+        for (index, parsed) in requests.iter().enumerate() {
             let ticket = first.later(index);
-            if let Some(outcome) = self.disk.try_execute(&parsed, &memory) {
+            if let Some(outcome) = self.disk.try_execute(parsed, &memory) {
                 let done = self.note(outcome, thread);
                 turn.complete(ticket, done);
                 due.count(done);
             } else {
-                self.hand_over(turn, ring, ticket, parsed);
+                self.hand_over(turn, ring, ticket, parsed.clone());
             }
             if due.is_reached() {
                 // A fault is told at the end: what was taken has to be completed in any case.
@@ -216,7 +219,10 @@ pub(super) struct Handed {
 
 impl Handed {
     fn execute(&self, thread: usize) -> Done {
-        let outcome = self.engine.disk.execute(&self.parsed, &View::new(&self.memory));
+        let outcome = self
+            .engine
+            .disk
+            .execute(&self.parsed, &View::new(&self.memory));
         self.engine.note(outcome, thread)
     }
 }

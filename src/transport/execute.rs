@@ -73,7 +73,11 @@ impl Disk {
 
     /// Like [`execute`](Self::execute), but does nothing that could block. None when it would have to; parts of the
     /// data may have been written then, which nobody can see before the request is published.
-    pub fn try_execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Option<Outcome> {
+    pub fn try_execute(
+        &self,
+        parsed: &Parsed,
+        memory: &impl GuestMemory<Bitmap = ()>,
+    ) -> Option<Outcome> {
         let result = self.carry_out(Patience::Now, parsed, memory);
         match result {
             Err(RequestError::Read(error)) if error.is_would_block() => None,
@@ -119,7 +123,11 @@ impl Disk {
         Ok(len_bytes)
     }
 
-    fn tell_serial(&self, data: &GuestBuffer, memory: &impl GuestMemory<Bitmap = ()>) -> Result<u64, RequestError> {
+    fn tell_serial(
+        &self,
+        data: &GuestBuffer,
+        memory: &impl GuestMemory<Bitmap = ()>,
+    ) -> Result<u64, RequestError> {
         let len_bytes = data.len_bytes();
         let mut writer = data.writer(memory)?;
         let told = usize::try_from(len_bytes).unwrap_or(ID_BYTES).min(ID_BYTES);
@@ -131,7 +139,11 @@ impl Disk {
 }
 
 /// Writes the status byte, after the data: a guest that polls it must not see it first.
-fn finish(parsed: &Parsed, result: Result<u64, RequestError>, memory: &impl GuestMemory<Bitmap = ()>) -> Outcome {
+fn finish(
+    parsed: &Parsed,
+    result: Result<u64, RequestError>,
+    memory: &impl GuestMemory<Bitmap = ()>,
+) -> Outcome {
     let status = result
         .as_ref()
         .map_or_else(RequestError::status, |_| Status::Ok);

@@ -7,6 +7,7 @@ use std::iter::FusedIterator;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
+use smallvec::SmallVec;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::guest_memory::{GuestMemoryBackendSliceIterator, GuestMemorySliceIterator};
 use vm_memory::volatile_memory::PtrGuardMut;
@@ -122,6 +123,9 @@ pub enum FileFault {
     Ended,
 }
 
+/// As many pieces as a read of up to 16 KiB has at most, status byte included; more of them go to the heap.
+type Few<T> = SmallVec<[T; 4]>;
+
 /// A contiguous range of guest physical memory, as one descriptor names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Segment {
@@ -132,7 +136,7 @@ struct Segment {
 /// The readable or the writable part of a descriptor chain. Nothing in it has been checked yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GuestBuffer {
-    segments: Vec<Segment>,
+    segments: Few<Segment>,
     len_bytes: u64,
 }
 
@@ -201,7 +205,7 @@ impl GuestBuffer {
         &self,
         memory: &'m impl GuestMemory<Bitmap = ()>,
     ) -> Result<GuestWriter<'m>, GuestFault> {
-        let mut slices = Vec::with_capacity(self.segments.len());
+        let mut slices = Few::with_capacity(self.segments.len());
         for segment in &self.segments {
             let found = memory
                 .get_slices(
@@ -232,7 +236,7 @@ impl Segment {
 /// It borrows the memory, so the mapping outlives every address taken from it.
 #[derive(Debug)]
 pub struct GuestWriter<'m, B: BitmapSlice = ()> {
-    slices: Vec<VolatileSlice<'m, B>>,
+    slices: Few<VolatileSlice<'m, B>>,
     /// Slices before this one are full; this one starts at the first free byte.
     first: usize,
 }
@@ -303,8 +307,8 @@ impl GuestWriter<'_> {
     }
 
     /// The next `len_bytes` bytes of the buffer, or as much of them as one system call takes.
-    fn front(&self, len_bytes: u64) -> Result<Vec<VolatileSlice<'_>>, GuestFault> {
-        let mut front = Vec::new();
+    fn front(&self, len_bytes: u64) -> Result<Few<VolatileSlice<'_>>, GuestFault> {
+        let mut front = Few::new();
         let mut rest = len_bytes;
         for slice in self.slices.iter().skip(self.first).take(IOV_MAX) {
             let count = usize::try_from(rest).unwrap_or(usize::MAX).min(slice.len());
@@ -352,8 +356,8 @@ fn preadv(
     patience: Patience,
 ) -> Result<usize, Errno> {
     let offset = libc::off_t::try_from(offset).map_err(|_| Errno::OVERFLOW)?;
-    let guards: Vec<PtrGuardMut> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let iovecs: Vec<libc::iovec> = guards
+    let guards: Few<PtrGuardMut> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let iovecs: Few<libc::iovec> = guards
         .iter()
         .map(|guard| libc::iovec {
             iov_base: guard.as_ptr().cast(),

@@ -134,7 +134,12 @@ impl Ring {
     ///
     /// # Errors
     /// As [`Turn::publish`].
-    pub fn answer(&self, memory: &impl GuestMemory, ticket: Ticket, done: Done) -> Result<(), RingFault> {
+    pub fn answer(
+        &self,
+        memory: &impl GuestMemory,
+        ticket: Ticket,
+        done: Done,
+    ) -> Result<(), RingFault> {
         lock(&self.shared.mail).push((ticket, done));
         self.shared.has_mail.store(true, Ordering::Release);
         // The holder of the turn may take the mail first; then there is nothing left to publish here.
@@ -296,7 +301,11 @@ fn take<'m, M: GuestMemory>(
 }
 
 /// Rule 1. Returns whether the guest wants an interrupt.
-fn put(queue: &mut Queue, memory: &impl GuestMemory, in_flight: &mut InFlight) -> Result<bool, QueueError> {
+fn put(
+    queue: &mut Queue,
+    memory: &impl GuestMemory,
+    in_flight: &mut InFlight,
+) -> Result<bool, QueueError> {
     let before = in_flight.len();
     while let Some(done) = in_flight.pop_done() {
         queue.add_used(memory, done.head, done.used_len_bytes)?;
