@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter};
 use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
 use crate::image::{Image, Piece, ReadError};
-use crate::store::{HostFile, Patience, StoreError};
+use crate::store::{HostFile, Patience};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,9 @@ pub enum RequestError {
     /// The data could not be stored in guest memory.
     #[error(transparent)]
     Guest(#[from] GuestFault),
+    /// The data come from a disk, and the caller does not want to wait for them.
+    #[error("a disk has to be waited for")]
+    Underway,
 }
 
 impl RequestError {
@@ -32,7 +35,7 @@ impl RequestError {
     pub fn status(&self) -> Status {
         match self {
             Self::Refused(Refusal::Unknown { .. }) => Status::Unsupp,
-            Self::Refused(_) | Self::Read(_) | Self::Guest(_) => Status::IoErr,
+            Self::Refused(_) | Self::Read(_) | Self::Guest(_) | Self::Underway => Status::IoErr,
         }
     }
 }
@@ -55,6 +58,18 @@ pub struct Outcome {
     pub result: Result<u64, RequestError>,
 }
 
+/// What came of a request that was not to be waited for. Parts of the data may have been written in any case, which
+/// nobody can see before the request is published.
+#[derive(Debug)]
+pub enum Attempt {
+    /// It was carried out.
+    Done(Outcome),
+    /// The kernel has been asked for the data, and reads them meanwhile.
+    Underway,
+    /// Something else is not in memory: a plan, a name, a small file.
+    Blocked,
+}
+
 /// What requests are answered from.
 #[derive(Debug, Clone)]
 pub struct Disk {
@@ -71,17 +86,12 @@ impl Disk {
         finish(parsed, result, memory)
     }
 
-    /// Like [`execute`](Self::execute), but does nothing that could block. None when it would have to; parts of the
-    /// data may have been written then, which nobody can see before the request is published.
-    pub fn try_execute(
-        &self,
-        parsed: &Parsed,
-        memory: &impl GuestMemory<Bitmap = ()>,
-    ) -> Option<Outcome> {
-        let result = self.carry_out(Patience::Now, parsed, memory);
-        match result {
-            Err(RequestError::Read(error)) if error.is_would_block() => None,
-            result => Some(finish(parsed, result, memory)),
+    /// Like [`execute`](Self::execute), but does nothing that could block.
+    pub fn try_execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Attempt {
+        match self.carry_out(Patience::Now, parsed, memory) {
+            Err(RequestError::Underway) => Attempt::Underway,
+            Err(RequestError::Read(error)) if error.is_would_block() => Attempt::Blocked,
+            result => Attempt::Done(finish(parsed, result, memory)),
         }
     }
 
@@ -252,7 +262,7 @@ impl Fill<'_> {
         {
             Ok(()) => Ok(()),
             Err(FileFault::Guest(fault)) => Err(fault.into()),
-            Err(FileFault::WouldBlock) => Err(ReadError::from(StoreError::WouldBlock).into()),
+            Err(FileFault::WouldBlock) => Err(RequestError::Underway),
             Err(FileFault::Host(errno)) => Err(ReadError::from(file.fault(errno)).into()),
             Err(FileFault::Ended) => Err(ReadError::from(file.shrank()).into()),
         }

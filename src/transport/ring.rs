@@ -130,17 +130,16 @@ impl Ring {
         turn
     }
 
-    /// Answers a request from a thread that does not hold the turn, and publishes what can be published.
+    /// Answers requests from a thread that does not hold the turn, and publishes what can be published.
     ///
     /// # Errors
     /// As [`Turn::publish`].
     pub fn answer(
         &self,
         memory: &impl GuestMemory,
-        ticket: Ticket,
-        done: Done,
+        answers: &[(Ticket, Done)],
     ) -> Result<(), RingFault> {
-        lock(&self.shared.mail).push((ticket, done));
+        lock(&self.shared.mail).extend_from_slice(answers);
         self.shared.has_mail.store(true, Ordering::Release);
         // The holder of the turn may take the mail first; then there is nothing left to publish here.
         self.turn().publish(memory)

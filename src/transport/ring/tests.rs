@@ -371,7 +371,7 @@ fn stopping_waits_for_other_threads() {
     execute(&guard, 1);
     process
         .ring
-        .answer(&*guard, first.later(1), done(1))
+        .answer(&*guard, &[(first.later(1), done(1))])
         .unwrap();
     stop.join().unwrap();
     assert_eq!(driver.used_index(), 3);
