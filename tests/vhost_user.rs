@@ -5,6 +5,8 @@
 #[path = "vhost_user/client.rs"]
 mod client;
 mod common;
+#[path = "vhost_user/descriptors.rs"]
+mod descriptors;
 #[path = "vhost_user/frontend.rs"]
 mod frontend;
 #[path = "vhost_user/server.rs"]

@@ -24,6 +24,8 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
+use smallvec::SmallVec;
+
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::erofs::layout::plan::{NodeIndex, Plan};
@@ -318,14 +320,14 @@ impl Image {
         region: u32,
         start: u64,
         len: u64,
-    ) -> Result<Vec<Extent>, StoreError> {
-        let mut extents = Vec::new();
+    ) -> Result<Extents, StoreError> {
+        let mut extents = Extents::new();
         let (mut at, end) = (start, start + len);
         let first = u32::try_from(start / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
         let nodes = plan.data_position(first).map(|p| plan.data_from(p));
-        for &index in nodes.unwrap_or_default() {
+        for &(block, index) in nodes.unwrap_or_default() {
             let node = plan.node(index);
-            let from = u64::from(node.data_block()) * BLOCK_LEN_BYTES;
+            let from = u64::from(block) * BLOCK_LEN_BYTES;
             if from >= end {
                 break;
             }
@@ -386,7 +388,10 @@ enum Extent {
     Zeros(u64),
 }
 
-fn push_zeros(extents: &mut Vec<Extent>, at: &mut u64, until: u64) {
+/// A block has two pieces at most; longer reads may have more.
+type Extents = SmallVec<[Extent; 2]>;
+
+fn push_zeros(extents: &mut Extents, at: &mut u64, until: u64) {
     if *at < until {
         extents.push(Extent::Zeros(until - *at));
         *at = until;

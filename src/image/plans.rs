@@ -46,6 +46,9 @@ pub(super) struct Plans {
     attributes: Attributes,
     sizes: Mutex<Sizes>,
     limit_bytes: usize,
+    /// How often a path has been begun.
+    #[cfg(test)]
+    pub(super) begun: std::sync::atomic::AtomicUsize,
 }
 
 /// What a reader needs planned.
@@ -70,6 +73,8 @@ impl Plans {
                 total_bytes: 0,
             }),
             limit_bytes,
+            #[cfg(test)]
+            begun: Default::default(),
         }
     }
 
@@ -137,6 +142,10 @@ impl Plans {
             return covered.then_some(()).ok_or(StoreError::WouldBlock.into());
         }
         let here = image.space.region(region);
+        #[cfg(test)]
+        if growing.is_none() {
+            self.begun.fetch_add(1, Ordering::Relaxed);
+        }
         let planner = match growing {
             Some(planner) => planner,
             None => growing.insert(start(

@@ -37,12 +37,11 @@ impl Image {
 /// Files that touch are one run.
 fn runs(plan: &Plan) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for index in plan.data_from(0) {
-        let node = plan.node(*index);
+    for &(start, index) in plan.data_from(0) {
+        let node = plan.node(index);
         if node.kind() != FileKind::Regular {
             continue;
         }
-        let start = node.data_block();
         let end = u64::from(start) + plan.data_blocks_of(node);
         match runs.last_mut() {
             Some(last) if last.1 == u64::from(start) => last.1 = end,

@@ -151,14 +151,82 @@ fn a_missing_path_is_named() {
 fn eight_first_readers_plan_a_path_once() {
     let dir = small_store();
     let image = tree_image(dir.path());
+    let start = std::sync::Barrier::new(8);
     let reads: Vec<Vec<u8>> = std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| read(&image, 0, 65_536)))
-            .collect();
+        let reader = || {
+            start.wait();
+            read(&image, 0, 65_536)
+        };
+        let readers: Vec<_> = (0..8).map(|_| scope.spawn(reader)).collect();
         readers
             .into_iter()
             .map(|reader| reader.join().unwrap())
             .collect()
     });
     assert!(reads.iter().all(|bytes| *bytes == reads[0]));
+    let begun = image.plans.begun.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(begun, 1);
+}
+
+/// A disk of three paths of which only the last stays planned.
+fn forgetful(dir: &std::path::Path) -> Image {
+    let options = ImageOptions {
+        plan_cache_bytes: 0,
+        ..ImageOptions::default()
+    };
+    store_image(dir, &options)
+}
+
+/// Reads the first data block of a region if all that takes is in memory.
+fn read_now(image: &Image, region: usize) -> Result<(), ReadError> {
+    let start = u64::from(image.space().regions()[region].data.start) * BLOCK_LEN_BYTES;
+    image.visit_with(Patience::Now, start, BLOCK_LEN_BYTES, &mut |_| Ok(()))
+}
+
+#[test]
+fn a_path_that_is_being_planned_stalls_no_reader_of_another() {
+    let dir = small_store();
+    let image = forgetful(dir.path());
+    let planned = u64::from(image.space().regions()[1].data.start) * BLOCK_LEN_BYTES;
+    read(&image, planned, 4096);
+    std::thread::scope(|scope| {
+        super::testing::with_planning_held(&image, 0, || {
+            let start = u64::from(image.space().regions()[0].data.start) * BLOCK_LEN_BYTES;
+            let image = &image;
+            scope.spawn(move || read(image, start, 4096));
+            assert!(matches!(
+                read_now(&image, 0),
+                Err(ReadError::Store(StoreError::WouldBlock))
+            ));
+            // Not only without waiting: with nothing else in the way either.
+            read_now(&image, 1).unwrap();
+            assert_eq!(read(&image, planned, 512), [7; 512]);
+        });
+    });
+}
+
+#[test]
+fn plans_take_no_more_than_the_cache_allows_and_one_path() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in 0..20 {
+        let path = dir.path().join(format!("{path}"));
+        fs::create_dir(&path).unwrap();
+        for file in 0..50 {
+            fs::write(path.join(format!("{file}")), vec![1; 5000]).unwrap();
+        }
+    }
+    let roomy = store_image(dir.path(), &ImageOptions::default());
+    let each = roomy.plans.total_bytes() / 20;
+    let options = ImageOptions {
+        plan_cache_bytes: 4 * each,
+        ..ImageOptions::default()
+    };
+    let image = store_image(dir.path(), &options);
+    for index in 0..200_u64 {
+        let region = usize::try_from(index * 7 % 20).unwrap();
+        let start = u64::from(image.space().regions()[region].data.start) * BLOCK_LEN_BYTES;
+        assert_eq!(read(&image, start, 512), [1; 512]);
+        let total = image.plans.total_bytes();
+        assert!((each..=5 * each).contains(&total), "{total} of {each} each");
+    }
 }

@@ -1,7 +1,9 @@
 //! A directory's entries, as the host tells them.
 
+use std::num::NonZero;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::thread;
 
 use rustix::fs::{AtFlags, FileType, RawDir, Statx};
 use rustix::io::Errno;
@@ -10,6 +12,9 @@ use super::{Stamp, statx};
 
 /// Bytes that one getdents(2) fills at most.
 const DIRENT_BUFFER_LEN_BYTES: usize = 32 * 1024;
+
+/// Entries that are worth another thread: starting one costs as much as examining some fifty of them.
+const ENTRIES_PER_THREAD: usize = 1024;
 
 /// Type of a file (inode(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -173,14 +178,26 @@ impl Listing {
 
     /// Reads the directory `dir`. An error says at which entry it happened (empty: the directory).
     pub(super) fn read(dir: &OwnedFd, detail: Detail) -> Result<Self, (Vec<u8>, Errno)> {
+        Self::read_on(dir, detail, threads_for)
+    }
+
+    /// As [`read`](Self::read), with as many threads as `threads` says for a number of entries.
+    pub(super) fn read_on(
+        dir: &OwnedFd,
+        detail: Detail,
+        threads: impl FnOnce(usize) -> usize,
+    ) -> Result<Self, (Vec<u8>, Errno)> {
         let mut listing = Self::default();
         let kinds = listing
             .read_names(dir)
             .map_err(|errno| (Vec::new(), errno))?;
-        for (index, kind) in kinds.into_iter().enumerate() {
-            listing
-                .examine(dir, index, kind, detail)
-                .map_err(|errno| (listing.name(&listing.entries[index]).to_vec(), errno))?;
+        let part = kinds.len().div_ceil(threads(kinds.len()).max(1)).max(1);
+        let found = listing.examine_parts(dir, &kinds, part, detail);
+        for (index, found) in found.into_iter().enumerate() {
+            let (stat, target) =
+                found.map_err(|errno| (listing.name(&listing.entries[index]).to_vec(), errno))?;
+            listing.entries[index].target = listing.append(&target);
+            listing.entries[index].stat = stat;
         }
         listing.sort();
         Ok(listing)
@@ -201,25 +218,69 @@ impl Listing {
         Ok(kinds)
     }
 
-    /// Fills in entry `index`, whose directory entry says it is a `kind`.
+    /// Examines all entries, `part` of them in this thread and each further part in one of its own.
+    fn examine_parts(
+        &self,
+        dir: &OwnedFd,
+        kinds: &[FileType],
+        part: usize,
+        detail: Detail,
+    ) -> Vec<Result<Found, Errno>> {
+        let examine = |start: usize, kinds: &[FileType]| -> Vec<_> {
+            let entries = (start..).zip(kinds);
+            let examine =
+                |(index, kind): (usize, &FileType)| self.examine(dir, index, *kind, detail);
+            entries.map(examine).collect()
+        };
+        let mut parts = (0..).step_by(part).zip(kinds.chunks(part));
+        let (first, own) = parts.next().unwrap_or_default();
+        thread::scope(|scope| {
+            let spawn = |(start, kinds)| {
+                let thread = thread::Builder::new().name("list".to_owned());
+                let spawned = thread.spawn_scoped(scope, move || examine(start, kinds));
+                (start, kinds, spawned)
+            };
+            let others: Vec<_> = parts.map(spawn).collect();
+            let mut found = examine(first, own);
+            for (start, kinds, spawned) in others {
+                // No thread to be had, or one that panicked and has said so: this one does it.
+                let part = spawned.ok().and_then(|thread| thread.join().ok());
+                found.extend(part.unwrap_or_else(|| examine(start, kinds)));
+            }
+            found
+        })
+    }
+
+    /// What entry `index` is, whose directory entry says it is a `kind`.
     fn examine(
-        &mut self,
+        &self,
         dir: &OwnedFd,
         index: usize,
         kind: FileType,
         detail: Detail,
-    ) -> Result<(), Errno> {
-        let name = &self.bytes[self.entries[index].name.clone()];
+    ) -> Result<Found, Errno> {
+        let name = self.name(&self.entries[index]);
         let stat = match (detail, kind) {
             (Detail::Nar, FileType::Directory) => Stat::of_kind(FileKind::Directory),
             (Detail::Nar, FileType::Symlink) => Stat::of_kind(FileKind::Symlink),
             _ => Stat::from(&statx(dir, name, AtFlags::SYMLINK_NOFOLLOW)?),
         };
-        if stat.kind == FileKind::Symlink {
-            let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
-            self.entries[index].target = self.append(target.as_bytes());
-        }
-        self.entries[index].stat = stat;
-        Ok(())
+        let target = match stat.kind {
+            FileKind::Symlink => rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes(),
+            _ => Vec::new(),
+        };
+        Ok((stat, target))
     }
+}
+
+/// What an entry is, and where it leads if it is a symlink.
+type Found = (Stat, Vec<u8>);
+
+/// Threads for a directory of so many entries: one for nearly all of them.
+fn threads_for(entries: usize) -> usize {
+    let worth = entries / ENTRIES_PER_THREAD;
+    if worth < 2 {
+        return 1;
+    }
+    thread::available_parallelism().map_or(1, |cores: NonZero<usize>| cores.get().min(worth))
 }

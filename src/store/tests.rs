@@ -2,6 +2,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn names(listing: &Listing) -> Vec<Vec<u8>> {
@@ -19,6 +21,34 @@ fn lists_sorted_by_unsigned_bytes() {
     let listing = store.list(b"", Detail::Nar).unwrap();
     let sorted: [&[u8]; 5] = [b"-x", b".hidden", b"B", b"b", b"\xff"];
     assert_eq!(names(&listing), sorted);
+}
+
+#[test]
+fn a_listing_does_not_depend_on_the_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    for index in 0..100 {
+        let path = dir.path().join(format!("{}", index * 7919 % 1000));
+        match index % 3 {
+            0 => fs::create_dir(path).unwrap(),
+            1 => fs::write(path, vec![0; index]).unwrap(),
+            _ => symlink(format!("to/{index}"), path).unwrap(),
+        }
+    }
+    let store = Store::open(dir.path(), 64).unwrap();
+    let fd = store.open_beneath(b"", OFlags::RDONLY).unwrap();
+    let read = |detail, threads| {
+        // A directory is read from where the last reader stopped.
+        rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(0)).unwrap();
+        let listing = Listing::read_on(&fd, detail, |_| threads).unwrap();
+        let entry = |e: &Entry| (listing.name(e).to_vec(), listing.target(e).to_vec(), e.stat);
+        listing.entries().iter().map(entry).collect::<Vec<_>>()
+    };
+    proptest!(|(threads in 0..120_usize, full in any::<bool>())| {
+        let detail = if full { Detail::Full } else { Detail::Nar };
+        let (one, several) = (read(detail, 1), read(detail, threads));
+        prop_assert_eq!(one.len(), 100);
+        prop_assert_eq!(one, several);
+    });
 }
 
 #[test]

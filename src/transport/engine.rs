@@ -8,8 +8,8 @@ use std::sync::Arc;
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddressSpace;
 
-use super::execute::{Disk, Done, Outcome};
-use super::guest::{Memory, SharedMemory};
+use super::execute::{Attempt, Disk, Done, Outcome};
+use super::guest::{Memory, SharedMemory, View};
 use super::inflight::Ticket;
 use super::limit::{LogLimit, Trouble};
 use super::poller::Poller;
@@ -22,6 +22,11 @@ use super::stats::Counters;
 /// while the last are being made. Small requests are not worth it: publishing every 16 of them cost 16 % of the 4 KiB
 /// reads a second at queue depth 32, and 12 % more CPU, because the guest is interrupted more often.
 const PUBLISH_BYTES: u32 = 256 << 10;
+
+/// Most requests that one thread of the pool waits for, one after the other. The kernel reads for all of them at once,
+/// and they are published in this order anyway; a thread, a wake-up and an interrupt for each cost more than half of the
+/// reads a second (see [`pool`](super::pool)).
+const TOGETHER: usize = 8;
 
 /// Batches between two looks at which rings are in use.
 const ROUNDS: usize = 64;
@@ -82,7 +87,8 @@ impl Engine {
 
     fn wait(&self, rings: &[&Ring], poller: &mut Poller) -> bool {
         let guard = self.memory.memory();
-        poller.wait(|| rings.iter().any(|ring| ring.has_requests(&guard)))
+        let memory = View::new(&guard);
+        poller.wait(|| rings.iter().any(|ring| ring.has_requests(&memory)))
     }
 
     /// Says whether any ring had requests.
@@ -110,13 +116,13 @@ impl Engine {
         thread: usize,
     ) -> Result<Look, RingFault> {
         let guard = self.memory.memory();
-        let memory: &Memory = &guard;
+        let memory = View::new(&guard);
         let mut chains = Vec::with_capacity(BATCH);
-        let (look, first) = turn.collect(memory, quiet, &mut chains)?;
+        let (look, first) = turn.collect(&memory, quiet, &mut chains)?;
         if look != Look::Work {
             return Ok(look);
         }
-        if !std::ptr::eq(memory, &raw const *self.memory.memory()) {
+        if !std::ptr::eq(&raw const *guard, &raw const *self.memory.memory()) {
             // The frontend added memory after this thread had taken hold of it and before the guest made these requests,
             // which may well use the new part. What was there before the requests must be looked up after them.
             turn.put_back(chains.len());
@@ -130,47 +136,64 @@ impl Engine {
         self: &Arc<Self>,
         turn: &mut Turn<'_>,
         ring: &Ring,
-        chains: Vec<DescriptorChain<&Memory>>,
+        chains: Vec<DescriptorChain<&View<'_>>>,
         first: Ticket,
         thread: usize,
     ) -> Result<(), RingFault> {
         let guard = self.memory.memory();
+        let memory = View::new(&guard);
         let mut due = Due::default();
         let mut published = Ok(());
-        for (index, chain) in chains.into_iter().enumerate() {
-            let parsed = parse(chain, self.disk_len_bytes);
+        let mut late = Vec::new();
+        // All of them before the first is carried out: what the guest's CPU has just written is fetched at once that way,
+        // not a line at a time between system calls.
+        let parse = |chain| parse(chain, self.disk_len_bytes);
+        let requests: Vec<Parsed> = chains.into_iter().map(parse).collect();
+        for (index, parsed) in requests.iter().enumerate() {
             let ticket = first.later(index);
-            if let Some(outcome) = self.disk.try_execute(&parsed, &guard) {
-                let done = self.note(outcome, thread);
-                turn.complete(ticket, done);
-                due.count(done);
-            } else {
-                self.hand_over(turn, ring, ticket, parsed);
+            match self.disk.try_execute(parsed, &memory) {
+                Attempt::Done(outcome) => {
+                    let done = self.note(outcome, thread);
+                    turn.complete(ticket, done);
+                    due.count(done);
+                }
+                Attempt::Underway => late.push((ticket, parsed.clone())),
+                Attempt::Blocked => self.hand_over(turn, ring, vec![(ticket, parsed.clone())]),
+            }
+            if late.len() == TOGETHER {
+                self.hand_over(turn, ring, std::mem::take(&mut late));
             }
             if due.is_reached() {
                 // A fault is told at the end: what was taken has to be completed in any case.
-                published = published.and(turn.publish(&guard));
+                published = published.and(turn.publish(&memory));
             }
         }
-        published.and(turn.publish(&guard))
+        self.hand_over(turn, ring, late);
+        published.and(turn.publish(&memory))
     }
 
+    /// Has the pool carry requests out.
     fn hand_over(
         self: &Arc<Self>,
         turn: &mut Turn<'_>,
         ring: &Ring,
-        ticket: Ticket,
-        parsed: Parsed,
+        requests: Vec<(Ticket, Parsed)>,
     ) {
+        if requests.is_empty() {
+            return;
+        }
         let handed = Handed {
             engine: Arc::clone(self),
             ring: ring.clone(),
-            ticket,
-            parsed,
+            requests,
             memory: self.memory.memory().into_inner(),
         };
         if let Err(handed) = self.pool.submit(handed) {
-            turn.complete(ticket, handed.execute(0));
+            let memory = View::new(&handed.memory);
+            for (ticket, parsed) in &handed.requests {
+                let outcome = self.disk.execute(parsed, &memory);
+                turn.complete(*ticket, self.note(outcome, 0));
+            }
         }
     }
 
@@ -202,31 +225,52 @@ impl Engine {
     }
 }
 
-/// A request that would block the queue's thread.
+/// Requests that would block the queue's thread.
 pub(super) struct Handed {
     engine: Arc<Engine>,
     ring: Ring,
-    ticket: Ticket,
-    parsed: Parsed,
-    /// As it was when the request was taken: its buffers stay mapped.
+    requests: Vec<(Ticket, Parsed)>,
+    /// As it was when the requests were taken: their buffers stay mapped.
     memory: Arc<Memory>,
 }
 
 impl Handed {
-    fn execute(&self, thread: usize) -> Done {
-        let outcome = self.engine.disk.execute(&self.parsed, &self.memory);
-        self.engine.note(outcome, thread)
+    /// What is done is published before the thread waits for what is not.
+    fn carry_out(&self) {
+        let memory = View::new(&self.memory);
+        let disk = &self.engine.disk;
+        let mut answers = Vec::with_capacity(self.requests.len());
+        for (index, (ticket, parsed)) in self.requests.iter().enumerate() {
+            // The first of them has just been tried.
+            let outcome = match (index > 0).then(|| disk.try_execute(parsed, &memory)) {
+                Some(Attempt::Done(outcome)) => outcome,
+                _ => {
+                    self.deliver(&mut answers);
+                    disk.execute(parsed, &memory)
+                }
+            };
+            let thread = self.engine.counters.len() - 1;
+            answers.push((*ticket, self.engine.note(outcome, thread)));
+        }
+        self.deliver(&mut answers);
+    }
+
+    fn deliver(&self, answers: &mut Vec<(Ticket, Done)>) {
+        if answers.is_empty() {
+            return;
+        }
+        // The ring lies in the memory of now.
+        let memory = self.engine.memory.memory();
+        if let Err(fault) = self.ring.answer(&View::new(&memory), answers) {
+            self.engine.warn_of_ring(&fault);
+        }
+        answers.clear();
     }
 }
 
 impl Job for Handed {
     fn run(self) {
-        let done = self.execute(self.engine.counters.len() - 1);
-        // The ring lies in the memory of now.
-        let memory = self.engine.memory.memory();
-        if let Err(fault) = self.ring.answer(&memory, self.ticket, done) {
-            self.engine.warn_of_ring(&fault);
-        }
+        self.carry_out();
     }
 }
 

@@ -6,12 +6,12 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter, Memory};
+use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter};
 use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
 use crate::image::{Image, Piece, ReadError};
-use crate::store::{HostFile, Patience, StoreError};
+use crate::store::{HostFile, Patience};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,9 @@ pub enum RequestError {
     /// The data could not be stored in guest memory.
     #[error(transparent)]
     Guest(#[from] GuestFault),
+    /// The data come from a disk, and the caller does not want to wait for them.
+    #[error("a disk has to be waited for")]
+    Underway,
 }
 
 impl RequestError {
@@ -32,7 +35,7 @@ impl RequestError {
     pub fn status(&self) -> Status {
         match self {
             Self::Refused(Refusal::Unknown { .. }) => Status::Unsupp,
-            Self::Refused(_) | Self::Read(_) | Self::Guest(_) => Status::IoErr,
+            Self::Refused(_) | Self::Read(_) | Self::Guest(_) | Self::Underway => Status::IoErr,
         }
     }
 }
@@ -55,6 +58,18 @@ pub struct Outcome {
     pub result: Result<u64, RequestError>,
 }
 
+/// What came of a request that was not to be waited for. Parts of the data may have been written in any case, which
+/// nobody can see before the request is published.
+#[derive(Debug)]
+pub enum Attempt {
+    /// It was carried out.
+    Done(Outcome),
+    /// The kernel has been asked for the data, and reads them meanwhile.
+    Underway,
+    /// Something else is not in memory: a plan, a name, a small file.
+    Blocked,
+}
+
 /// What requests are answered from.
 #[derive(Debug, Clone)]
 pub struct Disk {
@@ -66,18 +81,17 @@ pub struct Disk {
 
 impl Disk {
     /// Carries a request out and writes its status byte: all but the publishing.
-    pub fn execute(&self, parsed: &Parsed, memory: &Memory) -> Outcome {
+    pub fn execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Outcome {
         let result = self.carry_out(Patience::Wait, parsed, memory);
         finish(parsed, result, memory)
     }
 
-    /// Like [`execute`](Self::execute), but does nothing that could block. None when it would have to; parts of the
-    /// data may have been written then, which nobody can see before the request is published.
-    pub fn try_execute(&self, parsed: &Parsed, memory: &Memory) -> Option<Outcome> {
-        let result = self.carry_out(Patience::Now, parsed, memory);
-        match result {
-            Err(RequestError::Read(error)) if error.is_would_block() => None,
-            result => Some(finish(parsed, result, memory)),
+    /// Like [`execute`](Self::execute), but does nothing that could block.
+    pub fn try_execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Attempt {
+        match self.carry_out(Patience::Now, parsed, memory) {
+            Err(RequestError::Underway) => Attempt::Underway,
+            Err(RequestError::Read(error)) if error.is_would_block() => Attempt::Blocked,
+            result => Attempt::Done(finish(parsed, result, memory)),
         }
     }
 
@@ -85,7 +99,7 @@ impl Disk {
         &self,
         patience: Patience,
         parsed: &Parsed,
-        memory: &Memory,
+        memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Result<u64, RequestError> {
         match &parsed.request {
             Request::Read { offset_bytes, data } => {
@@ -102,7 +116,7 @@ impl Disk {
         patience: Patience,
         offset_bytes: u64,
         data: &GuestBuffer,
-        memory: &Memory,
+        memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Result<u64, RequestError> {
         let len_bytes = data.len_bytes();
         let mut fill = Fill {
@@ -119,7 +133,11 @@ impl Disk {
         Ok(len_bytes)
     }
 
-    fn tell_serial(&self, data: &GuestBuffer, memory: &Memory) -> Result<u64, RequestError> {
+    fn tell_serial(
+        &self,
+        data: &GuestBuffer,
+        memory: &impl GuestMemory<Bitmap = ()>,
+    ) -> Result<u64, RequestError> {
         let len_bytes = data.len_bytes();
         let mut writer = data.writer(memory)?;
         let told = usize::try_from(len_bytes).unwrap_or(ID_BYTES).min(ID_BYTES);
@@ -131,7 +149,11 @@ impl Disk {
 }
 
 /// Writes the status byte, after the data: a guest that polls it must not see it first.
-fn finish(parsed: &Parsed, result: Result<u64, RequestError>, memory: &Memory) -> Outcome {
+fn finish(
+    parsed: &Parsed,
+    result: Result<u64, RequestError>,
+    memory: &impl GuestMemory<Bitmap = ()>,
+) -> Outcome {
     let status = result
         .as_ref()
         .map_or_else(RequestError::status, |_| Status::Ok);
@@ -151,7 +173,7 @@ fn finish(parsed: &Parsed, result: Result<u64, RequestError>, memory: &Memory) -
 fn write_status(
     place: Option<GuestAddress>,
     status: Status,
-    memory: &Memory,
+    memory: &impl GuestMemory<Bitmap = ()>,
 ) -> Result<(), RequestError> {
     let address = place.ok_or(Refusal::NoStatus)?;
     memory
@@ -240,7 +262,7 @@ impl Fill<'_> {
         {
             Ok(()) => Ok(()),
             Err(FileFault::Guest(fault)) => Err(fault.into()),
-            Err(FileFault::WouldBlock) => Err(ReadError::from(StoreError::WouldBlock).into()),
+            Err(FileFault::WouldBlock) => Err(RequestError::Underway),
             Err(FileFault::Host(errno)) => Err(ReadError::from(file.fault(errno)).into()),
             Err(FileFault::Ended) => Err(ReadError::from(file.shrank()).into()),
         }

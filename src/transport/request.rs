@@ -11,9 +11,9 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemory};
 
-use super::guest::{GuestBuffer, GuestFault, Memory};
+use super::guest::{GuestBuffer, GuestFault};
 
 /// Unit of `sector` and of `capacity`, whatever the block size (virtio 1.2, section 5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
@@ -134,7 +134,7 @@ pub struct Parsed {
 /// Reads a descriptor chain. `disk_len_bytes` is the length of the disk.
 ///
 /// Never fails: a chain that makes no sense is a request that is refused.
-pub fn parse(chain: DescriptorChain<&Memory>, disk_len_bytes: u64) -> Parsed {
+pub fn parse<M: GuestMemory>(chain: DescriptorChain<&M>, disk_len_bytes: u64) -> Parsed {
     let head = chain.head_index();
     let memory = chain.memory();
     let mut layout = Layout::of(chain.clone());
@@ -164,9 +164,9 @@ struct Layout {
 }
 
 impl Layout {
-    fn of(chain: DescriptorChain<&Memory>) -> Self {
+    fn of(descriptors: impl Iterator<Item = Descriptor>) -> Self {
         let mut layout = Self::default();
-        for descriptor in chain {
+        for descriptor in descriptors {
             layout.add(descriptor);
         }
         layout
@@ -222,7 +222,7 @@ struct Header {
 
 impl Header {
     /// Copies the header once: the guest may change it at any moment.
-    fn read(readable: &GuestBuffer, memory: &Memory) -> Result<Self, Refusal> {
+    fn read(readable: &GuestBuffer, memory: &impl GuestMemory) -> Result<Self, Refusal> {
         let mut bytes = [0; HEADER_BYTES];
         readable
             .read_front(memory, &mut bytes)

@@ -30,9 +30,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemory;
 
 use super::execute::Done;
-use super::guest::{Memory, SharedMemory};
+use super::guest::SharedMemory;
 use super::inflight::{InFlight, Ticket};
 
 /// Most requests taken from a ring at once: a bound on how long the first of them waits to be published.
@@ -129,19 +130,23 @@ impl Ring {
         turn
     }
 
-    /// Answers a request from a thread that does not hold the turn, and publishes what can be published.
+    /// Answers requests from a thread that does not hold the turn, and publishes what can be published.
     ///
     /// # Errors
     /// As [`Turn::publish`].
-    pub fn answer(&self, memory: &Memory, ticket: Ticket, done: Done) -> Result<(), RingFault> {
-        lock(&self.shared.mail).push((ticket, done));
+    pub fn answer(
+        &self,
+        memory: &impl GuestMemory,
+        answers: &[(Ticket, Done)],
+    ) -> Result<(), RingFault> {
+        lock(&self.shared.mail).extend_from_slice(answers);
         self.shared.has_mail.store(true, Ordering::Release);
         // The holder of the turn may take the mail first; then there is nothing left to publish here.
         self.turn().publish(memory)
     }
 
     /// Whether the guest has made requests available that nobody has taken.
-    pub fn has_requests(&self, memory: &Memory) -> bool {
+    pub fn has_requests(&self, memory: &impl GuestMemory) -> bool {
         let state = self.vring.get_ref();
         let queue = state.get_queue();
         let index = queue.avail_idx(memory, Ordering::Acquire);
@@ -173,11 +178,11 @@ impl Turn<'_> {
     ///
     /// # Errors
     /// [`RingFault::Broken`]; from then on the ring is [`Look::Stopped`].
-    pub fn collect<'m>(
+    pub fn collect<'m, M: GuestMemory>(
         &mut self,
-        memory: &'m Memory,
+        memory: &'m M,
         quiet: Quiet,
-        chains: &mut Vec<DescriptorChain<&'m Memory>>,
+        chains: &mut Vec<DescriptorChain<&'m M>>,
     ) -> Result<(Look, Ticket), RingFault> {
         chains.clear();
         let mut vring = self.ring.vring.get_mut();
@@ -212,7 +217,7 @@ impl Turn<'_> {
     ///
     /// # Errors
     /// [`RingFault`].
-    pub fn publish(&mut self, memory: &Memory) -> Result<(), RingFault> {
+    pub fn publish(&mut self, memory: &impl GuestMemory) -> Result<(), RingFault> {
         self.read_mail();
         if self.state.health == Health::Broken {
             return Ok(());
@@ -265,12 +270,12 @@ impl Turn<'_> {
 }
 
 /// Takes up to `most` of what is available; with nothing there, asks for kicks if it should, and looks once more.
-fn take<'m>(
+fn take<'m, M: GuestMemory>(
     queue: &mut Queue,
-    memory: &'m Memory,
+    memory: &'m M,
     quiet: Quiet,
     most: usize,
-    chains: &mut Vec<DescriptorChain<&'m Memory>>,
+    chains: &mut Vec<DescriptorChain<&'m M>>,
 ) -> Result<Look, QueueError> {
     queue.disable_notification(memory)?;
     chains.extend(queue.iter(memory)?.take(most));
@@ -295,7 +300,11 @@ fn take<'m>(
 }
 
 /// Rule 1. Returns whether the guest wants an interrupt.
-fn put(queue: &mut Queue, memory: &Memory, in_flight: &mut InFlight) -> Result<bool, QueueError> {
+fn put(
+    queue: &mut Queue,
+    memory: &impl GuestMemory,
+    in_flight: &mut InFlight,
+) -> Result<bool, QueueError> {
     let before = in_flight.len();
     while let Some(done) = in_flight.pop_done() {
         queue.add_used(memory, done.head, done.used_len_bytes)?;

@@ -141,8 +141,8 @@ pub struct Plan {
     pub(super) bytes: Vec<u8>,
     /// Nodes in the order of their slots.
     pub(super) placed: Vec<NodeIndex>,
-    /// Nodes in the order of their data blocks.
-    pub(super) with_data: Vec<NodeIndex>,
+    /// Nodes in the order of their data blocks, and the first of these.
+    pub(super) with_data: Vec<(u32, NodeIndex)>,
     /// First block and directory of entries that are not inlined, in order.
     pub(super) dirent_blocks: Vec<(u32, DirIndex)>,
     /// Index of the first entry in each block of a directory.
@@ -303,8 +303,8 @@ impl Plan {
     /// The node whose data lies in data block `block`, and which of its blocks that is.
     pub fn data_in_block(&self, block: u32) -> Option<(NodeIndex, u32)> {
         let position = self.data_position(block)?;
-        let index = self.with_data[position];
-        Some((index, block - self.node(index).place))
+        let (start, index) = self.with_data[position];
+        Some((index, block - start))
     }
 
     /// Where in the order of data blocks `block` belongs.
@@ -312,14 +312,12 @@ impl Plan {
         if block >= self.data_blocks {
             return None;
         }
-        let after = self
-            .with_data
-            .partition_point(|index| self.node(*index).place <= block);
+        let after = self.with_data.partition_point(|(start, _)| *start <= block);
         after.checked_sub(1)
     }
 
-    /// Nodes with data, in the order of their data blocks, from `position` on.
-    pub fn data_from(&self, position: usize) -> &[NodeIndex] {
+    /// Nodes with data and their first data blocks, in the order of these, from `position` on.
+    pub fn data_from(&self, position: usize) -> &[(u32, NodeIndex)] {
         &self.with_data[position..]
     }
 
@@ -341,8 +339,8 @@ impl Plan {
             + self.dirs.capacity() * size_of::<Dir>()
             + self.dirent_blocks.capacity() * size_of::<(u32, DirIndex)>()
             + self.owners.capacity() * size_of::<(u32, u32)>()
-            + (self.placed.capacity() + self.with_data.capacity() + self.starts.capacity())
-                * size_of::<u32>()
+            + self.with_data.capacity() * size_of::<(u32, NodeIndex)>()
+            + (self.placed.capacity() + self.starts.capacity()) * size_of::<u32>()
             + self.bytes.capacity()
     }
 }

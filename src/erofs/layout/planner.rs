@@ -295,7 +295,7 @@ impl Planner {
         if blocks > 0 {
             let first = self.take_data_blocks(blocks)?;
             self.plan.nodes[index as usize].place = first;
-            self.plan.with_data.push(index);
+            self.plan.with_data.push((first, index));
         }
         Ok(())
     }

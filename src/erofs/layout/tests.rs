@@ -187,9 +187,10 @@ fn check_places(plan: &Plan) -> Result<(), TestCaseError> {
         }
     }
     let mut next = 0;
-    for index in plan.data_from(0) {
+    for (start, index) in plan.data_from(0) {
         let node = plan.node(*index);
         prop_assert_eq!(u64::from(node.data_block()), next);
+        prop_assert_eq!(u64::from(*start), next);
         next += node.size_bytes().div_ceil(BLOCK_LEN_BYTES);
     }
     prop_assert_eq!(next, u64::from(plan.data_blocks()));

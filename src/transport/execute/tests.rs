@@ -8,6 +8,7 @@ use virtio_queue::{Queue, QueueOwnedT};
 
 use super::*;
 use crate::image::testing::tree_image;
+use crate::transport::guest::Memory;
 use crate::transport::request::parse;
 use crate::transport::testing::{Part, flags, memory, parse_parts, put_header};
 

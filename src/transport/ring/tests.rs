@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddressSpace};
 
 use super::*;
+use crate::transport::guest::Memory;
 use crate::transport::testing::{ANSWER, Driver, ModelFault, buffer_of};
 
 /// Where a process dies while it serves a batch.
@@ -52,7 +53,7 @@ impl Process {
         let guard = self.memory.memory();
         let mut turn = self.ring.turn();
         let mut chains = Vec::new();
-        let (_, first) = turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
+        let (_, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
         let mut heads: Vec<u16> = chains.iter().map(DescriptorChain::head_index).collect();
         if matches!(order, Order::Reversed) {
             heads.reverse();
@@ -295,18 +296,18 @@ fn a_disabled_or_stopped_ring_is_left_alone() {
     assert_eq!(look(&process.ring, &guard).unwrap(), Look::Stopped);
     process.ring.set_enabled(true);
     process.ring.set_queue_ready(false);
-    assert!(!process.ring.has_requests(&guard));
+    assert!(!process.ring.has_requests(&*guard));
     assert_eq!(look(&process.ring, &guard).unwrap(), Look::Stopped);
     process.ring.set_queue_ready(true);
-    assert!(process.ring.has_requests(&guard));
+    assert!(process.ring.has_requests(&*guard));
     let mut chains = Vec::new();
     let (look, _) = process
         .ring
         .turn()
-        .collect(&guard, Quiet::Poll, &mut chains)
+        .collect(&*guard, Quiet::Poll, &mut chains)
         .unwrap();
     assert_eq!((look, chains.len()), (Look::Work, 2));
-    assert!(!process.ring.has_requests(&guard));
+    assert!(!process.ring.has_requests(&*guard));
 }
 
 #[test]
@@ -318,7 +319,7 @@ fn what_was_put_back_is_taken_again() {
     let mut turn = process.ring.turn();
     let mut chains = Vec::new();
     for _ in 0..3 {
-        turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
+        turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
         let heads: Vec<u16> = chains.iter().map(DescriptorChain::head_index).collect();
         assert_eq!(heads, [0, 1, 2]);
         turn.put_back(3);
@@ -334,7 +335,7 @@ fn stopping_waits_for_the_batch() {
     let guard = process.memory.memory();
     let mut turn = process.ring.turn();
     let mut chains = Vec::new();
-    let (_, first) = turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
+    let (_, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
     let ring = process.ring.clone();
     let stop = std::thread::spawn(move || ring.set_queue_ready(false));
     std::thread::sleep(std::time::Duration::from_millis(50));
@@ -354,12 +355,12 @@ fn stopping_waits_for_other_threads() {
     let guard = process.memory.memory();
     let mut turn = process.ring.turn();
     let mut chains = Vec::new();
-    let (_, first) = turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
+    let (_, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
     for head in [0, 2] {
         execute(&guard, head);
         turn.complete(first.later(usize::from(head)), done(head));
     }
-    turn.publish(&guard).unwrap();
+    turn.publish(&*guard).unwrap();
     drop(turn);
     // Request 2 has been carried out, but 1 is in front of it.
     assert_eq!(driver.used_index(), 1);
@@ -370,7 +371,7 @@ fn stopping_waits_for_other_threads() {
     execute(&guard, 1);
     process
         .ring
-        .answer(&guard, first.later(1), done(1))
+        .answer(&*guard, &[(first.later(1), done(1))])
         .unwrap();
     stop.join().unwrap();
     assert_eq!(driver.used_index(), 3);
@@ -388,17 +389,17 @@ fn no_more_is_taken_than_the_ring_holds() {
     let guard = process.memory.memory();
     let mut chains = Vec::new();
     let mut turn = process.ring.turn();
-    let (_, first) = turn.collect(&guard, Quiet::Poll, &mut chains).unwrap();
+    let (_, first) = turn.collect(&*guard, Quiet::Poll, &mut chains).unwrap();
     assert_eq!(chains.len(), 4);
     // The same four heads again, before any of them came back.
     let avail_index = vm_memory::GuestAddress(driver.addresses().1 + 2);
     guard.write_obj(8u16, avail_index).unwrap();
     for quiet in [Quiet::Poll, Quiet::Kick] {
-        let (look, _) = turn.collect(&guard, quiet, &mut chains).unwrap();
+        let (look, _) = turn.collect(&*guard, quiet, &mut chains).unwrap();
         assert_eq!((look, chains.len()), (Look::Idle, 0));
     }
     publish(&mut turn, &guard, first, &[0]).unwrap();
-    turn.collect(&guard, Quiet::Poll, &mut chains).unwrap();
+    turn.collect(&*guard, Quiet::Poll, &mut chains).unwrap();
     assert_eq!(chains.len(), 1);
 }
 
