@@ -10,26 +10,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::process::first_line;
+use common::vm::{fact, from_env, script};
 
 /// Emulated guests take all of a core each: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn turn() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn from_env(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: run scripts/test, which prepares what boots need")
-    })
-}
-
-fn script(name: &str) -> Command {
-    Command::new(
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("scripts")
-            .join(name),
-    )
 }
 
 /// A served store and a directory for what guests saw of it.
@@ -105,16 +92,6 @@ impl Drop for Served {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.server.wait();
     }
-}
-
-fn fact(out: &Path, name: &str) -> String {
-    let facts = std::fs::read_to_string(out.join("facts")).unwrap();
-    let mut values = facts.lines().rev().filter_map(|line| line.split_once('='));
-    let found = values.find(|(key, _)| *key == name);
-    found
-        .unwrap_or_else(|| panic!("no {name} in {facts}"))
-        .1
-        .to_owned()
 }
 
 #[test]

@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "vhost_user/client.rs"]
+#[allow(dead_code)]
 mod client;
 mod common;
 #[path = "vhost_user/frontend.rs"]
+#[allow(dead_code)]
 mod frontend;
 #[path = "vhost_user/server.rs"]
+#[allow(dead_code)]
 mod server;
 
 use std::fs;

@@ -14,8 +14,13 @@ pub fn first_line(child: &mut Child) -> String {
 }
 
 /// Polls until `look` finds something; fails after ten seconds.
-pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+pub fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    wait_long_for(what, Duration::from_secs(10), look)
+}
+
+/// The same with another limit.
+pub fn wait_long_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(found) = look() {
             return found;

@@ -1,5 +1,6 @@
 //! `lazystore serve` as a child process.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::common::proc::children;
 use crate::common::process::{first_line, wait_for};
 
 /// A tree to serve: files of many sizes in two directories.
@@ -29,17 +31,26 @@ pub fn tree() -> TempDir {
 
 /// The command, without having been started.
 pub fn command(tree: &Path, socket: &Path, extra: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
-    command
-        .arg("serve")
-        .arg("--tree")
-        .arg(tree)
-        .arg("--vhost-user")
-        .arg(socket);
-    command
-        .args(extra)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let closure = ["--tree".as_ref(), tree.as_os_str()];
+    command_after(&[], &closure, socket, extra)
+}
+
+/// The command with any closure, run by another one such as `prlimit ...`, which `before` is.
+pub fn command_after<A: AsRef<OsStr>>(
+    before: &[&str],
+    closure: &[A],
+    socket: &Path,
+    extra: &[&str],
+) -> Command {
+    let words = before
+        .iter()
+        .copied()
+        .chain([env!("CARGO_BIN_EXE_lazystore")]);
+    let words: Vec<&str> = words.collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).arg("serve").args(closure);
+    command.arg("--vhost-user").arg(socket).args(extra);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -55,12 +66,30 @@ impl Server {
     pub fn start(tree: &Path, extra: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
-        let child = start_at(tree, &socket, extra);
+        Self::run(command(tree, &socket, extra), socket, dir)
+    }
+
+    /// Starts a server with any closure; `before` as in [`command_after`].
+    pub fn start_after<A: AsRef<OsStr>>(before: &[&str], closure: &[A], extra: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("disk.sock");
+        Self::run(command_after(before, closure, &socket, extra), socket, dir)
+    }
+
+    /// Starts `command`, which listens at `socket` in `dir`.
+    pub fn run(command: Command, socket: PathBuf, dir: TempDir) -> Self {
         Self {
-            child,
+            child: start(command),
             socket,
             _dir: dir,
         }
+    }
+
+    /// Kills the server, and with it its workers, and starts another one in its place as a supervisor would.
+    pub fn kill_and_restart(&mut self, command: Command) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = start(command);
     }
 
     pub fn pid(&self) -> Pid {
@@ -69,13 +98,7 @@ impl Server {
 
     /// Worker processes, as the kernel knows them.
     pub fn workers(&self) -> Vec<Pid> {
-        let pid = self.pid();
-        let children =
-            fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        children
-            .split_whitespace()
-            .map(|pid| Pid::from_raw(pid.parse().unwrap()))
-            .collect()
+        children(self.pid())
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -116,7 +139,11 @@ impl Drop for Server {
 
 /// Starts a server and waits until it says that it listens.
 pub fn start_at(tree: &Path, socket: &Path, extra: &[&str]) -> Child {
-    let mut child = command(tree, socket, extra).spawn().unwrap();
+    start(command(tree, socket, extra))
+}
+
+fn start(mut command: Command) -> Child {
+    let mut child = command.spawn().unwrap();
     let line = first_line(&mut child);
     assert!(line.starts_with("ready "), "{line:?}");
     child
