@@ -34,6 +34,7 @@ use common::process::wait_for;
 use common::random::Random;
 use common::small_store::SmallStore;
 use driver::{Counts, Driver, Health, Woken, places};
+use frontend::Frontend;
 use server::{Server, command_after};
 
 const CLIENTS: u64 = 8;
@@ -50,6 +51,8 @@ struct Soak {
     _whole: SmallStore,
     health: Arc<Health>,
     server: Mutex<Server>,
+    /// Held while a path is gone: a server does not start then.
+    gone: Mutex<()>,
     log: File,
     socket: std::path::PathBuf,
     begin: Instant,
@@ -74,6 +77,7 @@ impl Soak {
         assert_eq!(whole.files(&model).len(), 16 * 7);
         Self {
             health: Arc::new(Health::new(&model)),
+            gone: Mutex::new(()),
             server: Mutex::new(Server::run(command, socket.clone(), dir)),
             store,
             names,
@@ -133,6 +137,7 @@ impl Soak {
         while !self.is_over() {
             thread::sleep(Duration::from_millis(100 + random.below(200)));
             if !self.spares_servers() && random.below(10) == 0 {
+                let _whole = self.gone.lock().unwrap();
                 let command = command(&self.store, &self.socket, &self.log);
                 self.server.lock().unwrap().kill_and_restart(command);
                 self.server_kills.fetch_add(1, Ordering::Relaxed);
@@ -156,22 +161,27 @@ impl Soak {
         let mut random = Random::new(5);
         let mut driver = Driver::new(99);
         driver.health = Some(Arc::clone(&self.health));
+        let mut frontend = driver.connect(&self.socket);
         while !self.is_over() {
             let victim = random.index(self.names.len());
             let place = self.store.store().join(&self.names[victim]);
             let aside = self.store.root().join("aside");
+            let gone = self.gone.lock().unwrap();
             self.health.turn(victim);
             fs::rename(&place, &aside).unwrap();
             self.removals.fetch_add(1, Ordering::Relaxed);
-            self.feel(&mut driver, victim);
+            self.feel(&mut driver, &mut frontend, victim);
             fs::rename(&aside, &place).unwrap();
             self.health.turn(victim);
+            drop(gone);
+            // As long as it was gone, about: whoever restarts the server gets his chance, and reads succeed too.
+            thread::sleep(Duration::from_millis(20));
         }
         driver.counts
     }
 
     /// Reads the victim and other paths in turn until the victim is an error.
-    fn feel(&self, driver: &mut Driver, victim: usize) {
+    fn feel(&self, driver: &mut Driver, frontend: &mut Frontend, victim: usize) {
         let region = &self.model.space().regions()[victim];
         let data = 4096 * u64::from(region.data.start);
         let before = driver.counts.expected_errors;
@@ -181,16 +191,15 @@ impl Soak {
                 Instant::now() < deadline,
                 "a path that is not there is read"
             );
-            let frontend = driver.connect(&self.socket);
-            let mut woken = Woken::Interrupt;
-            while woken == Woken::Interrupt && driver.counts.expected_errors == before {
-                driver.submit(4, &places(&self.model));
-                driver.submit(2, &[data..data + 4096]);
-                frontend.kick();
-                while driver.under_way() > 0 && woken == Woken::Interrupt {
-                    woken = driver.wait(&frontend);
-                    driver.take_back(&self.model);
+            driver.submit(4, &places(&self.model));
+            driver.submit(2, &[data..data + 4096]);
+            frontend.kick();
+            while driver.under_way() > 0 {
+                if driver.wait(frontend) == Woken::Closed {
+                    *frontend = driver.connect(&self.socket);
+                    self.reconnects.fetch_add(1, Ordering::Relaxed);
                 }
+                driver.take_back(&self.model);
             }
         }
         self.removals_felt.fetch_add(1, Ordering::Relaxed);

@@ -62,10 +62,10 @@ impl Order {
         match self {
             Self::Ring => 0,
             Self::Reversed => {
-                let mut heads: Vec<u16> = taken.iter().map(|one| one.head).collect();
-                heads.reverse();
-                for (one, head) in taken.iter_mut().zip(heads) {
-                    one.head = head;
+                let tickets: Vec<Ticket> = taken.iter().map(|one| one.ticket).collect();
+                taken.reverse();
+                for (one, ticket) in taken.iter_mut().zip(tickets) {
+                    one.ticket = ticket;
                 }
                 0
             }
