@@ -41,6 +41,9 @@ const CLIENTS: u64 = 8;
 /// Every plan but the last is dropped.
 const TINY: [&str; 2] = ["--plan-cache", "0"];
 
+/// Of which store files take a quarter: files are closed and opened again all the time.
+const FEW_FDS: [&str; 2] = ["prlimit", "--nofile=256:256"];
+
 /// What the threads have in common.
 struct Soak {
     /// The one that is served and broken.
@@ -225,7 +228,7 @@ impl Soak {
 }
 
 fn command(store: &SmallStore, socket: &Path, log: &File) -> Command {
-    let mut command = command_after(&[], &store.args(), socket, &TINY);
+    let mut command = command_after(&FEW_FDS, &store.args(), socket, &TINY);
     command.stderr(Stdio::from(log.try_clone().unwrap()));
     command
 }
