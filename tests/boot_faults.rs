@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use common::proc::{fds, private_kib, threads};
+use common::proc::{fds, threads, written_kib};
 use common::process::{wait_for, wait_long_for};
 use common::vm::{fact, from_env, script};
 use server::{Server, command_after};
@@ -143,7 +143,7 @@ fn holdings(server: &Server) -> (usize, usize, u64) {
         server.workers().is_empty().then_some(())
     });
     let pid = server.pid();
-    (fds(pid), threads(pid), private_kib(pid))
+    (fds(pid), threads(pid), written_kib(pid))
 }
 
 /// The QEMU that uses the socket.

@@ -1,7 +1,7 @@
 //! Faults in the store while it is served: an I/O error and a line in the log, never wrong bytes, and no harm to
 //! anything else; and when the fault goes away, reads work again. Each is injected for real.
 // A helper that cannot go on should panic, as a test does.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "vhost_user/client.rs"]
 #[allow(dead_code)]
@@ -359,7 +359,7 @@ fn what_may_not_be_read_is_an_error_until_it_may() {
     for place in [file, dir] {
         let place = store.store().join(place);
         let mode = fs::metadata(&place).unwrap().permissions();
-        fs::set_permissions(&place, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&place, Permissions::from_mode(0o000)).unwrap();
         let inside = if place.ends_with("lib") {
             "bbb-vanishes/lib/file40000"
         } else {

@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use client::Client;
-use common::proc::{fds, private_kib, threads};
+use common::proc::{fds, private_kib, threads, written_kib};
 use common::process::wait_for;
 use common::random::Random;
 use common::small_store::SmallStore;
@@ -39,7 +39,7 @@ const ORDINARY: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
 struct Holdings {
     fds: usize,
     threads: usize,
-    private_kib: u64,
+    written_kib: u64,
 }
 
 impl Holdings {
@@ -47,7 +47,7 @@ impl Holdings {
         Self {
             fds: fds(pid),
             threads: threads(pid),
-            private_kib: private_kib(pid),
+            written_kib: written_kib(pid),
         }
     }
 
@@ -55,7 +55,7 @@ impl Holdings {
     fn assert_not_grown(self, before: Self) {
         assert_eq!((self.fds, self.threads), (before.fds, before.threads));
         assert!(
-            self.private_kib <= before.private_kib + 256,
+            self.written_kib <= before.written_kib + 256,
             "{before:?} {self:?}"
         );
     }

@@ -4,6 +4,7 @@
 
 mod common;
 #[path = "recovery/driver.rs"]
+#[allow(dead_code)]
 mod driver;
 #[path = "vhost_user/frontend.rs"]
 #[allow(dead_code)]

@@ -29,7 +29,7 @@ use lazystore::image::Image;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use common::proc::{fds, private_kib, threads};
+use common::proc::{fds, threads, written_kib};
 use common::process::wait_for;
 use common::random::Random;
 use common::small_store::SmallStore;
@@ -241,7 +241,7 @@ struct Samples(BTreeMap<Pid, Vec<Sample>>);
 struct Sample {
     fds: usize,
     threads: usize,
-    private_kib: u64,
+    written_kib: u64,
 }
 
 impl Samples {
@@ -249,10 +249,10 @@ impl Samples {
         let sample = Sample {
             fds: fds(pid),
             threads: threads(pid),
-            private_kib: private_kib(pid),
+            written_kib: written_kib(pid),
         };
         // One that has just died has nothing.
-        if sample.private_kib > 0 {
+        if sample.written_kib > 0 {
             self.0.entry(pid).or_default().push(sample);
         }
     }
@@ -272,7 +272,7 @@ impl Samples {
             );
             if last.fds > middle.fds + 16
                 || last.threads > middle.threads + 4
-                || last.private_kib > middle.private_kib + middle.private_kib / 4 + 2048
+                || last.written_kib > middle.written_kib + middle.written_kib / 4 + 2048
             {
                 grown.push(format!("{pid}: {middle:?}, then {last:?}"));
             }
@@ -285,9 +285,9 @@ fn most(samples: &[Sample]) -> Sample {
     Sample {
         fds: samples.iter().map(|sample| sample.fds).max().unwrap(),
         threads: samples.iter().map(|sample| sample.threads).max().unwrap(),
-        private_kib: samples
+        written_kib: samples
             .iter()
-            .map(|sample| sample.private_kib)
+            .map(|sample| sample.written_kib)
             .max()
             .unwrap(),
     }

@@ -34,8 +34,18 @@ pub fn children(pid: Pid) -> Vec<Pid> {
 
 /// Memory that no other process shares, in KiB; zero when the process is gone.
 pub fn private_kib(pid: Pid) -> u64 {
+    kib(pid, "Private_")
+}
+
+/// The part of it that was written to. The rest are pages of programs, which are private as long as nobody else happens
+/// to run the same one: no measure of growth.
+pub fn written_kib(pid: Pid) -> u64 {
+    kib(pid, "Private_Dirty")
+}
+
+fn kib(pid: Pid, field: &str) -> u64 {
     let rollup = fs::read_to_string(of(pid, "smaps_rollup")).unwrap_or_default();
-    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let private = rollup.lines().filter(|line| line.starts_with(field));
     private
         .map(|line| {
             line.split_whitespace()

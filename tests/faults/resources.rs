@@ -146,7 +146,8 @@ impl MemoryGroup {
             )
         };
         let dir = Path::new(root).join(name);
-        fs::create_dir(&dir).expect("a memory cgroup can be made by root only");
+        let made = fs::create_dir(&dir);
+        made.unwrap_or_else(|error| panic!("{}: {error} (needs root)", dir.display()));
         let group = Self { dir, limit, hits };
         fs::write(group.dir.join(group.limit), limit_bytes.to_string()).unwrap();
         group

@@ -40,7 +40,7 @@ pub fn places(image: &Image) -> Vec<Range<u64>> {
         .flat_map(|region| [&region.meta, &region.data]);
     let bytes = parts.map(|blocks| 4096 * u64::from(blocks.start)..4096 * u64::from(blocks.end));
     bytes
-        .chain([0..8192])
+        .chain(std::iter::once(0..8192))
         .filter(|range| !range.is_empty())
         .collect()
 }
