@@ -18,6 +18,7 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -187,6 +188,10 @@ impl Soak {
     fn feel(&self, driver: &mut Driver, frontend: &mut Frontend, victim: usize) {
         let region = &self.model.space().regions()[victim];
         let data = 4096 * u64::from(region.data.start);
+        let victims = vec![Range {
+            start: data,
+            end: data + 4096,
+        }];
         let before = driver.counts.expected_errors;
         let deadline = Instant::now() + Duration::from_secs(20);
         while driver.counts.expected_errors == before {
@@ -195,7 +200,7 @@ impl Soak {
                 "a path that is not there is read"
             );
             driver.submit(4, &places(&self.model));
-            driver.submit(2, &[data..data + 4096]);
+            driver.submit(2, &victims);
             frontend.kick();
             while driver.under_way() > 0 {
                 if driver.wait(frontend) == Woken::Closed {
