@@ -11,20 +11,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::from_env;
 use common::process::first_line;
+use common::vm::{fact, script};
 
 /// Emulated guests take all of a core each: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn turn() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn script(name: &str) -> Command {
-    Command::new(
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("scripts")
-            .join(name),
-    )
 }
 
 /// A served store and a directory for what guests saw of it.
@@ -100,16 +93,6 @@ impl Drop for Served {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.server.wait();
     }
-}
-
-fn fact(out: &Path, name: &str) -> String {
-    let facts = std::fs::read_to_string(out.join("facts")).unwrap();
-    let mut values = facts.lines().rev().filter_map(|line| line.split_once('='));
-    let found = values.find(|(key, _)| *key == name);
-    found
-        .unwrap_or_else(|| panic!("no {name} in {facts}"))
-        .1
-        .to_owned()
 }
 
 #[test]

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use client::Client;
 use common::process::wait_for;
 use common::tool;
-use server::{Server, serve};
+use server::{Server, command_after};
 
 const BLOCK: u64 = 4096;
 
@@ -79,17 +79,19 @@ impl Store {
     }
 
     fn serve(&self, letters: &str, option: &str, recording: &Path) -> Server {
-        Server::start_command(|socket| {
-            let mut command = serve(socket);
-            command
-                .arg("--store-paths")
-                .arg(self.list(letters))
-                .arg("--store-root")
-                .arg(self.dir.path())
-                .arg(option)
-                .arg(recording);
-            command
-        })
+        let extra = [option, recording.to_str().unwrap()];
+        Server::start_after(&[], &self.closure(letters), &extra)
+    }
+
+    /// The arguments that name it.
+    fn closure(&self, letters: &str) -> [PathBuf; 4] {
+        let root = self.dir.path().to_owned();
+        [
+            "--store-paths".into(),
+            self.list(letters),
+            "--store-root".into(),
+            root,
+        ]
     }
 }
 
@@ -220,15 +222,9 @@ fn nothing_read_leaves_an_older_recording_alone() {
 /// What serving says that fails at once.
 fn fails(store: &Store, option: &str, recording: &Path) -> String {
     let socket = store.path("disk.sock");
-    let Output { status, stderr, .. } = serve(&socket)
-        .arg("--store-paths")
-        .arg(store.list("a"))
-        .arg("--store-root")
-        .arg(store.dir.path())
-        .arg(option)
-        .arg(recording)
-        .output()
-        .unwrap();
+    let extra = [option, recording.to_str().unwrap()];
+    let mut command = command_after(&[], &store.closure("a"), &socket, &extra);
+    let Output { status, stderr, .. } = command.output().unwrap();
     assert_eq!(status.code(), Some(1));
     assert!(!socket.exists());
     String::from_utf8(stderr).unwrap()

@@ -10,7 +10,8 @@ use std::process::{Child, Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use common::process::{children, first_line, wait_for};
+use common::proc::children;
+use common::process::{first_line, wait_for};
 use common::{from_env, tool};
 
 /// A tree to serve and a runtime directory that shows what is left behind.

@@ -3,13 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "vhost_user/client.rs"]
+#[allow(dead_code)]
 mod client;
 mod common;
 #[path = "vhost_user/descriptors.rs"]
 mod descriptors;
 #[path = "vhost_user/frontend.rs"]
+#[allow(dead_code)]
 mod frontend;
 #[path = "vhost_user/server.rs"]
+#[allow(dead_code)]
 mod server;
 #[path = "vhost_user/sockets.rs"]
 mod sockets;

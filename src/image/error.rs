@@ -1,3 +1,5 @@
+use std::path::{Path, PathBuf};
+
 use crate::closure::ClosureError;
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::space::TooBig;
@@ -27,9 +29,25 @@ pub enum ReadError {
         /// What is wrong with it.
         source: LayoutError,
     },
+    /// A path is not what it was when it was served before.
+    #[error("{}: other files, or of other sizes or mtimes, than were served before", path.display())]
+    Replaced {
+        /// The store path, on the host.
+        path: PathBuf,
+    },
 }
 
 impl ReadError {
+    /// What on the host is at fault, if anything is.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::OutOfRange { .. } => None,
+            Self::Store(error) => error.path(),
+            Self::Layout { path, .. } => Some(Path::new(path)),
+            Self::Replaced { path } => Some(path),
+        }
+    }
+
     /// Only a disk has to be waited for.
     pub fn is_would_block(&self) -> bool {
         matches!(self, Self::Store(StoreError::WouldBlock))

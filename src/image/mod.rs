@@ -19,6 +19,7 @@ mod seek;
 #[cfg(test)]
 pub mod testing;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -206,6 +207,11 @@ impl Image {
             }
             Ok::<(), ReadError>(())
         })
+    }
+
+    /// The path of the closure that `error` is about, or in a tree the entry of its top directory.
+    pub fn culprit<'e>(&self, error: &'e ReadError) -> Option<&'e OsStr> {
+        error.path().map(|path| self.store.entry_of(path))
     }
 
     fn checked_end(&self, offset: u64, len_bytes: u64) -> Result<u64, ReadError> {

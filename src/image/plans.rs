@@ -2,8 +2,10 @@
 //!
 //! A path that has been planned whole is read without a lock: an atomic load finds its plan. While a plan is
 //! growing, its readers take turns, and readers of other paths do not notice. Plans that were dropped are
-//! derived again, identically.
+//! derived again, identically: a guest keeps inodes, and must not find another file's bytes where they say. So what
+//! is left of a dropped plan is a digest, and a path that has changed since is an error until it is as it was.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
@@ -22,7 +24,23 @@ use crate::store::{FileKind, Patience, Stat, Store, StoreError};
 struct Cell {
     /// Set once nothing is left to walk.
     complete: OnceLock<Plan>,
-    growing: Mutex<Option<Planner>>,
+    growing: Mutex<Option<Growth>>,
+}
+
+/// A plan that is growing.
+#[derive(Debug)]
+struct Growth {
+    planner: Planner,
+    /// What it must be found to be before anyone may use it: it was there before, and was dropped.
+    expected: Option<Past>,
+}
+
+/// What is remembered of a plan that was dropped.
+#[derive(Debug, Clone, Copy)]
+struct Past {
+    /// How many directories had been listed; all of them if there are fewer.
+    dirs: u32,
+    digest: u64,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +55,8 @@ struct Slot {
 struct Sizes {
     lru: LruCache<u32, usize>,
     total_bytes: usize,
+    /// Of paths whose plan was dropped.
+    past: HashMap<u32, Past>,
 }
 
 /// All plans.
@@ -71,6 +91,7 @@ impl Plans {
             sizes: Mutex::new(Sizes {
                 lru: LruCache::unbounded(),
                 total_bytes: 0,
+                past: HashMap::new(),
             }),
             limit_bytes,
             #[cfg(test)]
@@ -112,15 +133,15 @@ impl Plans {
         }
         self.grow(image, patience, region, need, &mut growing)
             .inspect_err(|error| {
-                if matches!(error, ReadError::Layout { .. }) {
+                if matches!(error, ReadError::Layout { .. } | ReadError::Replaced { .. }) {
                     *growing = None;
                 }
             })?;
-        let Some(planner) = growing.take_if(|planner| planner.is_complete()) else {
-            let planner = growing.as_ref().ok_or_else(|| unplanned(image, region))?;
-            return Ok(f(planner.plan()));
+        let Some(growth) = growing.take_if(|growth| growth.planner.is_complete()) else {
+            let growth = growing.as_ref().ok_or_else(|| unplanned(image, region))?;
+            return Ok(f(growth.planner.plan()));
         };
-        let plan = cell.complete.get_or_init(|| planner.into_plan());
+        let plan = cell.complete.get_or_init(|| growth.planner.into_plan());
         drop(growing);
         self.remember(region, plan.heap_bytes());
         Ok(f(plan))
@@ -133,12 +154,12 @@ impl Plans {
         patience: Patience,
         region: u32,
         need: Need,
-        growing: &mut Option<Planner>,
+        growing: &mut Option<Growth>,
     ) -> Result<(), ReadError> {
         if patience == Patience::Now {
-            let covered = growing
-                .as_ref()
-                .is_some_and(|grown| need.is_covered_by(grown));
+            let covered = growing.as_ref().is_some_and(|grown| {
+                grown.expected.is_none() && need.is_covered_by(&grown.planner)
+            });
             return covered.then_some(()).ok_or(StoreError::WouldBlock.into());
         }
         let here = image.space.region(region);
@@ -146,15 +167,18 @@ impl Plans {
         if growing.is_none() {
             self.begun.fetch_add(1, Ordering::Relaxed);
         }
-        let planner = match growing {
-            Some(planner) => planner,
-            None => growing.insert(start(
-                &image.store,
-                &here.name,
-                self.attributes,
-                here.limits(),
-            )?),
+        let growth = match growing {
+            Some(growth) => growth,
+            None => growing.insert(Growth {
+                planner: start(&image.store, &here.name, self.attributes, here.limits())?,
+                expected: lock(&self.sizes).past.get(&region).copied(),
+            }),
         };
+        if let Some(past) = growth.expected {
+            past.repeat(&image.store, &mut growth.planner, &here.name)?;
+            growth.expected = None;
+        }
+        let planner = &mut growth.planner;
         if need.is_covered_by(planner) {
             return Ok(());
         }
@@ -188,20 +212,23 @@ impl Plans {
         let mut sizes = lock(&self.sizes);
         let before = sizes.lru.put(region, bytes).unwrap_or(0);
         sizes.total_bytes = sizes.total_bytes + bytes - before;
-        let mut chances = sizes.lru.len();
+        // One for each plan that was read lately, one for each that is growing.
+        let mut chances = 2 * sizes.lru.len();
         while sizes.total_bytes > self.limit_bytes && sizes.lru.len() > 1 {
             let Some((oldest, bytes)) = sizes.lru.pop_lru() else {
                 break;
             };
             let slot = &self.slots[oldest as usize];
-            let spare = oldest == region || slot.touched.swap(false, Ordering::Relaxed);
-            if spare && chances > 0 {
-                chances -= 1;
-                sizes.lru.put(oldest, bytes);
-            } else {
+            let spare = slot.touched.swap(false, Ordering::Relaxed) && chances > 0;
+            if !spare && oldest != region && sizes.forget(oldest, slot) {
                 sizes.total_bytes -= bytes;
-                slot.cell.store(None);
+                continue;
             }
+            sizes.lru.put(oldest, bytes);
+            if chances == 0 {
+                break;
+            }
+            chances -= 1;
         }
     }
 
@@ -213,10 +240,32 @@ impl Plans {
         f()
     }
 
+    /// Whether there is nothing of a region's plan in memory.
+    #[cfg(test)]
+    pub(super) fn is_dropped(&self, region: usize) -> bool {
+        self.slots[region].cell.load().is_none()
+    }
+
     /// Bytes of all plans in memory, about.
     #[cfg(test)]
     pub(super) fn total_bytes(&self) -> usize {
         lock(&self.sizes).total_bytes
+    }
+}
+
+impl Sizes {
+    /// Drops a plan and keeps what must be remembered of it. False when somebody is growing it.
+    fn forget(&mut self, region: u32, slot: &Slot) -> bool {
+        let past = slot.cell.load().as_ref().map(|cell| Past::of(cell));
+        match past {
+            Some(Err(Growing)) => return false,
+            Some(Ok(Some(past))) => {
+                self.past.insert(region, past);
+            }
+            Some(Ok(None)) | None => {}
+        }
+        slot.cell.store(None);
+        true
     }
 }
 
@@ -237,6 +286,40 @@ impl Slot {
             let fresh = Some(Arc::new(Cell::default()));
             self.cell.compare_and_swap(&None::<Arc<Cell>>, fresh);
         }
+    }
+}
+
+/// Somebody is growing the plan.
+struct Growing;
+
+impl Past {
+    /// None when nothing new was learnt.
+    fn of(cell: &Cell) -> Result<Option<Self>, Growing> {
+        if let Some(plan) = cell.complete.get() {
+            return Ok(Some(Self {
+                dirs: u32::MAX,
+                digest: plan.digest(),
+            }));
+        }
+        let growing = try_lock(&cell.growing).ok_or(Growing)?;
+        let growth = growing.as_ref().filter(|growth| growth.expected.is_none());
+        Ok(growth.map(|Growth { planner, .. }| Self {
+            dirs: planner.listed(),
+            digest: planner.plan().digest(),
+        }))
+    }
+
+    /// Walks as far as the plan had got, and makes sure that it is the same again.
+    fn repeat(&self, store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
+        while planner.listed() < self.dirs && !planner.is_complete() {
+            step(store, planner, name)?;
+        }
+        if planner.plan().digest() == self.digest {
+            return Ok(());
+        }
+        Err(ReadError::Replaced {
+            path: store.host_path(name),
+        })
     }
 }
 

@@ -79,6 +79,42 @@ fn evicted_plans_are_derived_again_identically() {
     assert!(tight.plans.total_bytes() < roomy.plans.total_bytes());
 }
 
+/// A guest that keeps the inodes of the first plan must not read another file's bytes through the second.
+#[test]
+fn a_path_that_changed_after_its_plan_was_dropped_is_a_fault() {
+    let dir = small_store();
+    let options = ImageOptions {
+        plan_cache_bytes: 0,
+        ..ImageOptions::default()
+    };
+    let image = store_image(dir.path(), &options);
+    let data = image.space().regions()[0].data.start;
+    let at = u64::from(data) * BLOCK_LEN_BYTES;
+    let before = read(&image, at, 40_000);
+    for change in ["lib/inline", "lib/plain", "new"] {
+        // Growing another path's plan drops this one.
+        image.usage(1).unwrap();
+        assert!(image.plans.is_dropped(0));
+        let file = dir.path().join("a").join(change);
+        let was = fs::read(&file).ok();
+        let mtime = fs::metadata(&file).and_then(|meta| meta.modified());
+        let len = was.as_ref().map_or(1, |content| content.len() - 1);
+        fs::write(&file, vec![1; len]).unwrap();
+        let error = image.read_exact_at(&mut [0; 512], at).unwrap_err();
+        assert!(matches!(error, ReadError::Replaced { .. }), "{error}");
+        assert!(error.to_string().contains("/a: other files"), "{error}");
+        // As it was: everything works again.
+        if let Some(content) = was {
+            fs::write(&file, content).unwrap();
+            let open = fs::File::options().write(true).open(&file).unwrap();
+            open.set_modified(mtime.unwrap()).unwrap();
+        } else {
+            fs::remove_file(&file).unwrap();
+        }
+        assert!(read(&image, at, 40_000) == before);
+    }
+}
+
 #[test]
 fn the_last_block_of_a_file_is_zero_behind_its_end() {
     let dir = small_store();

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
@@ -33,6 +33,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Where, on the host.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Io { path, .. } | Self::Changed { path } | Self::Shrank { path } => Some(path),
+            Self::WouldBlock => None,
+        }
+    }
+
     /// Nothing lies there.
     pub fn is_not_found(&self) -> bool {
         matches!(

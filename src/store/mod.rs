@@ -9,6 +9,7 @@ mod file;
 mod listing;
 mod pins;
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,7 +78,7 @@ impl Store {
     /// The host path of `path`, for messages.
     pub fn host_path(&self, path: &[u8]) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
-        self.path.join(std::ffi::OsStr::from_bytes(path))
+        self.path.join(OsStr::from_bytes(path))
     }
 
     /// What lies at `path`, a symlink being itself.
@@ -86,7 +87,7 @@ impl Store {
     /// When nothing lies there, or the host cannot tell.
     pub fn stat(&self, path: &[u8]) -> Result<Stat, StoreError> {
         let found = if path.contains(&b'/') || path.is_empty() {
-            self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW)
+            self.open_node(path)
                 .and_then(|fd| statx(&fd, c"", AtFlags::EMPTY_PATH))
         } else {
             // One component cannot lead anywhere else: no need to open it.
@@ -102,7 +103,7 @@ impl Store {
     /// # Errors
     /// When `path` is not a symlink, or the host cannot tell.
     pub fn read_link(&self, path: &[u8]) -> Result<Vec<u8>, StoreError> {
-        self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW)
+        self.open_node(path)
             .and_then(|fd| rustix::fs::readlinkat(&fd, c"", Vec::new()))
             .map(std::ffi::CString::into_bytes)
             .map_err(|errno| self.error(path, "read symlink", errno))
@@ -114,7 +115,7 @@ impl Store {
     /// When `path` is not a directory, or one of its entries cannot be examined.
     pub fn list(&self, path: &[u8], detail: Detail) -> Result<Listing, StoreError> {
         let dir = self
-            .open_to_read(path, OFlags::DIRECTORY, Patience::Wait)
+            .with_room(|| self.open_to_read(path, OFlags::DIRECTORY, Patience::Wait))
             .map_err(|errno| self.error(path, "open directory", errno))?;
         Listing::read(&dir, detail).map_err(|(name, errno)| {
             let mut full = path.to_vec();
@@ -138,7 +139,7 @@ impl Store {
         patience: Patience,
         path: impl FnOnce() -> Vec<u8>,
     ) -> Result<Arc<HostFile>, StoreError> {
-        if let Some(file) = self.files.get(key) {
+        if let Some(file) = self.files.get(key).filter(|file| !file.is_faulty()) {
             return Ok(file);
         }
         let path = path();
@@ -153,16 +154,8 @@ impl Store {
         stamp: Stamp,
         patience: Patience,
     ) -> Result<HostFile, StoreError> {
-        let open = || self.open_to_read(path, OFlags::NONBLOCK, patience);
-        let fd = open()
-            .or_else(|errno| match errno {
-                // Out of descriptors: the cache is what holds most of them.
-                Errno::MFILE | Errno::NFILE => {
-                    self.files.clear();
-                    open()
-                }
-                other => Err(other),
-            })
+        let fd = self
+            .with_room(|| self.open_to_read(path, OFlags::NONBLOCK, patience))
             .map_err(|errno| match (patience, errno) {
                 // The last two: a kernel before 5.12, and a sandbox.
                 (Patience::Now, Errno::AGAIN | Errno::INVAL | Errno::NOSYS) => {
@@ -178,7 +171,31 @@ impl Store {
                 path: self.host_path(path),
             });
         }
-        Ok(HostFile::new(fd, self.host_path(path)))
+        Ok(HostFile::new(fd, self.host_path(path), stamp))
+    }
+
+    /// Opens `path` itself, whatever it is, to ask what it is.
+    fn open_node(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        self.with_room(|| self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW))
+    }
+
+    /// Opens something, and once more without the cached files if there are no descriptors left: those hold most of
+    /// them.
+    fn with_room(&self, open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+        match open() {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                self.files.clear();
+                open()
+            }
+            done => done,
+        }
+    }
+
+    /// The entry of the directory that `path`, a [`Store::host_path`], lies in: for a store, the store path.
+    pub fn entry_of<'p>(&self, path: &'p Path) -> &'p OsStr {
+        let inside = path.strip_prefix(&self.path).unwrap_or(path);
+        let first = inside.components().next();
+        first.map_or(inside.as_os_str(), |first| first.as_os_str())
     }
 
     fn error(&self, path: &[u8], action: &'static str, errno: Errno) -> StoreError {

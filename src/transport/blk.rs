@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
@@ -28,6 +29,9 @@ use crate::image::Image;
 
 /// More threads than this do not make one VM faster: a guest's reads are few and short.
 const DEFAULT_THREADS_MAX: usize = 4;
+
+/// Descriptors that a worker needs besides those of queues: its own, a few memory regions, and some for store files.
+const OTHER_FDS: u64 = 40;
 
 /// How one VM's disk is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +76,7 @@ type ExitEvent = (EventConsumer, EventNotifier);
 pub struct BlkDevice {
     engine: Arc<Engine>,
     config: ConfigSpace,
+    queues: u16,
     /// One for each thread, which alone takes it.
     habits: Vec<Mutex<Habit>>,
     /// Made in advance: a thread without one could never be joined.
@@ -102,11 +107,13 @@ impl BlkDevice {
                 poller: Poller::new(options.poll),
             })
         };
-        let config = ConfigSpace::new(image.len_bytes());
+        let queues = affordable_queues();
+        let config = ConfigSpace::new(image.len_bytes(), queues);
         let serial = options.padded_serial();
         Ok(Self {
             engine: Arc::new(Engine::new(Disk { image, serial }, memory, threads)),
             config,
+            queues,
             habits: (0..threads).map(habit).collect(),
             exits: Mutex::new(exits),
             addressed: AtomicBool::new(false),
@@ -145,12 +152,20 @@ impl BlkDevice {
     }
 }
 
+/// As many queues as this process has descriptors for, two each. A frontend is told when it wants more; if one of its
+/// descriptors could not be received, `vhost` 0.18 would forget the message and leave it waiting for the answer.
+fn affordable_queues() -> u16 {
+    let limit = getrlimit(Resource::Nofile).current;
+    let rest = limit.unwrap_or(u64::MAX).saturating_sub(OTHER_FDS) / 2;
+    u16::try_from(rest).unwrap_or(QUEUES).clamp(1, QUEUES)
+}
+
 impl VhostUserBackend for BlkDevice {
     type Bitmap = ();
     type Vring = Ring;
 
     fn num_queues(&self) -> usize {
-        usize::from(QUEUES)
+        usize::from(self.queues)
     }
 
     fn max_queue_size(&self) -> usize {

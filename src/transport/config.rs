@@ -64,8 +64,8 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// For a disk of `disk_len_bytes`, of which whole sectors count.
-    pub fn new(disk_len_bytes: u64) -> Self {
+    /// For a disk of `disk_len_bytes`, of which whole sectors count, with `queues` queues.
+    pub fn new(disk_len_bytes: u64, queues: u16) -> Self {
         let mut space = Self {
             bytes: [0; CONFIG_BYTES],
         };
@@ -75,7 +75,7 @@ impl ConfigSpace {
         space.put(24, &[PHYSICAL_BLOCK_EXP]);
         space.put(26, &(1u16 << PHYSICAL_BLOCK_EXP).to_le_bytes()); // min_io_size, in logical blocks
         space.put(28, &(OPT_IO_BYTES / BLOCK_BYTES).to_le_bytes()); // opt_io_size, in logical blocks
-        space.put(34, &QUEUES.to_le_bytes());
+        space.put(34, &queues.to_le_bytes());
         space
     }
 
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn fields_are_where_virtio_puts_them() {
-        let space = ConfigSpace::new(16 << 40);
+        let space = ConfigSpace::new(16 << 40, QUEUES);
         assert_eq!(space.read(0, 8), (32u64 << 30).to_le_bytes());
         assert_eq!(space.read(12, 4), 126u32.to_le_bytes());
         assert_eq!(space.read(20, 4), 512u32.to_le_bytes());
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn any_range_is_answered_in_full() {
-        let space = ConfigSpace::new(1 << 30);
+        let space = ConfigSpace::new(1 << 30, QUEUES);
         assert_eq!(space.read(0, 57).len(), 57);
         assert_eq!(space.read(0, 60).len(), 60);
         assert_eq!(space.read(90, 256), [0; 256]);

@@ -203,7 +203,8 @@ impl Engine {
             counters.count(&outcome);
         }
         if let Err(error) = &outcome.result {
-            self.warn(Trouble::Request, error);
+            let culprit = error.culprit(&self.disk.image);
+            tell(self.limit.pass_request(culprit), error);
         }
         outcome.done
     }
@@ -217,11 +218,16 @@ impl Engine {
     }
 
     fn warn(&self, trouble: Trouble, error: &dyn std::error::Error) {
-        match self.limit.pass(trouble) {
-            Some(0) => tracing::warn!("{error}"),
-            Some(dropped) => tracing::warn!("{error} ({dropped} more like it)"),
-            None => {}
-        }
+        tell(self.limit.pass(trouble), error);
+    }
+}
+
+/// Logs, as the limit has it.
+fn tell(passed: Option<u64>, error: &dyn std::error::Error) {
+    match passed {
+        Some(0) => tracing::warn!("{error}"),
+        Some(dropped) => tracing::warn!("{error} ({dropped} more like it)"),
+        None => {}
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`RequestError::status`] is the only place where an error becomes a status byte, and `finish` the only one
 //! that writes it.
 
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -31,6 +32,14 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// The path of the store that is at fault, if one is.
+    pub fn culprit(&self, image: &Image) -> Option<&OsStr> {
+        match self {
+            Self::Read(error) => image.culprit(error),
+            Self::Refused(_) | Self::Guest(_) | Self::Underway => None,
+        }
+    }
+
     /// What the guest gets to know.
     pub fn status(&self) -> Status {
         match self {
@@ -260,7 +269,7 @@ impl Fill<'_> {
             .writer
             .read_file(file.as_fd(), offset, len_bytes, self.patience)
         {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(file.check().map_err(ReadError::from)?),
             Err(FileFault::Guest(fault)) => Err(fault.into()),
             Err(FileFault::WouldBlock) => Err(RequestError::Underway),
             Err(FileFault::Host(errno)) => Err(ReadError::from(file.fault(errno)).into()),

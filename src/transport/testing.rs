@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
 use virtio_queue::mock::MockSplitQueue;
@@ -57,11 +59,13 @@ const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
 const BUFFERS: u64 = 0x4000;
 const BUFFER_BYTES: u32 = 16;
+/// Two indirect descriptors for each head.
+const TABLES: u64 = 0x6000;
 
 /// Content of a buffer that the device has filled.
 pub const ANSWER: [u8; 16] = [0; 16];
 
-/// A driver whose requests are one writable buffer each.
+/// A driver whose requests are one writable buffer each, every second one in two parts and by an indirect table.
 pub struct Driver {
     memory: Memory,
     size: u16,
@@ -113,8 +117,10 @@ impl Driver {
             self.memory
                 .write_slice(&[0xee; BUFFER_BYTES as usize], buffer)
                 .unwrap();
-            let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
-            let descriptor = Descriptor::new(buffer.0, BUFFER_BYTES, flags, 0);
+            let descriptor = match self.next_avail % 2 {
+                0 => Descriptor::new(buffer.0, BUFFER_BYTES, flags(false, true), 0),
+                _ => self.indirect(head),
+            };
             let at = DESCRIPTORS + 16 * u64::from(head);
             self.memory.write_obj(descriptor, GuestAddress(at)).unwrap();
             let slot = AVAIL + 4 + 2 * u64::from(self.next_avail % self.size);
@@ -126,6 +132,29 @@ impl Driver {
             self.outstanding.insert(head);
             self.order.push_back(head);
         }
+    }
+
+    /// A descriptor of a table that names the head's buffer in two parts.
+    fn indirect(&self, head: u16) -> Descriptor {
+        const FIRST: u32 = 5;
+        let (table, buffer) = (TABLES + 32 * u64::from(head), buffer_of(head).0);
+        let parts = [
+            Descriptor::new(buffer, FIRST, flags(true, true), 1),
+            Descriptor::new(
+                buffer + u64::from(FIRST),
+                BUFFER_BYTES - FIRST,
+                flags(false, true),
+                0,
+            ),
+        ];
+        self.memory
+            .write_obj(parts[0], GuestAddress(table))
+            .unwrap();
+        self.memory
+            .write_obj(parts[1], GuestAddress(table + 16))
+            .unwrap();
+        let flags = u16::try_from(VRING_DESC_F_INDIRECT).unwrap();
+        Descriptor::new(table, 32, flags, 0)
     }
 
     /// Stores a used element without its index: death in the midst of publishing.

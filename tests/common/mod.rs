@@ -1,12 +1,17 @@
 //! What several integration tests share. Each test program uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod direct;
 pub mod nar;
 pub mod nasty;
 pub mod nix;
+pub mod proc;
 pub mod process;
+pub mod random;
 pub mod reader;
+pub mod small_store;
 pub mod tree;
+pub mod vm;
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

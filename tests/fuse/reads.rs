@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::common::direct::aligned;
 use super::common::{nar, tool, tree_image};
 use super::serve_tree;
 use super::server::{Server, run};
@@ -112,7 +113,7 @@ fn a_mebibyte_arrives_as_one_request() {
         .custom_flags(libc::O_DIRECT)
         .open(server.image())
         .unwrap();
-    file.read_exact_at(aligned(&mut vec![0; MIB + 4096]), DATA)
+    file.read_exact_at(aligned(&mut vec![0; MIB + 4096], MIB), DATA)
         .unwrap();
     let buffered = File::open(server.image()).unwrap();
     buffered
@@ -128,12 +129,6 @@ fn a_mebibyte_arrives_as_one_request() {
     assert!(whole >= 2, "{trace}");
 }
 
-/// A part of a buffer that direct I/O accepts.
-fn aligned(buffer: &mut [u8]) -> &mut [u8] {
-    let skip = buffer.as_ptr().align_offset(4096);
-    &mut buffer[skip..skip + MIB]
-}
-
 #[test]
 fn direct_reads_and_shared_mappings_work() {
     let (_dir, server) = small();
@@ -143,7 +138,7 @@ fn direct_reads_and_shared_mappings_work() {
         .open(server.image())
         .unwrap();
     let mut buffer = vec![0; MIB + 4096];
-    let got = aligned(&mut buffer);
+    let got = aligned(&mut buffer, MIB);
     direct.read_exact_at(got, DATA).unwrap();
     assert!(got.iter().all(|byte| *byte == PATTERN));
     assert!(mapped_bytes(&direct).iter().all(|byte| *byte == PATTERN));

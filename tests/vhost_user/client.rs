@@ -34,20 +34,27 @@ pub fn connect(socket: &Path, read_only: bool) -> Blkio {
 
 impl Client {
     pub fn start(socket: &Path, queues: usize) -> Self {
-        let mut device = connect(socket, true);
-        device
-            .set_i32("num-queues", i32::try_from(queues).unwrap())
-            .unwrap();
+        Self::try_start(socket, queues).unwrap()
+    }
+
+    /// The same with a server that may lack what so many queues need.
+    pub fn try_start(socket: &Path, queues: usize) -> Option<Self> {
+        let mut device = Blkio::new("virtio-blk-vhost-user").unwrap();
+        device.set_str("path", socket.to_str().unwrap()).unwrap();
+        device.set_bool("read-only", true).unwrap();
+        device.connect().ok()?;
+        let queues_wanted = i32::try_from(queues).unwrap();
+        device.set_i32("num-queues", queues_wanted).unwrap();
         let region = device.alloc_mem_region(queues * DEPTH * READ_MAX).unwrap();
-        let started = device.start().unwrap();
-        device.map_mem_region(&region).unwrap();
+        let started = device.start().ok()?;
+        device.map_mem_region(&region).ok()?;
         let memory = File::open(format!("/proc/self/fd/{}", region.fd)).unwrap();
-        Self {
+        Some(Self {
             queues: started.queues,
             device,
             region,
             memory,
-        }
+        })
     }
 
     /// Carries out up to [`DEPTH`] reads in one queue at once; returns the data, or an errno where a read failed.

@@ -3,8 +3,8 @@
 //! Numbers of messages are from QEMU's `docs/interop/vhost-user.rst`.
 
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -46,6 +46,24 @@ const DATA_IN_SLOT: u64 = 0x1000;
 /// How many requests can be under way.
 pub const SLOTS: u16 = 16;
 
+/// Where a guest's memory has its queue.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    pub memory_bytes: u64,
+    pub queue_size: u16,
+    pub descriptors: u64,
+    pub avail: u64,
+    pub used: u64,
+}
+
+const LAYOUT: Layout = Layout {
+    memory_bytes: MEMORY_BYTES,
+    queue_size: QUEUE,
+    descriptors: DESCRIPTORS,
+    avail: AVAIL,
+    used: USED,
+};
+
 /// A guest: memory with one queue in it. Lives longer than a connection.
 pub struct Guest {
     memory: GuestMemoryMmap,
@@ -66,6 +84,11 @@ impl Guest {
             backing,
             avail: 0,
         }
+    }
+
+    /// Cuts the file behind the memory: whoever touches it gets SIGBUS, this process too.
+    pub fn cut_memory(&self) {
+        self.backing.set_len(0).unwrap();
     }
 
     fn slot(slot: u16) -> u64 {
@@ -151,85 +174,106 @@ pub struct Frontend {
     stream: UnixStream,
     kick: EventFd,
     pub call: EventFd,
+    layout: Layout,
 }
 
 impl Frontend {
     pub fn connect(socket: &Path) -> Self {
-        let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        Self {
-            stream: UnixStream::connect(socket).unwrap(),
-            kick: event(),
-            call: event(),
-        }
+        Self::try_connect(socket, LAYOUT).unwrap()
+    }
+
+    fn try_connect(socket: &Path, layout: Layout) -> io::Result<Self> {
+        let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK);
+        Ok(Self {
+            stream: UnixStream::connect(socket)?,
+            kick: event()?,
+            call: event()?,
+            layout,
+        })
     }
 
     /// Sets everything up and enables the queue, accepting `features`.
     pub fn start(socket: &Path, guest: &Guest, features: u64) -> Self {
-        let frontend = Self::connect(socket);
-        frontend.negotiate(features);
-        frontend.share_memory(guest);
-        frontend.start_queue();
+        Self::try_start(socket, &guest.backing, LAYOUT, features).unwrap()
+    }
+
+    /// The same with any memory, and a device that may go away meanwhile.
+    pub fn try_start(
+        socket: &Path,
+        memory: &File,
+        layout: Layout,
+        features: u64,
+    ) -> io::Result<Self> {
+        let frontend = Self::try_connect(socket, layout)?;
+        frontend.try_negotiate(features)?;
+        frontend.share_memory(memory)?;
+        frontend.try_start_queue()?;
         if features & F_PROTOCOL_FEATURES != 0 {
-            frontend.send(SET_VRING_ENABLE, &words32(&[0, 1]), &[]);
+            frontend.send(SET_VRING_ENABLE, &words32(&[0, 1]), &[])?;
         }
-        frontend
+        Ok(frontend)
     }
 
     pub fn negotiate(&self, features: u64) {
-        self.send(SET_OWNER, &[], &[]);
-        let offered = self.ask_u64(GET_FEATURES);
-        assert_eq!(offered & features, features);
-        if features & F_PROTOCOL_FEATURES != 0 {
-            let protocol = self.ask_u64(GET_PROTOCOL_FEATURES);
-            // CONFIG, without REPLY_ACK: nothing here waits for acknowledgements.
-            self.send(
-                SET_PROTOCOL_FEATURES,
-                &(protocol & 1 << 9).to_le_bytes(),
-                &[],
-            );
-        }
-        self.send(SET_FEATURES, &features.to_le_bytes(), &[]);
+        self.try_negotiate(features).unwrap();
     }
 
-    fn share_memory(&self, guest: &Guest) {
+    fn try_negotiate(&self, features: u64) -> io::Result<()> {
+        self.send(SET_OWNER, &[], &[])?;
+        let offered = self.ask_u64(GET_FEATURES)?;
+        assert_eq!(offered & features, features);
+        if features & F_PROTOCOL_FEATURES != 0 {
+            let protocol = self.ask_u64(GET_PROTOCOL_FEATURES)?;
+            // CONFIG, without REPLY_ACK: nothing here waits for acknowledgements.
+            let wanted = (protocol & 1 << 9).to_le_bytes();
+            self.send(SET_PROTOCOL_FEATURES, &wanted, &[])?;
+        }
+        self.send(SET_FEATURES, &features.to_le_bytes(), &[])
+    }
+
+    fn share_memory(&self, memory: &File) -> io::Result<()> {
         let mut table = words32(&[1, 0]);
-        table.extend(words64(&[0, MEMORY_BYTES, USER_ADDRESS, 0]));
-        self.send(SET_MEM_TABLE, &table, &[guest.backing.as_raw_fd()]);
+        table.extend(words64(&[0, self.layout.memory_bytes, USER_ADDRESS, 0]));
+        self.send(SET_MEM_TABLE, &table, &[memory.as_raw_fd()])
     }
 
     pub fn start_queue(&self) {
-        self.send(SET_VRING_NUM, &words32(&[0, u32::from(QUEUE)]), &[]);
+        self.try_start_queue().unwrap();
+    }
+
+    fn try_start_queue(&self) -> io::Result<()> {
+        let Layout {
+            queue_size,
+            descriptors,
+            avail,
+            used,
+            ..
+        } = self.layout;
+        self.send(SET_VRING_NUM, &words32(&[0, u32::from(queue_size)]), &[])?;
         // A base that is wrong on purpose.
-        self.send(SET_VRING_BASE, &words32(&[0, 4711]), &[]);
+        self.send(SET_VRING_BASE, &words32(&[0, 4711]), &[])?;
         let mut addresses = words32(&[0, 0]);
         addresses.extend(words64(
-            &[DESCRIPTORS, USED, AVAIL, 0].map(|at| USER_ADDRESS + at),
+            &[descriptors, used, avail, 0].map(|at| USER_ADDRESS + at),
         ));
-        self.send(SET_VRING_ADDR, &addresses, &[]);
-        self.send(
-            SET_VRING_KICK,
-            &0u64.to_le_bytes(),
-            &[self.kick.as_raw_fd()],
-        );
-        self.send(
-            SET_VRING_CALL,
-            &0u64.to_le_bytes(),
-            &[self.call.as_raw_fd()],
-        );
+        self.send(SET_VRING_ADDR, &addresses, &[])?;
+        let queue = 0u64.to_le_bytes();
+        self.send(SET_VRING_KICK, &queue, &[self.kick.as_raw_fd()])?;
+        self.send(SET_VRING_CALL, &queue, &[self.call.as_raw_fd()])
     }
 
     /// Stops the queue; returns the base that the device would go on from.
     pub fn stop_queue(&self) -> u32 {
-        self.send(GET_VRING_BASE, &words32(&[0, 0]), &[]);
-        let answer = self.receive();
+        self.send(GET_VRING_BASE, &words32(&[0, 0]), &[]).unwrap();
+        let answer = self.receive().unwrap();
         u32::from_le_bytes(answer[4..8].try_into().unwrap())
     }
 
     pub fn config(&self, offset: u32, size: u32) -> Vec<u8> {
         let mut request = words32(&[offset, size, 0]);
         request.resize(12 + size as usize, 0);
-        self.send(GET_CONFIG, &request, &[]);
-        self.receive()[12..].to_vec()
+        self.send(GET_CONFIG, &request, &[]).unwrap();
+        self.receive().unwrap()[12..].to_vec()
     }
 
     pub fn kick(&self) {
@@ -241,27 +285,36 @@ impl Frontend {
         matches!((&self.stream).read(&mut [0; 1]), Ok(0) | Err(_))
     }
 
-    fn ask_u64(&self, request: u32) -> u64 {
-        self.send(request, &[], &[]);
-        u64::from_le_bytes(self.receive().try_into().unwrap())
+    /// Readable when the device says something or hangs up.
+    pub fn connection(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
-    fn send(&self, request: u32, payload: &[u8], fds: &[RawFd]) {
+    fn ask_u64(&self, request: u32) -> io::Result<u64> {
+        self.send(request, &[], &[])?;
+        let answer = self.receive()?.try_into();
+        Ok(u64::from_le_bytes(answer.unwrap()))
+    }
+
+    fn send(&self, request: u32, payload: &[u8], fds: &[RawFd]) -> io::Result<()> {
         let len = u32::try_from(payload.len()).unwrap();
         let mut message = words32(&[request, 1, len]);
         message.extend(payload);
-        // A device that has hung up is noticed when an answer is missing.
         let sent = self.stream.send_with_fds(&[message.as_slice()], fds);
-        assert!(sent.is_ok_and(|count| count == message.len()) || self.is_closed());
+        // A device that has hung up is noticed when an answer is missing.
+        if sent.is_ok_and(|count| count == message.len()) || self.is_closed() {
+            return Ok(());
+        }
+        Err(ErrorKind::WriteZero.into())
     }
 
-    fn receive(&self) -> Vec<u8> {
+    fn receive(&self) -> io::Result<Vec<u8>> {
         let mut header = [0; 12];
-        (&self.stream).read_exact(&mut header).unwrap();
+        (&self.stream).read_exact(&mut header)?;
         let len = u32::from_le_bytes(header[8..].try_into().unwrap());
         let mut payload = vec![0; len as usize];
-        (&self.stream).read_exact(&mut payload).unwrap();
-        payload
+        (&self.stream).read_exact(&mut payload)?;
+        Ok(payload)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `lazystore serve` as a child process.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::common::process::{children, first_line, wait_for};
+use crate::common::proc::children;
+use crate::common::process::{first_line, wait_for};
 
 /// A tree to serve: files of many sizes in two directories.
 pub fn tree() -> TempDir {
@@ -29,20 +31,26 @@ pub fn tree() -> TempDir {
 
 /// The command, without having been started.
 pub fn command(tree: &Path, socket: &Path, extra: &[&str]) -> Command {
-    let mut command = serve(socket);
-    command.arg("--tree").arg(tree).args(extra);
-    command
+    let closure = ["--tree".as_ref(), tree.as_os_str()];
+    command_after(&[], &closure, socket, extra)
 }
 
-/// A command that serves at `socket`, and still lacks the closure.
-pub fn serve(socket: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
-    command
-        .arg("serve")
-        .arg("--vhost-user")
-        .arg(socket)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+/// The command with any closure, run by another one such as `prlimit ...`, which `before` is.
+pub fn command_after<A: AsRef<OsStr>>(
+    before: &[&str],
+    closure: &[A],
+    socket: &Path,
+    extra: &[&str],
+) -> Command {
+    let words = before
+        .iter()
+        .copied()
+        .chain([env!("CARGO_BIN_EXE_lazystore")]);
+    let words: Vec<&str> = words.collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).arg("serve").args(closure);
+    command.arg("--vhost-user").arg(socket).args(extra);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -56,35 +64,32 @@ pub struct Server {
 impl Server {
     /// Starts a server at a path of its own and waits until it listens.
     pub fn start(tree: &Path, extra: &[&str]) -> Self {
-        Self::start_command(|socket| command(tree, socket, extra))
-    }
-
-    /// As [`Server::start`], with a command that serves at the socket it is given.
-    pub fn start_command(command: impl FnOnce(&Path) -> Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
-        let child = ready(command(&socket));
+        Self::run(command(tree, &socket, extra), socket, dir)
+    }
+
+    /// Starts a server with any closure; `before` as in [`command_after`].
+    pub fn start_after<A: AsRef<OsStr>>(before: &[&str], closure: &[A], extra: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("disk.sock");
+        Self::run(command_after(before, closure, &socket, extra), socket, dir)
+    }
+
+    /// Starts `command`, which listens at `socket` in `dir`.
+    pub fn run(command: Command, socket: PathBuf, dir: TempDir) -> Self {
         Self {
-            child,
+            child: start(command),
             socket,
             _dir: dir,
         }
     }
 
-    /// As [`Server::start`], with a umask for all that it makes.
-    pub fn start_with_umask(umask: &str, tree: &Path, extra: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("disk.sock");
-        let serve = command(tree, &socket, extra);
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "umask $0; exec \"$@\"", umask]);
-        shell.arg(serve.get_program()).args(serve.get_args());
-        shell.stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self {
-            child: ready(shell),
-            socket,
-            _dir: dir,
-        }
+    /// Kills the server, and with it its workers, and starts another one in its place as a supervisor would.
+    pub fn kill_and_restart(&mut self, command: Command) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = start(command);
     }
 
     pub fn pid(&self) -> Pid {
@@ -134,11 +139,10 @@ impl Drop for Server {
 
 /// Starts a server and waits until it says that it listens.
 pub fn start_at(tree: &Path, socket: &Path, extra: &[&str]) -> Child {
-    ready(command(tree, socket, extra))
+    start(command(tree, socket, extra))
 }
 
-/// Starts a server's command and waits until it says that it is ready.
-fn ready(mut command: Command) -> Child {
+fn start(mut command: Command) -> Child {
     let mut child = command.spawn().unwrap();
     let line = first_line(&mut child);
     assert!(line.starts_with("ready "), "{line:?}");

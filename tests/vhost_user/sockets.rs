@@ -94,7 +94,10 @@ fn mode_and_group_are_what_was_asked_for_whatever_the_umask() {
     ];
     for umask in ["000", "077", "777"] {
         for (options, mode, gid) in cases {
-            let server = Server::start_with_umask(umask, tree.path(), options);
+            let shell = format!("umask {umask}; exec \"$@\"");
+            let before = ["sh", "-c", &shell, "sh"];
+            let closure = ["--tree".as_ref(), tree.path().as_os_str()];
+            let server = Server::start_after(&before, &closure, options);
             let file = fs::metadata(&server.socket).unwrap();
             assert_eq!(
                 file.permissions().mode() & 0o777,

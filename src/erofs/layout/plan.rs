@@ -3,6 +3,8 @@
 //! All addresses are relative to the path's own ranges, so that a plan does not depend on what else is on
 //! the disk. Nodes are kept in flat arrays of small records: a NixOS system has hundreds of thousands.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use super::attributes::{Attributes, mode_type};
 use crate::erofs::dirent::{Dots, Slot};
 use crate::erofs::format::{BLOCK_LEN_BYTES, COMPACT_LEN, EXTENDED_LEN, SLOT_LEN, SLOTS_PER_BLOCK};
@@ -331,6 +333,20 @@ impl Plan {
         };
         let dots = dir.dots;
         (first..end).map(move |index| dots.slot(index))
+    }
+
+    /// A digest of all that was placed, and of what must not change. Only plans of one process and of the same path can
+    /// be compared by it.
+    pub fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for node in &self.nodes {
+            let stamp = (node.kind == FileKind::Regular).then(|| node.stamp());
+            let shown = self.attributes.mtime(node.mtime_sec, node.mtime_nsec);
+            (node.kind, node.permissions, node.size, shown, stamp).hash(&mut hasher);
+            (node.parent, node.owner, node.name_len).hash(&mut hasher);
+        }
+        (&self.owners, &self.bytes).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Rough heap size, for the cache.

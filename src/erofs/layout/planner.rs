@@ -91,6 +91,11 @@ impl Planner {
         self.plan.dirs.get(self.listed as usize).map(|dir| dir.node)
     }
 
+    /// How many directories have been listed.
+    pub fn listed(&self) -> DirIndex {
+        self.listed
+    }
+
     /// Nothing is left to list.
     pub fn is_complete(&self) -> bool {
         self.next_dir().is_none()

@@ -1,0 +1,58 @@
+//! What `/proc` says of a process.
+
+use std::fs;
+use std::path::PathBuf;
+
+use nix::unistd::Pid;
+
+fn of(pid: Pid, file: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{file}"))
+}
+
+fn entries(pid: Pid, dir: &str) -> usize {
+    fs::read_dir(of(pid, dir)).map_or(0, Iterator::count)
+}
+
+/// Open file descriptors.
+pub fn fds(pid: Pid) -> usize {
+    entries(pid, "fd")
+}
+
+/// Threads.
+pub fn threads(pid: Pid) -> usize {
+    entries(pid, "task")
+}
+
+/// Child processes, zombies included.
+pub fn children(pid: Pid) -> Vec<Pid> {
+    let children = fs::read_to_string(of(pid, &format!("task/{pid}/children"))).unwrap_or_default();
+    children
+        .split_whitespace()
+        .map(|pid| Pid::from_raw(pid.parse().unwrap()))
+        .collect()
+}
+
+/// Memory that no other process shares, in KiB; zero when the process is gone.
+pub fn private_kib(pid: Pid) -> u64 {
+    kib(pid, "Private_")
+}
+
+/// The part of it that was written to. The rest are pages of programs, which are private as long as nobody else happens
+/// to run the same one: no measure of growth.
+pub fn written_kib(pid: Pid) -> u64 {
+    kib(pid, "Private_Dirty")
+}
+
+fn kib(pid: Pid, field: &str) -> u64 {
+    let rollup = fs::read_to_string(of(pid, "smaps_rollup")).unwrap_or_default();
+    let private = rollup.lines().filter(|line| line.starts_with(field));
+    private
+        .map(|line| {
+            line.split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        })
+        .sum()
+}

@@ -1,0 +1,163 @@
+//! A store that a test makes, breaks and mends, and its disk as it was when it was whole.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use lazystore::closure::{Closure, Source, StoreLocation};
+use lazystore::erofs::layout::space::Region;
+use lazystore::image::{Image, ImageOptions, Place};
+use tempfile::TempDir;
+
+use super::nar;
+
+/// Unit of EROFS.
+const BLOCK: u64 = 4096;
+
+/// A chroot store with lists as closureInfo makes them.
+pub struct SmallStore {
+    dir: TempDir,
+    names: Vec<String>,
+}
+
+/// What a path of the store says on the disk.
+#[derive(Debug, Clone)]
+pub struct FileOnDisk {
+    /// Beneath the store directory.
+    pub path: String,
+    /// Its bytes on the disk, without padding.
+    pub range: Range<u64>,
+    pub content: Vec<u8>,
+}
+
+impl SmallStore {
+    /// A store with these paths, each with the files that [`fill`] makes.
+    pub fn new(names: &[&str]) -> Self {
+        let store = Self {
+            dir: tempfile::tempdir().unwrap(),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        fs::create_dir_all(store.store()).unwrap();
+        for (seed, name) in names.iter().enumerate() {
+            fill(&store.store().join(name), seed);
+        }
+        store.register(&BTreeMap::new());
+        store
+    }
+
+    /// A store with `count` paths that are one small file each.
+    pub fn of_small_paths(count: usize) -> Self {
+        let store = Self {
+            dir: tempfile::tempdir().unwrap(),
+            names: (0..count)
+                .map(|number| format!("{number:032}-path"))
+                .collect(),
+        };
+        fs::create_dir_all(store.store()).unwrap();
+        for name in &store.names {
+            fs::write(store.store().join(name), name).unwrap();
+        }
+        store.register(&BTreeMap::new());
+        store
+    }
+
+    /// Writes the lists; `sizes` replaces NAR sizes.
+    pub fn register(&self, sizes: &BTreeMap<&str, u64>) {
+        let (mut list, mut registration) = (String::new(), String::new());
+        for name in &self.names {
+            let size = nar::size_bytes(&self.store().join(name));
+            let size = sizes.get(name.as_str()).copied().unwrap_or(size);
+            list += &format!("/nix/store/{name}\n");
+            let hash = "0".repeat(64);
+            registration += &format!("/nix/store/{name}\nsha256:{hash}\n{size}\n\n0\n");
+        }
+        fs::write(self.root().join("store-paths"), list).unwrap();
+        fs::write(self.root().join("registration"), registration).unwrap();
+    }
+
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.root().join("nix/store")
+    }
+
+    /// The options that serve it.
+    pub fn args(&self) -> Vec<String> {
+        let root = self.root().to_str().unwrap().to_owned();
+        let closure_info = ["--closure-info".to_owned(), root.clone()];
+        closure_info
+            .into_iter()
+            .chain(["--store-root".to_owned(), root])
+            .collect()
+    }
+
+    /// A disk of its own.
+    pub fn image(&self) -> Image {
+        let location = StoreLocation {
+            store_root: Some(self.root().to_owned()),
+            ..StoreLocation::default()
+        };
+        let source = Source::ClosureInfo(self.root().to_owned());
+        let closure = Closure::load(&source, &location).unwrap();
+        Image::new(&closure, &ImageOptions::default()).unwrap()
+    }
+
+    /// Every file that has bytes on the disk, small ones behind their inodes included.
+    pub fn files(&self, image: &Image) -> Vec<FileOnDisk> {
+        let regions = image.space().regions().iter();
+        regions
+            .flat_map(|region| self.files_of(image, region))
+            .collect()
+    }
+
+    /// Those of one path.
+    pub fn files_of(&self, image: &Image, region: &Region) -> Vec<FileOnDisk> {
+        let parts = [&region.meta, &region.data];
+        parts
+            .into_iter()
+            .flat_map(|blocks| self.files_in(image, blocks))
+            .collect()
+    }
+
+    fn files_in(&self, image: &Image, blocks: &Range<u32>) -> Vec<FileOnDisk> {
+        let (mut at, end) = (
+            BLOCK * u64::from(blocks.start),
+            BLOCK * u64::from(blocks.end),
+        );
+        let mut files = Vec::new();
+        while at < end {
+            let spot = image.locate(at).unwrap();
+            at = spot.range.end;
+            if let Place::Data(file) | Place::InlineData(file) = spot.place {
+                let path = String::from_utf8(file.path).unwrap();
+                files.push(FileOnDisk {
+                    content: fs::read(self.store().join(&path)).unwrap(),
+                    range: spot.range,
+                    path,
+                });
+            }
+        }
+        files
+    }
+}
+
+/// Files of many sizes in a few directories; `seed` makes their content differ from that of others.
+fn fill(path: &Path, seed: usize) {
+    for (dir, lens) in [
+        ("lib", &[900, 5000, 40_000, 300_000][..]),
+        ("lib/deep", &[4096, 70_001]),
+        ("share", &[17]),
+    ] {
+        let dir = path.join(dir);
+        fs::create_dir_all(&dir).unwrap();
+        for len in lens {
+            let content: Vec<u8> = (0..*len)
+                .map(|i| u8::try_from((i * 31 + seed * 101 + len) % 251).unwrap())
+                .collect();
+            fs::write(dir.join(format!("file{len}")), content).unwrap();
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Guests, as `scripts/vm` boots them.
+
+use std::path::Path;
+use std::process::Command;
+
+/// A script of this project.
+pub fn script(name: &str) -> Command {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+    Command::new(scripts.join(name))
+}
+
+/// What a guest found out.
+pub fn fact(out: &Path, name: &str) -> String {
+    let facts = std::fs::read_to_string(out.join("facts")).unwrap();
+    let mut values = facts.lines().rev().filter_map(|line| line.split_once('='));
+    let found = values.find(|(key, _)| *key == name);
+    found
+        .unwrap_or_else(|| panic!("no {name} in {facts}"))
+        .1
+        .to_owned()
+}

@@ -1,0 +1,422 @@
+//! Faults in the store while it is served: an I/O error and a line in the log, never wrong bytes, and no harm to
+//! anything else; and when the fault goes away, reads work again. Each is injected for real.
+// A helper that cannot go on should panic, as a test does.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "vhost_user/client.rs"]
+#[allow(dead_code)]
+mod client;
+mod common;
+#[path = "faults/flaky.rs"]
+mod flaky;
+#[path = "fuse/server.rs"]
+#[allow(dead_code)]
+mod fuse_server;
+#[path = "faults/readers.rs"]
+mod readers;
+#[path = "faults/resources.rs"]
+mod resources;
+#[path = "vhost_user/server.rs"]
+#[allow(dead_code)]
+mod server;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use lazystore::image::Image;
+use nix::sys::signal::Signal;
+
+use common::process::wait_for;
+use common::small_store::{FileOnDisk, SmallStore};
+use flaky::Flaky;
+use fuse_server::Place;
+use readers::{Found, Reader};
+use server::Server;
+
+const NEIGHBOUR: &str = "zzz-neighbour";
+
+/// A store that is served in both ways.
+struct Served {
+    files: Vec<FileOnDisk>,
+    server: Server,
+    place: Place,
+}
+
+impl Served {
+    /// Serves `closure`, whose disk is that of `image`; `before` as in [`server::command_after`].
+    fn start(store: &SmallStore, image: &Image, before: &[&str], closure: &[String]) -> Self {
+        let place = Place::new();
+        let mount = place.path().to_str().unwrap().to_owned();
+        Self {
+            files: store.files(image),
+            server: Server::start_after(before, closure, &["--fuse", &mount]),
+            place,
+        }
+    }
+
+    fn readers(&self) -> [Reader; 2] {
+        let image = self.place.path().join("nix-store.img");
+        [Reader::socket(&self.server.socket), Reader::file(&image)]
+    }
+
+    fn file(&self, path: &str) -> &FileOnDisk {
+        let found = self.files.iter().find(|file| file.path == path);
+        found.unwrap_or_else(|| panic!("{path} is not on the disk"))
+    }
+
+    /// All files of one path are right.
+    fn check_path(&self, reader: &Reader, path: &str) {
+        let files = self.files.iter().filter(|file| file.path.starts_with(path));
+        let right = files.map(|file| assert_eq!(reader.look(file), Found::Right, "{}", file.path));
+        assert!(right.count() > 5);
+    }
+
+    /// Ends the server; returns its warnings and errors.
+    fn end(self) -> Vec<String> {
+        self.server.signal(Signal::SIGTERM);
+        let (status, log) = self.server.end();
+        assert!(status.success(), "{log}");
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("WARN") || line.contains("ERROR"));
+        lines.map(str::to_owned).collect()
+    }
+}
+
+/// How a file or its path goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    PathVanishes,
+    Vanishes,
+    Shrinks,
+    Grows,
+    IsWrittenTo,
+    BecomesSymlink,
+    BecomesDirectory,
+    IsReplaced,
+}
+
+const FAULTS: [(Fault, &str); 8] = [
+    (Fault::PathVanishes, "aaa-path-vanishes"),
+    (Fault::Vanishes, "bbb-vanishes"),
+    (Fault::Shrinks, "ccc-shrinks"),
+    (Fault::Grows, "ddd-grows"),
+    (Fault::IsWrittenTo, "eee-is-written-to"),
+    (Fault::BecomesSymlink, "fff-becomes-symlink"),
+    (Fault::BecomesDirectory, "ggg-becomes-directory"),
+    (Fault::IsReplaced, "hhh-is-replaced"),
+];
+
+/// A fault that can be undone.
+struct Injected {
+    fault: Fault,
+    /// What is moved away or written to.
+    place: PathBuf,
+    aside: PathBuf,
+    content: Vec<u8>,
+    mtime: SystemTime,
+}
+
+impl Fault {
+    /// The same open file goes wrong, not only what its name leads to.
+    fn is_in_place(self) -> bool {
+        matches!(self, Self::Shrinks | Self::Grows | Self::IsWrittenTo)
+    }
+
+    fn inject(self, store: &SmallStore, path: &str, file: &str) -> Injected {
+        let place = match self {
+            Self::PathVanishes => store.store().join(path),
+            _ => store.store().join(file),
+        };
+        let injected = Injected {
+            fault: self,
+            aside: store.root().join("aside"),
+            content: fs::read(&place).unwrap_or_default(),
+            mtime: fs::metadata(&place).unwrap().modified().unwrap(),
+            place,
+        };
+        injected.apply(store);
+        injected
+    }
+}
+
+impl Injected {
+    fn apply(&self, store: &SmallStore) {
+        let (place, len) = (&self.place, self.content.len());
+        if !self.fault.is_in_place() {
+            fs::rename(place, &self.aside).unwrap();
+        }
+        match self.fault {
+            Fault::PathVanishes | Fault::Vanishes => {}
+            Fault::Shrinks => set_len(place, len as u64 / 2),
+            Fault::Grows => set_len(place, len as u64 + 1),
+            Fault::IsWrittenTo => fs::write(place, vec![0xbd; len]).unwrap(),
+            Fault::BecomesSymlink => {
+                // To a file outside, with what was planned in every way that can be seen without reading.
+                let outside = store.root().join("outside");
+                fs::write(&outside, vec![0xbd; len]).unwrap();
+                File::options()
+                    .write(true)
+                    .open(&outside)
+                    .unwrap()
+                    .set_modified(self.mtime)
+                    .unwrap();
+                symlink(&outside, place).unwrap();
+            }
+            Fault::BecomesDirectory => fs::create_dir(place).unwrap(),
+            Fault::IsReplaced => fs::write(place, vec![0xbd; len]).unwrap(),
+        }
+    }
+
+    fn heal(self) {
+        let place = &self.place;
+        match self.fault {
+            Fault::PathVanishes | Fault::Vanishes => {}
+            Fault::Shrinks | Fault::Grows | Fault::IsWrittenTo => {
+                fs::write(place, &self.content).unwrap();
+                let file = File::options().write(true).open(place).unwrap();
+                return file.set_modified(self.mtime).unwrap();
+            }
+            Fault::BecomesDirectory => fs::remove_dir(place).unwrap(),
+            Fault::BecomesSymlink | Fault::IsReplaced => fs::remove_file(place).unwrap(),
+        }
+        fs::rename(&self.aside, place).unwrap();
+    }
+}
+
+fn set_len(path: &Path, len: u64) {
+    File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_len(len)
+        .unwrap();
+}
+
+fn new_store() -> SmallStore {
+    let names: Vec<&str> = FAULTS
+        .iter()
+        .map(|(_, name)| *name)
+        .chain([NEIGHBOUR])
+        .collect();
+    SmallStore::new(&names)
+}
+
+/// A line about each of the paths, and few of them: each may have been told by the worker of the socket and by the
+/// file's.
+fn check_log(log: &[String], paths: &[&str]) {
+    for path in paths {
+        let about = log.iter().filter(|line| line.contains(path)).count();
+        assert!(about > 0, "nothing about {path}: {log:#?}");
+    }
+    assert!(!log.iter().any(|line| line.contains(NEIGHBOUR)), "{log:#?}");
+}
+
+/// Before anything of the path was read, so that neither a plan nor an open file helps.
+#[test]
+fn a_fault_in_what_nobody_has_read_is_an_error_until_it_goes_away() {
+    let store = new_store();
+    let served = Served::start(&store, &store.image(), &[], &store.args());
+    let readers = served.readers();
+    let mut count = 0;
+    for (fault, path) in FAULTS {
+        let file = served.file(&format!("{path}/lib/file40000"));
+        let planned = served.file(&format!("{path}/lib/file900"));
+        if fault != Fault::PathVanishes {
+            // The plan is there, the file was never opened.
+            readers
+                .iter()
+                .for_each(|reader| assert_eq!(reader.look(planned), Found::Right));
+        }
+        let injected = fault.inject(&store, path, &file.path);
+        for reader in &readers {
+            assert_eq!(reader.look(file), Found::Error, "{fault:?}");
+            served.check_path(reader, NEIGHBOUR);
+            count += 1;
+        }
+        injected.heal();
+        for reader in &readers {
+            served.check_path(reader, path);
+        }
+    }
+    println!("{count} faults, {count} errors, {count} times right again");
+    drop(readers);
+    let log = served.end();
+    check_log(&log, &FAULTS.map(|(_, path)| path));
+    assert!(log.len() <= 3 * count, "{log:#?}");
+}
+
+/// When everything is planned and open, what is served is right or an error; and a file that is not what was planned
+/// is an error, soon.
+#[test]
+fn a_fault_in_what_is_being_read_is_noticed_and_undone() {
+    let store = new_store();
+    let served = Served::start(&store, &store.image(), &[], &store.args());
+    let readers = served.readers();
+    let (mut errors, mut right) = (0, 0);
+    for (fault, path) in FAULTS {
+        let file = served.file(&format!("{path}/lib/file40000"));
+        for reader in &readers {
+            served.check_path(reader, path);
+        }
+        let injected = fault.inject(&store, path, &file.path);
+        for reader in &readers {
+            if fault.is_in_place() {
+                wait_for("an error", || {
+                    reader.range(&file.range).is_err().then_some(())
+                });
+                assert_eq!(reader.look(file), Found::Error);
+                errors += 1;
+            } else {
+                // The file that is open is still the one that was planned.
+                right += i32::from(reader.look(file) == Found::Right);
+            }
+            served.check_path(reader, NEIGHBOUR);
+        }
+        injected.heal();
+        for reader in &readers {
+            served.check_path(reader, path);
+        }
+    }
+    println!("{errors} faults noticed in open files, {right} times an open file outlived its name");
+    assert_eq!((errors, right), (6, 10));
+    drop(readers);
+    check_log(
+        &served.end(),
+        &["ccc-shrinks", "ddd-grows", "eee-is-written-to"],
+    );
+}
+
+#[test]
+fn a_wrong_nar_size_makes_one_path_an_error() {
+    let store = new_store();
+    store.register(&BTreeMap::from([("ccc-shrinks", 200)]));
+    let image = store.image();
+    let regions = image.space().regions();
+    let region = |path: &str| {
+        let found = regions
+            .iter()
+            .find(|region| &*region.name == path.as_bytes());
+        found.unwrap()
+    };
+    let data = 4096 * u64::from(region("ccc-shrinks").data.start);
+    let place = Place::new();
+    let mount = place.path().to_str().unwrap();
+    let server = Server::start_after(&[], &store.args(), &["--fuse", mount]);
+    let file = place.path().join("nix-store.img");
+    let readers = [Reader::socket(&server.socket), Reader::file(&file)];
+    let mut count = 0;
+    for reader in &readers {
+        for _ in 0..10 {
+            assert!(reader.range(&(data..data + 512)).is_err());
+            count += 1;
+        }
+        for path in ["bbb-vanishes", "ddd-grows"] {
+            let files = store.files_of(&image, region(path));
+            let right = |file: &FileOnDisk| assert_eq!(reader.look(file), Found::Right);
+            assert_eq!(files.iter().map(right).count(), 7);
+        }
+    }
+    drop(readers);
+    server.signal(Signal::SIGTERM);
+    let (_, log) = server.end();
+    let lines = log.lines().filter(|line| line.contains("ccc-shrinks"));
+    let lines: Vec<&str> = lines.collect();
+    println!(
+        "{count} reads of a path that outgrew its NAR size, {} lines",
+        lines.len()
+    );
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.contains("the registration is wrong")),
+        "{log}"
+    );
+    assert!((2..=8).contains(&lines.len()), "{log}");
+}
+
+/// Root may read everything, so somebody else serves.
+#[test]
+fn what_may_not_be_read_is_an_error_until_it_may() {
+    let store = new_store();
+    fs::set_permissions(store.root(), Permissions::from_mode(0o755)).unwrap();
+    let image = store.image();
+    let bin = tempfile::tempdir().unwrap();
+    let socket = bin.path().join("disk.sock");
+    let program = bin.path().join("lazystore");
+    fs::set_permissions(bin.path(), Permissions::from_mode(0o777)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_lazystore"), &program).unwrap();
+    let server = resources::start_as_nobody(&program, &store.args(), &socket);
+    let files = store.files(&image);
+    let reader = Reader::socket(&socket);
+    let look = |path: &str| reader.look(files.iter().find(|file| file.path == path).unwrap());
+    let (file, dir) = ("aaa-path-vanishes/lib/file40000", "bbb-vanishes/lib");
+    let mut count = 0;
+    for place in [file, dir] {
+        let place = store.store().join(place);
+        let mode = fs::metadata(&place).unwrap().permissions();
+        fs::set_permissions(&place, Permissions::from_mode(0o000)).unwrap();
+        let inside = if place.ends_with("lib") {
+            "bbb-vanishes/lib/file40000"
+        } else {
+            file
+        };
+        assert_eq!(look(inside), Found::Error);
+        assert_eq!(look("zzz-neighbour/lib/file40000"), Found::Right);
+        count += 1;
+        fs::set_permissions(&place, mode).unwrap();
+        assert_eq!(look(inside), Found::Right);
+    }
+    println!("{count} times without permission, {count} errors, {count} times right again");
+    drop(reader);
+    let log = server.end();
+    for path in ["aaa-path-vanishes", "bbb-vanishes"] {
+        let said = |line: &str| line.contains(path) && line.contains("Permission denied");
+        assert!(log.lines().any(said), "{log}");
+    }
+}
+
+/// A disk that fails, for file data and for directories.
+#[test]
+fn a_disk_that_fails_is_an_error_until_it_works() {
+    let store = new_store();
+    let image = store.image();
+    let flaky = Flaky::mount(store.root());
+    let mount = flaky.path().to_str().unwrap();
+    let closure = ["--closure-info", mount, "--store-root", mount].map(str::to_owned);
+    let served = Served::start(&store, &image, &[], &closure);
+    let readers = served.readers();
+    let mut count = 0;
+    for (round, (_, path)) in FAULTS.into_iter().enumerate() {
+        let file = served.file(&format!("{path}/lib/file40000"));
+        let (data, names) = (&flaky.switch.data, &flaky.switch.names);
+        if round % 2 == 0 {
+            readers
+                .iter()
+                .for_each(|reader| served.check_path(reader, path));
+            data.store(true, Ordering::Relaxed);
+        } else {
+            names.store(true, Ordering::Relaxed);
+        }
+        for reader in &readers {
+            assert_eq!(reader.look(file), Found::Error);
+            count += 1;
+        }
+        data.store(false, Ordering::Relaxed);
+        names.store(false, Ordering::Relaxed);
+        readers
+            .iter()
+            .for_each(|reader| served.check_path(reader, path));
+    }
+    let failed = flaky.switch.failed.load(Ordering::Relaxed);
+    println!(
+        "{failed} times EIO from the disk, {count} reads failed, all of them right afterwards"
+    );
+    assert!(failed >= count);
+    drop(readers);
+    check_log(&served.end(), &FAULTS.map(|(_, path)| path));
+}

@@ -1,0 +1,218 @@
+//! Nothing is lost when the process that serves a disk is killed, whenever that is.
+// A helper that cannot go on should panic, as a test does.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "recovery/driver.rs"]
+#[allow(dead_code)]
+mod driver;
+#[path = "vhost_user/frontend.rs"]
+#[allow(dead_code)]
+mod frontend;
+#[path = "vhost_user/server.rs"]
+#[allow(dead_code)]
+mod server;
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lazystore::image::Image;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use common::process::wait_for;
+use common::random::Random;
+use common::small_store::SmallStore;
+use common::tool;
+use driver::{Driver, Woken, places};
+use frontend::Frontend;
+use server::{Server, command_after};
+
+const NAMES: [&str; 4] = ["aaa-one", "bbb-two", "ccc-three", "ddd-four"];
+
+/// Keeps the ring full until the device hangs up, or nothing is under way and `enough` says so.
+fn drive(
+    driver: &mut Driver,
+    frontend: &Frontend,
+    image: &Image,
+    progress: &AtomicU64,
+    enough: impl Fn() -> bool,
+) -> Woken {
+    let places = places(image);
+    loop {
+        if !enough() {
+            driver.submit(32, &places);
+            frontend.kick();
+        } else if driver.under_way() == 0 {
+            return Woken::Interrupt;
+        }
+        if driver.wait(frontend) == Woken::Closed {
+            return Woken::Closed;
+        }
+        driver.take_back(image);
+        progress.store(driver.counts.answered, Ordering::Relaxed);
+    }
+}
+
+/// What was killed.
+#[derive(Debug, Default)]
+struct Kills {
+    workers: u32,
+    servers: u32,
+    /// Of both, how many before the connection had answered anything.
+    early: u32,
+}
+
+/// Kills workers and now and then the server, at random moments; ends after `most` kills.
+fn kill_often(server: &mut Server, store: &SmallStore, progress: &AtomicU64, most: u32) -> Kills {
+    let mut random = Random::new(7);
+    let mut kills = Kills::default();
+    while kills.workers + kills.servers < most {
+        let worker = wait_for("a worker", || server.workers().pop());
+        if random.below(4) == 0 {
+            kills.early += 1;
+        } else {
+            let before = progress.load(Ordering::Relaxed);
+            wait_for("answers", || {
+                (progress.load(Ordering::Relaxed) > before).then_some(())
+            });
+        }
+        // The moment of the kill, not a wait for something.
+        let until = Instant::now() + Duration::from_micros(random.below(3000));
+        while Instant::now() < until {
+            thread::yield_now();
+        }
+        if random.below(4) == 0 {
+            let socket = server.socket.clone();
+            server.kill_and_restart(command_after(&[], &store.args(), &socket, &[]));
+            kills.servers += 1;
+        } else {
+            kills.workers += u32::from(kill(worker, Signal::SIGKILL).is_ok());
+            wait_for("its end", || {
+                (!server.workers().contains(&worker)).then_some(())
+            });
+        }
+    }
+    kills
+}
+
+#[test]
+fn a_client_that_checks_every_byte_survives_two_hundred_kills() {
+    const KILLS: u32 = 200;
+    let store = SmallStore::new(&NAMES);
+    let image = store.image();
+    let mut server = Server::start_after(&[], &store.args(), &[]);
+    let socket = server.socket.clone();
+    let mut driver = Driver::new(1);
+    let (progress, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut connections = 0;
+    let kills = thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let kills = kill_often(&mut server, &store, &progress, KILLS);
+            done.store(true, Ordering::Relaxed);
+            kills
+        });
+        loop {
+            let frontend = driver.connect(&socket);
+            connections += 1;
+            let enough = || done.load(Ordering::Relaxed) || killer.is_finished();
+            if drive(&mut driver, &frontend, &image, &progress, enough) != Woken::Closed {
+                break;
+            }
+        }
+        killer.join().unwrap()
+    });
+    let counts = driver.counts;
+    println!("{kills:?}; {connections} connections; {counts:?}");
+    driver.assert_clean();
+    assert_eq!(driver.under_way(), 0);
+    assert_eq!(kills.workers + kills.servers, KILLS);
+    assert!(kills.servers > 20 && kills.workers > 100, "{kills:?}");
+    // The indexes have wrapped around, more than once.
+    assert!(counts.answered > 1000, "{counts:?}");
+    assert!(
+        counts.indirect > 100 && counts.most_under_way > 30,
+        "{counts:?}"
+    );
+}
+
+/// Kills `worker` with its next write, which is not carried out. Nothing in the product helps: strace does it.
+fn kill_at_next_write(worker: Pid) -> Child {
+    let mut strace = Command::new(tool("strace", "strace"))
+        .args(["-f", "-o", "/dev/null", "-e", "trace=write"])
+        .args(["-e", "inject=write:error=EIO:signal=SIGKILL:when=1"])
+        .args(["-p", &worker.to_string()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("strace", || {
+        assert_eq!(strace.try_wait().unwrap(), None, "strace cannot attach");
+        is_traced(worker).then_some(())
+    });
+    strace
+}
+
+/// Whether every thread has a tracer.
+fn is_traced(worker: Pid) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{worker}/task")).unwrap();
+    let status = |task: std::io::Result<fs::DirEntry>| {
+        fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default()
+    };
+    tasks
+        .map(status)
+        .all(|status| !status.contains("TracerPid:\t0\n"))
+}
+
+/// Takes everything back.
+fn finish(driver: &mut Driver, frontend: &Frontend, image: &Image) {
+    driver.take_back(image);
+    while driver.under_way() > 0 {
+        assert_eq!(driver.wait(frontend), Woken::Interrupt);
+        driver.take_back(image);
+    }
+}
+
+/// The answer is published, the guest does not know it, and the process is dead.
+#[test]
+fn a_kill_between_the_used_index_and_the_interrupt_is_survived() {
+    const KILLS: u32 = 20;
+    let store = SmallStore::new(&NAMES);
+    let image = store.image();
+    let places = places(&image);
+    let server = Server::start_after(&[], &store.args(), &[]);
+    let mut driver = Driver::new(2);
+    let mut exact = 0;
+    let mut frontend = driver.connect(&server.socket);
+    for _ in 0..KILLS {
+        // The interrupt that comes with the descriptor.
+        assert_eq!(driver.sleep(&frontend), Woken::Interrupt);
+        finish(&mut driver, &frontend, &image);
+        let mut strace = kill_at_next_write(server.workers()[0]);
+        // What came late is for answers that were seen without it.
+        let _ = frontend.call.read();
+        driver.ask_for_interrupt();
+        driver.submit(8, &places);
+        let sent = driver.under_way();
+        frontend.kick();
+        assert_eq!(driver.sleep(&frontend), Woken::Closed);
+        strace.wait().unwrap();
+        assert!(driver.has_unseen() && frontend.call.read().is_err());
+        exact += 1;
+        frontend = driver.connect(&server.socket);
+        assert_eq!(driver.under_way(), sent);
+        wait_for("the end of the dead one", || {
+            (server.workers().len() == 1).then_some(())
+        });
+    }
+    assert_eq!(driver.sleep(&frontend), Woken::Interrupt);
+    finish(&mut driver, &frontend, &image);
+    println!(
+        "{exact} kills between the used index and the interrupt; {:?}",
+        driver.counts
+    );
+    driver.assert_clean();
+    assert_eq!((driver.under_way(), exact), (0, KILLS));
+}
