@@ -231,12 +231,12 @@ fn a_path_that_is_being_planned_stalls_no_reader_of_another() {
             let image = &image;
             scope.spawn(move || read(image, start, 4096));
             assert!(matches!(
-                read_now(&image, 0),
+                read_now(image, 0),
                 Err(ReadError::Store(StoreError::WouldBlock))
             ));
             // Not only without waiting: with nothing else in the way either.
-            read_now(&image, 1).unwrap();
-            assert_eq!(read(&image, planned, 512), [7; 512]);
+            read_now(image, 1).unwrap();
+            assert_eq!(read(image, planned, 512), [7; 512]);
         });
     });
 }
