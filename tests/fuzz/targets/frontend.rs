@@ -36,6 +36,9 @@ const USER: u64 = 0x7f00_0000_0000;
 /// Protocol features: those offered, but not the acknowledgements.
 const PROTOCOL: u64 = 0x8201;
 
+/// No process can map so much.
+const MAPPABLE: u128 = 1 << 47;
+
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -205,9 +208,7 @@ impl Frontend<'_> {
     fn memory_table(&mut self) {
         let shape = self.input.byte();
         let (regions, fds) = (shape % 10, shape / 10 % 12);
-        let regions: Vec<[u64; 4]> = (0..regions)
-            .map(|_| std::array::from_fn(|_| self.number()))
-            .collect();
+        let regions: Vec<[u64; 4]> = (0..regions).map(|_| self.region()).collect();
         let fds: Vec<u8> = (0..fds).map(|_| self.input.byte()).collect();
         self.message(request::SET_MEM_TABLE, &wire::table(&regions), &fds);
     }
@@ -219,11 +220,23 @@ impl Frontend<'_> {
         } else {
             request::ADD_MEM_REG
         };
-        let region: [u64; 4] = std::array::from_fn(|_| self.number());
-        let [guest, len, user, offset] = region;
+        let [guest, len, user, offset] = self.region();
         let fd = self.input.byte();
         let fds = if add < 240 { &[fd][..] } else { &[] };
-        self.message(request, &wire::words64(&[0, guest, len, user, offset]), fds);
+        let payload = wire::words64(&[0, guest, len, user, offset]);
+        self.message(request, &payload, fds);
+    }
+
+    /// The guest's address, length, the frontend's address, offset in the file. What lies behind the file's end can be
+    /// mapped, too, but whoever touches it dies of SIGBUS: that is for a worker, in tests/hostile.rs.
+    fn region(&mut self) -> [u64; 4] {
+        let [guest, len, user, offset] = std::array::from_fn(|_| self.number());
+        let end = u128::from(len) + u128::from(offset);
+        if end > u128::from(files::MEMORY_BYTES) && end < MAPPABLE {
+            [guest, files::MEMORY_BYTES, user, 0]
+        } else {
+            [guest, len, user, offset]
+        }
     }
 
     /// A ring as it should be, but for the descriptors.
@@ -327,7 +340,17 @@ impl Frontend<'_> {
             Some(self.input.word32())
         };
         let payload = self.input.take(len).to_vec();
-        let fds: Vec<u8> = (0..flags / 16 % 4).map(|_| self.input.byte()).collect();
+        let memory = matches!(request % 48, 5 | 37);
+        let kind = |kind: u8| {
+            if memory {
+                files::without_memory(kind)
+            } else {
+                kind
+            }
+        };
+        let fds: Vec<u8> = (0..flags / 16 % 4)
+            .map(|_| kind(self.input.byte()))
+            .collect();
         let fds = fds
             .iter()
             .map(|kind| self.files.of_kind(*kind))

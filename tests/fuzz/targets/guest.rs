@@ -25,7 +25,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
 use input::Input;
-use memory::{Layout, layouts};
+use memory::{DATA, Layout, layouts};
 use model::{Addresses, Expected, Verdict};
 
 /// More steps say nothing new.
@@ -38,10 +38,9 @@ const ORDINARY: Addresses = Addresses {
     used: 0xa00,
 };
 
-/// Where a well-behaved guest has headers with the status byte behind them, and where its data.
+/// Where a well-behaved guest has headers with the status byte behind them.
 const REQUESTS: u64 = 0x1000;
 const REQUEST_BYTES: u64 = 0x40;
-const DATA: u64 = 0x1400;
 
 /// What all executions share.
 struct Stage {
@@ -199,6 +198,7 @@ impl<'s> Guest<'s> {
             }
             9 => self.set_up_again(input),
             10 => self.indirect(input),
+            11 => self.long_chain(input),
             _ => self.serve(),
         }
     }
@@ -300,6 +300,22 @@ impl<'s> Guest<'s> {
         let place = self.addresses.descriptors.wrapping_add(16 * head);
         self.put_descriptor(place, table, len, flags, 0);
         self.offer(u16::try_from(head).unwrap());
+    }
+
+    /// A chain behind an indirect descriptor that may be longer than the device takes, of short buffers.
+    fn long_chain(&mut self, input: &mut Input<'_>) {
+        const TABLE: u64 = 0x2000;
+        let (count, len) = (u64::from(input.byte()), input.byte() % 8);
+        self.header(REQUESTS, input);
+        self.put_descriptor(TABLE, REQUESTS, 16, 1, 1);
+        for index in 1..=count {
+            let data = DATA + u64::from(len) * index;
+            self.put_descriptor(TABLE + 16 * index, data, u32::from(len), 3, index + 1);
+        }
+        self.put_descriptor(TABLE + 16 * (count + 1), REQUESTS + 16, 1, 2, 0);
+        let table_len = 16 * u32::try_from(count + 2).unwrap();
+        self.put_descriptor(self.addresses.descriptors, TABLE, table_len, 4, 0);
+        self.offer(0);
     }
 
     /// Makes a head available.

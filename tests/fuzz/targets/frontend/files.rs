@@ -13,6 +13,15 @@ use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
 pub const MEMORY: u8 = 0;
 pub const MEMORY_BYTES: u64 = 0x10000;
 
+/// A kind that cannot be mapped, instead of one that can.
+pub fn without_memory(kind: u8) -> u8 {
+    if matches!(kind % 16, MEMORY | 8 | 9) {
+        1
+    } else {
+        kind
+    }
+}
+
 /// What one frontend has open.
 pub struct Files {
     memory: File,
@@ -35,8 +44,8 @@ impl Files {
         let other: OwnedFd = match kind % 16 {
             MEMORY => return self.memory.as_raw_fd(),
             1..=7 => return self.event.as_raw_fd(),
-            8 => memory(0).into(),
-            9 => memory(4097).into(),
+            8 => memory(MEMORY_BYTES).into(),
+            9 => memory(MEMORY_BYTES + 1).into(),
             10 => event(EfdFlags::empty(), 0),
             11 => event(EfdFlags::empty(), u64::MAX - 1),
             12 => self.full_pipe(),

@@ -7,6 +7,10 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileMemory};
 const PAGE: usize = 4096;
 const CANARY: u8 = 0xc5;
 
+/// Where data go in a well-behaved guest. Nothing but zeros lies before, and none behind: a device that left something
+/// out would not be noticed otherwise.
+pub const DATA: u64 = 0x1400;
+
 /// Guest physical addresses and lengths of regions.
 type Regions = &'static [(u64, usize)];
 
@@ -45,8 +49,10 @@ impl Layout {
         }
         let arena = MmapRegion::new(len).unwrap();
         let mut fresh = vec![CANARY; len];
-        for (place, (_, region_len)) in places.iter().zip(regions) {
+        for (place, (start, region_len)) in places.iter().zip(regions) {
             fresh[*place..place + region_len].fill(0);
+            let used = usize::try_from(DATA.saturating_sub(*start)).unwrap();
+            fresh[(place + used).min(place + region_len)..place + region_len].fill(0xee);
         }
         let mapped = places
             .iter()
