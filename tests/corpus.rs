@@ -11,6 +11,8 @@ use proptest::prelude::*;
 mod closure;
 #[path = "fuzz/targets/guest.rs"]
 mod guest;
+#[path = "fuzz/targets/input.rs"]
+mod input;
 #[path = "fuzz/targets/layout.rs"]
 mod layout;
 

@@ -4,6 +4,8 @@
 
 #[path = "fuzz/targets/frontend.rs"]
 mod frontend;
+#[path = "fuzz/targets/input.rs"]
+mod input;
 
 use std::fs;
 use std::path::Path;

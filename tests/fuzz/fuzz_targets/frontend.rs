@@ -1,6 +1,8 @@
 //! Any messages of a frontend: the connection ends with it, and nothing is left open or running.
 #![no_main]
 
+#[path = "../targets/input.rs"]
+mod input;
 #[path = "../targets/frontend.rs"]
 mod target;
 

@@ -5,8 +5,6 @@
 mod disk;
 #[path = "frontend/files.rs"]
 mod files;
-#[path = "input.rs"]
-mod input;
 #[path = "frontend/leaks.rs"]
 mod leaks;
 #[path = "frontend/wire.rs"]
@@ -22,8 +20,8 @@ use lazystore::image::Image;
 use lazystore::transport::{DeviceOptions, serve_connection};
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::input::Input;
 use files::Files;
-use input::Input;
 use leaks::Leaks;
 use wire::Wire;
 

@@ -3,8 +3,6 @@
 
 #[path = "disk.rs"]
 mod disk;
-#[path = "input.rs"]
-mod input;
 #[path = "guest/memory.rs"]
 mod memory;
 #[path = "guest/model.rs"]
@@ -24,7 +22,7 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
-use input::Input;
+use crate::input::Input;
 use memory::{DATA, Layout, layouts};
 use model::{Addresses, Expected, Verdict};
 

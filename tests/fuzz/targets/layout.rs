@@ -1,8 +1,5 @@
 //! A tree that the input's bytes describe, laid out in memory and read back through erofs-rs.
 
-#[path = "input.rs"]
-mod input;
-
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -18,7 +15,7 @@ use lazystore::erofs::layout::planner::Planner;
 use lazystore::erofs::layout::space::{Area, Region, Space};
 use lazystore::store::{FileKind, Listing, Stat};
 
-use input::Input;
+use crate::input::Input;
 
 enum Tree {
     File(u64),

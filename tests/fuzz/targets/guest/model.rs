@@ -45,6 +45,9 @@ pub enum Verdict {
 
 type Range = (u64, u64);
 
+/// Addresses, and the bytes there.
+type Filled = Vec<(u64, Vec<u8>)>;
+
 /// A chain as the model reads it.
 #[derive(Debug, Default)]
 struct Chain {
@@ -65,7 +68,7 @@ struct Answer {
     /// Where and what the status byte is; none where there is no place for one.
     status: Option<(u64, u8)>,
     /// Data in place.
-    data: Vec<(u64, Vec<u8>)>,
+    data: Filled,
     used_len: u32,
 }
 
@@ -335,12 +338,7 @@ impl Chain {
     }
 
     /// The data, or what the status says instead; none for a chain that is no request.
-    fn data(
-        &self,
-        data: &[Range],
-        memory: &Memory,
-        image: &Image,
-    ) -> Option<Result<Vec<(u64, Vec<u8>)>, u8>> {
+    fn data(&self, data: &[Range], memory: &Memory, image: &Image) -> Option<Result<Filled, u8>> {
         if self.disordered || self.descriptors > DESCRIPTORS_MAX {
             return None;
         }
@@ -386,7 +384,7 @@ impl Chain {
 fn sectors(image: &Image, sector: u64, len: usize) -> Option<Vec<u8>> {
     let start = sector.checked_mul(512)?;
     let end = start.checked_add(len as u64)?;
-    if len % 512 != 0 || end > image.len_bytes() {
+    if !len.is_multiple_of(512) || end > image.len_bytes() {
         return None;
     }
     let mut bytes = vec![0; len];
@@ -396,7 +394,7 @@ fn sectors(image: &Image, sector: u64, len: usize) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn spread(ranges: &[Range], bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
+fn spread(ranges: &[Range], bytes: &[u8]) -> Filled {
     let mut rest = bytes;
     let part = |(at, len): &Range| {
         let (now, later) = rest.split_at(usize::try_from(*len).unwrap());
