@@ -4,8 +4,15 @@
 use std::fs;
 use std::path::Path;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 #[path = "fuzz/targets/closure.rs"]
 mod closure;
+#[path = "fuzz/targets/guest.rs"]
+mod guest;
+#[path = "fuzz/targets/input.rs"]
+mod input;
 #[path = "fuzz/targets/layout.rs"]
 mod layout;
 
@@ -31,4 +38,19 @@ fn closures_parse_or_are_refused() {
 #[test]
 fn trees_are_laid_out_and_read_back() {
     replay("layout", layout::run);
+}
+
+#[test]
+fn guests_get_what_virtio_allows() {
+    replay("guest", guest::run);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Rings, chains and events as the fuzzer's target reads them from bytes.
+    #[test]
+    fn random_guests_get_what_virtio_allows(bytes in vec(any::<u8>(), 0..600)) {
+        guest::run(&bytes);
+    }
 }

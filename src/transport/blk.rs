@@ -120,6 +120,11 @@ impl BlkDevice {
         })
     }
 
+    /// The frontend has left: its queue threads come back soon, whatever lies in the rings.
+    pub fn leave(&self) {
+        self.engine.ended.store(true, Ordering::Relaxed);
+    }
+
     /// Waits for requests that other threads still carry out. For the end: from then on all threads block.
     pub fn finish(&self) {
         self.engine.pool.end();

@@ -4,6 +4,7 @@
 //! goes on. Queues share no lock on the way of what is answered at once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddressSpace;
@@ -43,6 +44,8 @@ pub(super) struct Engine {
     pub(super) counters: Vec<Counters>,
     pub(super) limit: LogLimit,
     pub(super) pool: Pool<Handed>,
+    /// The frontend has left: nobody is served any more.
+    pub(super) ended: AtomicBool,
 }
 
 /// What each queue thread has for itself.
@@ -61,17 +64,20 @@ impl Engine {
             counters: (0..=threads).map(|_| Counters::default()).collect(),
             limit: LogLimit::new(),
             pool: Pool::new(BLOCKING_THREADS_MAX),
+            ended: AtomicBool::new(false),
         }
     }
 
-    /// Serves a thread's rings until all are empty and the guest has been asked to kick.
+    /// Serves a thread's rings until all are empty and the guest has been asked to kick, or the frontend has left: who
+    /// holds the memory can make requests for ever, and two rings can lie so that each makes the other's requests.
     pub(super) fn serve(self: &Arc<Self>, rings: &[Ring], habit: &mut Habit) {
         habit.poller.woke();
         let mut in_use = Vec::with_capacity(rings.len());
         loop {
             in_use.clear();
             in_use.extend(rings.iter().filter(|ring| ring.is_running()));
-            if !(0..ROUNDS).all(|_| self.serve_once(&in_use, habit)) {
+            let busy = (0..ROUNDS).all(|_| self.serve_once(&in_use, habit));
+            if !busy || self.ended.load(Ordering::Relaxed) {
                 return habit.poller.sleeps();
             }
         }

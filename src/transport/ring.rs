@@ -23,10 +23,12 @@
 //!    the request is published, and none is left to the kernel: no direct I/O into guest pages outlives the process.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
@@ -92,6 +94,8 @@ struct Shared {
     mail: Mutex<Vec<(Ticket, Done)>>,
     /// Whether there is mail: spares the queue's thread a lock.
     has_mail: AtomicBool,
+    /// How the guest is interrupted. Held for a look or an exchange only.
+    call: Mutex<Option<Arc<File>>>,
 }
 
 struct State {
@@ -161,6 +165,19 @@ impl Ring {
     fn is_ready(&self) -> bool {
         self.vring.get_ref().get_queue().ready()
     }
+
+    /// Never waits, whatever the frontend gave: a descriptor that takes nothing more has been signalled and not been
+    /// looked at since. Not by making it non-blocking: the frontend shares that flag, and may rely on waiting.
+    fn interrupt(&self) -> io::Result<()> {
+        let Some(call) = lock(&self.shared.call).clone() else {
+            return Ok(());
+        };
+        let mut ready = [PollFd::new(call.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut ready, PollTimeout::ZERO) {
+            Ok(0) => Ok(()),
+            _ => (&*call).write_all(&1u64.to_ne_bytes()),
+        }
+    }
 }
 
 fn is_running(state: &VringState<SharedMemory>) -> bool {
@@ -223,13 +240,12 @@ impl Turn<'_> {
             return Ok(());
         }
         let mut vring = self.ring.vring.get_mut();
-        match put(vring.get_queue_mut(), memory, &mut self.state.in_flight) {
-            Ok(true) => vring.signal_used_queue().map_err(RingFault::Signal),
+        let put = put(vring.get_queue_mut(), memory, &mut self.state.in_flight);
+        drop(vring);
+        match put {
+            Ok(true) => self.ring.interrupt().map_err(RingFault::Signal),
             Ok(false) => Ok(()),
-            Err(error) => {
-                drop(vring);
-                Err(self.broken(error))
-            }
+            Err(error) => Err(self.broken(error)),
         }
     }
 
@@ -332,6 +348,7 @@ impl VringT<SharedMemory> for Ring {
                 settled: Condvar::new(),
                 mail: Mutex::default(),
                 has_mail: AtomicBool::new(false),
+                call: Mutex::default(),
             }),
         })
     }
@@ -349,7 +366,7 @@ impl VringT<SharedMemory> for Ring {
     }
 
     fn signal_used_queue(&self) -> io::Result<()> {
-        self.vring.signal_used_queue()
+        self.interrupt()
     }
 
     fn enable_notification(&self) -> Result<bool, QueueError> {
@@ -450,9 +467,9 @@ impl VringT<SharedMemory> for Ring {
 
     /// Rule 3.
     fn set_call(&self, file: Option<File>) {
-        self.vring.set_call(file);
+        *lock(&self.shared.call) = file.map(Arc::new);
         // Without a descriptor this does nothing; a broken one shows when it is needed.
-        let _ = self.vring.signal_used_queue();
+        let _ = self.interrupt();
     }
 
     fn set_err(&self, file: Option<File>) {

@@ -44,6 +44,7 @@ pub fn serve_connection(
         .map_err(TransportError::Connection)?;
     on_accept();
     let end = daemon.wait();
+    device.leave();
     // Joins the queue threads, so that the counters are final.
     drop(daemon);
     device.finish();

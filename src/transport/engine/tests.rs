@@ -164,3 +164,52 @@ fn without_a_pool_the_thread_waits() {
     guest.read(&[PLANNED_SECTOR, 0]);
     assert_eq!(guest.heads(), [0, 3]);
 }
+
+/// Rings that lie so that the used index of each is the available index of the next: every answer in one makes a
+/// request available in another, for ever. It takes three: none may be more than its length behind.
+fn perpetual(guest: &Guest) -> [Ring; 3] {
+    const LEN: u16 = 32768;
+    const PLACES: [u64; 3] = [0x10_0000, 0x20_0000, 0x30_0000];
+    const INDEXES: [u16; 3] = [0, 0u16.wrapping_sub(21845), 0u16.wrapping_sub(43690)];
+    for (place, index) in PLACES.into_iter().zip(INDEXES) {
+        guest
+            .memory
+            .write_obj(index, GuestAddress(place + 2))
+            .unwrap();
+    }
+    [0, 1, 2].map(|nth| {
+        let ring = Ring::new(guest.engine.memory.clone(), LEN).unwrap();
+        ring.set_queue_size(LEN);
+        ring.set_queue_info(0, PLACES[nth], PLACES[(nth + 1) % 3])
+            .unwrap();
+        ring.set_queue_ready(true);
+        ring.set_enabled(true);
+        ring
+    })
+}
+
+#[test]
+fn rings_that_feed_each_other_end_when_the_frontend_leaves() {
+    let guest = Guest::new();
+    let rings = perpetual(&guest);
+    let index = GuestAddress(0x10_0002);
+    let (memory, engine, mut habit) = (guest.memory, Arc::clone(&guest.engine), guest.habit);
+    let server = std::thread::spawn(move || engine.serve(&rings, &mut habit));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // The index goes around twice: nobody but the device moves it.
+    for quarter in [0u16, 1, 2, 3, 0, 1, 2, 3, 0] {
+        while memory.read_obj::<u16>(index).unwrap() / 0x4000 != quarter {
+            assert!(
+                Instant::now() < deadline && !server.is_finished(),
+                "in {quarter}"
+            );
+            std::thread::yield_now();
+        }
+    }
+    guest.engine.ended.store(true, Ordering::Relaxed);
+    while !server.is_finished() {
+        assert!(Instant::now() < deadline, "the thread did not come back");
+        std::thread::yield_now();
+    }
+    server.join().unwrap();
+}

@@ -200,6 +200,60 @@ fn a_file_that_shrank_is_an_error_that_names_it() {
     assert!(outcome.result.unwrap_err().to_string().contains("file"));
 }
 
+#[test]
+fn a_buffer_over_its_own_header_is_filled() {
+    let (_tree, disk) = disk();
+    let mut expected = [0; 512];
+    disk.image.read_exact_at(&mut expected, 1024).unwrap();
+    let parts = [(HEADER, 16, false), (HEADER, 512, true), (STATUS, 1, true)];
+    let (memory, outcome) = run(&disk, VIRTIO_BLK_T_IN, 2, &parts);
+    assert_eq!(outcome.result.unwrap(), 512);
+    assert_eq!(bytes_at(&memory, HEADER, 512), expected);
+}
+
+/// What is named last wins, and the status byte comes after the data.
+#[test]
+fn buffers_over_each_other_are_filled_in_order() {
+    let (_tree, disk) = disk();
+    let mut expected = vec![0; 1536];
+    disk.image.read_exact_at(&mut expected, 1024).unwrap();
+    let parts = [
+        (HEADER, 16, false),
+        (DATA, 1024, true),
+        (DATA + 512, 512, true),
+        (DATA, 1, true),
+    ];
+    let (memory, outcome) = run(&disk, VIRTIO_BLK_T_IN, 2, &parts);
+    assert_eq!(outcome.result.unwrap(), 1536);
+    assert_eq!(bytes_at(&memory, DATA, 1), [0]);
+    assert_eq!(bytes_at(&memory, DATA + 1, 511), expected[1..512]);
+    assert_eq!(bytes_at(&memory, DATA + 512, 512), expected[1024..]);
+}
+
+#[test]
+fn a_buffer_longer_than_memory_is_refused_before_anything_is_read() {
+    let (_tree, disk) = disk();
+    let (memory, outcome) = run(&disk, VIRTIO_BLK_T_IN, 0, &read(u32::MAX - 511));
+    assert!(matches!(
+        outcome.result,
+        Err(RequestError::Guest(GuestFault::Outside { .. }))
+    ));
+    assert_eq!(status_of(&memory), 1);
+    assert_eq!(bytes_at(&memory, DATA, 512), [0xee; 512]);
+}
+
+#[test]
+fn reads_past_the_end_leave_the_buffer_alone() {
+    let (_tree, disk) = disk();
+    let sectors = disk.image.len_bytes() / 512;
+    for sector in [sectors, sectors - 1, u64::MAX, u64::MAX / 512] {
+        let (memory, outcome) = run(&disk, VIRTIO_BLK_T_IN, sector, &read(1024));
+        assert!(outcome.result.is_err());
+        assert_eq!((status_of(&memory), outcome.done.used_len_bytes), (1, 1));
+        assert_eq!(bytes_at(&memory, DATA, 1024), [0xee; 1024]);
+    }
+}
+
 /// Two regions with a gap between them; addresses are drawn from below 0x30000.
 const REGIONS: [(GuestAddress, usize); 2] =
     [(GuestAddress(0), 0x10000), (GuestAddress(0x18000), 0x10000)];

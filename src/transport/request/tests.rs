@@ -1,6 +1,6 @@
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueOwnedT};
-use vm_memory::Bytes;
+use vm_memory::{Address, Bytes};
 
 use super::*;
 use crate::transport::testing::{Part, flags, memory, parse_parts, put_header};
@@ -216,4 +216,137 @@ fn an_indirect_table_outside_memory() {
     let indirect = Descriptor::new(1 << 40, 48, 4, 0);
     let request = raw(&[indirect]);
     assert_eq!(refusal(&request), Refusal::Endless);
+}
+
+/// A whole request behind an indirect descriptor whose table lies at `table` and is said to be `len` bytes long.
+fn indirect(table: u64, len: u32) -> Parsed {
+    let memory = memory(0x20000);
+    put_header(&memory, HEADER, VIRTIO_BLK_T_IN, 0);
+    let mock = MockSplitQueue::new(&memory, 16);
+    let mut queue: Queue = mock.create_queue().unwrap();
+    let parts = [
+        Descriptor::new(HEADER, 16, flags(true, false), 1),
+        Descriptor::new(DATA, 512, flags(true, true), 2),
+        Descriptor::new(STATUS, 1, flags(false, true), 0),
+    ];
+    for (index, part) in parts.into_iter().enumerate() {
+        // Where there is no memory there is no table.
+        let _ = memory.write_obj(part, GuestAddress(table + 16 * index as u64));
+    }
+    let head = Descriptor::new(table, len, 4, 0);
+    memory.write_obj(head, mock.desc_table_addr()).unwrap();
+    memory
+        .write_obj(1u16, mock.avail_addr().unchecked_add(2))
+        .unwrap();
+    let chain = queue.iter(&memory).unwrap().next().unwrap();
+    parse(chain, DISK)
+}
+
+#[test]
+fn an_indirect_table_may_lie_anywhere_in_memory() {
+    // Aligned to nothing, in the data, and at the very end.
+    for table in [0xb000, 0xb003, DATA, DATA + 1, 0x20000 - 48] {
+        let request = indirect(table, 48);
+        assert!(
+            matches!(request.request, Request::Read { .. }),
+            "{table:#x}"
+        );
+        assert_eq!(request.status, Some(GuestAddress(STATUS)));
+    }
+}
+
+#[test]
+fn indirect_tables_that_are_none() {
+    // Empty, no whole number of descriptors, too short, longer than any chain, and partly outside memory.
+    for (table, len) in [
+        (0xb000, 0),
+        (0xb000, 47),
+        (0xb000, 32),
+        (0xb000, 16 * 0x10000),
+        (0xb000, u32::MAX),
+        (0x20000 - 32, 48),
+    ] {
+        let request = indirect(table, len);
+        assert_eq!(refusal(&request), Refusal::Endless, "{table:#x} {len}");
+        assert_eq!(request.status, None);
+    }
+}
+
+#[test]
+fn an_indirect_table_in_an_indirect_table_and_one_in_mid_chain() {
+    let memory_table = Descriptor::new(0, 16 * 4, 4, 0);
+    // The ring's own table as an indirect one leads back to itself.
+    assert_eq!(refusal(&raw(&[memory_table])), Refusal::Endless);
+    let header = Descriptor::new(HEADER, 16, flags(true, false), 1);
+    // A table may follow descriptors of the ring's; this one holds an empty descriptor.
+    let both = Descriptor::new(0xb000, 16, 5, 2);
+    assert_eq!(refusal(&raw(&[header, both])), Refusal::NoStatus);
+}
+
+#[test]
+fn lengths_whose_sum_no_chain_may_have() {
+    let header = Descriptor::new(HEADER, 16, flags(true, false), 1);
+    let huge = Descriptor::new(DATA, u32::MAX - 15, flags(true, true), 2);
+    let status = Descriptor::new(STATUS, 1, flags(false, true), 0);
+    assert_eq!(refusal(&raw(&[header, huge, status])), Refusal::Endless);
+    let just = Descriptor::new(DATA, u32::MAX - 17, flags(true, true), 2);
+    let request = raw(&[header, just, status]);
+    assert!(matches!(refusal(&request), Refusal::Partial { .. }));
+}
+
+#[test]
+fn buffers_that_wrap_around_the_end_of_the_address_space() {
+    let parts = [
+        (HEADER, 16, false),
+        (u64::MAX - 511, 512, true),
+        (u64::MAX, 2, true),
+    ];
+    let request = parsed(VIRTIO_BLK_T_IN, 0, &parts);
+    // The status byte would lie beyond 2^64.
+    assert_eq!(refusal(&request), Refusal::NoStatus);
+    assert_eq!(request.status, None);
+}
+
+#[test]
+fn a_header_that_the_device_may_write_is_none() {
+    let parts = [(HEADER, 16, true), (DATA, 512, true), (STATUS, 1, true)];
+    let request = parsed(VIRTIO_BLK_T_IN, 0, &parts);
+    assert_eq!(refusal(&request), Refusal::Header(GuestFault::Full));
+    assert_eq!(request.status, Some(GuestAddress(STATUS)));
+}
+
+#[test]
+fn data_that_the_device_may_not_write_are_no_place_for_a_read() {
+    let parts = [(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)];
+    let request = parsed(VIRTIO_BLK_T_IN, 0, &parts);
+    let data = GuestBuffer::default();
+    let nothing = Request::Read {
+        offset_bytes: 0,
+        data,
+    };
+    assert_eq!(request.request, nothing);
+}
+
+#[test]
+fn a_status_byte_that_the_device_may_not_write_is_none() {
+    let parts = [(HEADER, 16, false), (STATUS, 1, false)];
+    let request = parsed(VIRTIO_BLK_T_FLUSH, 0, &parts);
+    assert_eq!(refusal(&request), Refusal::NoStatus);
+}
+
+#[test]
+fn descriptors_without_a_byte_change_nothing() {
+    let parts = [
+        (1 << 40, 0, false),
+        (HEADER, 16, false),
+        (u64::MAX, 0, true),
+        (DATA, 512, true),
+        (STATUS, 1, true),
+        (1 << 40, 0, true),
+    ];
+    let request = parsed(VIRTIO_BLK_T_IN, 0, &parts);
+    assert_eq!(request.request, ordinary(VIRTIO_BLK_T_IN, 0, 512).request);
+    assert_eq!(request.status, Some(GuestAddress(STATUS)));
+    let empty = parsed(VIRTIO_BLK_T_IN, 0, &[(HEADER, 0, false), (STATUS, 0, true)]);
+    assert_eq!(refusal(&empty), Refusal::NoStatus);
 }

@@ -489,3 +489,5 @@ fn a_kick_that_is_not_there_is_no_error_and_does_not_block() {
     process.ring.set_enabled(false);
     assert!(!process.ring.read_kick().unwrap());
 }
+
+mod hostile;

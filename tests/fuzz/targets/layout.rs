@@ -15,22 +15,15 @@ use lazystore::erofs::layout::planner::Planner;
 use lazystore::erofs::layout::space::{Area, Region, Space};
 use lazystore::store::{FileKind, Listing, Stat};
 
+use crate::input::Input;
+
 enum Tree {
     File(u64),
     Symlink(Vec<u8>),
     Dir(BTreeMap<Vec<u8>, Tree>),
 }
 
-/// Bytes of the input, zeros when they are used up.
-struct Input<'a>(&'a [u8]);
-
 impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        *first
-    }
-
     /// A size near a limit of the format, or any.
     fn size(&mut self) -> u64 {
         const LIMITS: [u64; 8] = [0, 1, 1024, 4064, 4096, 8192, 1 << 20, 1 << 32];

@@ -1,0 +1,47 @@
+//! Frontends, each served from accept to the end: those that fuzzing has kept, and random ones. A program and a test of its
+//! own: the descriptors and threads that a connection leaves behind can be told only where nothing else runs.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "fuzz/targets/frontend.rs"]
+mod frontend;
+#[path = "fuzz/targets/input.rs"]
+mod input;
+
+use std::fs;
+use std::path::Path;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+fn kept() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/frontend");
+    let mut count = 0;
+    for entry in fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        println!("{}", path.display());
+        frontend::run(&fs::read(path).unwrap());
+        count += 1;
+    }
+    assert!(count > 10, "a corpus of {count}");
+}
+
+fn random() {
+    let config = ProptestConfig {
+        cases: 1000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let said = |bytes: Vec<u8>| {
+        frontend::run(&bytes);
+        Ok(())
+    };
+    let bytes = vec(any::<u8>(), 0..400);
+    TestRunner::new(config).run(&bytes, said).unwrap();
+}
+
+#[test]
+fn a_connection_ends_with_its_frontend_and_leaves_nothing() {
+    kept();
+    random();
+}

@@ -1,0 +1,9 @@
+//! Any messages of a frontend: the connection ends with it, and nothing is left open or running.
+#![no_main]
+
+#[path = "../targets/input.rs"]
+mod input;
+#[path = "../targets/frontend.rs"]
+mod target;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| target::run(data));

@@ -1,0 +1,410 @@
+//! A hostile frontend: any messages with any payloads and descriptors over a real socket, to the code that serves a
+//! connection from accept to the end. It must end by itself when the frontend has left, and leave nothing behind.
+
+#[path = "disk.rs"]
+mod disk;
+#[path = "frontend/files.rs"]
+mod files;
+#[path = "frontend/leaks.rs"]
+mod leaks;
+#[path = "frontend/wire.rs"]
+mod wire;
+
+use std::num::NonZeroUsize;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazystore::image::Image;
+use lazystore::transport::{DeviceOptions, serve_connection};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::input::Input;
+use files::Files;
+use leaks::Leaks;
+use wire::Wire;
+
+/// As many messages as have their answers in the socket's buffer: nobody reads them.
+const MESSAGES_MAX: usize = 20;
+
+/// Where the frontend says that it has mapped its memory.
+const USER: u64 = 0x7f00_0000_0000;
+
+/// Protocol features: those offered, but not the acknowledgements.
+const PROTOCOL: u64 = 0x8201;
+
+/// No process can map so much.
+const MAPPABLE: u128 = 1 << 47;
+
+const VERSION_1: u64 = 1 << 32;
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// Numbers of messages (QEMU, `docs/interop/vhost-user.rst`).
+mod request {
+    pub const GET_FEATURES: u32 = 1;
+    pub const SET_FEATURES: u32 = 2;
+    pub const SET_OWNER: u32 = 3;
+    pub const SET_MEM_TABLE: u32 = 5;
+    pub const SET_VRING_NUM: u32 = 8;
+    pub const SET_VRING_ADDR: u32 = 9;
+    pub const SET_VRING_BASE: u32 = 10;
+    pub const GET_VRING_BASE: u32 = 11;
+    pub const SET_VRING_KICK: u32 = 12;
+    pub const SET_VRING_CALL: u32 = 13;
+    pub const SET_VRING_ERR: u32 = 14;
+    pub const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub const SET_VRING_ENABLE: u32 = 18;
+    pub const GET_CONFIG: u32 = 24;
+    pub const SET_CONFIG: u32 = 25;
+    pub const ADD_MEM_REG: u32 = 37;
+    pub const REM_MEM_REG: u32 = 38;
+}
+
+/// Where the rings lie: the first is an ordinary one, those after it begin a little further on each and overlap.
+const DESCRIPTORS: u64 = 0;
+const AVAIL: u64 = 0x400;
+const USED: u64 = 0x800;
+const RING_STEP: u64 = 0x40;
+const RING_SIZE: u16 = 16;
+
+/// What all executions share.
+struct Stage {
+    image: Arc<Image>,
+    options: DeviceOptions,
+    listener: UnixListener,
+    address: SocketAddr,
+    leaks: Leaks,
+}
+
+impl Stage {
+    fn new() -> Self {
+        // The product ignores it, as every Rust program does; a fuzzer's main function is not Rust's.
+        SigSet::from(Signal::SIGPIPE).thread_block().unwrap();
+        let name = format!("lazystore-fuzz-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        Self {
+            image: disk::disk(),
+            options: DeviceOptions {
+                serial: "fuzz".to_owned(),
+                threads: NonZeroUsize::MIN,
+                poll: Duration::ZERO,
+            },
+            listener: UnixListener::bind_addr(&address).unwrap(),
+            address,
+            leaks: Leaks::new(),
+        }
+    }
+
+    fn serve(&self, data: &[u8]) {
+        let stream = UnixStream::connect_addr(&self.address).unwrap();
+        let frontend = Frontend {
+            input: Input(data),
+            wire: Wire::new(&stream),
+            files: Files::new(),
+            messages: 0,
+        };
+        let _files = frontend.speak();
+        let listener = self.listener.try_clone().unwrap();
+        // Any end will do.
+        let _ = serve_connection(Arc::clone(&self.image), &self.options, listener, || {});
+    }
+}
+
+struct Frontend<'a> {
+    input: Input<'a>,
+    wire: Wire<'a>,
+    files: Files,
+    messages: usize,
+}
+
+impl Frontend<'_> {
+    /// Says everything and hangs up; the files live on, as they do in a frontend that only closed its socket.
+    fn speak(mut self) -> Files {
+        while !self.input.is_empty() && self.messages < MESSAGES_MAX {
+            self.step();
+        }
+        self.wire.end();
+        self.files
+    }
+
+    fn step(&mut self) {
+        match self.input.byte() % 16 {
+            0 => self.greet(PROTOCOL),
+            1 => self.share_memory(),
+            2 => self.memory_table(),
+            3 => self.one_region(),
+            4 => self.ring(),
+            5 => self.ring_state(),
+            6 => self.ring_addresses(),
+            7 => self.ring_descriptor(),
+            8 => self.config(),
+            9 => self.any_message(),
+            10 => {
+                let len = usize::from(self.input.byte() % 64);
+                self.wire.raw(self.input.take(len));
+                self.messages += 1;
+            }
+            11 => {
+                let (at, len) = (self.input.word16(), usize::from(self.input.byte() % 32));
+                self.files.poke(u64::from(at), self.input.take(len));
+            }
+            12..=13 => self.disk_request(),
+            14 => self.files.kick(self.input.byte()),
+            _ => {
+                let protocol = self.number();
+                self.greet(protocol);
+            }
+        }
+    }
+
+    /// Numbers that mean something, or any.
+    fn number(&mut self) -> u64 {
+        let kind = self.input.byte();
+        match kind % 8 {
+            0 => u64::from(self.input.byte()),
+            1 => USER + u64::from(self.input.word16()),
+            2 => u64::from(kind / 8) << 12,
+            3 => USER + (u64::from(kind / 8) << 12),
+            4 => 1 << (self.input.byte() % 64),
+            5 => u64::MAX << (self.input.byte() % 64),
+            6 => files::MEMORY_BYTES,
+            _ => self.input.word64(),
+        }
+    }
+
+    fn message(&mut self, request: u32, payload: &[u8], fds: &[u8]) {
+        let flags = 1 | u32::from(self.input.byte() & 1) << 3;
+        let fds = fds
+            .iter()
+            .map(|kind| self.files.of_kind(*kind))
+            .collect::<Vec<_>>();
+        self.wire.message(request, flags, payload, &fds);
+        self.messages += 1;
+    }
+
+    fn greet(&mut self, protocol: u64) {
+        let choice = self.input.byte();
+        let features = match choice % 4 {
+            0 | 1 => VERSION_1 | PROTOCOL_FEATURES,
+            2 => VERSION_1 | PROTOCOL_FEATURES | 1 << 29 | 1 << 28,
+            _ => VERSION_1,
+        };
+        if choice & 4 != 0 {
+            self.message(request::SET_OWNER, &[], &[]);
+        }
+        self.message(request::GET_FEATURES, &[], &[]);
+        self.message(request::SET_PROTOCOL_FEATURES, &protocol.to_le_bytes(), &[]);
+        self.message(request::SET_FEATURES, &features.to_le_bytes(), &[]);
+    }
+
+    fn share_memory(&mut self) {
+        let table = wire::table(&[[0, files::MEMORY_BYTES, USER, 0]]);
+        self.message(request::SET_MEM_TABLE, &table, &[files::MEMORY]);
+    }
+
+    fn memory_table(&mut self) {
+        let shape = self.input.byte();
+        let (regions, fds) = (shape % 10, shape / 10 % 12);
+        let regions: Vec<[u64; 4]> = (0..regions).map(|_| self.region()).collect();
+        let fds: Vec<u8> = (0..fds).map(|_| self.input.byte()).collect();
+        self.message(request::SET_MEM_TABLE, &wire::table(&regions), &fds);
+    }
+
+    fn one_region(&mut self) {
+        let add = self.input.byte();
+        let request = if add.is_multiple_of(3) {
+            request::REM_MEM_REG
+        } else {
+            request::ADD_MEM_REG
+        };
+        let [guest, len, user, offset] = self.region();
+        let fd = self.input.byte();
+        let fds = if add < 240 { &[fd][..] } else { &[] };
+        let payload = wire::words64(&[0, guest, len, user, offset]);
+        self.message(request, &payload, fds);
+    }
+
+    /// The guest's address, length, the frontend's address, offset in the file. What lies behind the file's end can be
+    /// mapped, too, but whoever touches it dies of SIGBUS: that is for a worker, in tests/hostile.rs.
+    fn region(&mut self) -> [u64; 4] {
+        let [guest, len, user, offset] = std::array::from_fn(|_| self.number());
+        let end = u128::from(len) + u128::from(offset);
+        if end > u128::from(files::MEMORY_BYTES) && end < MAPPABLE {
+            [guest, files::MEMORY_BYTES, user, 0]
+        } else {
+            [guest, len, user, offset]
+        }
+    }
+
+    /// A ring as it should be, but for the descriptors.
+    fn ring(&mut self) {
+        let index = self.input.byte() % 4;
+        let (kick, call) = (self.input.byte(), self.input.byte());
+        let base = USER + RING_STEP * u64::from(index);
+        let number = u32::from(index);
+        self.message(
+            request::SET_VRING_NUM,
+            &wire::words32(&[number, u32::from(RING_SIZE)]),
+            &[],
+        );
+        let mut payload = wire::words32(&[number, 0]);
+        payload.extend(wire::words64(&[
+            base + DESCRIPTORS,
+            base + USED,
+            base + AVAIL,
+            0,
+        ]));
+        self.message(request::SET_VRING_ADDR, &payload, &[]);
+        self.message(
+            request::SET_VRING_KICK,
+            &u64::from(index).to_le_bytes(),
+            &[kick],
+        );
+        self.message(
+            request::SET_VRING_CALL,
+            &u64::from(index).to_le_bytes(),
+            &[call],
+        );
+        self.message(request::SET_VRING_ENABLE, &wire::words32(&[number, 1]), &[]);
+    }
+
+    fn ring_state(&mut self) {
+        let request = match self.input.byte() % 4 {
+            0 => request::SET_VRING_NUM,
+            1 => request::SET_VRING_BASE,
+            2 => request::GET_VRING_BASE,
+            _ => request::SET_VRING_ENABLE,
+        };
+        let (index, value) = (
+            u32::from(self.input.byte() % 66),
+            u32::from(self.input.word16()),
+        );
+        let value = if value >= 0x8000 { value } else { value % 2 };
+        self.message(request, &wire::words32(&[index, value]), &[]);
+    }
+
+    fn ring_addresses(&mut self) {
+        let mut payload = wire::words32(&[
+            u32::from(self.input.byte() % 8),
+            u32::from(self.input.byte() & 1),
+        ]);
+        let addresses: [u64; 4] = std::array::from_fn(|_| self.number());
+        payload.extend(wire::words64(&addresses));
+        self.message(request::SET_VRING_ADDR, &payload, &[]);
+    }
+
+    fn ring_descriptor(&mut self) {
+        let shape = self.input.byte();
+        let request = match shape % 3 {
+            0 => request::SET_VRING_KICK,
+            1 => request::SET_VRING_CALL,
+            _ => request::SET_VRING_ERR,
+        };
+        let fds: Vec<u8> = (0..[1, 1, 1, 0, 2, 40][usize::from(shape / 3 % 6)])
+            .map(|_| self.input.byte())
+            .collect();
+        let none = u64::from(fds.is_empty()) << 8;
+        let index = u64::from(self.input.byte()) | none;
+        self.message(request, &index.to_le_bytes(), &fds);
+    }
+
+    fn config(&mut self) {
+        let request = if self.input.byte().is_multiple_of(4) {
+            request::SET_CONFIG
+        } else {
+            request::GET_CONFIG
+        };
+        let (offset, size) = (
+            u32::from(self.input.word16()),
+            u32::from(self.input.word16()) % 5000,
+        );
+        let mut payload = wire::words32(&[offset, size, u32::from(self.input.byte() % 4)]);
+        let len = if self.input.byte() < 240 {
+            size as usize
+        } else {
+            0
+        };
+        payload.resize(12 + len, 0);
+        self.message(request, &payload, &[]);
+    }
+
+    fn any_message(&mut self) {
+        let (request, flags) = (self.input.byte(), self.input.byte());
+        let len = usize::from(self.input.byte());
+        let said = if flags < 200 {
+            None
+        } else {
+            Some(self.input.word32())
+        };
+        let payload = self.input.take(len).to_vec();
+        let memory = matches!(request % 48, 5 | 37);
+        let kind = |kind: u8| {
+            if memory {
+                files::without_memory(kind)
+            } else {
+                kind
+            }
+        };
+        let fds: Vec<u8> = (0..flags / 16 % 4)
+            .map(|_| kind(self.input.byte()))
+            .collect();
+        let fds = fds
+            .iter()
+            .map(|kind| self.files.of_kind(*kind))
+            .collect::<Vec<_>>();
+        let size = said.unwrap_or(u32::try_from(payload.len()).unwrap());
+        self.wire.any(
+            u32::from(request % 48),
+            u32::from(flags % 16),
+            size,
+            &payload,
+            &fds,
+        );
+        self.messages += 1;
+    }
+
+    /// A read of the disk in one of the rings that [`ring`](Self::ring) makes.
+    fn disk_request(&mut self) {
+        let (index, slot) = (
+            u64::from(self.input.byte() % 4),
+            u64::from(self.input.byte() % 5),
+        );
+        let (sector, sectors) = (
+            u64::from(self.input.byte()),
+            u32::from(self.input.byte() % 8),
+        );
+        let base = RING_STEP * index;
+        let at = 0x1000 + 0x100 * slot;
+        let data = match self.input.byte() {
+            0..=199 => 0x4000 + 0x1000 * slot,
+            byte => u64::from(byte - 200) * 0x20,
+        };
+        self.files.poke(at, &wire::words64(&[0, sector]));
+        let first = 3 * slot;
+        let next = |by: u64| (first + by) << 48;
+        let parts = [
+            (at, 16 | 1 << 32 | next(1)),
+            (data, u64::from(512 * sectors) | 3 << 32 | next(2)),
+            (at + 16, 1 | 2 << 32),
+        ];
+        for (place, (address, rest)) in (first..).zip(parts) {
+            self.files.poke(
+                base + DESCRIPTORS + 16 * place,
+                &wire::words64(&[address, rest]),
+            );
+        }
+        let head = u16::try_from(first).unwrap();
+        self.files.offer(base + AVAIL, RING_SIZE, head);
+    }
+}
+
+/// Serves one frontend.
+pub fn run(data: &[u8]) {
+    thread_local! { static STAGE: Stage = Stage::new(); }
+    STAGE.with(|stage| {
+        let before = stage.leaks.before();
+        stage.serve(data);
+        stage.leaks.check(before);
+    });
+}

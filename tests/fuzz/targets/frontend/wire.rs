@@ -1,0 +1,78 @@
+//! Bytes and descriptors on the socket.
+
+use std::net::Shutdown;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+/// The frontend's end of the connection. Collects what can go in one piece.
+pub struct Wire<'s> {
+    stream: &'s UnixStream,
+    waiting: Vec<u8>,
+}
+
+impl<'s> Wire<'s> {
+    pub fn new(stream: &'s UnixStream) -> Self {
+        Self {
+            stream,
+            waiting: Vec::new(),
+        }
+    }
+
+    /// A message whose header tells the length of its payload.
+    pub fn message(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) {
+        let len = u32::try_from(payload.len()).unwrap();
+        self.any(request, flags, len, payload, fds);
+    }
+
+    pub fn any(&mut self, request: u32, flags: u32, len: u32, payload: &[u8], fds: &[RawFd]) {
+        if !fds.is_empty() {
+            self.flush();
+        }
+        self.waiting.extend(words32(&[request, flags, len]));
+        self.waiting.extend(payload);
+        if !fds.is_empty() {
+            self.stream
+                .send_with_fds(&[self.waiting.as_slice()], fds)
+                .unwrap();
+            self.waiting.clear();
+        }
+    }
+
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.waiting.extend(bytes);
+    }
+
+    fn flush(&mut self) {
+        if !self.waiting.is_empty() {
+            self.stream
+                .send_with_fds(&[self.waiting.as_slice()], &[])
+                .unwrap();
+            self.waiting.clear();
+        }
+    }
+
+    /// Sends the rest and hangs up.
+    pub fn end(mut self) {
+        self.flush();
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+}
+
+/// Payload of a memory table: for each region the guest's address, length, the frontend's address, offset in the file.
+pub fn table(regions: &[[u64; 4]]) -> Vec<u8> {
+    let mut table = words32(&[u32::try_from(regions.len()).unwrap(), 0]);
+    regions
+        .iter()
+        .for_each(|region| table.extend(words64(region)));
+    table
+}
+
+pub fn words32(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+pub fn words64(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}

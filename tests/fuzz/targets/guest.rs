@@ -1,0 +1,433 @@
+//! A hostile guest: what lies in its memory, where its ring is said to lie, and what it does, in any order; served by the
+//! device's own event handler and compared with a model of what virtio allows.
+
+#[path = "disk.rs"]
+mod disk;
+#[path = "guest/memory.rs"]
+mod memory;
+#[path = "guest/model.rs"]
+mod model;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lazystore::image::Image;
+use lazystore::transport::DeviceOptions;
+use lazystore::transport::blk::BlkDevice;
+use lazystore::transport::guest::{Memory, SharedMemory};
+use lazystore::transport::ring::{Look, Quiet, Ring};
+use vhost_user_backend::{VhostUserBackend, VringT};
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::epoll::EventSet;
+
+use crate::input::Input;
+use memory::{DATA, Layout, layouts};
+use model::{Addresses, Expected, Verdict};
+
+/// More steps say nothing new.
+const STEPS_MAX: usize = 40;
+
+/// Where a well-behaved guest has its ring, in any of the layouts.
+const ORDINARY: Addresses = Addresses {
+    descriptors: 0x0,
+    avail: 0x800,
+    used: 0xa00,
+};
+
+/// Where a well-behaved guest has headers with the status byte behind them.
+const REQUESTS: u64 = 0x1000;
+const REQUEST_BYTES: u64 = 0x40;
+
+/// What all executions share.
+struct Stage {
+    device: BlkDevice,
+    image: Arc<Image>,
+    shared: SharedMemory,
+    layouts: Vec<Layout>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let image = disk::disk();
+        let options = DeviceOptions {
+            serial: "nix-store-0123456789".to_owned(),
+            threads: NonZeroUsize::MIN,
+            poll: Duration::ZERO,
+        };
+        let shared = SharedMemory::new(Memory::new());
+        let device = BlkDevice::new(Arc::clone(&image), &options, shared.clone()).unwrap();
+        Self {
+            device,
+            image,
+            shared,
+            layouts: layouts(),
+        }
+    }
+}
+
+/// One guest with one ring.
+struct Guest<'s> {
+    stage: &'s Stage,
+    layout: &'s Layout,
+    ring: Ring,
+    /// What the guest believes to be the length of its ring.
+    size: u16,
+    addresses: Addresses,
+    /// The ring has been seen to be broken.
+    broken: bool,
+}
+
+impl<'s> Guest<'s> {
+    fn new(stage: &'s Stage, input: &mut Input<'_>) -> Self {
+        let layout = &stage.layouts[usize::from(input.byte()) % stage.layouts.len()];
+        layout.reset();
+        stage.shared.lock().unwrap().replace(layout.memory.clone());
+        let ring = Ring::new(stage.shared.clone(), 1024).unwrap();
+        let shape = input.byte();
+        let mut guest = Self {
+            stage,
+            layout,
+            ring,
+            size: 1 << (shape % 8),
+            addresses: ORDINARY,
+            broken: true,
+        };
+        guest.ring.set_queue_size(guest.size);
+        guest.ring.set_queue_event_idx(shape & 8 != 0);
+        if shape & 16 != 0 {
+            let start = input.word16();
+            guest.put(ORDINARY.avail + 2, &start.to_le_bytes());
+            guest.put(ORDINARY.used + 2, &start.to_le_bytes());
+        }
+        guest.place_ring(ORDINARY);
+        guest.start();
+        guest.ring.set_enabled(true);
+        guest
+    }
+
+    fn memory(&self) -> &'s Memory {
+        &self.layout.memory
+    }
+
+    /// Stores what fits.
+    fn put(&self, address: u64, bytes: &[u8]) {
+        let _ = self.memory().write(bytes, GuestAddress(address));
+    }
+
+    fn used_index(&self) -> Option<u16> {
+        let at = self.addresses.used.checked_add(2)?;
+        self.memory().read_obj(GuestAddress(at)).ok()
+    }
+
+    fn place_ring(&mut self, addresses: Addresses) {
+        let Addresses {
+            descriptors,
+            avail,
+            used,
+        } = addresses;
+        let running = self.ring.get_ref().get_queue().ready();
+        if self.ring.set_queue_info(descriptors, avail, used).is_ok() {
+            self.addresses = addresses;
+            if running {
+                self.resumed();
+            }
+        } else {
+            // Some of the addresses may have been taken.
+            self.addresses = Addresses::of(&self.ring);
+        }
+    }
+
+    fn start(&mut self) {
+        self.ring.set_queue_ready(true);
+        self.resumed();
+    }
+
+    /// The device goes on from the index in memory, whatever it was told.
+    fn resumed(&mut self) {
+        let index = self.used_index();
+        self.broken = index.is_none();
+        if let Some(index) = index {
+            assert_eq!(self.ring.queue_next_avail(), index);
+        }
+    }
+
+    /// Somewhere in memory, at its edges, in the ring or anywhere at all.
+    fn address(&self, input: &mut Input<'_>) -> u64 {
+        let kind = input.byte();
+        let regions = &self.layout.regions;
+        let (start, len) = regions[usize::from(kind / 8) % regions.len()];
+        match kind % 8 {
+            0..=3 => start + u64::from(input.word16()) % len as u64,
+            4 => start
+                .wrapping_add(len as u64)
+                .wrapping_sub(u64::from(input.byte() % 32)),
+            5 => REQUESTS + u64::from(input.word16() % 0x2000),
+            6 => {
+                let Addresses {
+                    descriptors,
+                    avail,
+                    used,
+                } = self.addresses;
+                let base = [descriptors, avail, used][usize::from(kind / 8) % 3];
+                base.wrapping_add(u64::from(input.byte()))
+            }
+            _ => input.word64(),
+        }
+    }
+
+    fn step(&mut self, input: &mut Input<'_>) {
+        match input.byte() % 16 {
+            0..=3 => self.request(input),
+            4 => self.descriptor(input),
+            5 => {
+                let (at, len) = (self.address(input), usize::from(input.byte() % 32));
+                self.put(at, input.take(len));
+            }
+            6 => self.advance(i16::from(input.byte()).cast_unsigned()),
+            7 => self.put(self.addresses.avail.wrapping_add(2), &input.bytes::<2>()),
+            8 => {
+                let at = self
+                    .addresses
+                    .avail
+                    .wrapping_add(4 + 2 * u64::from(input.byte()));
+                self.put(at, &input.bytes::<2>());
+            }
+            9 => self.set_up_again(input),
+            10 => self.indirect(input),
+            11 => self.long_chain(input),
+            _ => self.serve(),
+        }
+    }
+
+    /// A request as a driver would make it, with sizes and sector from the input.
+    fn request(&mut self, input: &mut Input<'_>) {
+        let slot = u64::from(input.byte() % 16);
+        let count = u64::from(input.byte() % 4);
+        let at = REQUESTS + REQUEST_BYTES * slot;
+        self.header(at, input);
+        let first = (4 * slot) % u64::from(self.size.max(1));
+        let table = self.addresses.descriptors.wrapping_add(16 * first);
+        self.chain(table, first, at, count, input);
+        self.offer(u16::try_from(first).unwrap());
+    }
+
+    fn header(&self, at: u64, input: &mut Input<'_>) {
+        let kind = match input.byte() {
+            byte @ 0..=31 => u32::from(byte),
+            32..=63 => input.word32(),
+            _ => 0,
+        };
+        let sector = match input.byte() {
+            byte @ 0..=99 => u64::from(byte),
+            byte @ 100..=199 => disk::DATA_SECTOR + u64::from(byte) - 100,
+            byte @ 200..=239 => {
+                (self.stage.image.len_bytes() / 512 + 219).wrapping_sub(u64::from(byte))
+            }
+            _ => input.word64(),
+        };
+        self.put(at, &kind.to_le_bytes());
+        self.put(at + 8, &sector.to_le_bytes());
+    }
+
+    /// Header, `count` data buffers, status byte; the table's first descriptor has the number `first`.
+    fn chain(&self, table: u64, first: u64, at: u64, count: u64, input: &mut Input<'_>) {
+        self.put_descriptor(table, at, 16, 1, first + 1);
+        for index in 1..=count {
+            let data = match input.byte() {
+                0..=199 => DATA + 0x200 * u64::from(input.byte() % 16),
+                _ => self.address(input),
+            };
+            let len = match input.byte() {
+                byte @ 0..=199 => 512 * u32::from(byte % 4),
+                byte @ 200..=239 => u32::from(byte),
+                _ => input.word32(),
+            };
+            let place = table.wrapping_add(16 * index);
+            self.put_descriptor(place, data, len, 3, first + index + 1);
+        }
+        let place = table.wrapping_add(16 * (count + 1));
+        self.put_descriptor(place, at + 16, 1, 2, 0);
+    }
+
+    fn put_descriptor(&self, place: u64, address: u64, len: u32, flags: u16, next: u64) {
+        let next = u16::try_from(next & 0xffff).unwrap_or(0);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&address.to_le_bytes());
+        bytes[8..12].copy_from_slice(&len.to_le_bytes());
+        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+        bytes[14..].copy_from_slice(&next.to_le_bytes());
+        self.put(place, &bytes);
+    }
+
+    /// Any descriptor, in the ring's table or elsewhere.
+    fn descriptor(&self, input: &mut Input<'_>) {
+        let place = match input.byte() {
+            byte @ 0..=239 => self
+                .addresses
+                .descriptors
+                .wrapping_add(16 * u64::from(byte % 128)),
+            _ => self.address(input),
+        };
+        let (address, len) = (self.address(input), input.word32());
+        let (flags, next) = (input.byte(), u64::from(input.byte()));
+        let flags = if flags < 240 {
+            u16::from(flags % 8)
+        } else {
+            input.word16()
+        };
+        let len = if next < 200 { len % 4096 } else { len };
+        self.put_descriptor(place, address, len, flags, next);
+    }
+
+    /// A request behind an indirect descriptor, whose table may lie and be as long as the input says.
+    fn indirect(&mut self, input: &mut Input<'_>) {
+        let (table, head) = (self.address(input), u64::from(input.byte()));
+        let at = REQUESTS + REQUEST_BYTES * (head % 16);
+        let count = u64::from(input.byte() % 4);
+        self.header(at, input);
+        self.chain(table, 0, at, count, input);
+        let len = match input.byte() {
+            0..=199 => 16 * u32::try_from(count + 2).unwrap(),
+            byte @ 200..=239 => u32::from(byte) * 8,
+            _ => input.word32(),
+        };
+        let flags = if input.byte() < 240 { 4 } else { 7 };
+        let head = head % u64::from(self.size.max(1));
+        let place = self.addresses.descriptors.wrapping_add(16 * head);
+        self.put_descriptor(place, table, len, flags, 0);
+        self.offer(u16::try_from(head).unwrap());
+    }
+
+    /// A chain behind an indirect descriptor that may be longer than the device takes, of short buffers.
+    fn long_chain(&mut self, input: &mut Input<'_>) {
+        const TABLE: u64 = 0x2000;
+        let (count, len) = (u64::from(input.byte()), input.byte() % 8);
+        self.header(REQUESTS, input);
+        self.put_descriptor(TABLE, REQUESTS, 16, 1, 1);
+        for index in 1..=count {
+            let data = DATA + u64::from(len) * index;
+            self.put_descriptor(TABLE + 16 * index, data, u32::from(len), 3, index + 1);
+        }
+        self.put_descriptor(TABLE + 16 * (count + 1), REQUESTS + 16, 1, 2, 0);
+        let table_len = 16 * u32::try_from(count + 2).unwrap();
+        self.put_descriptor(self.addresses.descriptors, TABLE, table_len, 4, 0);
+        self.offer(0);
+    }
+
+    /// Makes a head available.
+    fn offer(&self, head: u16) {
+        let index_at = self.addresses.avail.wrapping_add(2);
+        let index: u16 = self.memory().read_obj(GuestAddress(index_at)).unwrap_or(0);
+        let slot = u64::from(index % self.size.max(1));
+        let element = self.addresses.avail.wrapping_add(4 + 2 * slot);
+        self.put(element, &head.to_le_bytes());
+        self.advance(1);
+    }
+
+    fn advance(&self, by: u16) {
+        let at = self.addresses.avail.wrapping_add(2);
+        let index: u16 = self.memory().read_obj(GuestAddress(at)).unwrap_or(0);
+        self.put(at, &index.wrapping_add(by).to_le_bytes());
+    }
+
+    /// What a frontend may do to a ring at any time.
+    fn set_up_again(&mut self, input: &mut Input<'_>) {
+        match input.byte() % 8 {
+            0 => self.ring.set_queue_ready(false),
+            1 => self.start(),
+            2 => self.ring.set_enabled(input.byte().is_multiple_of(2)),
+            3 => {
+                self.ring.set_queue_size(input.word16());
+                self.size = self.ring.get_ref().get_queue().size();
+            }
+            4 => self
+                .ring
+                .set_queue_event_idx(input.byte().is_multiple_of(2)),
+            5 => self.ring.set_queue_next_avail(input.word16()),
+            6 => {
+                self.ring.set_queue_ready(false);
+                self.start();
+            }
+            _ => {
+                let addresses = Addresses {
+                    descriptors: self.address(input) & !0xf,
+                    avail: self.address(input) & !1,
+                    used: self.address(input) & !3,
+                };
+                self.place_ring(addresses);
+            }
+        }
+    }
+
+    /// Has the device look at the ring, and holds it to the model.
+    fn serve(&mut self) {
+        let before = self.layout.bytes();
+        let expected = Expected::new(&self.ring, self.broken, self.memory(), &self.stage.image);
+        let rings = std::slice::from_ref(&self.ring);
+        self.stage
+            .device
+            .handle_event(0, EventSet::IN, rings, 0)
+            .unwrap();
+        match expected.verdict() {
+            Verdict::Nothing => {
+                assert!(before == self.layout.bytes(), "a ring at rest was touched")
+            }
+            // The guest had its own ring overwritten: it may get any answer.
+            Verdict::Anything => {
+                self.ring.set_queue_ready(false);
+                self.start();
+                self.layout.check_outside(&self.layout.bytes());
+            }
+            Verdict::Exactly => self.check(&before, &expected),
+        }
+    }
+
+    fn check(&mut self, before: &[u8], expected: &Expected) {
+        self.wait(expected);
+        self.broken = self.is_broken();
+        let after = self.layout.bytes();
+        self.layout.check_outside(&after);
+        self.layout.for_changes(before, &after, |address| {
+            assert!(expected.may_change(address), "wrote to {address:#x}");
+        });
+        expected.check_answers(self.memory(), self.broken);
+    }
+
+    /// Requests that the pool carries out are published later.
+    fn wait(&self, expected: &Expected) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !expected.are_published(self.memory()) {
+            assert!(Instant::now() < deadline, "requests were not answered");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether the device has given the ring up. It must not have left anything undone otherwise.
+    fn is_broken(&self) -> bool {
+        let mut turn = self.ring.turn();
+        match turn.collect(self.memory(), Quiet::Poll, &mut Vec::new()) {
+            Ok((Look::Work, _)) => panic!("requests were left behind"),
+            Ok((Look::Idle, _)) => false,
+            Ok((Look::Stopped, _)) | Err(_) => true,
+        }
+    }
+}
+
+/// Does what the input says, and looks at the ring at the end in any case.
+pub fn run(data: &[u8]) {
+    thread_local! { static STAGE: Stage = Stage::new(); }
+    STAGE.with(|stage| {
+        let mut input = Input(data);
+        let mut guest = Guest::new(stage, &mut input);
+        for _ in 0..STEPS_MAX {
+            if input.is_empty() {
+                break;
+            }
+            guest.step(&mut input);
+        }
+        guest.serve();
+        guest.ring.set_queue_ready(false);
+    });
+}

@@ -1,0 +1,121 @@
+//! Guest memory between canaries.
+
+use lazystore::transport::guest::Memory;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileMemory};
+
+const PAGE: usize = 4096;
+const CANARY: u8 = 0xc5;
+
+/// Where data go in a well-behaved guest. Nothing but zeros lies before, and none behind: a device that left something
+/// out would not be noticed otherwise.
+pub const DATA: u64 = 0x1400;
+
+/// Guest physical addresses and lengths of regions.
+type Regions = &'static [(u64, usize)];
+
+/// Small, because all of it is compared at every look.
+const SHAPES: [Regions; 3] = [
+    &[(0, 0x4000)],
+    // Neighbours for the guest that are none for the host, then a hole.
+    &[(0, 0x2000), (0x2000, 0x1000), (0x4000, 0x1000)],
+    &[(0, 0x3000), (0xffff_ffff_ffff_0000, 0x1000)],
+];
+
+/// Memory of some shape.
+pub struct Layout {
+    pub regions: Regions,
+    pub memory: Memory,
+    /// What the regions lie in: a page of canaries before, between and behind them. Outlives `memory`.
+    arena: MmapRegion,
+    /// Where in the arena each region begins.
+    places: Vec<usize>,
+    /// The arena with empty memory.
+    fresh: Vec<u8>,
+}
+
+/// All shapes.
+pub fn layouts() -> Vec<Layout> {
+    SHAPES.into_iter().map(Layout::new).collect()
+}
+
+impl Layout {
+    fn new(regions: Regions) -> Self {
+        let mut len = PAGE;
+        let mut places = Vec::new();
+        for (_, region_len) in regions {
+            places.push(len);
+            len += region_len + PAGE;
+        }
+        let arena = MmapRegion::new(len).unwrap();
+        let mut fresh = vec![CANARY; len];
+        for (place, (start, region_len)) in places.iter().zip(regions) {
+            fresh[*place..place + region_len].fill(0);
+            let used = usize::try_from(DATA.saturating_sub(*start)).unwrap();
+            fresh[(place + used).min(place + region_len)..place + region_len].fill(0xee);
+        }
+        let mapped = places
+            .iter()
+            .zip(regions)
+            .map(|(place, (start, region_len))| part(&arena, *place, *region_len, *start))
+            .collect();
+        Self {
+            regions,
+            memory: Memory::from_regions(mapped).unwrap(),
+            arena,
+            places,
+            fresh,
+        }
+    }
+
+    pub fn reset(&self) {
+        self.arena.as_volatile_slice().copy_from(&self.fresh);
+    }
+
+    /// The whole arena.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.fresh.len()];
+        self.arena.as_volatile_slice().copy_to(&mut bytes);
+        bytes
+    }
+
+    /// Nothing but guest memory may ever be written to.
+    pub fn check_outside(&self, bytes: &[u8]) {
+        let mut from = 0;
+        for (place, (_, len)) in self.places.iter().zip(self.regions) {
+            assert!(bytes[from..*place] == self.fresh[from..*place]);
+            from = place + len;
+        }
+        assert!(bytes[from..] == self.fresh[from..]);
+    }
+
+    /// Calls `see` with the guest physical address of every byte that differs.
+    pub fn for_changes(&self, before: &[u8], after: &[u8], mut see: impl FnMut(u64)) {
+        for (place, (start, len)) in self.places.iter().zip(self.regions) {
+            let range = *place..place + len;
+            let pairs = before[range.clone()]
+                .chunks(64)
+                .zip(after[range].chunks(64));
+            for (chunk, (old, new)) in pairs.enumerate().filter(|(_, (old, new))| old != new) {
+                for (at, _) in old.iter().zip(new).enumerate().filter(|(_, (a, b))| a != b) {
+                    see(start + (64 * chunk + at) as u64);
+                }
+            }
+        }
+    }
+}
+
+/// A part of the arena as guest memory.
+#[allow(unsafe_code)]
+fn part(arena: &MmapRegion, place: usize, len: usize, start: u64) -> GuestRegionMmap<()> {
+    // SAFETY: the part lies inside the arena, which is mapped for as long as the layout lives.
+    let region = unsafe {
+        let address = arena.as_ptr().add(place);
+        MmapRegionBuilder::new(len)
+            .with_raw_mmap_pointer(address)
+            .with_mmap_prot(arena.prot())
+            .with_mmap_flags(arena.flags())
+            .build()
+    };
+    GuestRegionMmap::new(region.unwrap(), GuestAddress(start)).unwrap()
+}

@@ -1,0 +1,424 @@
+//! What a device may do with a ring (virtio 1.2, sections 2.7 and 5.2.6), without the code under test.
+
+use lazystore::image::Image;
+use lazystore::transport::guest::Memory;
+use lazystore::transport::ring::Ring;
+use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+/// Longest chain that the device takes.
+const DESCRIPTORS_MAX: usize = 128;
+
+/// Where a ring lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    pub descriptors: u64,
+    pub avail: u64,
+    pub used: u64,
+}
+
+impl Addresses {
+    /// What the device was told last.
+    pub fn of(ring: &Ring) -> Self {
+        let state = ring.get_ref();
+        let queue = state.get_queue();
+        Self {
+            descriptors: queue.desc_table(),
+            avail: queue.avail_ring(),
+            used: queue.used_ring(),
+        }
+    }
+}
+
+/// What can be said about a look at the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is at rest.
+    Nothing,
+    /// The guest had the device write over what the device reads.
+    Anything,
+    /// The answers are known.
+    Exactly,
+}
+
+type Range = (u64, u64);
+
+/// Addresses, and the bytes there.
+type Filled = Vec<(u64, Vec<u8>)>;
+
+/// A chain as the model reads it.
+#[derive(Debug, Default)]
+struct Chain {
+    head: u16,
+    readable: Vec<Range>,
+    writable: Vec<Range>,
+    /// Indirect tables.
+    tables: Vec<Range>,
+    descriptors: usize,
+    ended: bool,
+    disordered: bool,
+}
+
+/// What the guest should find.
+#[derive(Debug)]
+struct Answer {
+    head: u16,
+    /// Where and what the status byte is; none where there is no place for one.
+    status: Option<(u64, u8)>,
+    /// Data in place.
+    data: Filled,
+    used_len: u32,
+}
+
+/// What a look at the ring should do.
+#[derive(Debug)]
+pub struct Expected {
+    verdict: Verdict,
+    used: Addresses,
+    size: u16,
+    first_used: u16,
+    /// The used ring's index in memory, where the guest may have written to it.
+    index_before: Option<u16>,
+    /// The ring has a flaw that the device may give it up for.
+    flawed: bool,
+    /// Chains write over each other's buffers, so that only the last one's data can be seen.
+    overlapping: bool,
+    writable: Vec<Range>,
+    answers: Vec<Answer>,
+}
+
+impl Expected {
+    pub fn new(ring: &Ring, broken: bool, memory: &Memory, image: &Image) -> Self {
+        let addresses = Addresses::of(ring);
+        let (size, first) = {
+            let state = ring.get_ref();
+            (state.get_queue().size(), state.get_queue().next_avail())
+        };
+        let mut expected = Self {
+            verdict: Verdict::Exactly,
+            used: addresses,
+            size,
+            first_used: first,
+            index_before: None,
+            flawed: false,
+            overlapping: false,
+            writable: Vec::new(),
+            answers: Vec::new(),
+        };
+        if broken || !ring.is_running() {
+            expected.verdict = Verdict::Nothing;
+        } else {
+            expected.look(memory, image);
+        }
+        expected
+    }
+
+    pub fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    fn look(&mut self, memory: &Memory, image: &Image) {
+        self.index_before = self.used_index(memory);
+        let heads = self.heads(memory);
+        let chains: Vec<Chain> = heads
+            .iter()
+            .map(|head| Chain::read(*head, self.used.descriptors, self.size, memory))
+            .collect();
+        self.flawed |= !self
+            .ring_ranges()
+            .iter()
+            .all(|range| is_inside(*range, memory));
+        let read = self.what_is_read(&chains);
+        let written: Vec<Range> = chains
+            .iter()
+            .flat_map(|chain| chain.writable.clone())
+            .collect();
+        let used = self.used_range();
+        let clash = |range: &Range| read.iter().any(|other| overlap(*range, *other));
+        if written
+            .iter()
+            .any(|range| clash(range) || overlap(*range, used))
+            || clash(&used)
+        {
+            self.verdict = Verdict::Anything;
+            return;
+        }
+        self.overlapping = do_overlap(&written);
+        self.writable = written;
+        self.answers = chains
+            .iter()
+            .map(|chain| chain.answer(memory, image))
+            .collect();
+    }
+
+    /// Heads that are available and can be read.
+    fn heads(&mut self, memory: &Memory) -> Vec<u16> {
+        let read = |at: Option<u64>| memory.read_obj::<u16>(GuestAddress(at?)).ok();
+        let index = read(self.used.avail.checked_add(2));
+        let count = index.map_or(0, |index| index.wrapping_sub(self.first_used));
+        // To virtio-queue an available ring at address 0 is none.
+        if index.is_none() || count > self.size || self.used.avail == 0 {
+            self.flawed = true;
+            return Vec::new();
+        }
+        let slot = |nth: u16| u64::from(self.first_used.wrapping_add(nth) % self.size);
+        let heads: Vec<u16> = (0..count)
+            .map_while(|nth| read(self.used.avail.checked_add(4 + 2 * slot(nth))))
+            .collect();
+        self.flawed |=
+            heads.len() < usize::from(count) || heads.iter().any(|head| *head >= self.size);
+        heads
+    }
+
+    fn used_range(&self) -> Range {
+        (self.used.used, 6 + 8 * u64::from(self.size))
+    }
+
+    fn ring_ranges(&self) -> [Range; 2] {
+        [
+            (self.used.avail, 6 + 2 * u64::from(self.size)),
+            self.used_range(),
+        ]
+    }
+
+    fn what_is_read(&self, chains: &[Chain]) -> Vec<Range> {
+        let [avail, _] = self.ring_ranges();
+        let mut read = vec![avail, (self.used.descriptors, 16 * u64::from(self.size))];
+        for chain in chains {
+            read.extend(&chain.tables);
+            read.extend(&chain.readable);
+        }
+        read
+    }
+
+    pub fn may_change(&self, address: u64) -> bool {
+        let holds = |(start, len): &Range| address >= *start && address - start < *len;
+        holds(&self.used_range()) || self.writable.iter().any(holds)
+    }
+
+    /// Whether nothing is left to wait for.
+    pub fn are_published(&self, memory: &Memory) -> bool {
+        self.flawed || self.published(memory) == Some(self.answers.len())
+    }
+
+    /// How many requests came back. An index that did not change says nothing: only with the last answer it is the
+    /// device's.
+    fn published(&self, memory: &Memory) -> Option<usize> {
+        let index = self.used_index(memory)?;
+        let count = usize::from(index.wrapping_sub(self.first_used));
+        let unchanged = self.index_before == Some(index) && count != self.answers.len();
+        Some(if unchanged { 0 } else { count })
+    }
+
+    fn used_index(&self, memory: &Memory) -> Option<u16> {
+        let at = self.used.used.checked_add(2)?;
+        memory.read_obj(GuestAddress(at)).ok()
+    }
+
+    /// Every head once and in order, or a ring that was given up for a reason.
+    pub fn check_answers(&self, memory: &Memory, stopped: bool) {
+        let Some(published) = self.published(memory) else {
+            assert!(stopped, "the used ring is not in memory");
+            return;
+        };
+        assert!(
+            published <= self.answers.len(),
+            "more answers than requests"
+        );
+        if !self.flawed {
+            assert!(!stopped, "a good ring was given up: {self:?}");
+            assert_eq!(published, self.answers.len());
+        }
+        for (nth, answer) in self.answers.iter().enumerate().take(published) {
+            self.check_element(nth, answer, memory);
+            if !self.overlapping {
+                answer.check(memory);
+            }
+        }
+    }
+
+    fn check_element(&self, nth: usize, answer: &Answer, memory: &Memory) {
+        let slot = u64::from(self.first_used.wrapping_add(u16::try_from(nth).unwrap()) % self.size);
+        let at = self.used.used + 4 + 8 * slot;
+        let found: [u32; 2] = memory.read_obj(GuestAddress(at)).unwrap();
+        assert_eq!(found, [u32::from(answer.head), answer.used_len]);
+    }
+}
+
+impl Answer {
+    fn check(&self, memory: &Memory) {
+        if let Some((at, byte)) = self.status {
+            let found: u8 = memory.read_obj(GuestAddress(at)).unwrap();
+            assert_eq!(found, byte, "status of {self:?}");
+        }
+        for (at, bytes) in &self.data {
+            let mut found = vec![0; bytes.len()];
+            memory.read_slice(&mut found, GuestAddress(*at)).unwrap();
+            assert!(found == *bytes, "data of head {}", self.head);
+        }
+    }
+}
+
+impl Chain {
+    fn read(head: u16, table: u64, size: u16, memory: &Memory) -> Self {
+        let mut chain = Self {
+            head,
+            ..Self::default()
+        };
+        let (mut table, mut entries, mut index) = (table, u32::from(size), u32::from(head));
+        let (mut steps, mut total) = (0, 0u64);
+        while index < entries && steps < entries {
+            let at = table.checked_add(16 * u64::from(index)).map(GuestAddress);
+            let Some(Ok(found)) = at.map(|at| memory.read_obj::<Descriptor>(at)) else {
+                return chain;
+            };
+            let (len, flags) = (u64::from(found.len()), found.flags());
+            if flags & 4 != 0 {
+                if !chain.tables.is_empty() || len % 16 != 0 || len / 16 > 0xffff {
+                    return chain;
+                }
+                chain.tables.push((found.addr().0, len));
+                (table, entries, index, steps) = (found.addr().0, found.len() / 16, 0, 0);
+                continue;
+            }
+            total += len;
+            if total > u64::from(u32::MAX) {
+                return chain;
+            }
+            chain.add((found.addr().0, len), flags & 2 != 0);
+            chain.ended = flags & 1 == 0;
+            if chain.ended {
+                return chain;
+            }
+            index = u32::from(found.next());
+            steps += 1;
+        }
+        chain
+    }
+
+    fn add(&mut self, range: Range, writable: bool) {
+        self.descriptors += 1;
+        if writable {
+            self.writable.extend((range.1 > 0).then_some(range));
+        } else {
+            self.disordered |= !self.writable.is_empty();
+            self.readable.extend((range.1 > 0).then_some(range));
+        }
+    }
+
+    fn answer(&self, memory: &Memory, image: &Image) -> Answer {
+        let mut data = self.writable.clone();
+        let place = self.take_status(&mut data);
+        let filled = place.and_then(|_| self.data(&data, memory, image));
+        let status = place.filter(|at| is_inside((*at, 1), memory));
+        let (byte, data) = match filled {
+            Some(Ok(data)) => (0, data),
+            Some(Err(byte)) => (byte, Vec::new()),
+            None => (1, Vec::new()),
+        };
+        let len: usize = data.iter().map(|(_, bytes)| bytes.len()).sum();
+        Answer {
+            head: self.head,
+            status: status.map(|at| (at, byte)),
+            data,
+            used_len: u32::try_from(len).unwrap() + u32::from(status.is_some()),
+        }
+    }
+
+    fn take_status(&self, data: &mut Vec<Range>) -> Option<u64> {
+        let last = data.last_mut().filter(|_| self.ended)?;
+        last.1 -= 1;
+        let at = last.0.checked_add(last.1);
+        if last.1 == 0 {
+            data.pop();
+        }
+        at
+    }
+
+    /// The data, or what the status says instead; none for a chain that is no request.
+    fn data(&self, data: &[Range], memory: &Memory, image: &Image) -> Option<Result<Filled, u8>> {
+        if self.disordered || self.descriptors > DESCRIPTORS_MAX {
+            return None;
+        }
+        let (kind, sector) = self.header(memory)?;
+        let len: u64 = data.iter().map(|(_, len)| len).sum();
+        let start = match kind {
+            4 => return Some(Ok(Vec::new())),
+            0 | 8 => Some(sector),
+            1 | 11 | 13 | 14 => None,
+            _ => return Some(Err(2)),
+        }?;
+        if !data.iter().all(|range| is_inside(*range, memory)) {
+            return None;
+        }
+        let len = usize::try_from(len).ok()?;
+        let bytes = if kind == 8 {
+            let mut serial = b"nix-store-0123456789".to_vec();
+            serial.resize(len, 0);
+            serial
+        } else {
+            sectors(image, start, len)?
+        };
+        Some(Ok(spread(data, &bytes)))
+    }
+
+    /// Type and sector.
+    fn header(&self, memory: &Memory) -> Option<(u32, u64)> {
+        let mut bytes = Vec::new();
+        for (at, len) in &self.readable {
+            let mut part = vec![0; usize::try_from(*len).ok()?.min(16 - bytes.len())];
+            memory.read_slice(&mut part, GuestAddress(*at)).ok()?;
+            bytes.extend(part);
+        }
+        let kind = bytes.first_chunk()?;
+        Some((
+            u32::from_le_bytes(*kind),
+            u64::from_le_bytes(*bytes.get(8..)?.first_chunk()?),
+        ))
+    }
+}
+
+/// None where a read is not of whole sectors inside the disk.
+fn sectors(image: &Image, sector: u64, len: usize) -> Option<Vec<u8>> {
+    let start = sector.checked_mul(512)?;
+    let end = start.checked_add(len as u64)?;
+    if !len.is_multiple_of(512) || end > image.len_bytes() {
+        return None;
+    }
+    let mut bytes = vec![0; len];
+    if len > 0 {
+        image.read_exact_at(&mut bytes, start).unwrap();
+    }
+    Some(bytes)
+}
+
+fn spread(ranges: &[Range], bytes: &[u8]) -> Filled {
+    let mut rest = bytes;
+    let part = |(at, len): &Range| {
+        let (now, later) = rest.split_at(usize::try_from(*len).unwrap());
+        rest = later;
+        (*at, now.to_vec())
+    };
+    ranges.iter().map(part).collect()
+}
+
+fn is_inside((start, len): Range, memory: &Memory) -> bool {
+    memory.check_range(
+        GuestAddress(start),
+        usize::try_from(len).unwrap(),
+        Permissions::ReadWrite,
+    )
+}
+
+fn overlap(a: Range, b: Range) -> bool {
+    let end = |(start, len): Range| u128::from(start) + u128::from(len);
+    u128::from(a.0) < end(b) && u128::from(b.0) < end(a) && a.1 > 0 && b.1 > 0
+}
+
+fn do_overlap(ranges: &[Range]) -> bool {
+    let mut sorted = ranges.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).any(|pair| overlap(pair[0], pair[1]))
+}

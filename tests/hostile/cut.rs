@@ -1,0 +1,138 @@
+//! Memory that is taken away, or was never there, while others read and check every byte.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lazystore::image::Image;
+use nix::sys::signal::Signal;
+
+use super::Stage;
+use super::client::Client;
+use super::common::process::wait_for;
+use super::raw::{self, Shared, USER, request};
+
+/// Ends what waits for it, also when the test fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Has others read and check every byte while `harm` is done.
+fn while_others_read(stage: &Stage, harm: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = Client::start(&stage.server.socket, 1);
+                    let mut rounds = 0;
+                    while !done.load(Ordering::Relaxed) || rounds < 20 {
+                        read_and_check(&mut client, &stage.image);
+                        rounds += 1;
+                    }
+                })
+            })
+            .collect();
+        let end = Done(&done);
+        wait_for("the readers", || {
+            (stage.server.workers().len() >= 2).then_some(())
+        });
+        harm();
+        drop(end);
+        readers
+            .into_iter()
+            .for_each(|reader| reader.join().unwrap());
+    });
+}
+
+fn read_and_check(client: &mut Client, image: &Image) {
+    let data = 128 << 30;
+    let reads = [
+        (0, 65536),
+        (data, 65536),
+        (data + (1 << 20), 131_072),
+        (data + 4096, 512),
+    ];
+    for (found, (start, len)) in client.read(0, &reads).into_iter().zip(reads) {
+        let mut expected = vec![0; len];
+        image.read_exact_at(&mut expected, start).unwrap();
+        assert!(found.unwrap() == expected, "{len} bytes at {start}");
+    }
+}
+
+/// How many workers a frontend killed with its own memory.
+fn killed(stage: Stage) -> usize {
+    stage.server.signal(Signal::SIGTERM);
+    let (_, log) = stage.server.end();
+    log.matches("was killed by SIGBUS").count()
+}
+
+#[test]
+fn a_memory_file_cut_under_the_ring_hurts_only_its_own_worker() {
+    let stage = Stage::new();
+    while_others_read(&stage, || {
+        for _ in 0..5 {
+            let shared = Shared::new();
+            let frontend = stage.connect();
+            frontend.greet();
+            frontend.share(&shared);
+            frontend.ring(0, [0, 0x2000, 0x1000], &shared);
+            wait_for("the ring to be looked at", || {
+                (shared.flags(0x2000) == 0).then_some(())
+            });
+            shared.cut(0);
+            shared.kick();
+            assert!(frontend.is_closed());
+        }
+    });
+    stage.is_unharmed();
+    assert_eq!(killed(stage), 5);
+}
+
+/// Memory may be said to be longer than its file; what lies behind the end is like what was cut off.
+#[test]
+fn a_ring_behind_the_end_of_its_file_hurts_only_its_own_worker() {
+    let stage = Stage::new();
+    let shared = Shared::new();
+    let len = Shared::BYTES;
+    while_others_read(&stage, || {
+        let frontend = stage.connect();
+        frontend.greet();
+        let table = raw::table(&[[0, 2 * len, USER, 0]]);
+        let message = raw::message(request::SET_MEM_TABLE, &table);
+        frontend.send(&message, &[shared.fd()]);
+        frontend.ring(0, [0, len + 0x2000, len + 0x1000], &shared);
+        assert!(frontend.is_closed());
+    });
+    stage.is_unharmed();
+    assert_eq!(killed(stage), 1);
+}
+
+#[test]
+fn a_memory_file_cut_under_a_buffer_hurts_only_its_own_worker() {
+    let stage = Stage::new();
+    // Data of a file go to the buffer by a system call, which fails; metadata are copied, which is a fault.
+    for (sector, expected) in [((128 << 30) / 512, Some(1)), (0, None)] {
+        while_others_read(&stage, || {
+            let mut shared = Shared::new();
+            let frontend = stage.connect();
+            frontend.greet();
+            frontend.share(&shared);
+            frontend.ring(0, [0, 0x2000, 0x1000], &shared);
+            shared.cut(0x8000);
+            shared.read_at(0, sector, 0x10000, 4096);
+            shared.offer(0x1000, 0);
+            shared.kick();
+            if let Some(status) = expected {
+                wait_for("an answer", || (shared.used(0x2000) == 1).then_some(()));
+                assert_eq!(shared.status(0), status);
+            } else {
+                assert!(frontend.is_closed());
+            }
+        });
+    }
+    stage.is_unharmed();
+    assert_eq!(killed(stage), 1);
+}
