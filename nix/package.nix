@@ -1,0 +1,35 @@
+# The program, from Cargo.lock: `callPackage ./package.nix { }`. Needs a nixpkgs with Rust 1.95.
+{ lib, rustPlatform }:
+
+let
+  manifest = (lib.importTOML ../Cargo.toml).package;
+in
+rustPlatform.buildRustPackage {
+  pname = manifest.name;
+  inherit (manifest) version;
+
+  # What cargo needs and no more, so that a change of a script or of this directory builds nothing anew.
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../Cargo.toml
+      ../Cargo.lock
+      ../src
+      ../bench/layers.rs
+    ];
+  };
+  cargoLock.lockFile = ../Cargo.lock;
+
+  # Unit tests. All others want QEMU, a kernel to boot, root or /dev/fuse, which a build sandbox lacks: scripts/test.
+  cargoTestFlags = [ "--lib" ];
+
+  meta = {
+    inherit (manifest) description;
+    license = with lib.licenses; [
+      mit
+      asl20
+    ];
+    mainProgram = manifest.name;
+    platforms = lib.platforms.linux;
+  };
+}
