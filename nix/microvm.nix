@@ -46,6 +46,10 @@ let
     else
       [ "-global" "virtio-mmio.force-legacy=false" "-device" "vhost-user-blk,chardev=lazystore" ];
 
+  # A worker of lazystore's that dies is replaced: QEMU shall connect again after a second.
+  reconnect =
+    if builtins.compareVersions microvm.qemu.package.version "9.2" < 0 then "reconnect=1" else "reconnect-ms=1000";
+
   # The first disk is mounted by its label, but the others by their letters, and microvm.nix leaves the first letter to
   # the store. So that letter stays taken.
   noDisk = pkgs.runCommand "no-store-disk" { } "truncate --size=4096 $out";
@@ -108,7 +112,7 @@ in
       storeDisk = mkForce (if isQemu then noDisk else "${cfg.mountPoint}/nix-store.img");
       preStart = start;
       qemu.extraArgs = mkIf isQemu (
-        sharedMemory ++ [ "-chardev" "socket,id=lazystore,path=${socket}" ] ++ device
+        sharedMemory ++ [ "-chardev" "socket,id=lazystore,path=${socket},${reconnect}" ] ++ device
       );
     };
   };

@@ -15,7 +15,6 @@ rustPlatform.buildRustPackage {
       ../Cargo.toml
       ../Cargo.lock
       ../src
-      ../bench/layers.rs
     ];
   };
   cargoLock.lockFile = ../Cargo.lock;

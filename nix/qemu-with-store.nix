@@ -14,6 +14,11 @@ let
         -h | -help | --help | -version | --version | help | '?' | *,help | *,'?') exec "$@" ;;
       esac
     done
+    # The path of a socket has 107 bytes at most. lazystore's is in XDG_RUNTIME_DIR, or else in TMPDIR, which here is the
+    # VM's own directory, wherever that may be.
+    if [ -z "''${XDG_RUNTIME_DIR:-}" ] && [ "''${#TMPDIR}" -gt 75 ]; then
+      export XDG_RUNTIME_DIR=/tmp
+    fi
     exec ${lazystore}/bin/lazystore run --closure-info ${closure} --store-dir ${builtins.storeDir} -- "$@"
   '';
 
@@ -33,5 +38,5 @@ let
     done
   '';
 in
-# The attributes of the original are asked for too: nixpkgs chooses the emulator by `stdenv`.
-qemu // wrapped // { inherit (qemu) stdenv; lazystoreStart = start; }
+# The attributes of the original are asked for too: nixpkgs chooses the emulator by `stdenv`. The script is for tests.
+qemu // wrapped // { lazystoreStart = start; }

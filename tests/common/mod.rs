@@ -49,6 +49,13 @@ pub fn tool(name: &str, package: &str) -> std::path::PathBuf {
         .unwrap_or_else(|| panic!("{name} is missing: apt-get install {package}"))
 }
 
+/// What `scripts/test` tells the tests.
+pub fn from_env(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run scripts/test, which prepares what boots need")
+    })
+}
+
 /// How many files of all types lie beneath `dir`.
 pub fn count(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
