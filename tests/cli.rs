@@ -300,10 +300,19 @@ fn systemd_is_told() {
     let notify = UnixDatagram::bind(fixture.path("notify")).unwrap();
     let mut command = fixture.serve(&["--store-paths", "store-paths", "--vhost-user", "socket"]);
     command.env("NOTIFY_SOCKET", fixture.path("notify"));
-    let _server = Server::start(command);
-    let mut message = [0; 100];
-    let len = notify.recv(&mut message).unwrap();
-    assert_eq!(message[..len].trim_ascii(), b"READY=1");
+    let server = Server::start(command);
+    let heard = || {
+        let mut message = [0; 200];
+        let len = notify.recv(&mut message).unwrap();
+        String::from_utf8(message[..len].trim_ascii().to_owned()).unwrap()
+    };
+    assert_eq!(heard(), "READY=1\nSTATUS=serving 2 paths; 0 VMs");
+    let connection = UnixStream::connect(fixture.path("socket")).unwrap();
+    assert_eq!(heard(), "STATUS=serving 2 paths; 1 VM");
+    drop(connection);
+    assert_eq!(heard(), "STATUS=serving 2 paths; 0 VMs");
+    server.stop(rustix::process::Signal::TERM);
+    assert_eq!(heard(), "STOPPING=1\nSTATUS=stopping");
 }
 
 #[test]

@@ -9,9 +9,10 @@ mod common;
 mod frontend;
 #[path = "vhost_user/server.rs"]
 mod server;
+#[path = "vhost_user/sockets.rs"]
+mod sockets;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Output;
@@ -276,14 +277,6 @@ fn another_socket_in_the_same_place_is_not_removed() {
     server.signal(Signal::SIGTERM);
     wait_for("the end", || (!server.is_running()).then_some(()));
     assert!(socket.exists());
-}
-
-#[test]
-fn only_the_owner_may_connect() {
-    let tree = tree();
-    let server = Server::start(tree.path(), &[]);
-    let mode = fs::metadata(&server.socket).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
 }
 
 /// Starts a server that should refuse to start; returns its stderr.

@@ -1,3 +1,6 @@
+use std::io;
+use std::path::PathBuf;
+
 use crate::closure::ClosureError;
 use crate::image::{ImageError, ReadError};
 use crate::transport::TransportError;
@@ -28,6 +31,31 @@ pub enum CliError {
     /// stdout takes nothing.
     #[error("cannot write to stdout: {0}")]
     Stdout(#[from] std::io::Error),
+    /// The VM's command line does not fit the disk.
+    #[error(transparent)]
+    Vmm(#[from] super::run::VmmError),
+    /// The VM cannot be started.
+    #[error("cannot start {}: {source}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The host refused something that running a VM needs.
+    #[error("cannot {action}: {source}")]
+    Run {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Nobody knows the group.
+    #[error("there is no group \"{group}\": name one that `getent group` knows, or a number")]
+    Group {
+        /// What was asked for.
+        group: String,
+    },
     /// The label does not fit.
     #[error(
         "the label \"{label}\" has {} bytes, and EROFS has room for 15: choose a shorter --label",

@@ -3,12 +3,16 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod closure_args;
+mod device_args;
 mod errors;
 mod inspect;
 mod limits;
 mod log;
 mod ranges;
+mod run;
 mod serve;
+mod socket_args;
+mod systemd;
 mod verify;
 
 use std::process::ExitCode;
@@ -40,7 +44,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve a closure as a disk.
+    /// Run a VM with a closure as its disk.
+    Run(run::RunArgs),
+    /// Serve a closure as a disk, at sockets or as a file.
     Serve(serve::ServeArgs),
     /// Print where file data lie in a closure's disk, for `lazystore bench --ranges`.
     Ranges(ranges::RangesArgs),
@@ -58,6 +64,7 @@ pub fn run(start: Instant) -> ExitCode {
     let cli = Cli::parse();
     log::init(cli.verbose);
     let done = match cli.command {
+        Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::run(&args, start),
         Command::Ranges(args) => ranges::run(&args),
         #[cfg(feature = "bench")]

@@ -1,52 +1,60 @@
 //! `lazystore serve`.
 
 use std::io::Write;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
-use sd_notify::NotifyState;
 
-use super::closure_args::ClosureArgs;
+use super::closure_args::{ClosureArgs, Loaded};
+use super::device_args::DeviceArgs;
 use super::errors::CliError;
+use super::socket_args::SocketArgs;
+use super::systemd::Systemd;
 use crate::transport::{
-    DeviceOptions, FuseOptions, ServeOptions, ServeOutcome, qemu_drive, qemu_options, serve,
+    FuseOptions, InheritedSocket, ServeEvent, ServeOptions, ServeOutcome, SocketName, qemu_drive,
+    qemu_options, serve,
 };
 
 /// Arguments of `lazystore serve`.
 #[derive(Debug, Args)]
+#[command(after_long_help = HELP)]
 pub struct ServeArgs {
     #[command(flatten)]
     closure: ClosureArgs,
     #[command(flatten)]
     transports: TransportArgs,
     #[command(flatten)]
+    access: SocketArgs,
+    #[command(flatten)]
     file: FuseArgs,
-    /// Serial that the guest sees, 20 bytes at most
-    #[arg(long, default_value = "nixstore")]
-    serial: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// End when the first VM has gone. With --fuse alone: when the file was opened and the last one who had it open has closed
     /// it, be it a VM or `cmp`
     #[arg(long)]
     once: bool,
-    /// Threads that serve one VM's queues, or the file [default: one per core, 4 at most]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
-    /// Look for further requests for this many microseconds before sleeping, while that pays; 0 to sleep at once
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1000))]
-    poll_us: u64,
 }
 
-/// At least one transport.
+const HELP: &str = "\
+Examples:
+  lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
+  lazystore serve --closure-info ./closure-info --vhost-user a.sock --vhost-user b.sock --socket-group kvm
+  lazystore serve --closure-info ./closure-info --fuse /run/vm/store
+  systemd-socket-activate -l /run/vm/store.sock lazystore serve --closure-info ./closure-info
+
+When it is ready it says so on stdout, one line for each place, and on stderr what QEMU needs to be told. A socket that
+systemd hands over (LISTEN_FDS) is served without being named here.";
+
+/// At least one transport, unless systemd hands one over.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
+#[group(required = !InheritedSocket::are_there(), multiple = true)]
 struct TransportArgs {
-    /// Serve a vhost-user-blk device at SOCKET
+    /// Serve a vhost-user-blk device at SOCKET; may be given several times
     #[arg(long, value_name = "SOCKET")]
-    vhost_user: Option<PathBuf>,
+    vhost_user: Vec<PathBuf>,
     /// Serve the disk as a file: mount the directory DIR with nix-store.img in it
     #[arg(long, value_name = "DIR")]
     fuse: Option<PathBuf>,
@@ -64,9 +72,20 @@ struct FuseArgs {
 
 /// Serves until told to stop. Also returns in every worker process, which then has nothing left to do.
 pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
-    let image = Arc::new(args.closure.image()?);
-    let options = args.options();
-    let outcome = serve(image, &options, || announce(&options, start))?;
+    let inherited = InheritedSocket::take_all()?;
+    let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
+    let options = args.options()?;
+    let names = inherited.iter().map(InheritedSocket::name);
+    let names: Vec<_> = names
+        .chain(options.sockets.iter().cloned().map(SocketName::Path))
+        .collect();
+    let systemd = Systemd::of(&closure);
+    let outcome = serve(Arc::new(image), &options, inherited, |event| {
+        if event == ServeEvent::Ready {
+            announce(&names, &options, start);
+        }
+        systemd.tell(event);
+    })?;
     Ok(match outcome {
         ServeOutcome::Parent => ExitCode::SUCCESS,
         ServeOutcome::Worker { exit_code } => ExitCode::from(exit_code),
@@ -74,44 +93,38 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
 }
 
 impl ServeArgs {
-    fn options(&self) -> ServeOptions {
-        let threads = self.threads.unwrap_or_else(DeviceOptions::default_threads);
+    fn options(&self) -> Result<ServeOptions, CliError> {
+        let device = self.device.options();
         let fuse = self.transports.fuse.as_ref().map(|dir| FuseOptions {
             dir: dir.clone(),
             image_name: self.file.image_name.clone(),
             allow_other: self.file.allow_other,
-            threads,
+            threads: device.threads,
         });
-        ServeOptions {
-            socket: self.transports.vhost_user.clone(),
+        Ok(ServeOptions {
+            sockets: self.transports.vhost_user.clone(),
+            access: self.access.access()?,
             fuse,
             once: self.once,
-            device: DeviceOptions {
-                serial: self.serial.clone(),
-                threads,
-                poll: Duration::from_micros(self.poll_us),
-            },
-        }
+            device,
+        })
     }
 }
 
-/// Says that all is there: to whoever reads stdout, to systemd, and to a person how to attach.
-fn announce(options: &ServeOptions, start: Instant) {
+/// Says that all is there: to whoever reads stdout, and to a person how to attach.
+fn announce(sockets: &[SocketName], options: &ServeOptions, start: Instant) {
     let millis = start.elapsed().as_secs_f64() * 1e3;
     let file = options.fuse.as_ref().map(FuseOptions::image_path);
+    let places = sockets.iter().map(SocketName::to_string);
+    let places = places.chain(file.iter().map(|path| path.display().to_string()));
     let mut stdout = std::io::stdout().lock();
-    for path in options.socket.iter().chain(&file) {
+    for place in places {
         // Whoever started this may have closed stdout; the disk is served all the same.
-        let _ = writeln!(stdout, "ready {} in {millis:.1} ms", path.display());
+        let _ = writeln!(stdout, "ready {place} in {millis:.1} ms");
     }
     let _ = stdout.flush();
-    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-        tracing::warn!("systemd was not told that the disk is served: {error}");
-    }
-    for hint in [
-        options.socket.as_deref().map(qemu_options),
-        file.as_deref().map(qemu_drive),
-    ] {
+    let socket = sockets.iter().find_map(SocketName::path);
+    for hint in [socket.map(qemu_options), file.as_deref().map(qemu_drive)] {
         eprint!("{}", hint.unwrap_or_default());
     }
 }

@@ -1,6 +1,7 @@
 //! Why the disk cannot be served.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 /// Why the disk cannot be served.
@@ -40,6 +41,33 @@ pub enum TransportError {
         /// The socket.
         path: PathBuf,
         /// Why.
+        source: io::Error,
+    },
+    /// The same socket twice.
+    #[error("{} is given twice: name each socket once", path.display())]
+    GivenTwice {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket cannot belong to that group.
+    #[error("cannot give {} to group {gid}: {source}; only root, and who is in that group, can", path.display())]
+    Group {
+        /// The socket.
+        path: PathBuf,
+        /// The group.
+        gid: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was handed over is not what is needed.
+    #[error(
+        "descriptor {descriptor}, which was handed over in LISTEN_FDS, is no listening Unix stream socket ({source}): \
+         use ListenStream=PATH and Accept=no"
+    )]
+    Inherited {
+        /// Its number.
+        descriptor: RawFd,
+        /// What is wrong.
         source: io::Error,
     },
     /// There is no such directory to mount on.

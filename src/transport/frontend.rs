@@ -6,7 +6,7 @@ use std::path::Path;
 ///
 /// `SIZE` is for the reader to replace: it must be what `-m` says, because the memory backend is the VM's memory.
 pub fn qemu_options(socket: &Path) -> String {
-    let path = escape(socket);
+    let path = qemu_escape(socket);
     format!(
         "# SIZE is the VM's memory, the same as after -m
 -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem
@@ -21,12 +21,12 @@ pub fn qemu_options(socket: &Path) -> String {
 
 /// The option that makes QEMU use the file `image`, to be pasted.
 pub fn qemu_drive(image: &Path) -> String {
-    let path = escape(image);
+    let path = qemu_escape(image);
     format!("-drive file={path},format=raw,if=virtio,read-only=on\n")
 }
 
-/// QEMU's option parser takes a doubled comma for a comma.
-fn escape(path: &Path) -> String {
+/// A path inside a QEMU option: its parser takes a doubled comma for a comma.
+pub fn qemu_escape(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 

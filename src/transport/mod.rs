@@ -16,12 +16,14 @@
 //! | [`blk`] | the device: what a frontend asks of it, and its threads |
 //! | `vhost` | one connection, from accept to the frontend's leaving |
 //! | [`fuse`] | the file, in a FUSE mount |
-//! | `socket` | the listening socket: stale and live ones, permissions, removal |
+//! | `socket` | the listening sockets: stale and live ones, permissions, removal |
+//! | `activation` | listening sockets that systemd hands over |
 //! | `workers` | one process per connection or mount |
 //! | `frontend` | the options a frontend needs |
 //!
 //! Nothing here knows EROFS: the disk is an [`Image`](crate::image::Image).
 
+mod activation;
 pub mod blk;
 pub mod config;
 mod engine;
@@ -43,9 +45,12 @@ mod testing;
 mod vhost;
 mod workers;
 
+pub use activation::{InheritedSocket, SocketName};
 pub use blk::{DeviceOptions, Stats};
 pub use error::TransportError;
-pub use frontend::{qemu_drive, qemu_options};
-pub use fuse::FuseOptions;
+pub use frontend::{qemu_drive, qemu_escape, qemu_options};
+pub use fuse::{FuseOptions, clear_mount};
+pub use socket::SocketAccess;
 pub use vhost::{Served, serve_connection};
-pub use workers::{ServeOptions, ServeOutcome, serve};
+pub(crate) use workers::{Forked, fork_tied};
+pub use workers::{ServeEvent, ServeOptions, ServeOutcome, serve};

@@ -1,16 +1,19 @@
 //! One process per connection.
 //!
 //! A frontend can cut the file behind the memory it shares, and then a process that touches a ring dies of SIGBUS. So the
-//! process that owns the socket touches no guest's memory: it has one thread, and forks a worker for every connection.
+//! process that owns the sockets touches no guest's memory: it has one thread, and forks a worker for every connection.
 //! What a guest breaks is its own worker. A worker costs little, because the disk is a pure function and the parent's
 //! plans are shared copy-on-write; and its death loses nothing (see [`ring`](super::ring)).
 //!
-//! The worker, not the parent, accepts the connection: the parent stops watching the socket until the worker says that it
+//! The worker, not the parent, accepts the connection: the parent stops watching the sockets until the worker says that it
 //! has accepted, or has died.
 //!
 //! A FUSE mount has a worker, too, for as long as it lasts: the parent neither waits for disks nor has threads.
 
 mod fuse;
+mod process;
+mod signals;
+mod sockets;
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -21,19 +24,22 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
-use rustix::process::set_parent_process_death_signal;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid};
 
+use super::activation::InheritedSocket;
 use super::blk::{DeviceOptions, Stats};
 use super::error::TransportError;
 use super::fuse::FuseOptions;
-use super::socket::ServedSocket;
+use super::socket::SocketAccess;
 use super::vhost::{Served, serve_connection};
 use crate::image::Image;
 use fuse::{FuseWorker, Started};
+pub(crate) use process::{Forked, fork_tied};
+use process::{WorkerEnd, fork_worker, require_one_thread};
+use signals::Signals;
+use sockets::Sockets;
 
 /// Exit code of a worker whose connection closed without a word.
 const EXIT_NOBODY: u8 = 3;
@@ -45,17 +51,30 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long workers may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How to serve a disk to any number of VMs: at a socket, as a file, or both.
+/// How to serve a disk to any number of VMs: at sockets, as a file, or both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeOptions {
-    /// Where to listen; at most 107 bytes.
-    pub socket: Option<PathBuf>,
+    /// Where to listen; each at most 107 bytes.
+    pub sockets: Vec<PathBuf>,
+    /// Who may connect there.
+    pub access: SocketAccess,
     /// Where to mount.
     pub fuse: Option<FuseOptions>,
-    /// End when the first VM at the socket has gone; without a socket, when the file was open and is not any more.
+    /// End when the first VM at a socket has gone; without a socket, when the file was open and is not any more.
     pub once: bool,
     /// What each VM gets.
     pub device: DeviceOptions,
+}
+
+/// What happens while a disk is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServeEvent {
+    /// The sockets listen, and the file is there.
+    Ready,
+    /// So many VMs are connected now.
+    Vms(usize),
+    /// The end begins.
+    Stopping,
 }
 
 /// In which process [`serve`] returned.
@@ -71,78 +90,39 @@ pub enum ServeOutcome {
 }
 
 /// Serves `image` until SIGTERM or SIGINT, with `once` until the first VM has gone, or until there is nothing to serve
-/// any more because someone unmounted the file.
+/// any more because someone unmounted the file. `inherited` sockets are served like those of the options.
 ///
-/// `on_ready` is called once the socket listens and the file is there. The process must have one thread. **This function
+/// `on_event` is told what happens, in the process that called this. The process must have one thread. **This function
 /// returns in the workers too**: see [`ServeOutcome`].
 ///
 /// # Errors
-/// When the socket cannot be made, the file cannot be mounted, the process has several threads, or, with `once`, the
+/// When a socket cannot be made, the file cannot be mounted, the process has several threads, or, with `once`, the
 /// worker ended badly.
 pub fn serve(
     image: Arc<Image>,
     options: &ServeOptions,
-    on_ready: impl FnOnce(),
+    inherited: Vec<InheritedSocket>,
+    mut on_event: impl FnMut(ServeEvent),
 ) -> Result<ServeOutcome, TransportError> {
     require_one_thread()?;
-    // Before the socket exists: a signal must not leave it behind.
+    // Before the sockets exist: a signal must not leave them behind.
     let signals = Signals::block()?;
-    let socket = options.socket.as_deref().map(ServedSocket::bind);
     let mut server = Server {
         image,
         options,
-        socket: socket.transpose()?,
+        sockets: Sockets::bind(&options.sockets, options.access, inherited)?,
         fuse: None,
         signals,
         workers: Vec::new(),
         pending: None,
+        on_event: &mut on_event,
     };
     match server.start_fuse()? {
-        Started::Nothing | Started::Mounted => on_ready(),
+        Started::Nothing | Started::Mounted => (server.on_event)(ServeEvent::Ready),
         Started::Worker(report) => return Ok(server.become_fuse_worker(report)),
         Started::ToEnd => return Ok(server.end()),
     }
     server.run()
-}
-
-/// The signals that the parent waits for, and what the mask was before.
-struct Signals {
-    fd: SignalFd,
-    before: SigSet,
-}
-
-impl Signals {
-    fn block() -> Result<Self, TransportError> {
-        let wanted: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]
-            .into_iter()
-            .collect();
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let before = wanted
-            .thread_swap_mask(SigmaskHow::SIG_BLOCK)
-            .map_err(TransportError::host("block signals"))?;
-        let fd = SignalFd::with_flags(&wanted, flags)
-            .map_err(TransportError::host("wait for signals"))?;
-        Ok(Self { fd, before })
-    }
-
-    /// Reads all that have come. Returns whether one of them asks the process to end.
-    fn asks_to_end(&self) -> bool {
-        let mut end = false;
-        while let Ok(Some(signal)) = self.fd.read_signal() {
-            let number = i32::try_from(signal.ssi_signo);
-            end |= number.is_ok_and(|n| n == Signal::SIGTERM as i32 || n == Signal::SIGINT as i32);
-        }
-        end
-    }
-
-    /// Gives a worker the mask from before, but for SIGINT: a terminal sends that to the workers too, and it is the
-    /// parent's to decide.
-    fn restore_for_worker(&self) {
-        let mut mask = self.before;
-        mask.add(Signal::SIGINT);
-        // With a wrong mask the worker still serves, and the parent's SIGKILL still ends it.
-        let _ = mask.thread_set_mask();
-    }
 }
 
 /// A worker that has not said yet that it accepted.
@@ -155,23 +135,30 @@ struct Pending {
 struct Ready {
     signal: bool,
     report: bool,
-    connection: bool,
+    /// At which socket.
+    connection: Option<usize>,
 }
 
 struct Server<'o> {
     image: Arc<Image>,
     options: &'o ServeOptions,
-    socket: Option<ServedSocket>,
+    sockets: Sockets,
     fuse: Option<FuseWorker>,
     signals: Signals,
     /// Those of connections.
     workers: Vec<Pid>,
     pending: Option<Pending>,
+    on_event: &'o mut dyn FnMut(ServeEvent),
 }
 
 impl Server<'_> {
     fn run(mut self) -> Result<ServeOutcome, TransportError> {
-        while self.socket.is_some() || self.fuse.is_some() {
+        let mut vms = 0;
+        while !self.sockets.is_empty() || self.fuse.is_some() {
+            if vms != self.workers.len() {
+                vms = self.workers.len();
+                (self.on_event)(ServeEvent::Vms(vms));
+            }
             let ready = self.wait()?;
             if ready.report {
                 self.read_report();
@@ -193,10 +180,10 @@ impl Server<'_> {
                     self.end();
                     return end.into_outcome();
                 }
-            } else if ready.connection
+            } else if let Some(socket) = ready.connection
                 && let Some(report) = self.start_worker()?
             {
-                return Ok(self.become_worker(report));
+                return Ok(self.become_worker(socket, report));
             }
         }
         Ok(self.end())
@@ -204,34 +191,40 @@ impl Server<'_> {
 
     /// Ends everything.
     fn end(&mut self) -> ServeOutcome {
+        (self.on_event)(ServeEvent::Stopping);
         self.unmount();
         self.stop_workers();
         ServeOutcome::Parent
     }
 
-    /// Waits for anything to do; the socket counts only when no worker is about to accept from it.
-    fn wait(&self) -> Result<Ready, TransportError> {
+    /// Waits for anything to do; the sockets count only when no worker is about to accept from one.
+    fn wait(&mut self) -> Result<Ready, TransportError> {
         let signal = PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN);
-        let other = match (&self.pending, &self.socket) {
-            (Some(pending), _) => PollFd::new(pending.report.as_fd(), PollFlags::POLLIN),
-            (None, Some(socket)) => PollFd::new(socket.as_fd(), self.interest_in_connections()),
-            (None, None) => PollFd::new(self.signals.fd.as_fd(), PollFlags::empty()),
-        };
-        let [signal, other] = poll_two([signal, other])?;
-        Ok(Ready {
-            signal,
-            report: other && self.pending.is_some(),
-            connection: other && self.pending.is_none() && self.socket.is_some(),
+        let mut fds = vec![signal];
+        match &self.pending {
+            Some(pending) => fds.push(PollFd::new(pending.report.as_fd(), PollFlags::POLLIN)),
+            None if self.is_taken() => {}
+            None => fds.extend(self.sockets.poll_fds()),
+        }
+        let ready = poll_all(&mut fds)?;
+        let (signal, others) = ready.split_first().unwrap_or((&false, &[]));
+        Ok(match self.pending {
+            Some(_) => Ready {
+                signal: *signal,
+                report: others.contains(&true),
+                connection: None,
+            },
+            None => Ready {
+                signal: *signal,
+                report: false,
+                connection: self.sockets.choose(others),
+            },
         })
     }
 
     /// With `once` the first VM is the only one: another must not be cut off when the first one leaves.
-    fn interest_in_connections(&self) -> PollFlags {
-        if self.options.once && !self.workers.is_empty() {
-            PollFlags::empty()
-        } else {
-            PollFlags::POLLIN
-        }
+    fn is_taken(&self) -> bool {
+        self.options.once && !self.workers.is_empty()
     }
 
     /// The pipe is readable: the worker has accepted, or it is gone and only the pipe's end can be read.
@@ -279,17 +272,18 @@ impl Server<'_> {
     }
 
     /// The worker's whole life.
-    fn become_worker(self, mut report: PipeWriter) -> ServeOutcome {
+    fn become_worker(self, socket: usize, mut report: PipeWriter) -> ServeOutcome {
         let Self {
             image,
             options,
-            socket,
+            sockets,
             signals,
             ..
         } = self;
         signals.restore_for_worker();
         drop(signals);
-        let Some(socket) = socket else {
+        // The others, which lead to other VMs, are closed.
+        let Some(socket) = sockets.into_one(socket) else {
             return ServeOutcome::Worker {
                 exit_code: EXIT_NOBODY,
             };
@@ -337,94 +331,14 @@ impl Server<'_> {
     }
 }
 
-/// How a worker ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum WorkerEnd {
-    /// The frontend left.
-    Served,
-    /// Nobody had spoken.
-    Nobody,
-    /// With an error, which it has logged.
-    Failed(i32),
-    /// By a signal.
-    Killed(Signal),
-}
-
-impl WorkerEnd {
-    /// None while the worker lives.
-    fn of(pid: Pid) -> Option<Self> {
-        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, 0)) => Some(Self::Served),
-            Ok(WaitStatus::Exited(_, code)) if code == i32::from(EXIT_NOBODY) => Some(Self::Nobody),
-            Ok(WaitStatus::Exited(_, code)) => Some(Self::Failed(code)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Some(Self::Killed(signal)),
-            Ok(_) | Err(Errno::EINTR) => None,
-            // No such child: nothing to wait for.
-            Err(_) => Some(Self::Failed(-1)),
-        }
-    }
-
-    fn log(&self, pid: Pid) {
-        if let Self::Killed(signal) = self {
-            tracing::error!("worker {pid} was killed by {signal}; its VM may reconnect");
-        }
-    }
-
-    fn into_outcome(self) -> Result<ServeOutcome, TransportError> {
-        let how = match self {
-            Self::Served | Self::Nobody => return Ok(ServeOutcome::Parent),
-            Self::Failed(code) => format!("exit code {code}"),
-            Self::Killed(signal) => signal.to_string(),
-        };
-        Err(TransportError::Worker { how })
-    }
-}
-
-enum Forked {
-    Parent(Pid),
-    Worker,
-}
-
-/// Forks; the child dies with its parent.
-#[allow(unsafe_code)]
-fn fork_worker(parent: Pid) -> Result<Forked, Errno> {
-    // SAFETY: after a fork only the calling thread exists in the child, so a lock that another thread held would stay
-    // locked for ever. The caller has made sure that there is no other thread.
-    match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(Forked::Parent(child)),
-        ForkResult::Child => {
-            let tied = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-            if tied.is_err() || getppid() != parent {
-                // The parent died before the child was tied to it.
-                let _ = kill(getpid(), Signal::SIGKILL);
-            }
-            Ok(Forked::Worker)
-        }
-    }
-}
-
-/// A joined thread stays visible for an instant, so this looks several times.
-fn require_one_thread() -> Result<(), TransportError> {
-    let mut threads = 0;
-    for _ in 0..50 {
-        let tasks =
-            std::fs::read_dir("/proc/self/task").map_err(TransportError::host("count threads"))?;
-        threads = tasks.count();
-        if threads == 1 {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-    Err(TransportError::Threads { threads })
-}
-
-/// Waits until one of two descriptors is readable or at its end; says which.
-fn poll_two(mut fds: [PollFd<'_>; 2]) -> Result<[bool; 2], TransportError> {
-    match poll(&mut fds, PollTimeout::NONE) {
+/// Waits until at least one descriptor is readable or at its end; says which.
+fn poll_all(fds: &mut [PollFd<'_>]) -> Result<Vec<bool>, TransportError> {
+    match poll(fds, PollTimeout::NONE) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => return Err(TransportError::host("wait for something to do")(errno)),
     }
-    Ok(fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty())))
+    let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+    Ok(fds.iter().map(ready).collect())
 }
 
 fn log_stats(stats: Stats, time: Duration) {

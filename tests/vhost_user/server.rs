@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::common::process::{first_line, wait_for};
+use crate::common::process::{children, first_line, wait_for};
 
 /// A tree to serve: files of many sizes in two directories.
 pub fn tree() -> TempDir {
@@ -63,19 +63,29 @@ impl Server {
         }
     }
 
+    /// As [`Server::start`], with a umask for all that it makes.
+    pub fn start_with_umask(umask: &str, tree: &Path, extra: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("disk.sock");
+        let serve = command(tree, &socket, extra);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "umask $0; exec \"$@\"", umask]);
+        shell.arg(serve.get_program()).args(serve.get_args());
+        shell.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self {
+            child: ready(shell),
+            socket,
+            _dir: dir,
+        }
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }
 
     /// Worker processes, as the kernel knows them.
     pub fn workers(&self) -> Vec<Pid> {
-        let pid = self.pid();
-        let children =
-            fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        children
-            .split_whitespace()
-            .map(|pid| Pid::from_raw(pid.parse().unwrap()))
-            .collect()
+        children(self.pid())
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -116,7 +126,12 @@ impl Drop for Server {
 
 /// Starts a server and waits until it says that it listens.
 pub fn start_at(tree: &Path, socket: &Path, extra: &[&str]) -> Child {
-    let mut child = command(tree, socket, extra).spawn().unwrap();
+    ready(command(tree, socket, extra))
+}
+
+/// Starts a server's command and waits until it says that it is ready.
+fn ready(mut command: Command) -> Child {
+    let mut child = command.spawn().unwrap();
     let line = first_line(&mut child);
     assert!(line.starts_with("ready "), "{line:?}");
     child

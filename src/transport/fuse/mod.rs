@@ -14,6 +14,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 pub(super) use mountpoint::MountPoint;
+pub use mountpoint::clear_mount;
 pub(super) use session::{End, serve_mount};
 
 /// What mounts of this program are called in the mount table.

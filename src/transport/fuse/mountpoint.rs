@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
@@ -61,6 +63,24 @@ impl MountPoint {
         let mount = Mount::at(&self.dir).map_err(|source| mount_error(&self.dir, source))?;
         self.mount = mount.filter(|mount| mount.is_ours);
         Ok(())
+    }
+}
+
+/// Detaches what servers that were killed left mounted on `dir`. The last one may still be dying: waits two seconds for it.
+///
+/// # Errors
+/// When something stays mounted.
+pub fn clear_mount(dir: &Path) -> Result<(), TransportError> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        match MountPoint::prepare(dir) {
+            Err(TransportError::InUse { .. }) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            // It is gone already.
+            Err(TransportError::NotADirectory { .. }) => return Ok(()),
+            result => return result.map(drop),
+        }
     }
 }
 

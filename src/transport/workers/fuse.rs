@@ -13,9 +13,8 @@ use nix::unistd::{Pid, getpid};
 
 use super::super::error::TransportError;
 use super::super::fuse::{End, MountPoint, serve_mount};
-use super::{
-    Forked, RETRY, ServeOutcome, Server, WorkerEnd, fork_worker, poll_two, require_one_thread,
-};
+use super::process::{Forked, WorkerEnd, fork_worker, require_one_thread};
+use super::{RETRY, ServeOutcome, Server, poll_all};
 
 /// What the worker reports when the file is there; anything else is why it is not.
 const MOUNTED: &[u8] = b"+";
@@ -61,11 +60,11 @@ impl Server<'_> {
         loop {
             let signal = PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN);
             let said = PollFd::new(report.as_fd(), PollFlags::POLLIN);
-            let [signal, said] = poll_two([signal, said])?;
-            if said {
+            let ready = poll_all(&mut [signal, said])?;
+            if ready[1] {
                 break;
             }
-            if signal && self.signals.asks_to_end() {
+            if ready[0] && self.signals.asks_to_end() {
                 return Ok(Started::ToEnd);
             }
         }
@@ -120,16 +119,16 @@ impl Server<'_> {
         let Self {
             image,
             options,
-            socket,
+            sockets,
             signals,
             ..
         } = self;
         signals.restore_for_worker();
-        drop((signals, socket));
+        let once = options.once && sockets.is_empty();
+        drop((signals, sockets));
         let Some(fuse) = &options.fuse else {
             return ServeOutcome::Worker { exit_code: 1 };
         };
-        let once = options.once && options.socket.is_none();
         let mut report = Some(report);
         let served = serve_mount(image, fuse, once, || tell(report.take(), MOUNTED));
         let exit_code = match served {

@@ -1,0 +1,65 @@
+//! A directory that only this user may enter, for the socket and the file.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use nix::unistd::mkdtemp;
+
+use super::vmm::Disk;
+
+/// What `mkdtemp` replaces.
+const TEMPLATE: &str = "lazystore-XXXXXX";
+
+/// A directory that is removed when this is dropped, with what belongs in it.
+#[derive(Debug)]
+pub struct PrivateDir {
+    path: PathBuf,
+    /// The process that removes it: those that it forks must not.
+    owner: u32,
+}
+
+impl PrivateDir {
+    /// Makes one with mode 0700.
+    pub fn create() -> io::Result<Self> {
+        let dir = Self {
+            path: mkdtemp(&Self::example())?,
+            owner: process::id(),
+        };
+        DirBuilder::new()
+            .mode(0o700)
+            .create(Disk::in_dir(&dir.path).mount)?;
+        Ok(dir)
+    }
+
+    /// What its path looks like.
+    pub fn example() -> PathBuf {
+        let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let base = base.filter(|dir| dir.is_absolute() && dir.is_dir());
+        base.unwrap_or_else(std::env::temp_dir).join(TEMPLATE)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// From now on this process removes it too, because the other one may be killed.
+    pub fn adopt(&mut self) {
+        self.owner = process::id();
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        if self.owner != process::id() {
+            return;
+        }
+        // The other process may be faster.
+        let disk = Disk::in_dir(&self.path);
+        let _ = fs::remove_file(&disk.socket);
+        let _ = fs::remove_dir(&disk.mount);
+        let _ = fs::remove_dir(&self.path);
+    }
+}

@@ -1,0 +1,45 @@
+//! crosvm's arguments, by its book (crosvm.dev/book/devices/vhost_user.html). Its guests' memory is always shared.
+
+use std::ffi::OsString;
+
+use super::{Disk, VmmError};
+
+/// The arguments with the disk.
+pub fn attach(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError> {
+    // Options of crosvm itself, such as --log-level, may stand before the subcommand.
+    let run = args.iter().position(|arg| arg == "run");
+    let Some(run) = run else {
+        return Err(VmmError::NotCrosvmRun);
+    };
+    let mut device = OsString::from("block,socket=");
+    device.push(&disk.socket);
+    let mut out = args.to_vec();
+    out.splice(run + 1..=run, ["--vhost-user".into(), device]);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::tests::os;
+    use super::*;
+
+    #[test]
+    fn the_disk_follows_run() {
+        let disk = Disk::in_dir(Path::new("/d"));
+        let args = os(&["--log-level", "warn", "run", "-m", "512", "bzImage"]);
+        let wanted = os(&[
+            "--log-level",
+            "warn",
+            "run",
+            "--vhost-user",
+            "block,socket=/d/store.sock",
+            "-m",
+            "512",
+            "bzImage",
+        ]);
+        assert_eq!(attach(&args, &disk).unwrap(), wanted);
+        assert!(attach(&os(&["stop", "x"]), &disk).is_err());
+    }
+}

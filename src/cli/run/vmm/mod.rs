@@ -1,0 +1,194 @@
+//! What a VMM's command line needs for the disk. Nothing here touches the host.
+
+mod cloud_hypervisor;
+mod crosvm;
+mod error;
+pub mod qemu;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+pub use error::VmmError;
+
+/// Stands for the socket's path in a command.
+const SOCKET: &str = "{socket}";
+/// Stands for the path of the disk as a file.
+const IMAGE: &str = "{image}";
+
+/// Where the disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Its vhost-user socket.
+    pub socket: PathBuf,
+    /// The directory to mount the file in.
+    pub mount: PathBuf,
+    /// The file, in that directory.
+    pub image: PathBuf,
+}
+
+impl Disk {
+    /// What the file is called.
+    pub const IMAGE_NAME: &str = "nix-store.img";
+
+    /// The places in a directory of their own.
+    pub fn in_dir(dir: &Path) -> Self {
+        let mount = dir.join("mnt");
+        Self {
+            socket: dir.join("store.sock"),
+            image: mount.join(Self::IMAGE_NAME),
+            mount,
+        }
+    }
+}
+
+/// A command that uses the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// It connects to the socket.
+    pub uses_socket: bool,
+    /// It opens the file.
+    pub uses_image: bool,
+}
+
+/// Programs whose arguments are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vmm {
+    Qemu,
+    CloudHypervisor,
+    Crosvm,
+}
+
+impl Vmm {
+    /// By the program's name; Nix's wrappers are called `.NAME-wrapped`.
+    fn of(program: &OsStr) -> Option<Self> {
+        let name = Path::new(program).file_name()?.to_string_lossy();
+        let name = name.trim_start_matches('.');
+        match name {
+            "qemu" | "kvm" => Some(Self::Qemu),
+            _ if name.starts_with("qemu-") => Some(Self::Qemu),
+            _ if name.starts_with("cloud-hypervisor") => Some(Self::CloudHypervisor),
+            _ if name.starts_with("crosvm") => Some(Self::Crosvm),
+            _ => None,
+        }
+    }
+}
+
+/// Makes `command` use the disk: where it says `{socket}` or `{image}`, else by what its program understands.
+/// `version` finds out QEMU's version.
+///
+/// # Errors
+/// When the program is not known and there is no place for the disk, or its arguments cannot work with the disk.
+pub fn attach(
+    command: &[OsString],
+    disk: &Disk,
+    version: impl FnOnce(&OsStr) -> Option<qemu::Version>,
+) -> Result<Attached, VmmError> {
+    let (uses_socket, uses_image) = (mentions(command, SOCKET), mentions(command, IMAGE));
+    if uses_socket || uses_image {
+        let filled = command.iter().map(|arg| fill(arg, disk)).collect();
+        return Ok(Attached {
+            command: filled,
+            uses_socket,
+            uses_image,
+        });
+    }
+    let [program, args @ ..] = command else {
+        return Err(VmmError::NoCommand);
+    };
+    let args = match Vmm::of(program) {
+        Some(Vmm::Qemu) => qemu::attach(args, disk, version(program))?,
+        Some(Vmm::CloudHypervisor) => cloud_hypervisor::attach(args, disk)?,
+        Some(Vmm::Crosvm) => crosvm::attach(args, disk)?,
+        None => {
+            return Err(VmmError::UnknownProgram {
+                program: program.clone(),
+            });
+        }
+    };
+    Ok(Attached {
+        command: std::iter::once(program.clone()).chain(args).collect(),
+        uses_socket: true,
+        uses_image: false,
+    })
+}
+
+fn mentions(command: &[OsString], place: &str) -> bool {
+    let holds = |arg: &OsString| {
+        let bytes = arg.as_bytes();
+        bytes
+            .windows(place.len())
+            .any(|part| part == place.as_bytes())
+    };
+    command.iter().any(holds)
+}
+
+fn fill(arg: &OsStr, disk: &Disk) -> OsString {
+    let places = [
+        (SOCKET, disk.socket.as_os_str()),
+        (IMAGE, disk.image.as_os_str()),
+    ];
+    let mut rest = arg.as_bytes();
+    let mut filled = Vec::with_capacity(rest.len());
+    while let Some((first, others)) = rest.split_first() {
+        let place = places
+            .iter()
+            .find(|(place, _)| rest.starts_with(place.as_bytes()));
+        if let Some((place, path)) = place {
+            filled.extend_from_slice(path.as_bytes());
+            rest = &rest[place.len()..];
+        } else {
+            filled.push(*first);
+            rest = others;
+        }
+    }
+    OsString::from_vec(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub fn os(args: &[&str]) -> Vec<OsString> {
+        args.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn places_are_filled_wherever_they_stand() {
+        let disk = Disk::in_dir(Path::new("/d"));
+        let command = os(&["vmm", "--disk=a={socket},b={socket}", "{image", "{image}"]);
+        let attached = attach(&command, &disk, |_| None).unwrap();
+        let socket = "--disk=a=/d/store.sock,b=/d/store.sock";
+        let filled = os(&["vmm", socket, "{image", "/d/mnt/nix-store.img"]);
+        assert_eq!(attached.command, filled);
+        assert!(attached.uses_socket && attached.uses_image);
+    }
+
+    #[test]
+    fn a_path_that_looks_like_a_place_is_left_alone() {
+        let disk = Disk::in_dir(Path::new("/{image}"));
+        let attached = attach(&os(&["vmm", "{socket}"]), &disk, |_| None).unwrap();
+        assert_eq!(attached.command[1], "/{image}/store.sock");
+    }
+
+    #[test]
+    fn an_unknown_program_must_say_where_the_disk_goes() {
+        let disk = Disk::in_dir(Path::new("/d"));
+        let error = attach(&os(&["./my vmm", "-x"]), &disk, |_| None).unwrap_err();
+        assert!(error.to_string().contains("{socket}"), "{error}");
+    }
+
+    #[test]
+    fn programs_are_known_by_their_names() {
+        let vmm = |program: &str| Vmm::of(OsStr::new(program));
+        assert_eq!(vmm("/nix/store/x/bin/qemu-system-x86_64"), Some(Vmm::Qemu));
+        assert_eq!(vmm("/x/.qemu-system-aarch64-wrapped"), Some(Vmm::Qemu));
+        assert_eq!(vmm("qemu-kvm"), Some(Vmm::Qemu));
+        assert_eq!(vmm("cloud-hypervisor-static"), Some(Vmm::CloudHypervisor));
+        assert_eq!(vmm("./crosvm"), Some(Vmm::Crosvm));
+        assert_eq!(vmm("my-qemu"), None);
+        assert_eq!(vmm("/"), None);
+    }
+}

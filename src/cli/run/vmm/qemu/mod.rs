@@ -1,0 +1,139 @@
+//! QEMU's arguments: memory, the socket, the device.
+
+mod memory;
+pub mod options;
+
+use std::ffi::OsString;
+
+use super::{Disk, VmmError};
+use crate::transport::qemu_escape;
+use options::{Options, last};
+
+/// QEMU's version, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// The first number.
+    pub major: u32,
+    /// The second one.
+    pub minor: u32,
+}
+
+/// The first version that has `reconnect-ms`, and would rather not hear `reconnect` (docs/about/deprecated.rst).
+const RECONNECT_MS: Version = Version { major: 9, minor: 2 };
+
+impl Version {
+    /// From what `--version` prints: `QEMU emulator version 7.2.22 (Debian ...)`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (_, behind) = text.split_once(" version ")?;
+        let mut numbers = behind.split(|char: char| !char.is_ascii_digit());
+        Some(Self {
+            major: numbers.next()?.parse().ok()?,
+            minor: numbers.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// The arguments with the disk, and with memory that is shared.
+pub fn attach(
+    args: &[OsString],
+    disk: &Disk,
+    version: Option<Version>,
+) -> Result<Vec<OsString>, VmmError> {
+    let options = Options::parse(args);
+    if options.has("daemonize") {
+        return Err(VmmError::Daemonize);
+    }
+    let memory = memory::additions(&options)?;
+    let mut out = args.to_vec();
+    out.extend(memory.into_iter().map(OsString::from));
+    let mut chardev = OsString::from("socket,id=lazystore,path=");
+    chardev.push(qemu_escape(&disk.socket));
+    chardev.push(reconnect(version));
+    out.extend(["-chardev".into(), chardev]);
+    out.extend(device(&options).into_iter().map(OsString::from));
+    Ok(out)
+}
+
+/// A worker that dies is replaced: QEMU should connect again after a second. Not told to a QEMU that is not known to
+/// understand it.
+fn reconnect(version: Option<Version>) -> &'static str {
+    match version {
+        Some(version) if version >= RECONNECT_MS => ",reconnect-ms=1000",
+        Some(_) => ",reconnect=1",
+        None => "",
+    }
+}
+
+/// A microvm has no PCI bus, and its old virtio-mmio transport does not take the device.
+fn device(options: &Options) -> Vec<&'static str> {
+    let machine = memory::machine(options);
+    if last(&machine, "type") != Some("microvm") {
+        return vec!["-device", "vhost-user-blk-pci,chardev=lazystore"];
+    }
+    vec![
+        "-global",
+        "virtio-mmio.force-legacy=false",
+        "-device",
+        "vhost-user-blk,chardev=lazystore",
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::tests::os;
+    use super::*;
+
+    const OLD: Version = Version { major: 7, minor: 2 };
+
+    fn attached(args: &[&str], dir: &str, version: Option<Version>) -> String {
+        let args = attach(&os(args), &Disk::in_dir(Path::new(dir)), version).unwrap();
+        let args: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
+        args.join(" ")
+    }
+
+    #[test]
+    fn the_disk_is_appended() {
+        let memory = "-object memory-backend-memfd,id=lazystore-mem,size=1G,share=on \
+                      -machine memory-backend=lazystore-mem";
+        assert_eq!(
+            attached(&["-M", "q35", "-m", "1G"], "/d", Some(OLD)),
+            format!(
+                "-M q35 -m 1G {memory} -chardev socket,id=lazystore,path=/d/store.sock,reconnect=1 \
+                 -device vhost-user-blk-pci,chardev=lazystore"
+            )
+        );
+        let microvm = attached(&["-machine", "microvm,rtc=on", "-m", "1G"], "/d", None);
+        let device = "path=/d/store.sock -global virtio-mmio.force-legacy=false \
+                      -device vhost-user-blk,chardev=lazystore";
+        assert!(microvm.ends_with(device), "{microvm}");
+        let typed = attached(&["-machine", "accel=tcg,type=microvm"], "/d", None);
+        assert!(typed.ends_with(device), "{typed}");
+    }
+
+    #[test]
+    fn the_socket_is_spelled_as_the_version_wants() {
+        let newer = Some(Version {
+            major: 10,
+            minor: 0,
+        });
+        assert!(attached(&[], "/a,b", newer).contains("path=/a,,b/store.sock,reconnect-ms=1000 "));
+        assert!(attached(&[], "/d", None).contains("path=/d/store.sock "));
+    }
+
+    #[test]
+    fn versions_are_read() {
+        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright";
+        assert_eq!(Version::parse(debian), Some(OLD));
+        let newer = Version::parse("QEMU emulator version 10.0.2").unwrap();
+        assert!(newer > RECONNECT_MS);
+        assert_eq!(Version::parse("something else"), None);
+    }
+
+    #[test]
+    fn the_background_is_refused() {
+        let disk = Disk::in_dir(Path::new("/d"));
+        assert!(attach(&os(&["-daemonize"]), &disk, None).is_err());
+    }
+}

@@ -1,0 +1,50 @@
+//! What systemd is told (sd_notify(3)).
+
+use sd_notify::NotifyState;
+
+use crate::closure::{Closure, Contents};
+use crate::transport::ServeEvent;
+
+/// Knows what is served.
+pub struct Systemd {
+    what: String,
+}
+
+impl Systemd {
+    pub fn of(closure: &Closure) -> Self {
+        let what = match &closure.contents {
+            Contents::StorePaths(paths) => counted(paths.len(), "path"),
+            Contents::Tree => "a tree".to_owned(),
+        };
+        Self { what }
+    }
+
+    /// Without systemd nobody listens, and that is no error.
+    pub fn tell(&self, event: ServeEvent) {
+        let status = self.status(event);
+        let status = NotifyState::Status(&status);
+        let told = match event {
+            ServeEvent::Ready => sd_notify::notify(&[NotifyState::Ready, status]),
+            ServeEvent::Vms(_) => sd_notify::notify(&[status]),
+            ServeEvent::Stopping => sd_notify::notify(&[NotifyState::Stopping, status]),
+        };
+        if let Err(error) = told {
+            tracing::warn!("systemd was not told what happens: {error}");
+        }
+    }
+
+    fn status(&self, event: ServeEvent) -> String {
+        match event {
+            ServeEvent::Ready => format!("serving {}; 0 VMs", self.what),
+            ServeEvent::Vms(count) => format!("serving {}; {}", self.what, counted(count, "VM")),
+            ServeEvent::Stopping => "stopping".to_owned(),
+        }
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
