@@ -19,7 +19,7 @@ rustPlatform.buildRustPackage {
   };
   cargoLock.lockFile = ../Cargo.lock;
 
-  # They want QEMU, a kernel to boot, root and /dev/fuse, which a build sandbox lacks: scripts/test.
+  # The tests want QEMU, a kernel to boot, root and /dev/fuse, which a build sandbox lacks: scripts/test.
   doCheck = false;
 
   meta = {

@@ -56,11 +56,14 @@ impl Machine {
         let mut vm = self.command(Path::new("timeout"), ".");
         vm.args(["--kill-after=5", "300"]).arg(script);
         vm.args(self.guest_options(mount_dir, disk));
-        let output = vm.output().unwrap();
-        let console = String::from_utf8_lossy(&output.stdout);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{console}{said}");
-        assert!(console.contains("lazystore: done"), "{console}{said}");
+        // Not a pipe: who waited for its end would wait for a server that outlives the VM.
+        let console = fs::File::create(self.path("console")).unwrap();
+        vm.stdout(console.try_clone().unwrap()).stderr(console);
+        let status = vm.status().unwrap();
+        let console = fs::read(self.path("console")).unwrap();
+        let console = String::from_utf8_lossy(&console);
+        assert!(status.success(), "{console}");
+        assert!(console.contains("lazystore: done"), "{console}");
         self.seen()
     }
 
