@@ -51,7 +51,7 @@ fn a_call_descriptor_that_nobody_reads_is_an_error() {
     let guard = process.memory.memory();
     let mut turn = process.ring.turn();
     let mut chains = Vec::new();
-    let (_, first) = turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
+    let (_, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
     let fault = publish(&mut turn, &guard, first, &[0]).unwrap_err();
     assert!(matches!(fault, RingFault::Signal(_)));
     assert_eq!(driver.used_index(), 1);
@@ -115,7 +115,7 @@ fn a_descriptor_table_outside_memory_breaks_no_ring() {
     let guard = process.memory.memory();
     let mut turn = process.ring.turn();
     let mut chains = Vec::new();
-    let (look, first) = turn.collect(&guard, Quiet::Kick, &mut chains).unwrap();
+    let (look, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
     assert_eq!((look, chains.len()), (Look::Work, 1));
     assert_eq!(chains.remove(0).count(), 0);
     publish(&mut turn, &guard, first, &[0]).unwrap();

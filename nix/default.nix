@@ -1,0 +1,14 @@
+# All of this without flakes: `nix-build nix -A lazystore`, or `(import ./nix { }).nixosModules.default`.
+{
+  pkgs ? import <nixpkgs> { },
+}:
+
+{
+  lazystore = pkgs.callPackage ./package.nix { };
+  overlay = import ./overlay.nix;
+  nixosModules = {
+    default = ./qemu-vm.nix;
+    microvm = ./microvm.nix;
+  };
+  checks.store-isolation = pkgs.testers.runNixOSTest ./check.nix;
+}

@@ -1,0 +1,2 @@
+# Adds `lazystore` to nixpkgs.
+final: _prev: { lazystore = final.callPackage ./package.nix { }; }

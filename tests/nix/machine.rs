@@ -1,0 +1,131 @@
+//! Start scripts, executed: real boots, and a QEMU that only says how it was started.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use crate::common::{from_env, tool};
+use crate::evaluator::built;
+
+/// Emulated guests take all of a core each: one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A directory to start a VM in, as NixOS' scripts want it.
+pub struct Machine {
+    dir: tempfile::TempDir,
+}
+
+/// What a guest saw: names on its disk, what the program on it printed, and facts.
+pub struct Seen {
+    pub names: Vec<String>,
+    pub program: String,
+    facts: String,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A start script with this directory as the VM's, or one below it.
+    pub fn command(&self, script: &Path, below: &str) -> Command {
+        let dir = self.path(below);
+        fs::create_dir_all(&dir).unwrap();
+        let mut command = Command::new(script);
+        command.env("TMPDIR", &dir).env("USE_TMPDIR", "1");
+        command
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("QEMU_OPTS");
+        command.env("SEEN", self.dir.path());
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Boots the test guest by a start script and returns what it saw. `disk` is the device for its findings.
+    pub fn boot(&self, script: &Path, mount_dir: &str, disk: &str) -> Seen {
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let results = fs::File::create(self.path("results.raw")).unwrap();
+        results.set_len(64 << 20).unwrap();
+        let mut vm = self.command(Path::new("timeout"), ".");
+        vm.args(["--kill-after=5", "300"]).arg(script);
+        vm.args(self.guest_options(mount_dir, disk));
+        // Not a pipe: who waited for its end would wait for a server that outlives the VM.
+        let console = fs::File::create(self.path("console")).unwrap();
+        vm.stdout(console.try_clone().unwrap()).stderr(console);
+        let status = vm.status().unwrap();
+        let console = fs::read(self.path("console")).unwrap();
+        let console = String::from_utf8_lossy(&console);
+        assert!(status.success(), "{console}");
+        assert!(console.contains("lazystore: done"), "{console}");
+        self.seen()
+    }
+
+    /// Beside what the script gives QEMU: a kernel, and a disk for what the guest found (see tests/vm/init).
+    fn guest_options(&self, mount_dir: &str, disk: &str) -> Vec<String> {
+        let accel = from_env("LAZYSTORE_ACCEL");
+        let accel = accel.split(',').next().unwrap();
+        let cpu = if accel == "kvm" { "host" } else { "max" };
+        let results = self.path("results.raw");
+        let options = format!(
+            "-machine accel={accel} -cpu {cpu} -nodefaults -no-user-config -display none -serial stdio -no-reboot \
+             -kernel {} -initrd {} -drive file={},format=raw,if=none,id=out -device {disk},drive=out,serial=lazystore-out",
+            from_env("LAZYSTORE_TEST_KERNEL"),
+            from_env("LAZYSTORE_TEST_INITRD"),
+            results.display(),
+        );
+        let mut options: Vec<String> = options.split_whitespace().map(str::to_owned).collect();
+        options.extend(["-append".to_owned(), kernel_command_line(mount_dir)]);
+        options
+    }
+
+    fn seen(&self) -> Seen {
+        let member = |name: &str| {
+            let tar = Command::new(tool("tar", "tar"))
+                .args(["--extract", "--to-stdout", "--file"])
+                .arg(self.path("results.raw"))
+                .arg(name)
+                .output()
+                .unwrap();
+            String::from_utf8(tar.stdout).unwrap()
+        };
+        let names = member("./order");
+        Seen {
+            names: names.split_terminator('\0').map(str::to_owned).collect(),
+            program: member("./program"),
+            facts: member("./facts"),
+        }
+    }
+}
+
+impl Seen {
+    pub fn fact(&self, name: &str) -> &str {
+        let mut facts = self.facts.lines().filter_map(|line| line.split_once('='));
+        let found = facts.find(|(key, _)| *key == name);
+        found
+            .unwrap_or_else(|| panic!("no {name} in {}", self.facts))
+            .1
+    }
+}
+
+/// The guest's program is busybox, from the disk. What matters to a microvm only is explained in scripts/vm. The check
+/// of the timer fails where an emulated guest gets too little time.
+fn kernel_command_line(mount_dir: &str) -> String {
+    let guest = built("guest", Path::new("/nowhere"), &[]);
+    let guest = guest.file_name().unwrap().to_str().unwrap();
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let mhz = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1));
+    let khz = mhz.unwrap().parse::<f64>().unwrap() * 1e3;
+    format!(
+        "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check reboot=t tsc_early_khz={khz:.0} lazystore.mount={mount_dir} \
+         lazystore.run={mount_dir}/{guest}/bin/busybox,ls,{mount_dir}/{guest}"
+    )
+}

@@ -1,0 +1,160 @@
+//! Start scripts as the modules make them, built and executed: with QEMU, and with a program that stands for it.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::process::wait_for;
+use crate::common::tool;
+use crate::evaluator::{ROOT, built};
+use crate::machine::{Machine, Seen};
+
+fn qemu() -> PathBuf {
+    tool("qemu-system-x86_64", "qemu-system-x86")
+}
+
+fn fake_qemu() -> PathBuf {
+    Path::new(ROOT).join("tests/nix/fake/qemu-system-x86_64")
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_start_script_gives_qemu_the_disk_and_leaves_nothing() {
+    let machine = Machine::new();
+    let script = built("vm", &fake_qemu(), &[]);
+    let mut vm = machine.command(&script, "vm");
+    let status = vm
+        .env("QEMU_OPTS", "-m 2048 -nographic")
+        .arg("-snapshot")
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(7));
+    let arguments = lines(&machine.path("arguments"));
+    let at = |argument: &str| arguments.iter().position(|a| a == argument).unwrap();
+    assert!(at("-name") < at("-nographic") && at("-nographic") < at("-snapshot"));
+    assert!(at("-snapshot") < at("-chardev"), "{arguments:?}");
+    let memory = &arguments[at("-object") + 1];
+    assert!(memory.ends_with("size=2G,share=on"), "{memory}");
+    assert_eq!(
+        arguments.last().unwrap(),
+        "vhost-user-blk-pci,chardev=lazystore"
+    );
+    assert_eq!(
+        lines(&machine.path("socket")),
+        ["socket 600", "directory 700"]
+    );
+    assert_eq!(
+        lines(&machine.path("directory")),
+        [machine.path("vm").to_str().unwrap()]
+    );
+    let left: Vec<_> = std::fs::read_dir(machine.path("vm"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["xchg"]);
+}
+
+/// A socket's path has 107 bytes at most.
+#[test]
+fn a_vm_may_live_in_a_directory_with_a_long_name() {
+    let machine = Machine::new();
+    let script = built("vm", &fake_qemu(), &[]);
+    let below = "long/".repeat(30);
+    assert_eq!(
+        machine.command(&script, &below).status().unwrap().code(),
+        Some(7)
+    );
+    assert_eq!(
+        lines(&machine.path("socket")),
+        ["socket 600", "directory 700"]
+    );
+}
+
+#[test]
+fn what_asks_qemu_something_gets_no_disk() {
+    let machine = Machine::new();
+    let package = built("qemu", &fake_qemu(), &[]);
+    for question in [
+        &["-version"][..],
+        &["-device", "help"],
+        &["-device", "virtio-blk-pci,help"],
+        &["-cpu", "?"],
+    ] {
+        let emulator = package.join("bin/qemu-system-x86_64");
+        let status = machine
+            .command(&emulator, ".")
+            .args(question)
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(7));
+        assert_eq!(lines(&machine.path("arguments")), question);
+    }
+    for beside in ["bin/qemu-img", "share/qemu/bios.bin"] {
+        assert!(package.join(beside).exists(), "{beside}");
+    }
+}
+
+#[test]
+fn a_vm_boots_by_its_start_script_and_sees_its_closure_only() {
+    let machine = Machine::new();
+    let script = built("vm", &qemu(), &[]);
+    let seen = machine.boot(&script, "/nix/.ro-store", "virtio-blk-pci");
+    assert_closure_only(&seen);
+    assert!(machine.path("xchg").is_dir());
+}
+
+/// The guest saw its closure and nothing else that lies in the same store, and ran a program from it.
+fn assert_closure_only(seen: &Seen) {
+    let name = |path: PathBuf| format!("./{}", path.file_name().unwrap().to_str().unwrap());
+    let guest = name(built("guest", Path::new("/nowhere"), &[]));
+    let unreferenced = name(built("pv", Path::new("/nowhere"), &[]));
+    assert!(seen.names.contains(&guest), "{:?}", seen.names);
+    assert!(!seen.names.contains(&unreferenced), "{:?}", seen.names);
+    // The guest, the path that it refers to, and their registration.
+    let paths = seen
+        .names
+        .iter()
+        .filter(|name| name.matches('/').count() == 1);
+    assert_eq!(paths.count(), 3, "{:?}", seen.names);
+    assert_eq!(seen.program, "bin\nmessage\n");
+    assert_eq!(seen.fact("program_status"), "0");
+    assert_eq!(seen.fact("read_only"), "1");
+    assert_eq!(seen.fact("label"), "nix-store");
+}
+
+#[test]
+fn a_microvm_boots_from_the_socket() {
+    let machine = Machine::new();
+    let seen = machine.boot(
+        &built("runner", &qemu(), &[]),
+        "/nix/store",
+        "virtio-blk-device",
+    );
+    assert_closure_only(&seen);
+    // The letter before is the one that microvm.nix leaves to the store.
+    assert_eq!(seen.fact("device"), "/dev/vdb");
+    wait_for("the server's end", || {
+        (!machine.path("guest-lazystore.sock").exists()).then_some(())
+    });
+}
+
+/// QEMU stands for the hypervisors that read a file.
+#[test]
+fn a_microvm_boots_from_the_file_which_goes_with_it() {
+    let machine = Machine::new();
+    let dir = machine.path("disk");
+    let microvm = format!(
+        "{{ microvm = {{ hypervisor = \"firecracker\"; qemu.machine = \"q35\"; lazystore.mountPoint = \"{}\"; }}; }}",
+        dir.display()
+    );
+    let runner = built("runner", &qemu(), &[("microvmUser", &microvm)]);
+    let seen = machine.boot(&runner, "/nix/.ro-store", "virtio-blk-pci");
+    assert_closure_only(&seen);
+    assert_eq!(seen.fact("device"), "/dev/vda");
+    wait_for("the unmount", || {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        (!mounts.contains(dir.to_str().unwrap())).then_some(())
+    });
+}
