@@ -35,6 +35,8 @@ pub(super) fn store_path(root: &Path, location: &StoreLocation) -> Result<Box<[u
 
 struct Resolver<'a> {
     location: &'a StoreLocation,
+    /// The store's directory on the host, as it was given.
+    given: PathBuf,
     /// The store's directory and the chroot on the host, without links.
     physical: PathBuf,
     chroot: Option<PathBuf>,
@@ -43,9 +45,11 @@ struct Resolver<'a> {
 impl<'a> Resolver<'a> {
     fn new(location: &'a StoreLocation) -> Self {
         let real = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let physical = location.physical_dir();
         Self {
             location,
-            physical: real(&location.physical_dir()),
+            given: std::path::absolute(&physical).unwrap_or_default(),
+            physical: real(&physical),
             chroot: location.store_root.as_deref().map(real),
         }
     }
@@ -59,11 +63,11 @@ impl<'a> Resolver<'a> {
                 at.pop();
                 continue;
             }
-            if at == self.location.store_dir || at == self.physical {
+            if at == self.location.store_dir || at == self.given || at == self.physical {
                 return Ok(component.as_os_str().as_bytes().into());
             }
             at.push(&component);
-            if self.location.store_dir.starts_with(&at) {
+            if self.location.store_dir.starts_with(&at) || at == self.given {
                 // It is the store's name that counts, be there a directory or a link.
                 continue;
             }
@@ -169,6 +173,22 @@ mod tests {
         ] {
             assert_eq!(&*store_path(Path::new(root), &location).unwrap(), b"gone");
         }
+    }
+
+    #[test]
+    fn a_store_that_is_a_link_itself() {
+        let (dir, mut location) = fixture();
+        let other = dir.path().join("other");
+        fs::create_dir_all(other.join("nix")).unwrap();
+        symlink(location.physical_dir(), other.join("nix/store")).unwrap();
+        symlink(
+            other.join("nix/store").join(NAME),
+            dir.path().join("result"),
+        )
+        .unwrap();
+        location.store_root = Some(other);
+        let name = store_path(&dir.path().join("result"), &location).unwrap();
+        assert_eq!(&*name, NAME.as_bytes());
     }
 
     #[test]
