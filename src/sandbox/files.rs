@@ -47,10 +47,10 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
             allow(rules, FUSE_DEVICE.as_ref(), device)?
         }
         Process::Listener | Process::Mounter => {
-            let remove = |rules, dir| allow(rules, dir, AccessFs::RemoveFile.into());
             let rules = allow(rules, THREADS.as_ref(), AccessFs::ReadDir.into())?;
+            let remove = AccessFs::RemoveFile;
             let mut dirs = reach.socket_dirs.iter();
-            dirs.try_fold(rules, |rules, dir| remove(rules, dir))?
+            dirs.try_fold(rules, |rules, dir| allow(rules, dir, remove.into()))?
         }
     };
     rules.restrict_self()?;

@@ -114,7 +114,7 @@ pub const CALLS: [Call; 43] = [
         Refused::Deadly,
     ),
     ("mount", libc::SYS_mount, NONE, Refused::Deadly),
-    ("umount2", libc::SYS_umount2, NONE, Refused::Deadly),
+    ("umount2", libc::SYS_umount2, NONE, Refused::Unknown),
     ("chroot", libc::SYS_chroot, NONE, Refused::Deadly),
     ("unshare", libc::SYS_unshare, NONE, Refused::Deadly),
     (
