@@ -15,6 +15,8 @@ mod guest;
 mod input;
 #[path = "fuzz/targets/layout.rs"]
 mod layout;
+#[path = "fuzz/targets/recording.rs"]
+mod recording;
 
 fn replay(target: &str, run: fn(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -33,6 +35,11 @@ fn replay(target: &str, run: fn(&[u8])) {
 #[test]
 fn closures_parse_or_are_refused() {
     replay("closure", closure::run);
+}
+
+#[test]
+fn recordings_parse_or_are_refused() {
+    replay("recording", recording::run);
 }
 
 #[test]

@@ -30,7 +30,7 @@ use std::time::SystemTime;
 use lazystore::image::Image;
 use nix::sys::signal::Signal;
 
-use common::process::wait_for;
+use common::process::{copy_program, wait_for};
 use common::small_store::{FileOnDisk, SmallStore};
 use flaky::Flaky;
 use fuse_server::Place;
@@ -349,7 +349,7 @@ fn what_may_not_be_read_is_an_error_until_it_may() {
     let socket = bin.path().join("disk.sock");
     let program = bin.path().join("lazystore");
     fs::set_permissions(bin.path(), Permissions::from_mode(0o777)).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_lazystore"), &program).unwrap();
+    copy_program(&program);
     let server = resources::start_as_nobody(&program, &store.args(), &socket);
     let files = store.files(&image);
     let reader = Reader::socket(&socket);

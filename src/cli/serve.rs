@@ -114,6 +114,7 @@ impl ServeArgs {
             sandbox: self.device.sandbox(),
             device,
             record: self.recording.record.clone(),
+            private_dir: None,
             prefetch: self.recording.recording()?,
         })
     }

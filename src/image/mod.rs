@@ -23,6 +23,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
@@ -107,6 +108,11 @@ impl Image {
     /// Length of the disk, a multiple of 2 MiB.
     pub fn len_bytes(&self) -> u64 {
         self.space.len_bytes()
+    }
+
+    /// The file that holds the closure, if a file does; it is removed with the disk.
+    pub fn pins_file(&self) -> Option<&Path> {
+        self.pins.file()
     }
 
     /// Holds `pins` as long as there is the disk.

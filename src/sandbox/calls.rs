@@ -209,6 +209,8 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_fork),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_unlink),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_rmdir),
 ];
 
 /// Telling systemd: a datagram to a Unix socket.

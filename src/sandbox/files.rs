@@ -48,9 +48,9 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
         }
         Process::Listener | Process::Mounter => {
             let rules = allow(rules, THREADS.as_ref(), AccessFs::ReadDir.into())?;
-            let remove = AccessFs::RemoveFile;
-            let mut dirs = reach.socket_dirs.iter();
-            dirs.try_fold(rules, |rules, dir| allow(rules, dir, remove.into()))?
+            let remove = AccessFs::RemoveFile | AccessFs::RemoveDir;
+            let mut dirs = reach.cleaned_dirs.iter();
+            dirs.try_fold(rules, |rules, dir| allow(rules, dir, remove))?
         }
     };
     rules.restrict_self()?;

@@ -63,8 +63,8 @@ pub struct Reach<'a> {
     pub store: BorrowedFd<'a>,
     /// Its files may belong to anyone, and are read with whatever right to that the process has.
     pub any_owner: bool,
-    /// Directories with the sockets that the listener removes at its end.
-    pub socket_dirs: Vec<PathBuf>,
+    /// Directories in which the listener removes something at its end: sockets, and what was made for them.
+    pub cleaned_dirs: Vec<PathBuf>,
 }
 
 /// Confines the calling process, which must have one thread.

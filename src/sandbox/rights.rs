@@ -64,7 +64,7 @@ fn necessary(process: Process, reach: &Reach<'_>) -> CapabilitySet {
     if process == Process::Mounter {
         sets |= CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_READ_SEARCH;
     }
-    if !process.is_worker() && reach.socket_dirs.iter().any(|dir| is_foreign(dir)) {
+    if !process.is_worker() && reach.cleaned_dirs.iter().any(|dir| is_foreign(dir)) {
         sets |= CapabilitySet::DAC_OVERRIDE;
     }
     sets

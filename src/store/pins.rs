@@ -49,6 +49,11 @@ impl Pins {
         Ok(())
     }
 
+    /// The file with temporary roots; it is removed when this is dropped.
+    pub fn file(&self) -> Option<&Path> {
+        self.temporary_roots.as_ref().map(|roots| &*roots.path)
+    }
+
     /// How many descriptors are held.
     pub fn open_files(&self) -> usize {
         self.fds.len()

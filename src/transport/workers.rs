@@ -73,6 +73,8 @@ pub struct ServeOptions {
     pub device: DeviceOptions,
     /// Where to write down what the first VM reads.
     pub record: Option<PathBuf>,
+    /// A directory for this alone, which the caller removes at the end.
+    pub private_dir: Option<PathBuf>,
     /// What to read in advance.
     pub prefetch: Option<Recording>,
 }

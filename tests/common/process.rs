@@ -1,8 +1,19 @@
 //! Servers as child processes.
 
 use std::io::{BufRead, BufReader};
-use std::process::Child;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+/// Copies the program under test to `to`, for users who may not enter the build directory.
+///
+/// By another process: a descriptor for writing that this one had could be inherited by a child of another thread, and
+/// then the copy could not be executed yet.
+pub fn copy_program(to: &Path) {
+    let mut cp = Command::new("cp");
+    let copied = cp.arg(env!("CARGO_BIN_EXE_lazystore")).arg(to).status();
+    assert!(copied.unwrap().success());
+}
 
 /// The first line of a child's stdout, which must be piped; empty if it ended without one.
 pub fn first_line(child: &mut Child) -> String {

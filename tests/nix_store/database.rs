@@ -10,7 +10,7 @@ use lazystore::closure::{Graph, Source, StoreLocation};
 use rusqlite::Connection;
 
 use crate::common::nix::{ChrootStore, NIX_CONFIG};
-use crate::common::process::wait_for;
+use crate::common::process::{copy_program, wait_for};
 use crate::common::tool;
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
@@ -72,7 +72,7 @@ impl Fixture {
     fn inspect_as_nobody(&self, args: &[&str]) -> Output {
         let copy = self.store.path("lazystore");
         if !copy.exists() {
-            fs::copy(LAZYSTORE, &copy).unwrap();
+            copy_program(&copy);
             fs::set_permissions(self.store.path("."), Permissions::from_mode(0o755)).unwrap();
         }
         Command::new(tool("setpriv", "util-linux"))

@@ -221,12 +221,6 @@ pub const CALLS: [Call; 43] = [
         Refused::Unknown,
     ),
     (
-        "ftruncate",
-        libc::SYS_ftruncate,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    (
         "setrlimit",
         libc::SYS_prlimit64,
         [0, 4, 1, 0, 0, 0],
@@ -299,7 +293,7 @@ fn attempt(name: &str) -> Result<(), Errno> {
     let reach = Reach {
         store: dir.as_fd(),
         any_owner: false,
-        socket_dirs: Vec::new(),
+        cleaned_dirs: Vec::new(),
     };
     if let Some(process) = confined_as(&std::env::var(PROCESS).unwrap_or_default()) {
         confine(process, &reach).unwrap();

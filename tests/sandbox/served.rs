@@ -13,7 +13,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
 use super::attempt;
-use super::common::process::wait_for;
+use super::common::process::{copy_program, wait_for};
 use super::common::tool;
 
 /// A chroot store with one path.
@@ -72,9 +72,8 @@ impl Served {
     pub fn by_user(user: u32, args: &[OsString], dir: &Path) -> Self {
         let own = dir.join("own");
         fs::create_dir(&own).unwrap();
-        // The build directory may be closed to others.
         let program = dir.join("lazystore");
-        fs::copy(env!("CARGO_BIN_EXE_lazystore"), &program).unwrap();
+        copy_program(&program);
         chown(&own, Some(user), Some(user)).unwrap();
         let mut command = Command::new(tool("setpriv", "util-linux"));
         command

@@ -118,7 +118,7 @@ fn become_server(
     // A terminal's signals are for the VM.
     setsid().map_err(run_error("leave the terminal"))?;
     let image = Arc::new(args.closure.image()?);
-    let options = serve_options(args, &Disk::in_dir(dir.path()), attached)?;
+    let options = serve_options(args, dir.path(), attached)?;
     let mut was_used = false;
     let outcome = serve(image, &options, Vec::new(), |event| match event {
         // The other end may be gone, and then so is this process in a moment.
@@ -137,9 +137,10 @@ fn become_server(
 
 fn serve_options(
     args: &RunArgs,
-    disk: &Disk,
+    dir: &Path,
     attached: &Attached,
 ) -> Result<ServeOptions, CliError> {
+    let disk = Disk::in_dir(dir);
     let device = args.device.options();
     let fuse = attached.uses_image.then(|| FuseOptions {
         dir: disk.mount.clone(),
@@ -156,6 +157,7 @@ fn serve_options(
         sandbox: args.device.sandbox(),
         device,
         record: args.recording.record.clone(),
+        private_dir: Some(dir.to_owned()),
         prefetch: args.recording.recording()?,
     })
 }

@@ -35,7 +35,7 @@ pub(super) fn confine(
     let reach = Reach {
         store: image.store_dir(),
         any_owner: image.is_tree(),
-        socket_dirs: options.sockets.iter().map(|path| dir_of(path)).collect(),
+        cleaned_dirs: cleaned_dirs(image, options),
     };
     Ok(sandbox::confine(process, &reach)?)
 }
@@ -49,6 +49,13 @@ pub(super) fn confine_worker(
     let error = confine(process, image, options).err()?;
     tracing::error!("{error}");
     Some(ServeOutcome::Worker { exit_code: 1 })
+}
+
+/// Where the parent, or who called it, removes something at the end.
+fn cleaned_dirs(image: &Image, options: &ServeOptions) -> Vec<PathBuf> {
+    let removed = options.sockets.iter().map(PathBuf::as_path);
+    let removed = removed.chain(options.private_dir.as_deref());
+    removed.chain(image.pins_file()).map(dir_of).collect()
 }
 
 fn dir_of(path: &Path) -> PathBuf {
