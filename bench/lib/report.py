@@ -111,6 +111,9 @@ def ready_rows(rows, results, peers):
     rows.add("time to ready, closure new", by_peer(ready_s), seconds)
     written = median(run["written_bytes"] for run in results["mkfs"])
     rows.add("bytes written for it", {peer: written if peer in IMAGE_PEERS else 0 for peer in peers}, megabytes)
+    peaks = {OURS: median(run["peak_kib"] for run in results["ready"])}
+    peaks |= {peer: median(run["peak_kib"] for run in results["mkfs"]) for peer in peers if peer in IMAGE_PEERS}
+    rows.add("peak memory until then", {p: kib and kib * 1024 for p, kib in peaks.items()}, megabytes)
     rows.add("from command to guest mounted, closure new", by_peer(mounted_s), seconds)
     booted = lambda results, peer: median(run["mounted_s"] for run in guests(results, peer))
     rows.add("of it: boot to mount", by_peer(booted), seconds)
