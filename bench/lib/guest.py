@@ -9,7 +9,6 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -136,16 +135,19 @@ def run_once(kit, boot):
         for raw in process.stdout:
             console.append(raw.decode(errors="replace").rstrip())
             note_line(console[-1], time.monotonic() - begin, lines, boot)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     finally:
         killer.cancel()
-        if sys.exc_info()[0]:
-            process.kill()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return Seen(lines, usage.ru_utime + usage.ru_stime, "\n".join(console))
 
 
 def note_line(text, at_s, lines, boot):
+    """Keeps a line that tells a result."""
     if found := re.search(r"bench: (\S+)(.*)", text):
         values = dict(part.split("=", 1) for part in found[2].split() if "=" in part)
         lines.append((at_s, found[1], values))
