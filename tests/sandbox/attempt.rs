@@ -49,7 +49,7 @@ const PTRACE_ATTACH: i64 = 16;
 /// `MAP_PRIVATE | MAP_ANONYMOUS`.
 const PRIVATE: i64 = 0x22;
 
-pub const CALLS: [Call; 43] = [
+pub const CALLS: [Call; 42] = [
     ("execve", libc::SYS_execve, NONE, Refused::Deadly),
     ("execveat", libc::SYS_execveat, NONE, Refused::Deadly),
     (

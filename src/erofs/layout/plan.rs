@@ -105,6 +105,23 @@ pub struct Dir {
     pub(super) inlined: bool,
 }
 
+/// Two kinds of metadata blocks with inodes, each filled on its own.
+///
+/// A guest that looks names up or lists directories then reads no block that is full of files' data, and this host
+/// opens no file for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Directories with their entries, symlinks with their targets, files without data behind their inodes.
+    Names,
+    /// Small files, whole.
+    SmallFiles,
+}
+
+impl Stream {
+    /// How many there are.
+    pub(super) const COUNT: usize = 2;
+}
+
 /// How an inode is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
@@ -141,8 +158,8 @@ pub struct Plan {
     pub(super) owners: Vec<(u32, u32)>,
     /// Names and targets.
     pub(super) bytes: Vec<u8>,
-    /// Nodes in the order of their slots.
-    pub(super) placed: Vec<NodeIndex>,
+    /// Nodes in the order of their slots, by the kind of their blocks.
+    pub(super) placed: [Vec<NodeIndex>; Stream::COUNT],
     /// Nodes in the order of their data blocks, and the first of these.
     pub(super) with_data: Vec<(u32, NodeIndex)>,
     /// First block and directory of entries that are not inlined, in order.
@@ -254,6 +271,17 @@ impl Plan {
         }
     }
 
+    /// Where the inode of node `index` goes. The path's top node is the first of all, whatever it is.
+    pub(super) fn stream(&self, index: NodeIndex) -> Stream {
+        let node = self.node(index);
+        let small = node.kind == FileKind::Regular && self.form(node).inline_len > 0;
+        if small && index != 0 {
+            Stream::SmallFiles
+        } else {
+            Stream::Names
+        }
+    }
+
     fn inline_dirents_len(&self, node: &Node) -> u64 {
         match self.dir(node) {
             Some((_, dir)) if dir.inlined => node.size % BLOCK_LEN_BYTES,
@@ -279,16 +307,25 @@ impl Plan {
         }
     }
 
-    /// The nodes whose inodes lie in metadata block `block`.
+    /// The nodes whose inodes lie in metadata block `block`, in the order of their slots.
     pub fn nodes_in_block(&self, block: u32) -> &[NodeIndex] {
+        let [names, small_files] = &self.placed;
+        match self.of_block(names, block) {
+            [] => self.of_block(small_files, block),
+            found => found,
+        }
+    }
+
+    /// Those of `placed`, sorted by their slots, that lie in metadata block `block`.
+    fn of_block<'a>(&self, placed: &'a [NodeIndex], block: u32) -> &'a [NodeIndex] {
         let (first, end) = (
             u64::from(block) * u64::from(SLOTS_PER_BLOCK),
             (u64::from(block) + 1) * u64::from(SLOTS_PER_BLOCK),
         );
         let slot = |index: &NodeIndex| u64::from(self.node(*index).slot);
-        let start = self.placed.partition_point(|index| slot(index) < first);
-        let len = self.placed[start..].partition_point(|index| slot(index) < end);
-        &self.placed[start..start + len]
+        let start = placed.partition_point(|index| slot(index) < first);
+        let len = placed[start..].partition_point(|index| slot(index) < end);
+        &placed[start..start + len]
     }
 
     /// The directory whose entries fill metadata block `block`, and which of its blocks that is.
@@ -355,8 +392,9 @@ impl Plan {
             + self.dirs.capacity() * size_of::<Dir>()
             + self.dirent_blocks.capacity() * size_of::<(u32, DirIndex)>()
             + self.owners.capacity() * size_of::<(u32, u32)>()
+            + self.placed.iter().map(Vec::capacity).sum::<usize>() * size_of::<NodeIndex>()
             + self.with_data.capacity() * size_of::<(u32, NodeIndex)>()
-            + (self.placed.capacity() + self.starts.capacity()) * size_of::<u32>()
+            + self.starts.capacity() * size_of::<u32>()
             + self.bytes.capacity()
     }
 }

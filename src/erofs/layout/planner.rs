@@ -1,13 +1,13 @@
 //! Places one path, a directory at a time, breadth first.
 //!
 //! A directory's group is its inode with its entries, then the inodes of its children that are no
-//! directories; the groups of its subdirectories come later, in the order in which they were met. What has
-//! been placed never moves, so a planner may stop after any directory, and the plan does not depend on
-//! where it stopped.
+//! directories; the groups of its subdirectories come later, in the order in which they were met. Small files,
+//! which lie behind their inodes, fill blocks of their own ([`Stream`]). What has been placed never moves, so a
+//! planner may stop after any directory, and the plan does not depend on where it stopped.
 
 use super::LayoutError;
 use super::attributes::{Attributes, Origin};
-use super::plan::{Dir, DirIndex, Form, Node, NodeIndex, Plan, UNPLACED, fits_behind};
+use super::plan::{Dir, DirIndex, Form, Node, NodeIndex, Plan, Stream, UNPLACED, fits_behind};
 use crate::erofs::dirent::{Dots, Packing};
 use crate::erofs::format::{NAME_LEN_MAX, SLOTS_PER_BLOCK};
 use crate::store::{FileKind, Listing, Stat};
@@ -20,9 +20,24 @@ pub struct Planner {
     limits: (u32, u32),
     /// Directories that have been listed.
     listed: DirIndex,
-    /// Block that takes inodes, and its slots in use.
-    open_block: u32,
-    open_slots: u32,
+    /// The blocks that take inodes.
+    open: [OpenBlock; Stream::COUNT],
+}
+
+/// A block that is being filled with inodes.
+#[derive(Debug, Clone, Copy)]
+struct OpenBlock {
+    block: u32,
+    /// Slots in use.
+    slots: u32,
+}
+
+impl OpenBlock {
+    /// Takes nothing: the first inode opens a block.
+    const NONE: Self = Self {
+        block: UNPLACED,
+        slots: SLOTS_PER_BLOCK,
+    };
 }
 
 impl Planner {
@@ -48,7 +63,7 @@ impl Planner {
                 dirs: Vec::new(),
                 owners: Vec::new(),
                 bytes: Vec::new(),
-                placed: Vec::new(),
+                placed: Default::default(),
                 with_data: Vec::new(),
                 dirent_blocks: Vec::new(),
                 starts: Vec::new(),
@@ -57,8 +72,7 @@ impl Planner {
             },
             limits,
             listed: 0,
-            open_block: 0,
-            open_slots: 0,
+            open: [OpenBlock { block: 0, slots: 0 }, OpenBlock::NONE],
         };
         planner.add_node(0, b"", stat, target)?;
         match stat.kind {
@@ -79,7 +93,7 @@ impl Planner {
         plan.nodes.shrink_to_fit();
         plan.dirs.shrink_to_fit();
         plan.bytes.shrink_to_fit();
-        plan.placed.shrink_to_fit();
+        plan.placed.iter_mut().for_each(Vec::shrink_to_fit);
         plan.with_data.shrink_to_fit();
         plan.dirent_blocks.shrink_to_fit();
         plan.starts.shrink_to_fit();
@@ -109,7 +123,7 @@ impl Planner {
         if let Some((dir, nth)) = self.plan.dirents_in_block(block) {
             return self.dirents_placed(self.plan.dir_at(dir), nth);
         }
-        if block >= self.open_block {
+        if block >= self.plan.meta_blocks || self.open.iter().any(|open| open.block == block) {
             return false;
         }
         self.plan.nodes_in_block(block).iter().all(|index| {
@@ -153,7 +167,7 @@ impl Planner {
             }
         }
         if index == 0 {
-            self.close_block()?;
+            self.open_next(Stream::Names)?;
         }
         self.listed += 1;
         Ok(())
@@ -293,10 +307,10 @@ impl Planner {
         let node = self.plan.node(index);
         let form = self.plan.form(node);
         let blocks = self.plan.data_blocks_of(node);
-        let slot = self.take_slots(form)?;
-        let node = &mut self.plan.nodes[index as usize];
-        node.slot = slot;
-        self.plan.placed.push(index);
+        let stream = self.plan.stream(index);
+        let slot = self.take_slots(stream, form)?;
+        self.plan.nodes[index as usize].slot = slot;
+        self.plan.placed[stream as usize].push(index);
         if blocks > 0 {
             let first = self.take_data_blocks(blocks)?;
             self.plan.nodes[index as usize].place = first;
@@ -306,23 +320,24 @@ impl Planner {
     }
 
     /// An inode and what is inlined behind it never cross a block.
-    fn take_slots(&mut self, form: Form) -> Result<u32, LayoutError> {
-        if self.open_slots + form.slots() > SLOTS_PER_BLOCK {
-            self.close_block()?;
+    fn take_slots(&mut self, stream: Stream, form: Form) -> Result<u32, LayoutError> {
+        if self.open[stream as usize].slots + form.slots() > SLOTS_PER_BLOCK {
+            self.open_next(stream)?;
         }
-        let slot = self
-            .open_block
+        let open = &mut self.open[stream as usize];
+        let slot = open
+            .block
             .checked_mul(SLOTS_PER_BLOCK)
-            .and_then(|first| first.checked_add(self.open_slots))
+            .and_then(|first| first.checked_add(open.slots))
             .filter(|slot| *slot != UNPLACED)
             .ok_or(LayoutError::TooBig)?;
-        self.open_slots += form.slots();
+        open.slots += form.slots();
         Ok(slot)
     }
 
-    fn close_block(&mut self) -> Result<(), LayoutError> {
-        self.open_block = self.take_meta_blocks(1)?;
-        self.open_slots = 0;
+    fn open_next(&mut self, stream: Stream) -> Result<(), LayoutError> {
+        let block = self.take_meta_blocks(1)?;
+        self.open[stream as usize] = OpenBlock { block, slots: 0 };
         Ok(())
     }
 

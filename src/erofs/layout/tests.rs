@@ -173,10 +173,24 @@ fn render(plan: &Plan, block: u32) -> Block {
     out
 }
 
+/// Small files share no block with what a look-up reads; the path's top node is the first of all.
+fn check_kinds_apart(plan: &Plan, block: u32) -> Result<(), TestCaseError> {
+    let is_small_file = |index: &u32| {
+        let node = plan.node(*index);
+        *index != 0 && node.kind() == FileKind::Regular && plan.form(node).inline_len > 0
+    };
+    let nodes = plan.nodes_in_block(block);
+    let small_files = nodes.iter().filter(|index| is_small_file(index)).count();
+    prop_assert!(small_files == 0 || small_files == nodes.len());
+    prop_assert!(block > 0 || nodes.first() == Some(&0));
+    Ok(())
+}
+
 /// Nothing overlaps, nothing crosses a block that must not, and data blocks follow each other.
 fn check_places(plan: &Plan) -> Result<(), TestCaseError> {
     let mut used = 0;
     for block in 0..plan.meta_blocks() {
+        check_kinds_apart(plan, block)?;
         for index in plan.nodes_in_block(block) {
             let node = plan.node(*index);
             let end = node.slot() + plan.form(node).slots();

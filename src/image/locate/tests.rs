@@ -74,7 +74,8 @@ fn small_files_and_targets_lie_behind_their_inodes() {
     let image = store_image(dir.path(), &ImageOptions::default());
     let top = image.locate_nid(image.space().regions()[0].nid()).unwrap();
     let (mut at, mut seen) = (top.range.start, Vec::new());
-    while at < top.range.start + BLOCK_LEN_BYTES {
+    let end = u64::from(image.space().regions()[0].meta.end) * BLOCK_LEN_BYTES;
+    while at < end {
         let spot = image.locate(at).unwrap();
         at = spot.range.end;
         match &spot.place {
