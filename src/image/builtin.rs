@@ -65,6 +65,7 @@ mod tests {
     use super::super::testing::store_image;
     use super::super::{ImageOptions, Place, Seek};
     use super::*;
+    use crate::erofs::layout::bounds::INLINE_LIMIT_BYTES;
 
     /// Names on both sides of the directory's.
     fn store() -> tempfile::TempDir {
@@ -87,17 +88,18 @@ mod tests {
     #[test]
     fn the_text_is_where_the_disk_says_it_is() {
         let dir = store();
-        for len in [1, 1024, 1025, 4096, 300_001] {
+        let limit = usize::try_from(INLINE_LIMIT_BYTES).unwrap();
+        for len in [1, limit, limit + 1, 4096, 300_001] {
             let text: Vec<u8> = (0..=250).cycle().take(len).collect();
             let image = store_image(dir.path(), &options(&text));
             let region = &image.space().regions()[1];
             assert_eq!(&*region.name, DIR.as_bytes());
             let nid = region.nid();
-            let at = if len > 1024 {
+            let at = if len > limit {
                 u64::from(region.data.start) * 4096
             } else {
-                // Behind the inodes of the directory and of the file.
-                let file = (nid..nid + 128).find(|nid| {
+                // Behind the file's inode, which is not in the block of the directory's.
+                let file = (nid..nid + 256).find(|nid| {
                     let place = image.locate_nid(*nid).unwrap().place;
                     matches!(place, Place::Inode(file) if file.path == b".lazystore/registration")
                 });
