@@ -1,6 +1,6 @@
 //! Servers as child processes.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -22,6 +22,14 @@ pub fn first_line(child: &mut Child) -> String {
         .read_line(&mut line)
         .unwrap();
     line
+}
+
+/// What a child wrote to stderr, which must be piped, until its end.
+pub fn stderr_of(child: &mut Child) -> String {
+    let mut text = String::new();
+    let mut stderr = child.stderr.take().unwrap();
+    stderr.read_to_string(&mut text).unwrap();
+    text
 }
 
 /// Polls until `look` finds something; fails after ten seconds.

@@ -1,13 +1,12 @@
 //! When the host has too little of something: descriptors, memory. And a server without root's rights.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::client::Client;
-use super::common::process::{first_line, wait_for};
+use super::common::process::{first_line, stderr_of, wait_for};
 use super::common::tool;
 use super::new_store;
 use super::readers::{Found, Reader};
@@ -43,14 +42,7 @@ impl Nobodys {
         let pid = rustix::process::Pid::from_child(&self.0);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         wait_for("the server to end", || self.0.try_wait().unwrap());
-        let mut log = String::new();
-        self.0
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut log)
-            .unwrap();
-        log
+        stderr_of(&mut self.0)
     }
 }
 

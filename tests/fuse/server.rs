@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -10,7 +9,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::common::process::{first_line, wait_for};
+use crate::common::process::{first_line, stderr_of, wait_for};
 use crate::common::tool;
 
 /// A directory to mount on, with nothing mounted on it when this is dropped.
@@ -133,14 +132,7 @@ impl Server {
 
     /// What it wrote to stderr, after it ended.
     pub fn log(&mut self) -> String {
-        let mut log = String::new();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut log)
-            .unwrap();
-        log
+        stderr_of(&mut self.child)
     }
 }
 

@@ -1,6 +1,4 @@
 //! A frontend that says what it likes, and memory of which it can take away parts.
-//!
-//! Numbers of messages are from QEMU's `docs/interop/vhost-user.rst`.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -14,19 +12,11 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-pub mod request {
-    pub const GET_FEATURES: u32 = 1;
-    pub const SET_FEATURES: u32 = 2;
-    pub const SET_OWNER: u32 = 3;
-    pub const SET_MEM_TABLE: u32 = 5;
-    pub const SET_VRING_NUM: u32 = 8;
-    pub const SET_VRING_ADDR: u32 = 9;
-    pub const SET_VRING_KICK: u32 = 12;
-    pub const SET_VRING_CALL: u32 = 13;
-    pub const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub const SET_VRING_ENABLE: u32 = 18;
-    pub const ADD_MEM_REG: u32 = 37;
-}
+#[path = "../fuzz/targets/frontend/protocol.rs"]
+#[allow(dead_code)]
+mod protocol;
+
+pub use protocol::{request, table, words32, words64};
 
 /// Where the frontend says that it has mapped its memory.
 pub const USER: u64 = 0x7f00_0000_0000;
@@ -232,20 +222,4 @@ pub fn message(request: u32, payload: &[u8]) -> Vec<u8> {
     let mut message = words32(&[request, 1, u32::try_from(payload.len()).unwrap()]);
     message.extend(payload);
     message
-}
-
-pub fn table(regions: &[[u64; 4]]) -> Vec<u8> {
-    let mut table = words32(&[u32::try_from(regions.len()).unwrap(), 0]);
-    regions
-        .iter()
-        .for_each(|region| table.extend(words64(region)));
-    table
-}
-
-pub fn words32(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-pub fn words64(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }

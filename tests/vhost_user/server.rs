@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::common::proc::children;
-use crate::common::process::{first_line, wait_for};
+use crate::common::process::{first_line, stderr_of, wait_for};
 
 /// A tree to serve: files of many sizes in two directories.
 pub fn tree() -> TempDir {
@@ -108,13 +108,7 @@ impl Server {
     /// Waits for the server to end by itself; returns what it wrote to stderr.
     pub fn end(mut self) -> (ExitStatus, String) {
         let status = wait(&mut self.child);
-        let mut log = String::new();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut log)
-            .unwrap();
+        let log = stderr_of(&mut self.child);
         (status, log)
     }
 

@@ -7,6 +7,8 @@ mod disk;
 mod files;
 #[path = "frontend/leaks.rs"]
 mod leaks;
+#[path = "frontend/protocol.rs"]
+mod protocol;
 #[path = "frontend/wire.rs"]
 mod wire;
 
@@ -23,6 +25,7 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::input::Input;
 use files::Files;
 use leaks::Leaks;
+use protocol::{request, table, words32, words64};
 use wire::Wire;
 
 /// As many messages as have their answers in the socket's buffer: nobody reads them.
@@ -39,27 +42,6 @@ const MAPPABLE: u128 = 1 << 47;
 
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-
-/// Numbers of messages (QEMU, `docs/interop/vhost-user.rst`).
-mod request {
-    pub const GET_FEATURES: u32 = 1;
-    pub const SET_FEATURES: u32 = 2;
-    pub const SET_OWNER: u32 = 3;
-    pub const SET_MEM_TABLE: u32 = 5;
-    pub const SET_VRING_NUM: u32 = 8;
-    pub const SET_VRING_ADDR: u32 = 9;
-    pub const SET_VRING_BASE: u32 = 10;
-    pub const GET_VRING_BASE: u32 = 11;
-    pub const SET_VRING_KICK: u32 = 12;
-    pub const SET_VRING_CALL: u32 = 13;
-    pub const SET_VRING_ERR: u32 = 14;
-    pub const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub const SET_VRING_ENABLE: u32 = 18;
-    pub const GET_CONFIG: u32 = 24;
-    pub const SET_CONFIG: u32 = 25;
-    pub const ADD_MEM_REG: u32 = 37;
-    pub const REM_MEM_REG: u32 = 38;
-}
 
 /// Where the rings lie: the first is an ordinary one, those after it begin a little further on each and overlap.
 const DESCRIPTORS: u64 = 0;
@@ -199,8 +181,8 @@ impl Frontend<'_> {
     }
 
     fn share_memory(&mut self) {
-        let table = wire::table(&[[0, files::MEMORY_BYTES, USER, 0]]);
-        self.message(request::SET_MEM_TABLE, &table, &[files::MEMORY]);
+        let regions = table(&[[0, files::MEMORY_BYTES, USER, 0]]);
+        self.message(request::SET_MEM_TABLE, &regions, &[files::MEMORY]);
     }
 
     fn memory_table(&mut self) {
@@ -208,7 +190,7 @@ impl Frontend<'_> {
         let (regions, fds) = (shape % 10, shape / 10 % 12);
         let regions: Vec<[u64; 4]> = (0..regions).map(|_| self.region()).collect();
         let fds: Vec<u8> = (0..fds).map(|_| self.input.byte()).collect();
-        self.message(request::SET_MEM_TABLE, &wire::table(&regions), &fds);
+        self.message(request::SET_MEM_TABLE, &table(&regions), &fds);
     }
 
     fn one_region(&mut self) {
@@ -221,7 +203,7 @@ impl Frontend<'_> {
         let [guest, len, user, offset] = self.region();
         let fd = self.input.byte();
         let fds = if add < 240 { &[fd][..] } else { &[] };
-        let payload = wire::words64(&[0, guest, len, user, offset]);
+        let payload = words64(&[0, guest, len, user, offset]);
         self.message(request, &payload, fds);
     }
 
@@ -245,16 +227,11 @@ impl Frontend<'_> {
         let number = u32::from(index);
         self.message(
             request::SET_VRING_NUM,
-            &wire::words32(&[number, u32::from(RING_SIZE)]),
+            &words32(&[number, u32::from(RING_SIZE)]),
             &[],
         );
-        let mut payload = wire::words32(&[number, 0]);
-        payload.extend(wire::words64(&[
-            base + DESCRIPTORS,
-            base + USED,
-            base + AVAIL,
-            0,
-        ]));
+        let mut payload = words32(&[number, 0]);
+        payload.extend(words64(&[base + DESCRIPTORS, base + USED, base + AVAIL, 0]));
         self.message(request::SET_VRING_ADDR, &payload, &[]);
         self.message(
             request::SET_VRING_KICK,
@@ -266,7 +243,7 @@ impl Frontend<'_> {
             &u64::from(index).to_le_bytes(),
             &[call],
         );
-        self.message(request::SET_VRING_ENABLE, &wire::words32(&[number, 1]), &[]);
+        self.message(request::SET_VRING_ENABLE, &words32(&[number, 1]), &[]);
     }
 
     fn ring_state(&mut self) {
@@ -281,16 +258,16 @@ impl Frontend<'_> {
             u32::from(self.input.word16()),
         );
         let value = if value >= 0x8000 { value } else { value % 2 };
-        self.message(request, &wire::words32(&[index, value]), &[]);
+        self.message(request, &words32(&[index, value]), &[]);
     }
 
     fn ring_addresses(&mut self) {
-        let mut payload = wire::words32(&[
+        let mut payload = words32(&[
             u32::from(self.input.byte() % 8),
             u32::from(self.input.byte() & 1),
         ]);
         let addresses: [u64; 4] = std::array::from_fn(|_| self.number());
-        payload.extend(wire::words64(&addresses));
+        payload.extend(words64(&addresses));
         self.message(request::SET_VRING_ADDR, &payload, &[]);
     }
 
@@ -319,7 +296,7 @@ impl Frontend<'_> {
             u32::from(self.input.word16()),
             u32::from(self.input.word16()) % 5000,
         );
-        let mut payload = wire::words32(&[offset, size, u32::from(self.input.byte() % 4)]);
+        let mut payload = words32(&[offset, size, u32::from(self.input.byte() % 4)]);
         let len = if self.input.byte() < 240 {
             size as usize
         } else {
@@ -380,7 +357,7 @@ impl Frontend<'_> {
             0..=199 => 0x4000 + 0x1000 * slot,
             byte => u64::from(byte - 200) * 0x20,
         };
-        self.files.poke(at, &wire::words64(&[0, sector]));
+        self.files.poke(at, &words64(&[0, sector]));
         let first = 3 * slot;
         let next = |by: u64| (first + by) << 48;
         let parts = [
@@ -389,10 +366,8 @@ impl Frontend<'_> {
             (at + 16, 1 | 2 << 32),
         ];
         for (place, (address, rest)) in (first..).zip(parts) {
-            self.files.poke(
-                base + DESCRIPTORS + 16 * place,
-                &wire::words64(&[address, rest]),
-            );
+            self.files
+                .poke(base + DESCRIPTORS + 16 * place, &words64(&[address, rest]));
         }
         let head = u16::try_from(first).unwrap();
         self.files.offer(base + AVAIL, RING_SIZE, head);

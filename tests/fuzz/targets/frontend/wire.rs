@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use super::protocol::words32;
+
 /// The frontend's end of the connection. Collects what can go in one piece.
 pub struct Wire<'s> {
     stream: &'s UnixStream,
@@ -58,21 +60,4 @@ impl<'s> Wire<'s> {
         self.flush();
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
-}
-
-/// Payload of a memory table: for each region the guest's address, length, the frontend's address, offset in the file.
-pub fn table(regions: &[[u64; 4]]) -> Vec<u8> {
-    let mut table = words32(&[u32::try_from(regions.len()).unwrap(), 0]);
-    regions
-        .iter()
-        .for_each(|region| table.extend(words64(region)));
-    table
-}
-
-pub fn words32(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-pub fn words64(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
