@@ -43,7 +43,13 @@ pub enum Verdict {
     Exactly,
 }
 
-type Range = (u64, u64);
+/// First address and length.
+pub type Range = (u64, u64);
+
+/// Whether an address lies in a range.
+pub fn holds((start, len): Range, address: u64) -> bool {
+    address.wrapping_sub(start) < len
+}
 
 /// Addresses, and the bytes there.
 type Filled = Vec<(u64, Vec<u8>)>;
@@ -193,9 +199,12 @@ impl Expected {
         read
     }
 
-    pub fn may_change(&self, address: u64) -> bool {
-        let holds = |(start, len): &Range| address >= *start && address - start < *len;
-        holds(&self.used_range()) || self.writable.iter().any(holds)
+    /// First address and length of what may change around `address`, if that may.
+    pub fn may_change(&self, address: u64) -> Option<Range> {
+        let ranges = [self.used_range()].into_iter();
+        ranges
+            .chain(self.writable.iter().copied())
+            .find(|range| holds(*range, address))
     }
 
     /// Whether nothing is left to wait for.
