@@ -18,10 +18,20 @@ pub fn for_each<S, R: Send>(
     start: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, usize) -> R + Sync,
 ) -> Vec<R> {
+    for_each_on(threads(), count, start, work)
+}
+
+/// As [`for_each`], on so many threads: for work that mostly waits.
+pub fn for_each_on<S, R: Send>(
+    threads: usize,
+    count: usize,
+    start: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, usize) -> R + Sync,
+) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(count));
     thread::scope(|scope| {
-        for _ in 0..threads().min(count) {
+        for _ in 0..threads.min(count) {
             scope.spawn(|| {
                 let mut state = start();
                 loop {

@@ -1,9 +1,8 @@
 //! Reads in advance what a recording says, so that a guest finds it in the host's memory.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
+use super::parallel;
 use super::recording::{Part, Recording, Touch};
 use super::{Image, Piece, ReadError};
 use crate::erofs::format::BLOCK_LEN_BYTES;
@@ -50,23 +49,15 @@ impl Image {
     fn prefetch_part(&self, regions: &[Option<u32>], touches: &[Touch], part: Part) -> usize {
         let wanted = |touch: &&Touch| touch.part == part;
         let touches: Vec<&Touch> = touches.iter().filter(wanted).collect();
-        let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let work = || {
-            while let Some(touch) = touches.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let region = regions.get(touch.path).copied().flatten();
-                let done = region.map_or(Ok(()), |region| self.prefetch_touch(region, touch));
-                if let Err(error) = done {
-                    tracing::debug!("not read in advance: {error}");
-                    failed.fetch_add(1, Ordering::Relaxed);
-                }
-            }
+        let read = |(): &mut (), at: usize| {
+            let region = regions.get(touches[at].path).copied().flatten();
+            region
+                .map_or(Ok(()), |region| self.prefetch_touch(region, touches[at]))
+                .inspect_err(|error| tracing::debug!("not read in advance: {error}"))
+                .is_err()
         };
-        thread::scope(|scope| {
-            for _ in 0..THREADS.min(touches.len()) {
-                scope.spawn(work);
-            }
-        });
-        failed.into_inner()
+        let failed = parallel::for_each_on(THREADS, touches.len(), || (), read);
+        failed.into_iter().filter(|failed| *failed).count()
     }
 
     fn prefetch_touch(&self, region: u32, touch: &Touch) -> Result<(), ReadError> {

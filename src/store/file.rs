@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 use nix::time::{ClockId, clock_gettime};
-use rustix::fs::Advice;
-use rustix::fs::AtFlags;
+use rustix::fs::{Advice, AtFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{FileKind, Patience, Stat, StoreError, statx};
