@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::transport::DeviceOptions;
+use crate::transport::{DeviceOptions, QUEUES};
 
 /// What a VM gets, and at what cost.
 #[derive(Debug, Args)]
@@ -28,6 +28,7 @@ impl DeviceArgs {
     pub fn options(&self) -> DeviceOptions {
         DeviceOptions {
             serial: self.serial.clone(),
+            queues: QUEUES,
             threads: self.threads.unwrap_or_else(DeviceOptions::default_threads),
             poll: Duration::from_micros(self.poll_us),
         }

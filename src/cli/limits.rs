@@ -24,7 +24,7 @@ fn store_files(limit: Option<u64>) -> usize {
     /// More open files than this are of no use and cost kernel memory.
     const PLENTY: u64 = 65_536;
     let limit = limit.unwrap_or(PLENTY).min(PLENTY);
-    let files = limit.saturating_sub(RESERVED).max(limit / 4);
+    let files = limit.saturating_sub(RESERVED).max(limit / 8);
     usize::try_from(files).unwrap_or(0)
 }
 
@@ -35,7 +35,7 @@ mod tests {
     #[test]
     fn leaves_room_for_everything_else() {
         assert_eq!(store_files(Some(20_000)), 19_744);
-        assert_eq!(store_files(Some(64)), 16);
+        assert_eq!(store_files(Some(64)), 8);
         assert_eq!(store_files(None), 65_280);
     }
 }

@@ -120,6 +120,11 @@ impl Image {
         self.pins = pins;
     }
 
+    /// How many host files it may keep open.
+    pub fn max_open_files(&self) -> usize {
+        self.store.max_open_files()
+    }
+
     /// The host's directory from which all of it is read.
     pub fn store_dir(&self) -> BorrowedFd<'_> {
         self.store.dir()

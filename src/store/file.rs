@@ -195,16 +195,27 @@ type Shard = LruCache<FileKey, Arc<HostFile>>;
 /// Files that stay open, the least recently used leaving first.
 #[derive(Debug)]
 pub(super) struct FileCache {
-    shards: [Mutex<Shard>; SHARDS],
+    /// At least one.
+    shards: Vec<Mutex<Shard>>,
+    max_open_files: usize,
 }
 
 impl FileCache {
-    /// A cache of at most `max_open_files`, and of one file a shard at the least.
+    /// A cache of at most `max_open_files`, and of one file at the least.
     pub(super) fn new(max_open_files: usize) -> Self {
-        let each = NonZeroUsize::new(max_open_files / SHARDS).unwrap_or(NonZeroUsize::MIN);
+        let shards = max_open_files.clamp(1, SHARDS);
+        let each = NonZeroUsize::new(max_open_files / shards).unwrap_or(NonZeroUsize::MIN);
         Self {
-            shards: std::array::from_fn(|_| Mutex::new(LruCache::new(each))),
+            shards: (0..shards)
+                .map(|_| Mutex::new(LruCache::new(each)))
+                .collect(),
+            max_open_files: shards * each.get(),
         }
+    }
+
+    /// How many files may stay open.
+    pub(super) fn max_open_files(&self) -> usize {
+        self.max_open_files
     }
 
     pub(super) fn get(&self, key: FileKey) -> Option<Arc<HostFile>> {
@@ -226,7 +237,7 @@ impl FileCache {
 
     fn shard(&self, key: FileKey) -> MutexGuard<'_, Shard> {
         let mixed = (key.path ^ key.node.rotate_left(16)).wrapping_mul(0x9E37_79B9);
-        lock(&self.shards[(mixed >> 28) as usize % SHARDS])
+        lock(&self.shards[(mixed >> 28) as usize % self.shards.len()])
     }
 }
 

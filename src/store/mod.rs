@@ -70,6 +70,11 @@ impl Store {
         })
     }
 
+    /// How many files may stay open.
+    pub fn max_open_files(&self) -> usize {
+        self.files.max_open_files()
+    }
+
     /// The directory itself.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()

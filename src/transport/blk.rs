@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Resource, getrlimit};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
@@ -30,14 +29,13 @@ use crate::image::Image;
 /// More threads than this do not make one VM faster: a guest's reads are few and short.
 const DEFAULT_THREADS_MAX: usize = 4;
 
-/// Descriptors that a worker needs besides those of queues: its own, a few memory regions, and some for store files.
-const OTHER_FDS: u64 = 40;
-
 /// How one VM's disk is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceOptions {
     /// What the guest sees as the disk's serial: the first 20 bytes count.
     pub serial: String,
+    /// Queues that a frontend may set up, 64 at most; [`serve`](super::serve) offers fewer where descriptors are short.
+    pub queues: u16,
     /// Threads that serve queues; queue `q` belongs to thread `q % threads`. More than there are queues is no use.
     pub threads: NonZeroUsize,
     /// How long a thread looks for further requests before it sleeps, at most; zero for never.
@@ -107,7 +105,7 @@ impl BlkDevice {
                 poller: Poller::new(options.poll),
             })
         };
-        let queues = affordable_queues();
+        let queues = options.queues.clamp(1, QUEUES);
         let config = ConfigSpace::new(image.len_bytes(), queues);
         let serial = options.padded_serial();
         Ok(Self {
@@ -155,14 +153,6 @@ impl BlkDevice {
             tracing::error!("{}", super::TransportError::MemoryNotShared);
         }
     }
-}
-
-/// As many queues as this process has descriptors for, two each. A frontend is told when it wants more; if one of its
-/// descriptors could not be received, `vhost` 0.18 would forget the message and leave it waiting for the answer.
-fn affordable_queues() -> u16 {
-    let limit = getrlimit(Resource::Nofile).current;
-    let rest = limit.unwrap_or(u64::MAX).saturating_sub(OTHER_FDS) / 2;
-    u16::try_from(rest).unwrap_or(QUEUES).clamp(1, QUEUES)
 }
 
 impl VhostUserBackend for BlkDevice {

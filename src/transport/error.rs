@@ -108,6 +108,17 @@ pub enum TransportError {
         /// Why.
         source: io::Error,
     },
+    /// Not one VM could be served.
+    #[error(
+        "{free} more files may be opened, and serving a VM takes {needed}: raise the limit of open files (ulimit -n, \
+         LimitNOFILE=)"
+    )]
+    FewDescriptors {
+        /// What is left.
+        free: usize,
+        /// What one VM with one queue needs.
+        needed: usize,
+    },
     /// The worker that mounts gave up; it has said why.
     #[error("{reason}")]
     NotMounted {

@@ -26,6 +26,7 @@
 mod activation;
 pub mod blk;
 pub mod config;
+mod descriptors;
 mod engine;
 mod error;
 pub mod execute;
@@ -47,6 +48,7 @@ mod workers;
 
 pub use activation::{InheritedSocket, SocketName};
 pub use blk::{DeviceOptions, Stats};
+pub use config::QUEUES;
 pub use error::TransportError;
 pub use frontend::{qemu_drive, qemu_escape, qemu_options};
 pub use fuse::{FuseOptions, clear_mount};

@@ -32,6 +32,7 @@ use nix::unistd::{Pid, getpid};
 
 use super::activation::InheritedSocket;
 use super::blk::{DeviceOptions, Stats};
+use super::descriptors;
 use super::error::TransportError;
 use super::fuse::FuseOptions;
 use super::socket::SocketAccess;
@@ -126,6 +127,7 @@ pub fn serve(
         image,
         options,
         sockets: Sockets::bind(&options.sockets, options.access, inherited)?,
+        device: options.device.clone(),
         fuse: None,
         signals,
         workers: Vec::new(),
@@ -134,6 +136,9 @@ pub fn serve(
         prefetcher: None,
         on_event: &mut on_event,
     };
+    if !server.sockets.is_empty() {
+        server.device = descriptors::afford(&options.device, server.image.max_open_files())?;
+    }
     match server.start_fuse()? {
         Started::Nothing | Started::Mounted => server.confine_parent()?,
         Started::Worker(report) => return Ok(server.become_fuse_worker(report)),
@@ -164,6 +169,8 @@ struct Server<'o> {
     image: Arc<Image>,
     options: &'o ServeOptions,
     sockets: Sockets,
+    /// That of the options, or what there are descriptors for.
+    device: DeviceOptions,
     fuse: Option<FuseWorker>,
     signals: Signals,
     /// Those of connections.
@@ -307,6 +314,7 @@ impl Server<'_> {
             image,
             options,
             sockets,
+            device,
             signals,
             record,
             ..
@@ -330,18 +338,17 @@ impl Server<'_> {
             // The parent may be ending, and will end this process too.
             let _ = report.write_all(&[1]);
         };
-        let exit_code =
-            match serve_connection(image, &options.device, socket.into_listener(), accepted) {
-                Ok(Served::Frontend(stats)) => {
-                    log_stats(stats, begin.elapsed());
-                    0
-                }
-                Ok(Served::Nobody) => EXIT_NOBODY,
-                Err(error) => {
-                    tracing::error!("{error}");
-                    1
-                }
-            };
+        let exit_code = match serve_connection(image, &device, socket.into_listener(), accepted) {
+            Ok(Served::Frontend(stats)) => {
+                log_stats(stats, begin.elapsed());
+                0
+            }
+            Ok(Served::Nobody) => EXIT_NOBODY,
+            Err(error) => {
+                tracing::error!("{error}");
+                1
+            }
+        };
         ServeOutcome::Worker { exit_code }
     }
 

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 /// Copies the program under test to `to`, for users who may not enter the build directory.
@@ -46,5 +47,21 @@ pub fn wait_long_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> O
         }
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ends the test program, loudly, unless it is dropped in time: for calls that cannot be given up.
+pub struct Deadline(Sender<()>);
+
+impl Deadline {
+    pub fn new(what: &'static str, limit: Duration) -> Self {
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || {
+            if receiver.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("waited in vain for {what}");
+                std::process::abort();
+            }
+        });
+        Self(sender)
     }
 }

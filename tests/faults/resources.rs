@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::unistd::Pid;
+
 use super::client::Client;
 use super::common::process::{first_line, stderr_of, wait_for};
 use super::common::tool;
@@ -53,68 +55,111 @@ impl Drop for Nobodys {
     }
 }
 
-/// A server that may open `limit` descriptors, and the trace of what it was refused.
-fn start_with_few(limit: u32, trace: &Path, closure: &[String]) -> Server {
+/// A server whose processes may open `limit` descriptors, if it wants to serve with so few: it answers anyone who
+/// connects, or says what it needs.
+fn start_with_few(limit: u32, closure: &[String]) -> Result<Server, String> {
     tool("prlimit", "util-linux");
-    let strace = tool("strace", "strace");
     let nofile = format!("--nofile={limit}:{limit}");
-    let trace = trace.to_str().unwrap();
-    let tracer = [strace.to_str().unwrap(), "-D", "-f", "-o", trace];
-    let what = ["-e", "trace=openat2", "-e", "status=failed"];
-    let before: Vec<&str> = tracer
-        .into_iter()
-        .chain(what)
-        .chain(["prlimit", &nofile])
-        .collect();
-    Server::start_after(&before, closure, &["--threads", "2"])
+    Server::try_start_after(&["prlimit", &nofile], closure, &[])
 }
 
-/// Reads are right or errors, and with 64 descriptors all are right. The fewest are just enough to be connected to.
+/// What is refused is refused at the start; after that, everyone is answered, and every byte is right.
 #[test]
-fn with_few_descriptors_bytes_are_right_or_not_there() {
+fn with_few_descriptors_a_server_serves_or_says_so() {
     let store = new_store();
     let files = store.files(&store.image());
-    let (mut refused, mut right, mut errors) = (0, 0, 0);
-    for limit in [24, 28, 32, 36, 64] {
-        let trace = tempfile::NamedTempFile::new().unwrap();
-        let server = start_with_few(limit, trace.path(), &store.args());
+    let (mut refused, mut served) = (Vec::new(), Vec::new());
+    for limit in (16..=72).step_by(4) {
+        let server = match start_with_few(limit, &store.args()) {
+            Ok(server) => server,
+            Err(why) => {
+                let reason = why.lines().last().unwrap_or_default();
+                assert!(
+                    reason.contains("files may be opened"),
+                    "{limit} descriptors: {why}"
+                );
+                refused.push(limit);
+                continue;
+            }
+        };
         let reader = Reader::socket(&server.socket);
         for file in files.iter().chain(&files) {
-            match reader.look(file) {
-                Found::Right => right += 1,
-                Found::Error => errors += 1,
-            }
+            assert_eq!(reader.look(file), Found::Right, "{limit} descriptors");
         }
-        if limit == 64 {
-            files
-                .iter()
-                .for_each(|file| assert_eq!(reader.look(file), Found::Right));
-        }
-        drop(reader);
-        wait_for("workers to go", || {
-            server.workers().is_empty().then_some(())
-        });
-        drop(server);
-        refused += fs::read_to_string(trace.path())
-            .unwrap()
-            .matches("EMFILE")
-            .count();
+        served.push(limit);
     }
-    println!("{refused} times EMFILE; {right} files right, {errors} errors");
-    assert!(refused > 0 && right > 100);
+    println!("refused with {refused:?} descriptors, served with {served:?}");
+    assert!(served.contains(&64) && refused.contains(&16));
 }
 
 /// A frontend that wants more queues than there are descriptors for is told so, and does not wait for ever.
 #[test]
 fn too_many_queues_for_the_descriptors_are_refused() {
     let store = new_store();
-    let before = ["prlimit", "--nofile=64:64"];
-    let server = Server::start_after(&before, &store.args(), &[]);
-    let served: Vec<usize> = (1..=20)
+    let server = start_with_few(96, &store.args()).unwrap();
+    let served: Vec<usize> = (1..=40)
         .filter(|queues| Client::try_start(&server.socket, *queues).is_some())
         .collect();
-    println!("with 64 descriptors, these numbers of queues are served: {served:?}");
-    assert_eq!(served, (1..=12).collect::<Vec<_>>());
+    println!("with 96 descriptors, these numbers of queues are served: {served:?}");
+    let most = served.len();
+    assert_eq!(served, (1..=most).collect::<Vec<_>>());
+    assert!((4..40).contains(&most));
+}
+
+/// Descriptors that are taken away while a VM reads: its reads are right or errors, and right again once they are back.
+#[test]
+fn when_descriptors_run_out_bytes_are_right_or_not_there() {
+    let store = new_store();
+    let files = store.files(&store.image());
+    let strace = tool("strace", "strace");
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    let (mut right, mut errors) = (0, 0);
+    for spare in 0..5 {
+        let tracer = [strace.to_str().unwrap(), "-D", "-f", "-A", "-o"];
+        let what = ["-e", "trace=openat2", "-e", "status=failed"];
+        let before = tracer.into_iter().chain([trace.path().to_str().unwrap()]);
+        let before: Vec<&str> = before.chain(what).collect();
+        let server = Server::start_after(&before, &store.args(), &["--threads", "2"]);
+        let reader = Reader::socket(&server.socket);
+        let worker = server.workers()[0];
+        let limit = limit_open_files(worker, open_to(worker) + spare);
+        for file in files.iter().chain(&files) {
+            match reader.look(file) {
+                Found::Right => right += 1,
+                Found::Error => errors += 1,
+            }
+        }
+        limit_open_files(worker, limit);
+        for file in &files {
+            assert_eq!(reader.look(file), Found::Right, "{}", file.path);
+        }
+    }
+    let trace = fs::read_to_string(trace.path()).unwrap();
+    let refused = trace.matches("EMFILE").count();
+    println!("{refused} times EMFILE; {right} files right, {errors} errors");
+    assert!(refused > 0 && right > 100 && errors > 0);
+}
+
+/// The number behind the last descriptor of `pid` before the first gap: so many files may it open, and no more, if that
+/// is the limit.
+fn open_to(pid: Pid) -> u64 {
+    let dir = format!("/proc/{pid}/fd");
+    (0..)
+        .find(|fd| fs::symlink_metadata(format!("{dir}/{fd}")).is_err())
+        .unwrap()
+}
+
+/// Changes how many files `pid` may have open; returns how many it was.
+fn limit_open_files(pid: Pid, files: u64) -> u64 {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw());
+    let resource = rustix::process::Resource::Nofile;
+    let now = rustix::process::getrlimit(resource);
+    let limit = rustix::process::Rlimit {
+        current: Some(files),
+        maximum: now.maximum,
+    };
+    let before = rustix::process::prlimit(pid, resource, limit).unwrap();
+    before.current.unwrap()
 }
 
 /// A memory cgroup of version 1 or 2, gone when this is dropped.

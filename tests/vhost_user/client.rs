@@ -4,14 +4,20 @@ use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
+
+use crate::common::process::Deadline;
 
 /// Largest read.
 pub const READ_MAX: usize = 128 * 1024;
 
 /// Reads under way in each queue.
 pub const DEPTH: usize = 8;
+
+/// How long anything may take, also on a machine that does much else.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// A connected client with `queues` queues and a buffer for each read.
 pub struct Client {
@@ -39,6 +45,7 @@ impl Client {
 
     /// The same with a server that may lack what so many queues need.
     pub fn try_start(socket: &Path, queues: usize) -> Option<Self> {
+        let _deadline = Deadline::new("the server to answer a new frontend", ANSWER);
         let mut device = Blkio::new("virtio-blk-vhost-user").unwrap();
         device.set_str("path", socket.to_str().unwrap()).unwrap();
         device.set_bool("read-only", true).unwrap();
@@ -67,7 +74,12 @@ impl Client {
         let mut results = vec![i32::MIN; reads.len()];
         let mut completions = [const { MaybeUninit::<Completion>::uninit() }; DEPTH];
         let count = self.queues[queue]
-            .do_io(&mut completions[..reads.len()], reads.len(), None, None)
+            .do_io(
+                &mut completions[..reads.len()],
+                reads.len(),
+                Some(&mut ANSWER.clone()),
+                None,
+            )
             .unwrap();
         for completion in &completions[..count] {
             let (index, result) = outcome(completion);
@@ -96,7 +108,8 @@ impl Client {
             ReqFlags::empty(),
         );
         let mut completions = [const { MaybeUninit::<Completion>::uninit() }; 1];
-        assert_eq!(queue.do_io(&mut completions, 1, None, None).unwrap(), 1);
+        let done = queue.do_io(&mut completions, 1, Some(&mut ANSWER.clone()), None);
+        assert_eq!(done.unwrap(), 1);
         outcome(&completions[0]).1
     }
 }

@@ -76,6 +76,28 @@ impl Server {
         Self::run(command_after(before, closure, &socket, extra), socket, dir)
     }
 
+    /// The same with a server that may not want to; then, what it says.
+    pub fn try_start_after<A: AsRef<OsStr>>(
+        before: &[&str],
+        closure: &[A],
+        extra: &[&str],
+    ) -> Result<Self, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("disk.sock");
+        let mut command = command_after(before, closure, &socket, extra);
+        let mut child = command.spawn().unwrap();
+        if first_line(&mut child).starts_with("ready ") {
+            return Ok(Self {
+                child,
+                socket,
+                _dir: dir,
+            });
+        }
+        let status = wait(&mut child);
+        assert_eq!(status.code(), Some(1));
+        Err(stderr_of(&mut child))
+    }
+
     /// Starts `command`, which listens at `socket` in `dir`.
     pub fn run(command: Command, socket: PathBuf, dir: TempDir) -> Self {
         Self {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazystore::image::Image;
-use lazystore::transport::{DeviceOptions, serve_connection};
+use lazystore::transport::{DeviceOptions, QUEUES, serve_connection};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::input::Input;
@@ -70,6 +70,7 @@ impl Stage {
             options: DeviceOptions {
                 serial: "fuzz".to_owned(),
                 threads: NonZeroUsize::MIN,
+                queues: QUEUES,
                 poll: Duration::ZERO,
             },
             listener: UnixListener::bind_addr(&address).unwrap(),

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lazystore::image::Image;
-use lazystore::transport::DeviceOptions;
 use lazystore::transport::blk::BlkDevice;
 use lazystore::transport::guest::{Memory, SharedMemory};
 use lazystore::transport::ring::{Look, Quiet, Ring};
+use lazystore::transport::{DeviceOptions, QUEUES};
 use vhost_user_backend::{VhostUserBackend, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
@@ -54,6 +54,7 @@ impl Stage {
         let options = DeviceOptions {
             serial: "nix-store-0123456789".to_owned(),
             threads: NonZeroUsize::MIN,
+            queues: QUEUES,
             poll: Duration::ZERO,
         };
         let shared = SharedMemory::new(Memory::new());
