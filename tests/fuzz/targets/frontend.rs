@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazystore::image::Image;
-use lazystore::transport::{DeviceOptions, QUEUES, serve_connection};
+use lazystore::transport::{DeviceOptions, serve_connection};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::input::Input;
@@ -30,6 +30,9 @@ use wire::Wire;
 
 /// As many messages as have their answers in the socket's buffer: nobody reads them.
 const MESSAGES_MAX: usize = 20;
+
+/// Enough to have numbers on either side of the last one; each costs every execution its setup.
+const QUEUES_SERVED: u16 = 8;
 
 /// Where the frontend says that it has mapped its memory.
 const USER: u64 = 0x7f00_0000_0000;
@@ -70,7 +73,7 @@ impl Stage {
             options: DeviceOptions {
                 serial: "fuzz".to_owned(),
                 threads: NonZeroUsize::MIN,
-                queues: QUEUES,
+                queues: QUEUES_SERVED,
                 poll: Duration::ZERO,
             },
             listener: UnixListener::bind_addr(&address).unwrap(),
