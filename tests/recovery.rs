@@ -23,6 +23,7 @@ use lazystore::image::Image;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use common::proc::is_traced;
 use common::process::wait_for;
 use common::random::Random;
 use common::small_store::SmallStore;
@@ -153,17 +154,6 @@ fn kill_at_next_write(worker: Pid) -> Child {
         is_traced(worker).then_some(())
     });
     strace
-}
-
-/// Whether every thread has a tracer.
-fn is_traced(worker: Pid) -> bool {
-    let tasks = fs::read_dir(format!("/proc/{worker}/task")).unwrap();
-    let status = |task: std::io::Result<fs::DirEntry>| {
-        fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default()
-    };
-    tasks
-        .map(status)
-        .all(|status| !status.contains("TracerPid:\t0\n"))
 }
 
 /// Takes everything back.

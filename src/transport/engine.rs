@@ -3,6 +3,8 @@
 //! What can be answered at once is answered by the queue's thread; what would block goes to a pool, and the thread
 //! goes on. Queues share no lock on the way of what is answered at once.
 
+mod batch;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,16 +20,7 @@ use super::pool::{Job, Pool};
 use super::request::{Parsed, parse};
 use super::ring::{BATCH, Look, Quiet, Ring, RingFault, Turn};
 use super::stats::Counters;
-
-/// Most bytes of data that wait to be published for what comes after them: the guest goes on with the first answers
-/// while the last are being made. Small requests are not worth it: publishing every 16 of them cost 16 % of the 4 KiB
-/// reads a second at queue depth 32, and 12 % more CPU, because the guest is interrupted more often.
-const PUBLISH_BYTES: u32 = 256 << 10;
-
-/// Most requests that one thread of the pool waits for, one after the other. The kernel reads for all of them at once,
-/// and they are published in this order anyway; a thread, a wake-up and an interrupt for each cost more than half of the
-/// reads a second (see [`pool`](super::pool)).
-const TOGETHER: usize = 8;
+use batch::Batch;
 
 /// Batches between two looks at which rings are in use.
 const ROUNDS: usize = 64;
@@ -148,59 +141,18 @@ impl Engine {
     ) -> Result<(), RingFault> {
         let guard = self.memory.memory();
         let memory = View::new(&guard);
-        let mut due = Due::default();
-        let mut published = Ok(());
-        let mut late = Vec::new();
         // All of them before the first is carried out: what the guest's CPU has just written is fetched at once that way,
         // not a line at a time between system calls.
         let parse = |chain| parse(chain, self.disk_len_bytes);
         let requests: Vec<Parsed> = chains.into_iter().map(parse).collect();
-        for (index, parsed) in requests.iter().enumerate() {
-            let ticket = first.later(index);
-            match self.disk.try_execute(parsed, &memory) {
-                Attempt::Done(outcome) => {
-                    let done = self.note(outcome, thread);
-                    turn.complete(ticket, done);
-                    due.count(done);
-                }
-                Attempt::Underway => late.push((ticket, parsed.clone())),
-                Attempt::Blocked => self.hand_over(turn, ring, vec![(ticket, parsed.clone())]),
-            }
-            if late.len() == TOGETHER {
-                self.hand_over(turn, ring, std::mem::take(&mut late));
-            }
-            if due.is_reached() {
-                // A fault is told at the end: what was taken has to be completed in any case.
-                published = published.and(turn.publish(&memory));
-            }
-        }
-        self.hand_over(turn, ring, late);
-        published.and(turn.publish(&memory))
-    }
-
-    /// Has the pool carry requests out.
-    fn hand_over(
-        self: &Arc<Self>,
-        turn: &mut Turn<'_>,
-        ring: &Ring,
-        requests: Vec<(Ticket, Parsed)>,
-    ) {
-        if requests.is_empty() {
-            return;
-        }
-        let handed = Handed {
-            engine: Arc::clone(self),
-            ring: ring.clone(),
-            requests,
-            memory: self.memory.memory().into_inner(),
+        let batch = Batch {
+            engine: self,
+            turn,
+            ring,
+            thread,
+            memory,
         };
-        if let Err(handed) = self.pool.submit(handed) {
-            let memory = View::new(&handed.memory);
-            for (ticket, parsed) in &handed.requests {
-                let outcome = self.disk.execute(parsed, &memory);
-                turn.complete(*ticket, self.note(outcome, 0));
-            }
-        }
+        batch.answer(&requests, first)
     }
 
     /// Counts and tells what came of a request.
@@ -283,25 +235,6 @@ impl Handed {
 impl Job for Handed {
     fn run(self) {
         self.carry_out();
-    }
-}
-
-/// Bytes that have been completed and not published yet.
-#[derive(Default)]
-struct Due(u32);
-
-impl Due {
-    fn count(&mut self, done: Done) {
-        self.0 = self.0.saturating_add(done.used_len_bytes);
-    }
-
-    /// Whether it is time to publish; if so, counts anew.
-    fn is_reached(&mut self) -> bool {
-        let reached = self.0 >= PUBLISH_BYTES;
-        if reached {
-            self.0 = 0;
-        }
-        reached
     }
 }
 

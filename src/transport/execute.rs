@@ -14,6 +14,9 @@ use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
 use crate::image::{Image, Piece, ReadError};
 use crate::store::{HostFile, Patience};
 
+/// Most bytes of requests that are carried out as one.
+const TOGETHER_BYTES: u64 = 256 << 10;
+
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
@@ -104,6 +107,26 @@ impl Disk {
         }
     }
 
+    /// Carries out reads that continue each other on the disk (see [`adjacent`]) as one, and writes their status bytes,
+    /// if there are several and nothing has to be waited for or fails; otherwise each is to be tried alone.
+    pub fn try_together<'r, M: GuestMemory<Bitmap = ()>>(
+        &self,
+        reads: &'r [Parsed],
+        memory: &'r M,
+    ) -> Option<impl Iterator<Item = Outcome> + use<'r, M>> {
+        let [first, _, ..] = reads else {
+            return None;
+        };
+        let (offset_bytes, _) = first.request.as_read()?;
+        let buffers = reads.iter().filter_map(|read| read.request.as_read());
+        let writer = GuestBuffer::writer_of(buffers.map(|(_, data)| data), memory).ok()?;
+        let len_bytes = reads.iter().map(data_bytes).sum();
+        self.fill(Patience::Now, offset_bytes, len_bytes, writer)
+            .ok()?;
+        let finish = move |read| finish(read, Ok(data_bytes(read)), memory);
+        Some(reads.iter().map(finish))
+    }
+
     fn carry_out(
         &self,
         patience: Patience,
@@ -127,9 +150,23 @@ impl Disk {
         data: &GuestBuffer,
         memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Result<u64, RequestError> {
-        let len_bytes = data.len_bytes();
+        self.fill(
+            patience,
+            offset_bytes,
+            data.len_bytes(),
+            data.writer(memory)?,
+        )
+    }
+
+    fn fill(
+        &self,
+        patience: Patience,
+        offset_bytes: u64,
+        len_bytes: u64,
+        writer: GuestWriter<'_>,
+    ) -> Result<u64, RequestError> {
         let mut fill = Fill {
-            writer: data.writer(memory)?,
+            writer,
             run: None,
             patience,
         };
@@ -155,6 +192,32 @@ impl Disk {
         writer.zero(len_bytes - told as u64)?;
         Ok(len_bytes)
     }
+}
+
+/// How many of `requests`, from the first, are reads that continue each other on the disk and are few bytes together;
+/// one at least, unless there is none.
+pub fn adjacent(requests: &[Parsed]) -> usize {
+    let Some((mut end, data)) = requests.first().and_then(|first| first.request.as_read()) else {
+        return requests.len().min(1);
+    };
+    end += data.len_bytes();
+    let mut len_bytes = data.len_bytes();
+    let continues = |read: &&Parsed| match read.request.as_read() {
+        Some((offset_bytes, data)) if offset_bytes == end => {
+            end += data.len_bytes();
+            len_bytes += data.len_bytes();
+            len_bytes <= TOGETHER_BYTES
+        }
+        _ => false,
+    };
+    1 + requests[1..].iter().take_while(continues).count()
+}
+
+fn data_bytes(parsed: &Parsed) -> u64 {
+    parsed
+        .request
+        .as_read()
+        .map_or(0, |(_, data)| data.len_bytes())
 }
 
 /// Writes the status byte, after the data: a guest that polls it must not see it first.

@@ -205,8 +205,19 @@ impl GuestBuffer {
         &self,
         memory: &'m impl GuestMemory<Bitmap = ()>,
     ) -> Result<GuestWriter<'m>, GuestFault> {
-        let mut slices = Few::with_capacity(self.segments.len());
-        for segment in &self.segments {
+        Self::writer_of(std::iter::once(self), memory)
+    }
+
+    /// Finds several buffers in memory, to be filled one after the other.
+    ///
+    /// # Errors
+    /// As [`writer`](Self::writer).
+    pub fn writer_of<'b, 'm>(
+        buffers: impl Iterator<Item = &'b Self>,
+        memory: &'m impl GuestMemory<Bitmap = ()>,
+    ) -> Result<GuestWriter<'m>, GuestFault> {
+        let mut slices = Few::new();
+        for segment in buffers.flat_map(|buffer| &buffer.segments) {
             let found = memory
                 .get_slices(
                     segment.address,

@@ -120,6 +120,16 @@ pub enum Request {
     Refused(Refusal),
 }
 
+impl Request {
+    /// Where a read begins, and its buffer.
+    pub fn as_read(&self) -> Option<(u64, &GuestBuffer)> {
+        match self {
+            Self::Read { offset_bytes, data } => Some((*offset_bytes, data)),
+            _ => None,
+        }
+    }
+}
+
 /// A request and where its answer goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed {

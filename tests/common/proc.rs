@@ -23,6 +23,17 @@ pub fn threads(pid: Pid) -> usize {
     entries(pid, "task")
 }
 
+/// Whether every thread has a tracer.
+pub fn is_traced(worker: Pid) -> bool {
+    let tasks = fs::read_dir(of(worker, "task")).unwrap();
+    let status = |task: std::io::Result<fs::DirEntry>| {
+        fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default()
+    };
+    tasks
+        .map(status)
+        .all(|status| !status.contains("TracerPid:\t0\n"))
+}
+
 /// Child processes, zombies included.
 pub fn children(pid: Pid) -> Vec<Pid> {
     let children = fs::read_to_string(of(pid, &format!("task/{pid}/children"))).unwrap_or_default();

@@ -40,8 +40,8 @@ const USER: u64 = 0x7f00_0000_0000;
 /// Protocol features: those offered, but not the acknowledgements.
 const PROTOCOL: u64 = 0x8201;
 
-/// No process can map so much.
-const MAPPABLE: u128 = 1 << 47;
+/// No process can map so much; what is less can be mapped, however far behind the file's end it begins.
+const MAPPABLE: u64 = 1 << 47;
 
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -216,7 +216,7 @@ impl Frontend<'_> {
     fn region(&mut self) -> [u64; 4] {
         let [guest, len, user, offset] = std::array::from_fn(|_| self.number());
         let end = u128::from(len) + u128::from(offset);
-        if end > u128::from(files::MEMORY_BYTES) && end < MAPPABLE {
+        if end > u128::from(files::MEMORY_BYTES) && len < MAPPABLE {
             [guest, files::MEMORY_BYTES, user, 0]
         } else {
             [guest, len, user, offset]

@@ -1,0 +1,114 @@
+//! One batch of requests: carried out in the order of the ring, handed to the pool, published.
+
+use std::sync::Arc;
+
+use vm_memory::GuestAddressSpace;
+
+use super::super::execute::{Attempt, Done, Outcome, adjacent};
+use super::super::guest::View;
+use super::super::inflight::Ticket;
+use super::super::request::Parsed;
+use super::super::ring::{Ring, RingFault, Turn};
+use super::{Engine, Handed};
+
+/// Most bytes of data that wait to be published for what comes after them: the guest goes on with the first answers
+/// while the last are being made. Small requests are not worth it: publishing every 16 of them cost 16 % of the 4 KiB
+/// reads a second at queue depth 32, and 12 % more CPU, because the guest is interrupted more often.
+const PUBLISH_BYTES: u32 = 256 << 10;
+
+/// Most requests that one thread of the pool waits for, one after the other. The kernel reads for all of them at once,
+/// and they are published in this order anyway; a thread, a wake-up and an interrupt for each cost more than half of the
+/// reads a second (see [`pool`](super::super::pool)).
+const TOGETHER: usize = 8;
+
+/// A batch that has been taken from a ring.
+pub(super) struct Batch<'b, 'r> {
+    pub(super) engine: &'b Arc<Engine>,
+    pub(super) turn: &'b mut Turn<'r>,
+    pub(super) ring: &'b Ring,
+    /// Which queue thread this is.
+    pub(super) thread: usize,
+    pub(super) memory: View<'b>,
+}
+
+/// What has been done and is not published, or not handed over, yet.
+#[derive(Default)]
+struct Pending {
+    /// Data bytes that are done.
+    due_bytes: u32,
+    /// Reads that wait for a disk.
+    late: Vec<(Ticket, Parsed)>,
+}
+
+impl Batch<'_, '_> {
+    /// Answers `requests`; the first has ticket `first`, and so on.
+    ///
+    /// # Errors
+    /// As [`Turn::publish`]. What was taken has been completed, or will be by the pool, in any case.
+    pub(super) fn answer(mut self, requests: &[Parsed], first: Ticket) -> Result<(), RingFault> {
+        let mut pending = Pending::default();
+        let mut published = Ok(());
+        let mut rest = requests;
+        let mut ticket = first;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(adjacent(rest));
+            self.run(now, ticket, &mut pending);
+            if pending.due_bytes >= PUBLISH_BYTES {
+                pending.due_bytes = 0;
+                // A fault is told at the end.
+                published = published.and(self.turn.publish(&self.memory));
+            }
+            (rest, ticket) = (later, ticket.later(now.len()));
+        }
+        self.hand_over(pending.late);
+        published.and(self.turn.publish(&self.memory))
+    }
+
+    /// Answers requests that continue each other, with one read of the disk if that is possible.
+    fn run(&mut self, requests: &[Parsed], first: Ticket, pending: &mut Pending) {
+        let (disk, memory) = (&self.engine.disk, self.memory);
+        if let Some(outcomes) = disk.try_together(requests, &memory) {
+            for (index, outcome) in outcomes.enumerate() {
+                self.complete(first.later(index), outcome, pending);
+            }
+            return;
+        }
+        for (index, parsed) in requests.iter().enumerate() {
+            let ticket = first.later(index);
+            match disk.try_execute(parsed, &memory) {
+                Attempt::Done(outcome) => self.complete(ticket, outcome, pending),
+                Attempt::Underway => pending.late.push((ticket, parsed.clone())),
+                Attempt::Blocked => self.hand_over(vec![(ticket, parsed.clone())]),
+            }
+            if pending.late.len() == TOGETHER {
+                self.hand_over(std::mem::take(&mut pending.late));
+            }
+        }
+    }
+
+    fn complete(&mut self, ticket: Ticket, outcome: Outcome, pending: &mut Pending) {
+        let done: Done = self.engine.note(outcome, self.thread);
+        pending.due_bytes = pending.due_bytes.saturating_add(done.used_len_bytes);
+        self.turn.complete(ticket, done);
+    }
+
+    /// Has the pool carry requests out.
+    fn hand_over(&mut self, requests: Vec<(Ticket, Parsed)>) {
+        if requests.is_empty() {
+            return;
+        }
+        let handed = Handed {
+            engine: Arc::clone(self.engine),
+            ring: self.ring.clone(),
+            requests,
+            memory: self.engine.memory.memory().into_inner(),
+        };
+        if let Err(handed) = self.engine.pool.submit(handed) {
+            let memory = View::new(&handed.memory);
+            for (ticket, parsed) in &handed.requests {
+                let outcome = self.engine.disk.execute(parsed, &memory);
+                self.turn.complete(*ticket, self.engine.note(outcome, 0));
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What reads cost in system calls, counted by strace on a running worker.
+// A helper that cannot go on should panic, as a test does.
+#![allow(clippy::unwrap_used)]
+
+#[path = "vhost_user/client.rs"]
+#[allow(dead_code)]
+mod client;
+mod common;
+#[path = "vhost_user/server.rs"]
+#[allow(dead_code)]
+mod server;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use lazystore::image::{Image, Place};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::NamedTempFile;
+
+use client::{Client, DEPTH};
+use common::proc::is_traced;
+use common::process::wait_for;
+use common::{tool, tree_image};
+use server::{Server, tree};
+
+const BLOCK: usize = 4096;
+
+/// What a worker does besides reading files: the queue's thread is kicked, looks at the clock, and interrupts the guest;
+/// the others wait.
+const BESIDES: [&str; 9] = [
+    "clock_gettime",
+    "epoll_wait",
+    "futex",
+    "poll",
+    "read",
+    "recvmsg",
+    "restart_syscall",
+    "sched_yield",
+    "write",
+];
+
+/// An open file is looked at this often, at most (`store/file.rs`).
+const LOOKS_PER_SECOND: u128 = 10;
+
+/// strace on all threads of a worker.
+struct Trace {
+    strace: Child,
+    file: NamedTempFile,
+}
+
+impl Trace {
+    fn of(worker: Pid) -> Self {
+        let file = NamedTempFile::new().unwrap();
+        let mut strace = Command::new(tool("strace", "strace"))
+            .args(["-f", "-p", &worker.to_string(), "-o"])
+            .arg(file.path())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for("strace", || {
+            assert_eq!(strace.try_wait().unwrap(), None, "strace cannot attach");
+            is_traced(worker).then_some(())
+        });
+        Self { strace, file }
+    }
+
+    /// Lets go of the worker; returns how often each call was made.
+    fn end(mut self) -> BTreeMap<String, usize> {
+        let strace = Pid::from_raw(self.strace.id().cast_signed());
+        kill(strace, Signal::SIGINT).unwrap();
+        self.strace.wait().unwrap();
+        let text = fs::read_to_string(self.file.path()).unwrap();
+        let mut calls = BTreeMap::new();
+        for line in text.lines() {
+            // The number of the thread, then the call; lines about its end or a signal have no parenthesis there.
+            let call = line.split_whitespace().nth(1).unwrap_or_default();
+            if let Some((name, _)) = call.split_once('(') {
+                *calls.entry(name.to_owned()).or_default() += 1;
+            }
+        }
+        calls
+    }
+}
+
+/// Where the files of more than a megabyte lie on the disk.
+fn big_files(image: &Image) -> Vec<Range<u64>> {
+    let data = &image.space().regions()[0].data;
+    let end = u64::from(data.end) * BLOCK as u64;
+    let mut at = u64::from(data.start) * BLOCK as u64;
+    let mut files = Vec::new();
+    while at < end {
+        let spot = image.locate(at).unwrap();
+        at = spot.range.end;
+        match spot.place {
+            Place::Data(file) if file.size_bytes > 1 << 20 => files.push(spot.range),
+            Place::Unused { .. } => break,
+            _ => {}
+        }
+    }
+    files
+}
+
+fn count(calls: &BTreeMap<String, usize>, name: &str) -> usize {
+    calls.get(name).copied().unwrap_or_default()
+}
+
+/// Reads files that are open and in memory, in blocks of `len` bytes and in batches of `batch` reads one after the other;
+/// returns the calls of the worker, and how many reads there were.
+fn read_warm(len: usize, batch: usize) -> (BTreeMap<String, usize>, usize) {
+    let tree = tree();
+    let files = big_files(&tree_image(tree.path()));
+    assert_eq!(files.len(), 2);
+    let server = Server::start(tree.path(), &["--threads", "1"]);
+    let mut client = Client::start(&server.socket, 1);
+    let batches: Vec<Vec<(u64, usize)>> = (0..50)
+        .map(|number| {
+            let at = files[number % files.len()].start + (number * batch * len) as u64;
+            let read = |index| (at + (index * len) as u64, len);
+            (0..batch).map(read).collect()
+        })
+        .collect();
+    let mut read_all = || {
+        let all = batches.iter().flat_map(|batch| client.read(0, batch));
+        all.collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    let before = read_all();
+    let begin = Instant::now();
+    let trace = Trace::of(server.workers()[0]);
+    assert!(read_all() == before);
+    let calls = trace.end();
+    let looks = begin.elapsed().as_millis() * LOOKS_PER_SECOND / 1000 + 1;
+    let statx = count(&calls, "statx");
+    assert!(statx as u128 <= looks * files.len() as u128, "{calls:?}");
+    println!("{} reads: {calls:?}", batches.len() * batch);
+    for call in calls.keys().map(String::as_str) {
+        assert!(
+            ["preadv2", "statx"].contains(&call) || BESIDES.contains(&call),
+            "{call}"
+        );
+    }
+    (calls, batches.len() * batch)
+}
+
+/// Neither opened, nor looked up, nor closed: a file that is open costs its read.
+#[test]
+fn a_file_that_is_open_costs_its_read_and_nothing_else() {
+    let (calls, reads) = read_warm(BLOCK, 1);
+    assert_eq!(count(&calls, "preadv2"), reads, "{calls:?}");
+}
+
+#[test]
+fn requests_that_continue_each_other_are_one_read() {
+    let (calls, reads) = read_warm(BLOCK, DEPTH);
+    // A batch may be looked at before all of it is there.
+    assert!(count(&calls, "preadv2") < reads / DEPTH * 2, "{calls:?}");
+}
