@@ -33,9 +33,9 @@ pub fn stderr_of(child: &mut Child) -> String {
     text
 }
 
-/// Polls until `look` finds something; fails after ten seconds.
+/// Polls until `look` finds something; fails after a minute: a disk that writes back much may stop everyone for long.
 pub fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    wait_long_for(what, Duration::from_secs(10), look)
+    wait_long_for(what, Duration::from_secs(60), look)
 }
 
 /// The same with another limit.

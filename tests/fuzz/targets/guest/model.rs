@@ -91,6 +91,7 @@ pub struct Expected {
     flawed: bool,
     /// Chains write over each other's buffers, so that only the last one's data can be seen.
     overlapping: bool,
+    /// What the device may write to: sorted, without overlaps.
     writable: Vec<Range>,
     answers: Vec<Answer>,
 }
@@ -136,13 +137,17 @@ impl Expected {
             .ring_ranges()
             .iter()
             .all(|range| is_inside(*range, memory));
-        let read = self.what_is_read(&chains);
+        let read = merged(self.what_is_read(&chains).into_iter());
         let written: Vec<Range> = chains
             .iter()
             .flat_map(|chain| chain.writable.clone())
             .collect();
         let used = self.used_range();
-        let clash = |range: &Range| read.iter().any(|other| overlap(*range, *other));
+        let clash = |range: &Range| {
+            let behind = read.partition_point(|(start, _)| *start <= range.0);
+            let near = &read[behind.saturating_sub(1)..read.len().min(behind + 1)];
+            near.iter().any(|other| overlap(*range, *other))
+        };
         if written
             .iter()
             .any(|range| clash(range) || overlap(*range, used))
@@ -152,7 +157,7 @@ impl Expected {
             return;
         }
         self.overlapping = do_overlap(&written);
-        self.writable = written;
+        self.writable = merged(written.into_iter().chain([used]));
         self.answers = chains
             .iter()
             .map(|chain| chain.answer(memory, image))
@@ -201,10 +206,11 @@ impl Expected {
 
     /// First address and length of what may change around `address`, if that may.
     pub fn may_change(&self, address: u64) -> Option<Range> {
-        let ranges = [self.used_range()].into_iter();
-        ranges
-            .chain(self.writable.iter().copied())
-            .find(|range| holds(*range, address))
+        let behind = self
+            .writable
+            .partition_point(|(start, _)| *start <= address);
+        let last = self.writable[..behind].last();
+        last.copied().filter(|range| holds(*range, address))
     }
 
     /// Whether nothing is left to wait for.
@@ -424,6 +430,20 @@ fn is_inside((start, len): Range, memory: &Memory) -> bool {
 fn overlap(a: Range, b: Range) -> bool {
     let end = |(start, len): Range| u128::from(start) + u128::from(len);
     u128::from(a.0) < end(b) && u128::from(b.0) < end(a) && a.1 > 0 && b.1 > 0
+}
+
+/// The same addresses in as few ranges as it takes: a chain may have very many, and every byte that changed is looked up.
+fn merged(ranges: impl Iterator<Item = Range>) -> Vec<Range> {
+    let mut sorted: Vec<Range> = ranges.filter(|(_, len)| *len > 0).collect();
+    sorted.sort_unstable();
+    let mut merged: Vec<Range> = Vec::new();
+    for (start, len) in sorted {
+        match merged.last_mut() {
+            Some(last) if start - last.0 <= last.1 => last.1 = last.1.max(start - last.0 + len),
+            _ => merged.push((start, len)),
+        }
+    }
+    merged
 }
 
 fn do_overlap(ranges: &[Range]) -> bool {
