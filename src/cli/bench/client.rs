@@ -197,22 +197,32 @@ fn outcome(completion: &MaybeUninit<Completion>) -> (usize, i32) {
 pub(super) struct PreadLoop {
     file: File,
     path: String,
-    buffer: Vec<u8>,
+    /// Filled in turn, as the buffers of so many reads under way are.
+    buffers: Vec<Vec<u8>>,
+    next: usize,
 }
 
 impl PreadLoop {
-    pub(super) fn open(path: &Path, block_bytes: usize) -> Result<Self, BenchError> {
+    pub(super) fn open(
+        path: &Path,
+        block_bytes: usize,
+        buffers: usize,
+    ) -> Result<Self, BenchError> {
         let name = path.display().to_string();
         let file = File::open(path).map_err(|source| file_error(&name, source))?;
         Ok(Self {
             file,
             path: name,
-            buffer: vec![0; block_bytes],
+            buffers: vec![vec![0; block_bytes]; buffers],
+            next: 0,
         })
     }
 
     fn read(&mut self, offset: u64) -> Result<(), BenchError> {
-        let read = self.file.read_exact_at(&mut self.buffer, offset);
+        self.next = (self.next + 1) % self.buffers.len();
+        let read = self
+            .file
+            .read_exact_at(&mut self.buffers[self.next], offset);
         read.map_err(|source| file_error(&self.path, source))
     }
 }

@@ -133,7 +133,7 @@ struct TargetArgs {
     /// The server's vhost-user-blk socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// A file to read with `pread` in a loop instead: what no server can beat
+    /// A file to read with `pread` in a loop instead, into --qd buffers in turn: what no server can beat
     #[arg(long, value_name = "PATH")]
     pread: Option<PathBuf>,
 }
@@ -170,7 +170,10 @@ impl BenchArgs {
     fn open(&self) -> Result<Box<dyn Target>, BenchError> {
         Ok(match (&self.target.socket, &self.target.pread) {
             (Some(socket), _) => Box::new(Client::start(socket, self.bs, self.qd, self.busy)?),
-            (None, file) => Box::new(PreadLoop::open(&file.clone().unwrap_or_default(), self.bs)?),
+            (None, file) => {
+                let file = file.clone().unwrap_or_default();
+                Box::new(PreadLoop::open(&file, self.bs, self.qd.into())?)
+            }
         })
     }
 

@@ -47,19 +47,25 @@ impl Leaks {
     }
 }
 
+/// One call for all of them: one for each took a quarter of the time of an execution.
+#[allow(unsafe_code)]
 fn open() -> u128 {
-    (0..WINDOW).fold(0, |open, fd| open | u128::from(is_open(fd)) << fd)
+    let mut fds: [libc::pollfd; WINDOW as usize] = std::array::from_fn(|fd| libc::pollfd {
+        fd: RawFd::try_from(fd).unwrap(),
+        events: 0,
+        revents: 0,
+    });
+    let count = libc::nfds_t::try_from(fds.len()).unwrap();
+    // SAFETY: the call fills in `count` elements of the array, and a number that is no descriptor is told there.
+    let looked = unsafe { libc::poll(fds.as_mut_ptr(), count, 0) };
+    assert!(looked >= 0);
+    let is_open = |fd: &libc::pollfd| fd.revents & libc::POLLNVAL == 0;
+    let bits = fds.iter().map(|fd| u128::from(is_open(fd)) << fd.fd);
+    bits.fold(0, |open, bit| open | bit)
 }
 
 fn threads() -> u64 {
     fs::metadata("/proc/self/task").unwrap().nlink()
-}
-
-/// Not nix: it asks for a descriptor that is known to be open.
-#[allow(unsafe_code)]
-fn is_open(fd: RawFd) -> bool {
-    // SAFETY: the call touches no memory, and a number that is no descriptor is an error.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 fn close(fd: RawFd) {
