@@ -13,7 +13,6 @@ mod frontend;
 #[allow(dead_code)]
 mod server;
 
-use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;

@@ -3,7 +3,6 @@
 use std::sync::{Arc, OnceLock};
 
 use super::builtin::{self, Builtin};
-use super::parallel;
 use super::plans::{self, Plans};
 use super::root::RootDir;
 use super::{Image, ImageError, ReadError};
@@ -14,7 +13,7 @@ use crate::erofs::layout::attributes::{Attributes, Origin};
 use crate::erofs::layout::bounds::Size;
 use crate::erofs::layout::plan::Plan;
 use crate::erofs::layout::space::{self, Claim, Space};
-use crate::store::{FileKind, Pins, Store, StoreError};
+use crate::store::{FileKind, Pins, Store, StoreError, parallel};
 
 /// Label that NixOS mounts a store disk by.
 pub const DEFAULT_LABEL: &str = "nix-store";

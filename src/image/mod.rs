@@ -8,7 +8,6 @@ mod build;
 mod builtin;
 mod error;
 pub mod locate;
-pub mod parallel;
 mod plans;
 mod prefetch;
 mod ranges;

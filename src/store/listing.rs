@@ -1,20 +1,21 @@
 //! A directory's entries, as the host tells them.
 
-use std::num::NonZero;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::thread;
 
 use rustix::fs::{AtFlags, FileType, RawDir, Statx};
 use rustix::io::Errno;
 
-use super::{Stamp, statx};
+use super::{Stamp, parallel, statx};
 
 /// Bytes that one getdents(2) fills at most.
 const DIRENT_BUFFER_LEN_BYTES: usize = 32 * 1024;
 
 /// Entries that are worth another thread: starting one costs as much as examining some fifty of them.
 const ENTRIES_PER_THREAD: usize = 1024;
+
+/// Entries that a thread takes at once.
+const ENTRIES_AT_ONCE: usize = 256;
 
 /// Type of a file (inode(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -191,9 +192,15 @@ impl Listing {
         let kinds = listing
             .read_names(dir)
             .map_err(|errno| (Vec::new(), errno))?;
-        let part = kinds.len().div_ceil(threads(kinds.len()).max(1)).max(1);
-        let found = listing.examine_parts(dir, &kinds, part, detail);
-        for (index, found) in found.into_iter().enumerate() {
+        let examine = |index: usize| listing.examine(dir, index, kinds[index], detail);
+        let examine_part = |(): &mut (), part: usize| -> Vec<_> {
+            let start = part * ENTRIES_AT_ONCE;
+            let end = kinds.len().min(start + ENTRIES_AT_ONCE);
+            (start..end).map(examine).collect()
+        };
+        let parts = kinds.len().div_ceil(ENTRIES_AT_ONCE);
+        let found = parallel::for_each_on(threads(kinds.len()), parts, || (), examine_part);
+        for (index, found) in found.into_iter().flatten().enumerate() {
             let (stat, target) =
                 found.map_err(|errno| (listing.name(&listing.entries[index]).to_vec(), errno))?;
             listing.entries[index].target = listing.append(&target);
@@ -216,39 +223,6 @@ impl Listing {
             }
         }
         Ok(kinds)
-    }
-
-    /// Examines all entries, `part` of them in this thread and each further part in one of its own.
-    fn examine_parts(
-        &self,
-        dir: &OwnedFd,
-        kinds: &[FileType],
-        part: usize,
-        detail: Detail,
-    ) -> Vec<Result<Found, Errno>> {
-        let examine = |start: usize, kinds: &[FileType]| -> Vec<_> {
-            let entries = (start..).zip(kinds);
-            let examine =
-                |(index, kind): (usize, &FileType)| self.examine(dir, index, *kind, detail);
-            entries.map(examine).collect()
-        };
-        let mut parts = (0..).step_by(part).zip(kinds.chunks(part));
-        let (first, own) = parts.next().unwrap_or_default();
-        thread::scope(|scope| {
-            let spawn = |(start, kinds)| {
-                let thread = thread::Builder::new().name("list".to_owned());
-                let spawned = thread.spawn_scoped(scope, move || examine(start, kinds));
-                (start, kinds, spawned)
-            };
-            let others: Vec<_> = parts.map(spawn).collect();
-            let mut found = examine(first, own);
-            for (start, kinds, spawned) in others {
-                // No thread to be had, or one that panicked and has said so: this one does it.
-                let part = spawned.ok().and_then(|thread| thread.join().ok());
-                found.extend(part.unwrap_or_else(|| examine(start, kinds)));
-            }
-            found
-        })
     }
 
     /// What entry `index` is, whose directory entry says it is a `kind`.
@@ -278,9 +252,8 @@ type Found = (Stat, Vec<u8>);
 
 /// Threads for a directory of so many entries: one for nearly all of them.
 fn threads_for(entries: usize) -> usize {
-    let worth = entries / ENTRIES_PER_THREAD;
-    if worth < 2 {
-        return 1;
+    match entries / ENTRIES_PER_THREAD {
+        0..2 => 1,
+        worth => worth.min(parallel::threads()),
     }
-    thread::available_parallelism().map_or(1, |cores: NonZero<usize>| cores.get().min(worth))
 }

@@ -7,6 +7,7 @@
 mod error;
 mod file;
 mod listing;
+pub mod parallel;
 mod pins;
 
 use std::ffi::OsStr;

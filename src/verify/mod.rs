@@ -29,7 +29,8 @@ use std::path::PathBuf;
 use erofs_rs::types::Inode;
 
 use crate::closure::{Closure, Contents};
-use crate::image::{BUILTIN_DIR, Image, ImageOptions, parallel};
+use crate::image::{BUILTIN_DIR, Image, ImageOptions};
+use crate::store::parallel;
 
 pub use report::{Difference, PathReport, Report, Side, Tally};
 

@@ -10,7 +10,8 @@ use super::super::closure_args::Loaded;
 use super::super::errors::CliError;
 use super::shown;
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE, SUPERBLOCK_OFFSET, SuperBlock};
-use crate::image::{Image, parallel};
+use crate::image::Image;
+use crate::store::parallel;
 
 /// The disk at a glance. All ranges are blocks of 4096 bytes, the end not included.
 #[derive(Debug, Serialize)]

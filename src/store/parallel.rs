@@ -1,4 +1,4 @@
-//! The same work for many paths, on all cores.
+//! The same work for many things, on all cores.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +21,8 @@ pub fn for_each<S, R: Send>(
     for_each_on(threads(), count, start, work)
 }
 
-/// As [`for_each`], on so many threads: for work that mostly waits.
+/// As [`for_each`], on so many threads, this one among them: for work that mostly waits, or is little. With fewer
+/// threads to be had than that, on those.
 pub fn for_each_on<S, R: Send>(
     threads: usize,
     count: usize,
@@ -30,21 +31,26 @@ pub fn for_each_on<S, R: Send>(
 ) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(count));
-    thread::scope(|scope| {
-        for _ in 0..threads.min(count) {
-            scope.spawn(|| {
-                let mut state = start();
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= count {
-                        return;
-                    }
-                    let result = work(&mut state, index);
-                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                    done.push((index, result));
-                }
-            });
+    let take_all = || {
+        let mut state = start();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return;
+            }
+            let result = work(&mut state, index);
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            done.push((index, result));
         }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            let thread = thread::Builder::new().name("parallel".to_owned());
+            if thread.spawn_scoped(scope, take_all).is_err() {
+                break;
+            }
+        }
+        take_all();
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_unstable_by_key(|(index, _)| *index);
@@ -53,7 +59,7 @@ pub fn for_each_on<S, R: Send>(
 
 #[cfg(test)]
 mod tests {
-    use super::for_each;
+    use super::{for_each, for_each_on};
 
     #[test]
     fn results_are_in_order_whoever_was_faster() {
@@ -65,5 +71,6 @@ mod tests {
                 .all(|(i, square)| *square == i * i)
         );
         assert!(for_each(0, || (), |(), index| index).is_empty());
+        assert_eq!(for_each_on(0, 3, || (), |(), index| index), [0, 1, 2]);
     }
 }
