@@ -15,9 +15,15 @@ use lru::LruCache;
 use super::{Image, ReadError};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
-use crate::erofs::layout::plan::Plan;
+use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::planner::Planner;
-use crate::store::{FileKind, Patience, Stat, Store, StoreError};
+use crate::store::{FileKind, Listing, Patience, Stat, Store, StoreError, parallel};
+
+/// Directories that are worth the start of threads: listing so many takes ten times as long.
+const DIRS_AT_ONCE: usize = 64;
+
+/// More threads than this do not list one path's directories: each has one of them open.
+const THREADS_MAX: usize = 4;
 
 /// One path's plan.
 #[derive(Debug, Default)]
@@ -183,7 +189,11 @@ impl Plans {
             return Ok(());
         }
         while !need.is_covered_by(planner) {
-            step(&image.store, planner, &here.name)?;
+            match stride(&image.store, planner, &here.name) {
+                // It got far enough before that.
+                Err(ReadError::Store(_)) if need.is_covered_by(planner) => {}
+                walked => walked?,
+            }
         }
         self.remember(region, planner.plan().heap_bytes());
         Ok(())
@@ -230,6 +240,12 @@ impl Plans {
             }
             chances -= 1;
         }
+    }
+
+    /// What every plan is made with.
+    #[cfg(test)]
+    pub(super) fn attributes(&self) -> Attributes {
+        self.attributes
     }
 
     /// Calls `f` while a region's plan cannot grow.
@@ -371,10 +387,38 @@ fn step(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadErr
     let Some(dir) = planner.next_dir() else {
         return Ok(());
     };
-    let path = planner.plan().path(dir);
-    let listing = store.list(&path, planner.plan().attributes().detail())?;
+    let listing = list(store, planner.plan(), dir)?;
+    push(store, planner, name, &listing)
+}
+
+/// Lists one more directory, or several at once where many are known.
+fn stride(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
+    let dirs: Vec<NodeIndex> = planner.next_dirs().take(DIRS_AT_ONCE).collect();
+    if dirs.len() < DIRS_AT_ONCE {
+        return step(store, planner, name);
+    }
+    let plan = planner.plan();
+    let threads = parallel::threads().min(THREADS_MAX);
+    let list_one = |(): &mut (), index: usize| list(store, plan, dirs[index]);
+    let listings = parallel::for_each_on(threads, dirs.len(), || (), list_one);
+    for listing in listings {
+        push(store, planner, name, &listing?)?;
+    }
+    Ok(())
+}
+
+fn list(store: &Store, plan: &Plan, dir: NodeIndex) -> Result<Listing, StoreError> {
+    store.list(&plan.path(dir), plan.attributes().detail())
+}
+
+fn push(
+    store: &Store,
+    planner: &mut Planner,
+    name: &[u8],
+    listing: &Listing,
+) -> Result<(), ReadError> {
     planner
-        .push(&listing)
+        .push(listing)
         .map_err(|source| layout_error(store, name, source))
 }
 

@@ -1,3 +1,5 @@
+mod wide;
+
 use std::fs;
 
 use proptest::prelude::*;

@@ -18,9 +18,9 @@ const PER_QUEUE: usize = 2;
 /// A thread's: what it waits on, its two ends of the event that ends it, and the directory and the file that it opens.
 const PER_THREAD: usize = 5;
 
-/// The connection, the report to the parent, the recording, and a message's memory regions while the ones before are still
-/// mapped. More than eight regions come one at a time.
-const PER_VM: usize = 4 + 8 + 8;
+/// The connection, the report to the parent, the recording, a message's memory regions while the ones before are still
+/// mapped, and directories that are listed at once. More than eight regions come one at a time.
+const PER_VM: usize = 4 + 8 + 8 + 4;
 
 /// `device` with as many of its queues and threads as this process has descriptors for, if its store files take `files`
 /// of them.

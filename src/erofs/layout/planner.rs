@@ -102,7 +102,13 @@ impl Planner {
 
     /// The directory to list next, none when all is placed.
     pub fn next_dir(&self) -> Option<NodeIndex> {
-        self.plan.dirs.get(self.listed as usize).map(|dir| dir.node)
+        self.next_dirs().next()
+    }
+
+    /// The directories to list next, as far as they are known, in order.
+    pub fn next_dirs(&self) -> impl Iterator<Item = NodeIndex> {
+        let waiting = self.plan.dirs.get(self.listed as usize..);
+        waiting.unwrap_or_default().iter().map(|dir| dir.node)
     }
 
     /// How many directories have been listed.

@@ -1,0 +1,53 @@
+//! Trees with so many directories that several are listed at once.
+
+use super::super::plans::{Need, plan_whole};
+use super::*;
+
+const DIRS: usize = 320;
+
+/// A tree of [`DIRS`] directories, a file in each. The last ones are listed together.
+fn wide_tree() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..DIRS {
+        let inside = dir.path().join(format!("{number:03}"));
+        fs::create_dir_all(&inside).unwrap();
+        fs::write(inside.join(format!("file{number}")), vec![7; 3000]).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn what_is_listed_at_once_is_planned_in_the_same_order() {
+    let dir = wide_tree();
+    let image = tree_image(dir.path());
+    let one_by_one = plan_whole(&image.store, b"", image.plans.attributes()).unwrap();
+    let digest = image
+        .plans
+        .with(&image, Patience::Wait, 0, Need::All, Plan::digest)
+        .unwrap();
+    assert_eq!(digest, one_by_one.digest());
+}
+
+/// The directory is listed together with others before it.
+#[test]
+fn a_directory_that_is_missing_is_a_fault_of_its_own_only() {
+    let dir = wide_tree();
+    let image = tree_image(dir.path());
+    let data = u64::from(image.space().regions()[0].data.start) * BLOCK_LEN_BYTES;
+    let block = |number: usize| data + number as u64 * BLOCK_LEN_BYTES;
+    // The top directory is listed, and the first of those in it.
+    assert_eq!(read(&image, block(0), 1), [7]);
+    let last = dir.path().join(format!("{:03}", DIRS - 1));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let aside = elsewhere.path().join("aside");
+    fs::rename(&last, &aside).unwrap();
+    for number in 0..DIRS - 1 {
+        assert_eq!(read(&image, block(number), 1), [7], "{number}");
+    }
+    let error = image
+        .read_exact_at(&mut [0; 1], block(DIRS - 1))
+        .unwrap_err();
+    assert!(error.to_string().contains("/319"), "{error}");
+    fs::rename(&aside, &last).unwrap();
+    assert_eq!(read(&image, block(DIRS - 1), 1), [7]);
+}
