@@ -13,7 +13,7 @@ mod frontend;
 #[allow(dead_code)]
 mod server;
 
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,11 +22,9 @@ use lazystore::image::Image;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use common::proc::is_traced;
-use common::process::wait_for;
+use common::process::{strace, wait_for};
 use common::random::Random;
 use common::small_store::SmallStore;
-use common::tool;
 use driver::{Driver, Woken, places};
 use frontend::Frontend;
 use server::{Server, command_after};
@@ -141,18 +139,11 @@ fn a_client_that_checks_every_byte_survives_two_hundred_kills() {
 
 /// Kills `worker` with its next write, which is not carried out. Nothing in the product helps: strace does it.
 fn kill_at_next_write(worker: Pid) -> Child {
-    let mut strace = Command::new(tool("strace", "strace"))
-        .args(["-f", "-o", "/dev/null", "-e", "trace=write"])
-        .args(["-e", "inject=write:error=EIO:signal=SIGKILL:when=1"])
-        .args(["-p", &worker.to_string()])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait_for("strace", || {
-        assert_eq!(strace.try_wait().unwrap(), None, "strace cannot attach");
-        is_traced(worker).then_some(())
-    });
-    strace
+    let inject = "inject=write:error=EIO:signal=SIGKILL:when=1";
+    strace(
+        worker,
+        &["-o", "/dev/null", "-e", "trace=write", "-e", inject],
+    )
 }
 
 /// Takes everything back.

@@ -13,18 +13,16 @@ mod server;
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Instant;
 
 use lazystore::image::{Image, Place};
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::NamedTempFile;
 
 use client::{Client, DEPTH};
-use common::proc::is_traced;
-use common::process::wait_for;
-use common::{tool, tree_image};
+use common::process::{end_strace, strace};
+use common::tree_image;
 use server::{Server, tree};
 
 const BLOCK: usize = 4096;
@@ -55,24 +53,14 @@ struct Trace {
 impl Trace {
     fn of(worker: Pid) -> Self {
         let file = NamedTempFile::new().unwrap();
-        let mut strace = Command::new(tool("strace", "strace"))
-            .args(["-f", "-p", &worker.to_string(), "-o"])
-            .arg(file.path())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        wait_for("strace", || {
-            assert_eq!(strace.try_wait().unwrap(), None, "strace cannot attach");
-            is_traced(worker).then_some(())
-        });
+        let path = file.path().to_str().unwrap();
+        let strace = strace(worker, &["-o", path]);
         Self { strace, file }
     }
 
     /// Lets go of the worker; returns how often each call was made.
-    fn end(mut self) -> BTreeMap<String, usize> {
-        let strace = Pid::from_raw(self.strace.id().cast_signed());
-        kill(strace, Signal::SIGINT).unwrap();
-        self.strace.wait().unwrap();
+    fn end(self) -> BTreeMap<String, usize> {
+        end_strace(self.strace);
         let text = fs::read_to_string(self.file.path()).unwrap();
         let mut calls = BTreeMap::new();
         for line in text.lines() {

@@ -2,9 +2,15 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::proc::is_traced;
+use super::tool;
 
 /// Copies the program under test to `to`, for users who may not enter the build directory.
 ///
@@ -31,6 +37,27 @@ pub fn stderr_of(child: &mut Child) -> String {
     let mut stderr = child.stderr.take().unwrap();
     stderr.read_to_string(&mut text).unwrap();
     text
+}
+
+/// strace with `arguments` on all threads of a process, once it has them.
+pub fn strace(pid: Pid, arguments: &[&str]) -> Child {
+    let mut strace = Command::new(tool("strace", "strace"))
+        .args(["-f", "-p", &pid.to_string()])
+        .args(arguments)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("strace", || {
+        assert_eq!(strace.try_wait().unwrap(), None, "strace cannot attach");
+        is_traced(pid).then_some(())
+    });
+    strace
+}
+
+/// Has strace let go of its process, and write what it has.
+pub fn end_strace(mut strace: Child) {
+    kill(Pid::from_raw(strace.id().cast_signed()), Signal::SIGINT).unwrap();
+    strace.wait().unwrap();
 }
 
 /// Polls until `look` finds something; fails after a minute: a disk that writes back much may stop everyone for long.

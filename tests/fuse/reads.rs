@@ -9,9 +9,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::common::direct::aligned;
+use super::common::process::{end_strace, strace};
 use super::common::{nar, tool, tree_image};
 use super::serve_tree;
 use super::server::{Server, run};
@@ -96,18 +96,9 @@ fn a_mebibyte_arrives_as_one_request() {
         fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
     assert_eq!(ahead.trim(), "1024");
     let trace = tempfile::NamedTempFile::new().unwrap();
-    let worker = server.worker().unwrap().as_raw_nonzero().to_string();
-    let mut strace = Command::new(tool("strace", "strace"))
-        .args(["-f", "-e", "trace=writev", "-p", &worker, "-o"])
-        .arg(trace.path())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    super::common::process::wait_for("strace", || {
-        let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
-        (!status.contains("TracerPid:\t0")).then_some(())
-    });
-    std::thread::sleep(Duration::from_millis(300));
+    let worker = nix::unistd::Pid::from_raw(server.worker().unwrap().as_raw_pid());
+    let path = trace.path().to_str().unwrap();
+    let strace = strace(worker, &["-e", "trace=writev", "-o", path]);
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_DIRECT)
@@ -119,9 +110,7 @@ fn a_mebibyte_arrives_as_one_request() {
     buffered
         .read_exact_at(&mut vec![0; MIB], DATA + MIB as u64)
         .unwrap();
-    // Interrupted, it lets go of the worker and writes what it has.
-    kill_process(Pid::from_child(&strace), Signal::INT).unwrap();
-    strace.wait().unwrap();
+    end_strace(strace);
     drop(server);
     let trace = fs::read_to_string(trace.path()).unwrap();
     // What each reply carries besides its header; its end may have come after the reader went on.
