@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Once;
 
 use serde_json::Value;
 
@@ -17,6 +18,16 @@ pub fn store() -> PathBuf {
 
 /// A program of Nix, for that store: without the users and the sandbox that nix-bin alone does not bring.
 pub fn nix(program: &str) -> Command {
+    static BEGUN: Once = Once::new();
+    BEGUN.call_once(|| {
+        // Two that begin one store at the same time get in each other's way ("creating symlink ...: File exists").
+        let mut begin = on_the_store("nix-store");
+        printed(&begin.arg("--init").output().unwrap());
+    });
+    on_the_store(program)
+}
+
+fn on_the_store(program: &str) -> Command {
     let mut command = Command::new(tool(program, "nix-bin"));
     let base = store().parent().unwrap().to_owned();
     for dir in ["store", "state", "log", "conf"] {
