@@ -84,10 +84,3 @@ class Workload:
         return {**{name: "".join(f"{self.mount}/{path}\0" for path in paths) for name, paths in lists.items()},
                 "seq": f"{self.mount}/{self.seq}\n",
                 "programs": "".join(line + "\n" for line in self.programs)}
-
-    def warm(self):
-        """Every byte into the page cache, for all who are compared."""
-        for name in self.sizes:
-            with open(self.store / name, "rb", buffering=0) as file:
-                while file.read(1 << 20):
-                    pass

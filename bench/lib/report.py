@@ -144,7 +144,8 @@ def block_rows(rows, results):
 def heading(results):
     closure, machine = results["closure"], results["machine"]
     rounds = max((run["round"] + 1 for run in results["guests"]), default=0)
-    return (f"{closure['paths']} paths, {closure['files']:,} files, {closure['bytes'] / 1e9:.2f} GB. {machine['cores']} x"
+    held = ", held in memory" if results["closure_held"] and results["image_held"] else ""
+    return (f"{closure['paths']} paths, {closure['files']:,} files, {closure['bytes'] / 1e9:.2f} GB{held}. {machine['cores']} x"
             f" {machine['cpu']}, {machine['memory_gb']} GB, Linux {machine['kernel']}, {results['date']}; load"
             f" {machine['load']:.1f} at the start. {len(results['blocks'])} rounds of blocks, {rounds} of guests, medians;"
             " in brackets: lazystore as a multiple of the peer.\n\n")
