@@ -25,14 +25,6 @@ HOT_BYTES = 128 << 20
 # --- until a disk can be attached -------------------------------------------
 
 
-def read(files):
-    """Every byte into the page cache."""
-    for name in files:
-        with open(name, "rb", buffering=0) as file:
-            while file.read(1 << 20):
-                pass
-
-
 def make_image(setup, excluded=()):
     """mkfs.erofs with default options: seconds, bytes written, its peak memory in KiB."""
     setup.image.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ pub use build::ImageOptions;
 pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
 pub use error::{ImageError, ReadError};
 pub use locate::{FileRef, Place, Spot, Usage};
+pub use plans::LISTERS_MAX;
 pub use prefetch::Prefetched;
 pub use seek::Seek;
 

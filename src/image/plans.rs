@@ -23,7 +23,7 @@ use crate::store::{FileKind, Listing, Patience, Stat, Store, StoreError, paralle
 const DIRS_AT_ONCE: usize = 64;
 
 /// More threads than this do not list one path's directories: each has one of them open.
-const THREADS_MAX: usize = 4;
+pub const LISTERS_MAX: usize = 4;
 
 /// One path's plan.
 #[derive(Debug, Default)]
@@ -398,7 +398,7 @@ fn stride(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadE
         return step(store, planner, name);
     }
     let plan = planner.plan();
-    let threads = parallel::threads().min(THREADS_MAX);
+    let threads = parallel::threads().min(LISTERS_MAX);
     let list_one = |(): &mut (), index: usize| list(store, plan, dirs[index]);
     let listings = parallel::for_each_on(threads, dirs.len(), || (), list_one);
     for listing in listings {

@@ -11,6 +11,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::blk::DeviceOptions;
 use super::error::TransportError;
+use crate::image::LISTERS_MAX;
 
 /// A queue's: kick and call.
 const PER_QUEUE: usize = 2;
@@ -20,7 +21,7 @@ const PER_THREAD: usize = 5;
 
 /// The connection, the report to the parent, the recording, a message's memory regions while the ones before are still
 /// mapped, and directories that are listed at once. More than eight regions come one at a time.
-const PER_VM: usize = 4 + 8 + 8 + 4;
+const PER_VM: usize = 4 + 8 + 8 + LISTERS_MAX;
 
 /// `device` with as many of its queues and threads as this process has descriptors for, if its store files take `files`
 /// of them.
