@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lazystore::closure::{Closure, Contents, StorePath};
+use lazystore::device::vhost_blk::execute::Disk;
+use lazystore::device::vhost_blk::guest::Memory;
+use lazystore::device::vhost_blk::request::parse;
 use lazystore::erofs::layout::attributes::{Attributes, Origin};
 use lazystore::erofs::layout::plan::Plan;
 use lazystore::erofs::layout::planner::Planner;
 use lazystore::image::{Image, ImageOptions};
 use lazystore::store::{FileKind, Listing, Stat};
-use lazystore::transport::execute::Disk;
-use lazystore::transport::guest::Memory;
-use lazystore::transport::request::parse;
 use tempfile::TempDir;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;

@@ -11,14 +11,16 @@
 //! | [`image`] | block to extents: the disk as something to read from |
 //! | [`verify`] | the disk against the host, through an EROFS reader of somebody else's |
 //! | [`sandbox`] | what a serving process gives up before it meets a guest |
-//! | [`transport`] | the disk as a vhost-user-blk device and as a file |
+//! | [`device`] | how a client reads the disk: vhost-user-blk, FUSE |
+//! | [`server`] | the listener, and a worker process for each connection or mount |
 //! | [`cli`] | arguments to checked configuration; messages |
 
 pub mod cli;
 pub mod closure;
+pub mod device;
 pub mod erofs;
 pub mod image;
 pub mod sandbox;
+pub mod server;
 pub mod store;
-pub mod transport;
 pub mod verify;

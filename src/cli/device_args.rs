@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::transport::{DeviceOptions, QUEUES};
+use crate::device::vhost_blk::{DeviceOptions, QUEUES};
 
 /// What a VM gets, and at what cost.
 #[derive(Debug, Args)]

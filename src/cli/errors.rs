@@ -2,8 +2,8 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::closure::ClosureError;
+use crate::device::TransportError;
 use crate::image::{ImageError, ReadError};
-use crate::transport::TransportError;
 use crate::verify::VerifyError;
 
 /// Whatever ends the program early; each is one sentence.

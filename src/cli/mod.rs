@@ -11,6 +11,7 @@ mod limits;
 mod log;
 mod manual;
 mod pins;
+mod qemu_text;
 mod ranges;
 mod record_args;
 mod run;

@@ -12,13 +12,12 @@ use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
 use super::log;
+use super::qemu_text::{qemu_drive, qemu_options};
 use super::record_args::RecordArgs;
 use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
-use crate::transport::{
-    FuseOptions, InheritedSocket, ServeEvent, ServeOptions, ServeOutcome, SocketName, qemu_drive,
-    qemu_options, serve,
-};
+use crate::device::fuse::FuseOptions;
+use crate::server::{InheritedSocket, ServeEvent, ServeOptions, ServeOutcome, SocketName, serve};
 
 /// Arguments of `lazystore serve`.
 #[derive(Debug, Args)]

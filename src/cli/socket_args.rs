@@ -4,7 +4,7 @@ use clap::Args;
 use nix::unistd::Group;
 
 use super::errors::CliError;
-use crate::transport::SocketAccess;
+use crate::server::SocketAccess;
 
 /// Who may connect to the sockets that --vhost-user makes.
 #[derive(Debug, Args)]

@@ -3,7 +3,7 @@
 use sd_notify::NotifyState;
 
 use crate::closure::{Closure, Contents};
-use crate::transport::ServeEvent;
+use crate::server::ServeEvent;
 
 /// Knows what is served.
 pub struct Systemd {

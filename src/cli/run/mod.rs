@@ -21,9 +21,9 @@ use super::device_args::DeviceArgs;
 use super::errors::CliError;
 use super::log;
 use super::record_args::RecordArgs;
-use crate::transport::{
-    Forked, FuseOptions, ServeEvent, ServeOptions, ServeOutcome, SocketAccess, clear_mount,
-    fork_tied, serve,
+use crate::device::fuse::{FuseOptions, clear_mount};
+use crate::server::{
+    Forked, ServeEvent, ServeOptions, ServeOutcome, SocketAccess, fork_tied, serve,
 };
 use private_dir::PrivateDir;
 use supervise::{Child, End, Signals, Start};

@@ -18,8 +18,8 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use lazystore::device::vhost_blk::{DeviceOptions, serve_connection};
 use lazystore::image::Image;
-use lazystore::transport::{DeviceOptions, serve_connection};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::input::Input;

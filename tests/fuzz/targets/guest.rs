@@ -12,11 +12,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lazystore::device::vhost_blk::blk::BlkDevice;
+use lazystore::device::vhost_blk::guest::{Memory, SharedMemory};
+use lazystore::device::vhost_blk::ring::{Look, Quiet, Ring};
+use lazystore::device::vhost_blk::{DeviceOptions, QUEUES};
 use lazystore::image::Image;
-use lazystore::transport::blk::BlkDevice;
-use lazystore::transport::guest::{Memory, SharedMemory};
-use lazystore::transport::ring::{Look, Quiet, Ring};
-use lazystore::transport::{DeviceOptions, QUEUES};
 use vhost_user_backend::{VhostUserBackend, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};

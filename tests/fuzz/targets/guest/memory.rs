@@ -1,6 +1,6 @@
 //! Guest memory between canaries.
 
-use lazystore::transport::guest::Memory;
+use lazystore::device::vhost_blk::guest::Memory;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileMemory};
 

@@ -1,8 +1,8 @@
 //! What a device may do with a ring (virtio 1.2, sections 2.7 and 5.2.6), without the code under test.
 
+use lazystore::device::vhost_blk::guest::Memory;
+use lazystore::device::vhost_blk::ring::Ring;
 use lazystore::image::Image;
-use lazystore::transport::guest::Memory;
-use lazystore::transport::ring::Ring;
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use virtio_queue::desc::split::Descriptor;

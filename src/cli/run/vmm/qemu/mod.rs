@@ -6,7 +6,7 @@ pub mod options;
 use std::ffi::OsString;
 
 use super::{Disk, VmmError};
-use crate::transport::qemu_escape;
+use crate::cli::qemu_text::qemu_escape;
 use options::{Options, last};
 
 /// QEMU's version, as far as it matters.

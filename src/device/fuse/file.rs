@@ -1,0 +1,244 @@
+//! The file system: one directory with one file.
+//!
+//! Nothing ever changes, so the kernel may keep all it has seen: names, attributes, and pages also when the file is
+//! opened again. It does the buffering, so that mappings may be shared, and `O_DIRECT` passes by it.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
+};
+
+use super::super::log_limit::LogLimit;
+use crate::image::{Image, ReadError, Seek};
+
+/// Number of the file; the directory's is 1.
+const FILE: INodeNo = INodeNo(2);
+/// How long the kernel may believe an answer.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+/// Reads ahead that the kernel may have waiting. Its own default of 12 leaves several VMs waiting for each other.
+const MAX_BACKGROUND: u16 = 64;
+/// Unit of `st_blocks`.
+const SECTORS_PER_BLOCK: u64 = 8;
+
+thread_local! {
+    /// What the thread's last read was answered from: clearing a fresh buffer would cost as much as filling it.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The file system.
+#[derive(Debug)]
+pub(super) struct ImageFile {
+    image: Arc<Image>,
+    name: String,
+    owner: (u32, u32),
+    limit: LogLimit,
+    open: AtomicU64,
+    /// Told when the last one who had the file open has closed it.
+    on_last_close: Sender<()>,
+}
+
+impl ImageFile {
+    pub(super) fn new(image: Arc<Image>, name: &str, on_last_close: Sender<()>) -> Self {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        Self {
+            image,
+            name: name.to_owned(),
+            owner: (uid.as_raw(), gid.as_raw()),
+            limit: LogLimit::new(),
+            open: AtomicU64::new(0),
+            on_last_close,
+        }
+    }
+
+    fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
+        match inode {
+            INodeNo::ROOT => Some(self.attr(inode, FileType::Directory, 0o555, 0, 0)),
+            FILE => {
+                let size = self.image.len_bytes();
+                Some(self.attr(inode, FileType::RegularFile, 0o444, size, self.blocks()))
+            }
+            _ => None,
+        }
+    }
+
+    /// For `st_blocks`: a block for each path, which is what is known to be there. Programs look for holes if it is
+    /// less than the size, and see nothing but holes if it is zero.
+    fn blocks(&self) -> u64 {
+        (self.image.space().regions().len() as u64 + 1) * SECTORS_PER_BLOCK
+    }
+
+    fn attr(&self, ino: INodeNo, kind: FileType, perm: u16, size: u64, blocks: u64) -> FileAttr {
+        // As old as everything in the store: the disk is a pure function, whenever it is made.
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        FileAttr {
+            ino,
+            size,
+            blocks,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink: if kind == FileType::Directory { 2 } else { 1 },
+            uid: self.owner.0,
+            gid: self.owner.1,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    /// Reads into the thread's buffer; a read that goes beyond the end is cut off there.
+    fn read_into<'b>(
+        &self,
+        buffer: &'b mut Vec<u8>,
+        offset: u64,
+        len_bytes: u32,
+    ) -> Result<&'b [u8], ReadError> {
+        let left = self.image.len_bytes().saturating_sub(offset);
+        let len = usize::try_from(u64::from(len_bytes).min(left)).unwrap_or(0);
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        let wanted = &mut buffer[..len];
+        self.image.read_exact_at(wanted, offset)?;
+        Ok(wanted)
+    }
+
+    /// The only place where an error becomes an errno: whatever it is, the reader gets to know only that it failed.
+    fn fail(&self, offset: u64, len_bytes: u32, error: &ReadError) -> Errno {
+        if let Some(dropped) = self.limit.pass_request(self.image.culprit(error)) {
+            tracing::warn!(
+                "read of {len_bytes} bytes at {offset} failed: {error} ({dropped} more like it)"
+            );
+        }
+        Errno::EIO
+    }
+}
+
+impl Filesystem for ImageFile {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Older kernels lack some of them, and work without. fuser itself asks for as many pages per request as the
+        // kernel allows, which makes 1 MiB.
+        for wanted in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
+            let _ = config.add_capabilities(wanted);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = (parent == INodeNo::ROOT && name == OsStr::new(&self.name)).then_some(FILE);
+        match found.and_then(|inode| self.attributes(inode)) {
+            Some(attr) => reply.entry(&FOR_EVER, &attr, Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _request: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.attributes(inode) {
+            Some(attr) => reply.attr(&FOR_EVER, &attr),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        len_bytes: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| match self.read_into(buffer, offset, len_bytes) {
+            Ok(bytes) => reply.data(bytes),
+            Err(error) => reply.error(self.fail(offset, len_bytes, &error)),
+        });
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let wanted = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let found = u64::try_from(offset)
+            .ok()
+            .and_then(|offset| self.image.seek(offset, wanted));
+        match found.map(i64::try_from) {
+            Some(Ok(found)) => reply.offset(found),
+            _ => reply.error(Errno::ENXIO),
+        }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+        if self.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // Nobody listens unless the end of the last reader is the end of all.
+            let _ = self.on_last_close.send(());
+        }
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let entries = [
+            (INodeNo::ROOT, FileType::Directory, "."),
+            (INodeNo::ROOT, FileType::Directory, ".."),
+            (FILE, FileType::RegularFile, &self.name),
+        ];
+        let first = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (next, (inode, kind, name)) in (1..).zip(entries).skip(first) {
+            if reply.add(inode, next, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        let blocks = self.image.len_bytes() / 4096;
+        reply.statfs(blocks, 0, 0, 2, 0, 4096, 255, 4096);
+    }
+}

@@ -1,0 +1,16 @@
+//! How a client reads the disk: as a vhost-user-blk device, or as a file in a FUSE mount.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`vhost_blk`] | the device that a VMM attaches |
+//! | [`fuse`] | the file, in a FUSE mount |
+//! | `log_limit` | how often the same trouble is logged |
+//!
+//! Nothing here knows EROFS: the disk is an [`Image`](crate::image::Image).
+
+mod error;
+pub mod fuse;
+mod log_limit;
+pub mod vhost_blk;
+
+pub use error::TransportError;

@@ -1,0 +1,123 @@
+//! Rings and call descriptors that mean harm.
+
+use super::*;
+use crate::device::vhost_blk::testing;
+
+/// A frontend may give a descriptor that blocks and takes nothing more: neither thread may wait for it.
+#[test]
+fn a_full_call_descriptor_stops_nobody() {
+    let full = nix::sys::eventfd::EventFd::new().unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    let (_reader, mut pipe) = io::pipe().unwrap();
+    fcntl_setfl(&pipe, OFlags::NONBLOCK).unwrap();
+    while io::Write::write(&mut pipe, &[0; 4096]).is_ok() {}
+    fcntl_setfl(&pipe, OFlags::empty()).unwrap();
+    for call in [
+        std::os::fd::OwnedFd::from(full),
+        std::os::fd::OwnedFd::from(pipe),
+    ] {
+        let mut driver = Driver::new(8, 0);
+        let process = Process::start(&driver, 8, 0);
+        process.ring.set_call(Some(call.into()));
+        driver.submit(3);
+        assert!(process.serve(&driver, Death::Never, Order::Ring));
+        assert_eq!(driver.used_index(), 3);
+    }
+}
+
+/// Whoever waits for interrupts by reading shares the descriptor's flags with the device.
+#[test]
+fn a_call_descriptor_stays_as_it_was() {
+    let driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let blocking = nix::sys::eventfd::EventFd::new().unwrap();
+    let copy = blocking.as_fd().try_clone_to_owned().unwrap();
+    process.ring.set_call(Some(copy.into()));
+    let flags = fcntl_getfl(&blocking).unwrap();
+    assert!(!flags.contains(OFlags::NONBLOCK));
+    assert_eq!(blocking.read().unwrap(), 1);
+}
+
+/// A call descriptor whose reader has gone is an error that is told, not a signal.
+#[test]
+fn a_call_descriptor_that_nobody_reads_is_an_error() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let writer = std::os::fd::OwnedFd::from(writer);
+    process.ring.set_call(Some(writer.into()));
+    driver.submit(1);
+    let guard = process.memory.memory();
+    let mut turn = process.ring.turn();
+    let mut chains = Vec::new();
+    let (_, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
+    let fault = publish(&mut turn, &guard, first, &[0]).unwrap_err();
+    assert!(matches!(fault, RingFault::Signal(_)));
+    assert_eq!(driver.used_index(), 1);
+}
+
+/// Looks at a ring whose available index was set to `index` while `next` was expected.
+fn look_after_jump(next: u16, index: u16) -> Result<Look, RingFault> {
+    let driver = Driver::new(8, next);
+    let process = Process::start(&driver, 8, next);
+    let guard = process.memory.memory();
+    let at = vm_memory::GuestAddress(driver.addresses().1 + 2);
+    guard.write_obj(index, at).unwrap();
+    look(&process.ring, &guard)
+}
+
+#[test]
+fn an_available_index_that_jumps_or_goes_back_breaks_the_ring() {
+    for (next, index) in [
+        (0, 9),
+        (0, u16::MAX),
+        (5, 4),
+        (u16::MAX, 8),
+        (100, 100 + 0x8000),
+    ] {
+        let fault = look_after_jump(next, index);
+        assert!(matches!(fault, Err(RingFault::Broken(_))), "{next} {index}");
+    }
+    assert_eq!(look_after_jump(u16::MAX, 7).unwrap(), Look::Work);
+}
+
+#[test]
+fn rings_outside_memory_are_broken_from_the_start() {
+    let memory = SharedMemory::new(testing::memory(0x10000));
+    let places = [
+        (0, 0x1000, 0xffff_ffff_ffff_fffc),
+        (0, 0x1000, 0x1_0000),
+        (0, 0xffff_ffff_ffff_fffe, 0x2000),
+        (0, 0x1_0000, 0x2000),
+        (0, 0xfffe, 0x2000),
+    ];
+    for (descriptors, avail, used) in places {
+        let ring = Ring::new(memory.clone(), 256).unwrap();
+        ring.set_queue_size(8);
+        ring.set_queue_info(descriptors, avail, used).unwrap();
+        ring.set_queue_ready(true);
+        ring.set_enabled(true);
+        let found = look(&ring, &memory.memory());
+        let stopped = matches!(found, Ok(Look::Stopped) | Err(RingFault::Broken(_)));
+        assert!(stopped, "{avail:#x} {used:#x}: {found:?}");
+        assert_eq!(look(&ring, &memory.memory()).unwrap(), Look::Stopped);
+    }
+}
+
+#[test]
+fn a_descriptor_table_outside_memory_breaks_no_ring() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let (_, avail, used) = driver.addresses();
+    process.ring.set_queue_info(1 << 40, avail, used).unwrap();
+    driver.submit(1);
+    let guard = process.memory.memory();
+    let mut turn = process.ring.turn();
+    let mut chains = Vec::new();
+    let (look, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
+    assert_eq!((look, chains.len()), (Look::Work, 1));
+    assert_eq!(chains.remove(0).count(), 0);
+    publish(&mut turn, &guard, first, &[0]).unwrap();
+    assert_eq!(driver.used_index(), 1);
+}

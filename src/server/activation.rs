@@ -1,0 +1,102 @@
+//! Sockets that systemd, or whoever started this process, has made and listens on already.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+use crate::device::TransportError;
+
+/// A listening socket that was handed over. Its file is the affair of whoever made it.
+#[derive(Debug)]
+pub struct InheritedSocket {
+    listener: UnixListener,
+    descriptor: RawFd,
+}
+
+/// Where a socket is, for messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketName {
+    /// In the file system.
+    Path(PathBuf),
+    /// Nowhere: it is known by the number under which it was handed over.
+    Descriptor(RawFd),
+}
+
+impl SocketName {
+    /// Its path, if it has one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Descriptor(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for SocketName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Descriptor(number) => write!(f, "descriptor {number}"),
+        }
+    }
+}
+
+impl InheritedSocket {
+    /// Whether there are any: `LISTEN_PID` and `LISTEN_FDS` (sd_listen_fds(3)) speak of this process.
+    pub fn are_there() -> bool {
+        sd_notify::listen_fds().is_ok_and(|fds| fds.len() > 0)
+    }
+
+    /// Takes them all; a second call finds them closed.
+    ///
+    /// # Errors
+    /// When the environment is malformed, or a descriptor is no listening Unix stream socket.
+    pub fn take_all() -> Result<Vec<Self>, TransportError> {
+        let fds = sd_notify::listen_fds()
+            .map_err(TransportError::host("understand LISTEN_PID and LISTEN_FDS"))?;
+        fds.map(Self::take).collect()
+    }
+
+    fn take(descriptor: RawFd) -> Result<Self, TransportError> {
+        let fault = |source| TransportError::Inherited { descriptor, source };
+        let listener = UnixListener::from(take_descriptor(descriptor).map_err(fault)?);
+        // Fails unless it is a Unix socket.
+        listener.local_addr().map_err(fault)?;
+        if !getsockopt(&listener, AcceptConn).map_err(|errno| fault(errno.into()))? {
+            return Err(fault(io::Error::other("nobody listens on it")));
+        }
+        // systemd's do not block, and a worker waits for its connection.
+        listener.set_nonblocking(false).map_err(fault)?;
+        Ok(Self {
+            listener,
+            descriptor,
+        })
+    }
+
+    /// Where a frontend finds it.
+    pub fn name(&self) -> SocketName {
+        let address = self.listener.local_addr().ok();
+        match address.as_ref().and_then(|address| address.as_pathname()) {
+            Some(path) => SocketName::Path(path.to_owned()),
+            None => SocketName::Descriptor(self.descriptor),
+        }
+    }
+
+    pub(super) fn into_listener(self) -> UnixListener {
+        self.listener
+    }
+}
+
+/// A bare number becomes a descriptor with an owner: asked of the kernel, which knows whether it is open, as a copy. The
+/// number itself is closed, since a worker must not keep what leads to other VMs.
+fn take_descriptor(descriptor: RawFd) -> io::Result<OwnedFd> {
+    let this = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let owned = pidfd_getfd(this, descriptor, PidfdGetfdFlags::empty())?;
+    nix::unistd::close(descriptor)?;
+    Ok(owned)
+}

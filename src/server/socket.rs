@@ -1,0 +1,224 @@
+//! The listening socket: stale and live ones, permissions, removal.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, chmod, chownat, fchmod, fstat, openat};
+use rustix::process::umask;
+
+use super::activation::InheritedSocket;
+use crate::device::TransportError;
+
+/// `sun_path` of `sockaddr_un` has 108 bytes, the last of which is NUL (unix(7)).
+const PATH_BYTES_MAX: usize = 107;
+
+/// Who may connect to a socket that is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Permission bits, 0o777 at most. Write permission is what connecting needs (unix(7)).
+    pub mode: u32,
+    /// Group of the socket's file; none: the process's.
+    pub group: Option<u32>,
+}
+
+impl Default for SocketAccess {
+    /// Only the owner.
+    fn default() -> Self {
+        Self {
+            mode: 0o600,
+            group: None,
+        }
+    }
+}
+
+/// A listening socket. One that was made here removes its file when it is dropped.
+#[derive(Debug)]
+pub(super) struct ServedSocket {
+    listener: UnixListener,
+    /// Only there to be dropped; none when somebody else made it.
+    _file: Option<SocketFile>,
+}
+
+impl ServedSocket {
+    /// Listens at `path`, replacing a socket that nobody listens on any more.
+    ///
+    /// At no moment may anybody connect whom `access` does not let. Changes the process's umask for a moment, so no
+    /// other thread should be making files.
+    pub(super) fn bind(path: &Path, access: SocketAccess) -> Result<Self, TransportError> {
+        check_length(path)?;
+        clear_stale(path)?;
+        let fault = |error| listen_error(path, error);
+        let socket = bind_with_mode(path, access.first_mode()).map_err(fault)?;
+        let file = SocketFile::of(path).map_err(fault)?;
+        if let Some(gid) = access.group {
+            file.give_to(gid, access.mode)
+                .map_err(|source| TransportError::Group {
+                    path: path.to_owned(),
+                    gid,
+                    source,
+                })?;
+        }
+        listen(&socket, Backlog::MAXALLOWABLE).map_err(|errno| fault(errno.into()))?;
+        Ok(Self {
+            listener: socket.into(),
+            _file: Some(file),
+        })
+    }
+
+    /// Gives the listening socket to a forked process, which leaves the file alone.
+    pub(super) fn into_listener(self) -> UnixListener {
+        self.listener
+    }
+}
+
+impl SocketAccess {
+    /// Before the group is right, it must not be let in.
+    fn first_mode(self) -> u32 {
+        match self.group {
+            Some(_) => self.mode & !0o070,
+            None => self.mode,
+        }
+    }
+}
+
+/// The mode of a socket's own inode becomes its file's (`unix_bind_bsd` in Linux's net/unix/af_unix.c), so the file
+/// appears with it.
+fn bind_with_mode(path: &Path, mode: u32) -> io::Result<OwnedFd> {
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    fchmod(&socket, Mode::from_raw_mode(mode))?;
+    let before = umask(Mode::empty());
+    let bound = UnixAddr::new(path).and_then(|address| bind(socket.as_raw_fd(), &address));
+    umask(before);
+    bound?;
+    Ok(socket)
+}
+
+impl From<InheritedSocket> for ServedSocket {
+    fn from(inherited: InheritedSocket) -> Self {
+        Self {
+            listener: inherited.into_listener(),
+            _file: None,
+        }
+    }
+}
+
+impl AsFd for ServedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+/// The socket's file, as it was when it was made.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    /// The process that made it: forked ones must not remove it.
+    owner: u32,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        let meta = fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            device: meta.dev(),
+            inode: meta.ino(),
+            owner: process::id(),
+        })
+    }
+
+    /// Sets the group, then the mode: of this file and of no other that may have taken its place.
+    fn give_to(&self, gid: u32, mode: u32) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(CWD, &self.path, flags, Mode::empty())?;
+        let found = fstat(&file)?;
+        if (found.st_dev, found.st_ino) != (self.device, self.inode) {
+            return Err(io::Error::other("somebody has replaced it"));
+        }
+        chownat(
+            &file,
+            "",
+            None,
+            Some(Gid::from_raw(gid)),
+            AtFlags::EMPTY_PATH,
+        )?;
+        // fchmod refuses a descriptor that is only a path.
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(chmod(link, Mode::from_raw_mode(mode))?)
+    }
+
+    fn is_ours(&self) -> bool {
+        let unchanged = |meta: fs::Metadata| meta.dev() == self.device && meta.ino() == self.inode;
+        self.owner == process::id() && fs::symlink_metadata(&self.path).is_ok_and(unchanged)
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            // Nobody is left to tell.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn check_length(path: &Path) -> Result<(), TransportError> {
+    let len_bytes = path.as_os_str().as_bytes().len();
+    if len_bytes <= PATH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(TransportError::PathTooLong {
+        path: path.to_owned(),
+        len_bytes,
+        max_bytes: PATH_BYTES_MAX,
+    })
+}
+
+/// Removes a socket without a listener; anything else stays.
+fn clear_stale(path: &Path) -> Result<(), TransportError> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(listen_error(path, error)),
+    };
+    if !found.file_type().is_socket() {
+        return Err(TransportError::NotASocket {
+            path: path.to_owned(),
+        });
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(TransportError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| listen_error(path, error))
+        }
+        Err(error) => Err(listen_error(path, error)),
+    }
+}
+
+fn listen_error(path: &Path, source: io::Error) -> TransportError {
+    let path = path.to_owned();
+    match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => TransportError::NoDirectory { path },
+        // Someone else was faster.
+        ErrorKind::AddrInUse => TransportError::InUse { path },
+        _ => TransportError::Listen { path, source },
+    }
+}
