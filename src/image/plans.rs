@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use lru::LruCache;
@@ -25,12 +26,36 @@ const DIRS_AT_ONCE: usize = 64;
 /// More threads than this do not list one path's directories: each has one of them open.
 pub const LISTERS_MAX: usize = 4;
 
+/// A path that cannot be laid out is not walked again for so long, however often a guest asks.
+const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
+
 /// One path's plan.
 #[derive(Debug, Default)]
 struct Cell {
     /// Set once nothing is left to walk.
     complete: OnceLock<Plan>,
-    growing: Mutex<Option<Growth>>,
+    growing: Mutex<Growing>,
+}
+
+/// A plan that is not complete.
+#[derive(Debug, Default)]
+struct Growing {
+    growth: Option<Growth>,
+    /// Why the path could not be planned, and when.
+    failed: Option<(ReadError, Instant)>,
+}
+
+impl Growing {
+    /// The error of a walk that failed a moment ago.
+    fn check(&mut self) -> Result<(), ReadError> {
+        match &self.failed {
+            Some((error, at)) if at.elapsed() < FAILURE_REMEMBERED => Err(error.clone()),
+            _ => {
+                self.failed = None;
+                Ok(())
+            }
+        }
+    }
 }
 
 /// A plan that is growing.
@@ -137,20 +162,29 @@ impl Plans {
             // Somebody finished it while this reader waited for its turn.
             return Ok(f(plan));
         }
-        self.grow(image, patience, region, need, &mut growing)
-            .inspect_err(|error| {
-                if matches!(error, ReadError::Layout { .. } | ReadError::Replaced { .. }) {
-                    *growing = None;
-                }
-            })?;
-        let Some(growth) = growing.take_if(|growth| growth.planner.is_complete()) else {
-            let growth = growing.as_ref().ok_or_else(|| unplanned(image, region))?;
+        growing.check()?;
+        self.grow(image, patience, region, need, &mut growing.growth)
+            .inspect_err(|error| self.give_up(region, error, &mut growing))?;
+        let is_complete = |growth: &mut Growth| growth.planner.is_complete();
+        let Some(growth) = growing.growth.take_if(is_complete) else {
+            let growth = growing.growth.as_ref();
+            let growth = growth.ok_or_else(|| unplanned(image, region))?;
             return Ok(f(growth.planner.plan()));
         };
         let plan = cell.complete.get_or_init(|| growth.planner.into_plan());
         drop(growing);
         self.remember(region, plan.heap_bytes());
         Ok(f(plan))
+    }
+
+    /// Drops a plan that cannot be used any further. A guest may have read from it, so what it was is kept.
+    fn give_up(&self, region: u32, error: &ReadError, growing: &mut Growing) {
+        if !matches!(error, ReadError::Layout { .. } | ReadError::Replaced { .. }) {
+            return;
+        }
+        growing.failed = Some((error.clone(), Instant::now()));
+        let past = growing.growth.take().and_then(|growth| growth.past());
+        lock(&self.sizes).note_past(region, past);
     }
 
     /// Walks on until `need` is covered.
@@ -256,6 +290,14 @@ impl Plans {
         f()
     }
 
+    /// As if the time for which failures are remembered had passed.
+    #[cfg(test)]
+    pub(super) fn forget_failures(&self) {
+        for slot in &self.slots {
+            lock(&slot.get().growing).failed = None;
+        }
+    }
+
     /// Whether there is nothing of a region's plan in memory.
     #[cfg(test)]
     pub(super) fn is_dropped(&self, region: usize) -> bool {
@@ -274,14 +316,17 @@ impl Sizes {
     fn forget(&mut self, region: u32, slot: &Slot) -> bool {
         let past = slot.cell.load().as_ref().map(|cell| Past::of(cell));
         match past {
-            Some(Err(Growing)) => return false,
-            Some(Ok(Some(past))) => {
-                self.past.insert(region, past);
-            }
-            Some(Ok(None)) | None => {}
+            Some(Err(InUse)) => return false,
+            Some(Ok(past)) => self.note_past(region, past),
+            None => {}
         }
         slot.cell.store(None);
         true
+    }
+
+    /// Keeps what was learnt of a plan that is dropped, if anything was.
+    fn note_past(&mut self, region: u32, past: Option<Past>) {
+        self.past.extend(past.map(|past| (region, past)));
     }
 }
 
@@ -306,23 +351,30 @@ impl Slot {
 }
 
 /// Somebody is growing the plan.
-struct Growing;
+struct InUse;
+
+impl Growth {
+    /// None if nothing new was learnt. A directory that could not be placed was shown to nobody.
+    fn past(&self) -> Option<Past> {
+        let dirs = self.planner.listed();
+        self.expected.is_none().then(|| Past {
+            dirs,
+            digest: self.planner.plan().digest(dirs),
+        })
+    }
+}
 
 impl Past {
     /// None when nothing new was learnt.
-    fn of(cell: &Cell) -> Result<Option<Self>, Growing> {
+    fn of(cell: &Cell) -> Result<Option<Self>, InUse> {
         if let Some(plan) = cell.complete.get() {
             return Ok(Some(Self {
                 dirs: u32::MAX,
-                digest: plan.digest(),
+                digest: plan.digest(u32::MAX),
             }));
         }
-        let growing = try_lock(&cell.growing).ok_or(Growing)?;
-        let growth = growing.as_ref().filter(|growth| growth.expected.is_none());
-        Ok(growth.map(|Growth { planner, .. }| Self {
-            dirs: planner.listed(),
-            digest: planner.plan().digest(),
-        }))
+        let growing = try_lock(&cell.growing).ok_or(InUse)?;
+        Ok(growing.growth.as_ref().and_then(Growth::past))
     }
 
     /// Walks as far as the plan had got, and makes sure that it is the same again.
@@ -330,7 +382,7 @@ impl Past {
         while planner.listed() < self.dirs && !planner.is_complete() {
             step(store, planner, name)?;
         }
-        if planner.plan().digest() == self.digest {
+        if planner.plan().digest(self.dirs) == self.digest {
             return Ok(());
         }
         Err(ReadError::Replaced {

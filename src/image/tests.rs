@@ -113,8 +113,60 @@ fn a_path_that_changed_after_its_plan_was_dropped_is_a_fault() {
         } else {
             fs::remove_file(&file).unwrap();
         }
+        image.plans.forget_failures();
         assert!(read(&image, at, 40_000) == before);
     }
+}
+
+/// A path with a registered size that its second directory outgrows: a guest can read what came before.
+fn outgrown_store() -> (tempfile::TempDir, Image) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("a/sub")).unwrap();
+    fs::write(dir.path().join("a/f"), vec![1; 4000]).unwrap();
+    fs::write(dir.path().join("a/sub/g"), vec![2; 4000]).unwrap();
+    let closure = crate::closure::Closure {
+        dir: dir.path().to_owned(),
+        store_dir: "/nix/store".into(),
+        contents: crate::closure::Contents::StorePaths(vec![crate::closure::StorePath {
+            name: b"a"[..].into(),
+            nar_size: Some(1),
+            nar_hash: None,
+        }]),
+    };
+    let image = Image::new(&closure, &ImageOptions::default()).unwrap();
+    (dir, image)
+}
+
+#[test]
+fn a_path_that_changed_after_a_layout_error_is_a_fault() {
+    let (dir, image) = outgrown_store();
+    let region = &image.space().regions()[0];
+    let block = |block: u32| u64::from(block) * BLOCK_LEN_BYTES;
+    assert_eq!(read(&image, block(region.data.start), 512), [1; 512]);
+    let outgrown = image.usage(0).unwrap_err();
+    assert!(matches!(outgrown, ReadError::Layout { .. }), "{outgrown}");
+    fs::remove_file(dir.path().join("a/f")).unwrap();
+    fs::write(dir.path().join("a/e"), vec![3; 4000]).unwrap();
+    image.plans.forget_failures();
+    let mut buf = [0; 512];
+    let read = image.read_exact_at(&mut buf, block(region.data.start));
+    assert!(matches!(read, Err(ReadError::Replaced { .. })), "{buf:?}");
+}
+
+#[test]
+fn a_path_that_cannot_be_laid_out_is_not_walked_at_every_read() {
+    let (_dir, image) = outgrown_store();
+    let begun = || image.plans.begun.load(std::sync::atomic::Ordering::Relaxed);
+    for _ in 0..10 {
+        let outgrown = image.usage(0).unwrap_err();
+        assert!(matches!(outgrown, ReadError::Layout { .. }), "{outgrown}");
+        // Nobody has to wait to be told.
+        assert!(matches!(
+            read_now(&image, 0),
+            Err(ReadError::Layout { .. })
+        ));
+    }
+    assert_eq!(begun(), 1);
 }
 
 #[test]

@@ -66,10 +66,10 @@ impl HostFile {
         }
     }
 
-    /// Whether a read of it has failed. What was wrong may lie in this open file only: in its place there may be
-    /// another one by now.
-    pub(super) fn is_faulty(&self) -> bool {
-        self.faulty.load(Ordering::Relaxed)
+    /// Whether it can be used for a file that was planned with `stamp`. Not after a failed read: what was wrong may lie
+    /// in this open file only, and in its place there may be another one by now.
+    pub(super) fn is_still(&self, stamp: Stamp) -> bool {
+        self.stamp == stamp && !self.faulty.load(Ordering::Relaxed)
     }
 
     /// Makes sure that the file is still the one that was planned. To be asked after a read and before its bytes are

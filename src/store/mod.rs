@@ -145,7 +145,7 @@ impl Store {
         patience: Patience,
         path: impl FnOnce() -> Vec<u8>,
     ) -> Result<Arc<HostFile>, StoreError> {
-        if let Some(file) = self.files.get(key).filter(|file| !file.is_faulty()) {
+        if let Some(file) = self.files.get(key).filter(|file| file.is_still(stamp)) {
             return Ok(file);
         }
         let path = path();

@@ -111,6 +111,23 @@ fn a_file_that_changed_is_an_error() {
 }
 
 #[test]
+fn an_open_file_of_another_stamp_is_not_what_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f"), "12345").unwrap();
+    fs::write(dir.path().join("g"), "678").unwrap();
+    let store = Store::open(dir.path(), 64).unwrap();
+    let key = FileKey { path: 0, node: 0 };
+    for (name, bytes) in [(&b"f"[..], &b"12345"[..]), (b"g", b"678")] {
+        let stamp = store.stat(name).unwrap().stamp();
+        let file = store.file(key, stamp, Patience::Wait, || name.to_vec());
+        let mut buf = vec![0; bytes.len()];
+        let read = file.unwrap().read_exact_at(&mut buf, 0, Patience::Wait);
+        read.unwrap();
+        assert_eq!(buf, bytes);
+    }
+}
+
+#[test]
 fn paths_longer_than_path_max_are_reached() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), 64).unwrap();
