@@ -31,7 +31,7 @@ use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, ROOT_NID, Space};
-use crate::store::{FileKey, FileKind, HostFile, Patience, Pins, Store, StoreError};
+use crate::store::{FileKey, FileKind, HostFile, Identity, Patience, Pins, Store, StoreError};
 
 pub use build::ImageOptions;
 pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
@@ -72,6 +72,8 @@ pub enum Piece<'a> {
 pub struct Image {
     store: Store,
     space: Space,
+    /// Which file each path was when the disk was made; none for what cannot be replaced.
+    tops: Vec<Option<Identity>>,
     plans: Plans,
     superblock: Box<Block>,
     /// None for a tree, whose root is the top node of its only region.
@@ -299,7 +301,9 @@ impl Image {
             node: index,
         };
         let stamp = plan.node(index).stamp();
-        self.store.file(key, stamp, patience, || plan.path(index))
+        let top = self.tops[region as usize];
+        self.store
+            .file(key, stamp, top, patience, || plan.path(index))
     }
 
     /// Hands out data from block `block` of a region, as far as the region and the range go.

@@ -16,9 +16,9 @@ use lru::LruCache;
 use super::{Image, ReadError};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
-use crate::erofs::layout::plan::{NodeIndex, Plan};
+use crate::erofs::layout::plan::{DirIndex, NodeIndex, Plan};
 use crate::erofs::layout::planner::Planner;
-use crate::store::{FileKind, Listing, Patience, Stat, Store, StoreError, parallel};
+use crate::store::{FileKind, Identity, Listing, Patience, Stat, Store, StoreError, parallel};
 
 /// Directories that are worth the start of threads: listing so many takes ten times as long.
 const DIRS_AT_ONCE: usize = 64;
@@ -62,6 +62,8 @@ impl Growing {
 #[derive(Debug)]
 struct Growth {
     planner: Planner,
+    /// How many of its directories readers may have seen.
+    seen: DirIndex,
     /// What it must be found to be before anyone may use it: it was there before, and was dropped.
     expected: Option<Past>,
 }
@@ -179,7 +181,12 @@ impl Plans {
 
     /// Drops a plan that cannot be used any further. A guest may have read from it, so what it was is kept.
     fn give_up(&self, region: u32, error: &ReadError, growing: &mut Growing) {
-        if !matches!(error, ReadError::Layout { .. } | ReadError::Replaced { .. }) {
+        let lasts = match error {
+            ReadError::Layout { .. } | ReadError::Replaced { .. } => true,
+            ReadError::Store(error) => matches!(error, StoreError::Replaced { .. }),
+            ReadError::OutOfRange { .. } => false,
+        };
+        if !lasts {
             return;
         }
         growing.failed = Some((error.clone(), Instant::now()));
@@ -196,11 +203,12 @@ impl Plans {
         need: Need,
         growing: &mut Option<Growth>,
     ) -> Result<(), ReadError> {
+        let covered = |growth: &Growth| growth.is_usable() && need.is_covered_by(&growth.planner);
+        if growing.as_ref().is_some_and(covered) {
+            return Ok(());
+        }
         if patience == Patience::Now {
-            let covered = growing.as_ref().is_some_and(|grown| {
-                grown.expected.is_none() && need.is_covered_by(&grown.planner)
-            });
-            return covered.then_some(()).ok_or(StoreError::WouldBlock.into());
+            return Err(StoreError::WouldBlock.into());
         }
         let here = image.space.region(region);
         #[cfg(test)]
@@ -211,6 +219,7 @@ impl Plans {
             Some(growth) => growth,
             None => growing.insert(Growth {
                 planner: start(&image.store, &here.name, self.attributes, here.limits())?,
+                seen: 0,
                 expected: lock(&self.sizes).past.get(&region).copied(),
             }),
         };
@@ -219,9 +228,6 @@ impl Plans {
             growth.expected = None;
         }
         let planner = &mut growth.planner;
-        if need.is_covered_by(planner) {
-            return Ok(());
-        }
         while !need.is_covered_by(planner) {
             match stride(&image.store, planner, &here.name) {
                 // It got far enough before that.
@@ -229,6 +235,8 @@ impl Plans {
                 walked => walked?,
             }
         }
+        check_top(&image.store, &here.name, image.tops[region as usize])?;
+        growth.seen = planner.listed();
         self.remember(region, planner.plan().heap_bytes());
         Ok(())
     }
@@ -354,9 +362,14 @@ impl Slot {
 struct InUse;
 
 impl Growth {
-    /// None if nothing new was learnt. A directory that could not be placed was shown to nobody.
+    /// Nothing has been listed but not checked.
+    fn is_usable(&self) -> bool {
+        self.expected.is_none() && self.seen == self.planner.listed()
+    }
+
+    /// None if nothing new was learnt.
     fn past(&self) -> Option<Past> {
-        let dirs = self.planner.listed();
+        let dirs = self.seen;
         self.expected.is_none().then(|| Past {
             dirs,
             digest: self.planner.plan().digest(dirs),
@@ -478,13 +491,20 @@ fn push(
 pub(super) fn plan_whole(
     store: &Store,
     name: &[u8],
+    top: Option<Identity>,
     attributes: Attributes,
 ) -> Result<Plan, ReadError> {
     let mut planner = start(store, name, attributes, (u32::MAX, u32::MAX))?;
     while !planner.is_complete() {
         step(store, &mut planner, name)?;
     }
+    check_top(store, name, top)?;
     Ok(planner.into_plan())
+}
+
+/// After a path was walked: nothing of another one that has taken its place may be in the plan.
+fn check_top(store: &Store, name: &[u8], top: Option<Identity>) -> Result<(), StoreError> {
+    top.map_or(Ok(()), |top| store.check_top(name, top))
 }
 
 fn layout_error(store: &Store, name: &[u8], source: LayoutError) -> ReadError {

@@ -153,6 +153,84 @@ fn a_path_that_changed_after_a_layout_error_is_a_fault() {
     assert!(matches!(read, Err(ReadError::Replaced { .. })), "{buf:?}");
 }
 
+/// Puts a path in the place of `a` whose files have the same names, sizes and mtimes, and other bytes.
+fn replace_with_a_twin(dir: &std::path::Path) {
+    let twin = small_store();
+    let (old, new) = (dir.join("a"), twin.path().join("a"));
+    for name in ["one", "lib/inline", "lib/plain", "lib/sub/x"] {
+        let mtime = fs::metadata(old.join(name)).unwrap().modified().unwrap();
+        let len = fs::metadata(new.join(name)).unwrap().len();
+        fs::write(new.join(name), vec![0xee; usize::try_from(len).unwrap()]).unwrap();
+        let open = fs::File::options().write(true).open(new.join(name));
+        open.unwrap().set_modified(mtime).unwrap();
+    }
+    fs::rename(old, dir.join("old")).unwrap();
+    fs::rename(new, dir.join("a")).unwrap();
+}
+
+fn is_replaced(result: Result<(), ReadError>) -> bool {
+    matches!(
+        result,
+        Err(ReadError::Store(StoreError::Replaced { path })) if path.ends_with("a")
+    )
+}
+
+#[test]
+fn a_path_that_was_replaced_by_its_like_is_a_fault() {
+    let dir = small_store();
+    let image = store_image(dir.path(), &ImageOptions::default());
+    let data = u64::from(image.space().regions()[0].data.start) * BLOCK_LEN_BYTES;
+    // One of two files with data blocks is open, and stays what it was.
+    let first = read(&image, data, 512);
+    replace_with_a_twin(dir.path());
+    assert_eq!(read(&image, data, 512), first);
+    for block in 1..4 {
+        let mut buf = [0; 512];
+        match image.read_exact_at(&mut buf, data + block * BLOCK_LEN_BYTES) {
+            Ok(()) => assert!(buf != [0xee; 512], "{block}"),
+            Err(error) => assert!(is_replaced(Err(error.clone())), "{block}: {error}"),
+        }
+    }
+    let small_files = (1..30).filter(|block| {
+        let result = image.read_exact_at(&mut [0; 512], block * BLOCK_LEN_BYTES);
+        is_replaced(result)
+    });
+    assert_eq!(small_files.count(), 1);
+    // The old one again: nothing is wrong any more.
+    fs::remove_dir_all(dir.path().join("a")).unwrap();
+    fs::rename(dir.path().join("old"), dir.path().join("a")).unwrap();
+    read(&image, data, 16384);
+}
+
+#[test]
+fn a_path_that_was_replaced_before_it_was_walked_is_a_fault() {
+    let dir = small_store();
+    let (sized, dropped) = (bounded(dir.path()), forgetful(dir.path()));
+    dropped.usage(0).unwrap();
+    dropped.usage(1).unwrap();
+    assert!(dropped.plans.is_dropped(0));
+    replace_with_a_twin(dir.path());
+    for image in [sized, dropped] {
+        assert!(is_replaced(image.usage(0).map(drop)));
+        let meta = u64::from(image.space().regions()[0].meta.start) * BLOCK_LEN_BYTES;
+        assert!(is_replaced(image.read_exact_at(&mut [0; 512], meta)));
+    }
+}
+
+/// A disk of `a`, whose NAR size is known: nothing is walked before it is read.
+fn bounded(dir: &std::path::Path) -> Image {
+    let closure = crate::closure::Closure {
+        dir: dir.to_owned(),
+        store_dir: "/nix/store".into(),
+        contents: crate::closure::Contents::StorePaths(vec![crate::closure::StorePath {
+            name: b"a"[..].into(),
+            nar_size: Some(100_000),
+            nar_hash: None,
+        }]),
+    };
+    Image::new(&closure, &ImageOptions::default()).unwrap()
+}
+
 #[test]
 fn a_path_that_cannot_be_laid_out_is_not_walked_at_every_read() {
     let (_dir, image) = outgrown_store();

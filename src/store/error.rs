@@ -24,6 +24,12 @@ pub enum StoreError {
         /// Where.
         path: PathBuf,
     },
+    /// The store path is not the one that was there at the start.
+    #[error("{}: replaced while it was served (restart lazystore to serve what lies there now)", path.display())]
+    Replaced {
+        /// Where.
+        path: PathBuf,
+    },
     /// The file ended early.
     #[error("{}: shorter than when it was planned", path.display())]
     Shrank {
@@ -36,7 +42,10 @@ impl StoreError {
     /// Where, on the host.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Io { path, .. } | Self::Changed { path } | Self::Shrank { path } => Some(path),
+            Self::Io { path, .. }
+            | Self::Changed { path }
+            | Self::Replaced { path }
+            | Self::Shrank { path } => Some(path),
             Self::WouldBlock => None,
         }
     }

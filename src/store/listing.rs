@@ -114,6 +114,22 @@ impl From<&Statx> for Stat {
     }
 }
 
+/// Which file on the host it is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    device: (u32, u32),
+    inode: u64,
+}
+
+impl From<&Statx> for Identity {
+    fn from(stat: &Statx) -> Self {
+        Self {
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+        }
+    }
+}
+
 /// How much of each entry is asked of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {

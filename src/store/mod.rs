@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 pub use error::StoreError;
 pub use file::{FileKey, HostFile, Stamp, would_block};
-pub use listing::{Detail, Entry, FileKind, Listing, Stat};
+pub use listing::{Detail, Entry, FileKind, Identity, Listing, Stat};
 pub use pins::Pins;
 
 use file::FileCache;
@@ -92,6 +92,34 @@ impl Store {
     /// # Errors
     /// When nothing lies there, or the host cannot tell.
     pub fn stat(&self, path: &[u8]) -> Result<Stat, StoreError> {
+        self.statx(path).map(|found| Stat::from(&found))
+    }
+
+    /// What lies at `path`, and which file it is.
+    ///
+    /// # Errors
+    /// As [`Store::stat`].
+    pub fn identify(&self, path: &[u8]) -> Result<(Stat, Identity), StoreError> {
+        self.statx(path)
+            .map(|found| (Stat::from(&found), Identity::from(&found)))
+    }
+
+    /// Makes sure that the store path `path` is in is still the file `top`.
+    ///
+    /// # Errors
+    /// [`StoreError::Replaced`], or nothing lies there, or the host cannot tell.
+    pub fn check_top(&self, path: &[u8], top: Identity) -> Result<(), StoreError> {
+        let name = path.split(|byte| *byte == b'/').next().unwrap_or(path);
+        let (_, found) = self.identify(name)?;
+        if found == top {
+            return Ok(());
+        }
+        Err(StoreError::Replaced {
+            path: self.host_path(name),
+        })
+    }
+
+    fn statx(&self, path: &[u8]) -> Result<Statx, StoreError> {
         let found = if path.contains(&b'/') || path.is_empty() {
             self.open_node(path)
                 .and_then(|fd| statx(&fd, c"", AtFlags::EMPTY_PATH))
@@ -99,9 +127,7 @@ impl Store {
             // One component cannot lead anywhere else: no need to open it.
             statx(&self.dir, path, AtFlags::SYMLINK_NOFOLLOW)
         };
-        found
-            .map(|stat| Stat::from(&stat))
-            .map_err(|errno| self.error(path, "stat", errno))
+        found.map_err(|errno| self.error(path, "stat", errno))
     }
 
     /// The target of the symlink at `path`.
@@ -137,11 +163,13 @@ impl Store {
     ///
     /// # Errors
     /// When it cannot be opened, or no longer has the size and mtime of `stamp`: what it holds then
-    /// is not what was planned. [`StoreError::WouldBlock`] as `patience` has it.
+    /// is not what was planned; or if the store path it is in is not `top` any more.
+    /// [`StoreError::WouldBlock`] as `patience` has it.
     pub fn file(
         &self,
         key: FileKey,
         stamp: Stamp,
+        top: Option<Identity>,
         patience: Patience,
         path: impl FnOnce() -> Vec<u8>,
     ) -> Result<Arc<HostFile>, StoreError> {
@@ -150,6 +178,8 @@ impl Store {
         }
         let path = path();
         let file = Arc::new(self.open_file(&path, stamp, patience)?);
+        // After it was opened: from then on it does not matter what lies there.
+        top.map_or(Ok(()), |top| self.check_top(&path, top))?;
         self.files.insert(key, Arc::clone(&file));
         Ok(file)
     }

@@ -82,7 +82,7 @@ fn never_follows_a_symlink_on_the_host() {
     for path in [&b"file"[..], b"up/secret", b"../secret"] {
         assert!(
             store
-                .file(key, stamp, Patience::Wait, || path.to_vec())
+                .file(key, stamp, None, Patience::Wait, || path.to_vec())
                 .is_err()
         );
     }
@@ -100,10 +100,10 @@ fn a_file_that_changed_is_an_error() {
     let stamp = store.stat(b"f").unwrap().stamp();
     let key = |node| FileKey { path: 0, node };
     let file = store
-        .file(key(0), stamp, Patience::Wait, || b"f".to_vec())
+        .file(key(0), stamp, None, Patience::Wait, || b"f".to_vec())
         .unwrap();
     fs::write(dir.path().join("f"), "1234").unwrap();
-    let other = store.file(key(1), stamp, Patience::Wait, || b"f".to_vec());
+    let other = store.file(key(1), stamp, None, Patience::Wait, || b"f".to_vec());
     assert!(matches!(other, Err(StoreError::Changed { .. })));
     let mut buf = [0; 5];
     let short = file.read_exact_at(&mut buf, 0, Patience::Wait);
@@ -119,7 +119,7 @@ fn an_open_file_of_another_stamp_is_not_what_was_asked_for() {
     let key = FileKey { path: 0, node: 0 };
     for (name, bytes) in [(&b"f"[..], &b"12345"[..]), (b"g", b"678")] {
         let stamp = store.stat(name).unwrap().stamp();
-        let file = store.file(key, stamp, Patience::Wait, || name.to_vec());
+        let file = store.file(key, stamp, None, Patience::Wait, || name.to_vec());
         let mut buf = vec![0; bytes.len()];
         let read = file.unwrap().read_exact_at(&mut buf, 0, Patience::Wait);
         read.unwrap();
@@ -157,7 +157,7 @@ fn the_cache_keeps_few_files_open() {
         let stamp = store.stat(node.to_string().as_bytes()).unwrap().stamp();
         let key = FileKey { path: 7, node };
         store
-            .file(key, stamp, Patience::Wait, || node.to_string().into_bytes())
+            .file(key, stamp, None, Patience::Wait, || node.to_string().into_bytes())
             .unwrap();
     }
     // Other tests open files meanwhile, hence the room.
@@ -183,7 +183,7 @@ fn reading_leaves_no_access_time_behind() {
     let stamp = store.stat(b"d/f").unwrap().stamp();
     let key = FileKey { path: 0, node: 0 };
     let file = store
-        .file(key, stamp, Patience::Wait, || b"d/f".to_vec())
+        .file(key, stamp, None, Patience::Wait, || b"d/f".to_vec())
         .unwrap();
     file.read_exact_at(&mut [0; 5], 0, Patience::Wait).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().atime(), 0);
