@@ -6,6 +6,7 @@ use super::builtin::{self, Builtin};
 use super::plans::{self, Plans};
 use super::root::RootDir;
 use super::{Image, ImageError, ReadError};
+use crate::closure::Pins;
 use crate::closure::{Closure, Contents, StorePath};
 use crate::erofs::encode::{self, SuperBlockFields};
 use crate::erofs::format::BLOCK_LEN_BYTES;
@@ -13,7 +14,9 @@ use crate::erofs::layout::attributes::{Attributes, Origin};
 use crate::erofs::layout::bounds::Size;
 use crate::erofs::layout::plan::Plan;
 use crate::erofs::layout::space::{self, Claim, Space};
-use crate::store::{FileKind, Identity, Pins, Stat, Store, StoreError, parallel};
+use crate::parallel;
+use crate::source::{HostTree, Identity, SourceError};
+use crate::tree::{FileKind, Stat};
 
 /// Label that NixOS mounts a store disk by.
 pub const DEFAULT_LABEL: &str = "nix-store";
@@ -62,14 +65,14 @@ impl Image {
     /// When paths are missing (all are named), a path without a NAR size cannot be planned, or there is no
     /// room.
     pub fn new(closure: &Closure, options: &ImageOptions) -> Result<Self, ImageError> {
-        let store = Store::open(&closure.dir, options.max_open_files)?;
+        let store = HostTree::open(&closure.dir, options.max_open_files)?;
         match &closure.contents {
             Contents::Tree => Self::of_tree(store, options),
             Contents::StorePaths(paths) => Self::of_paths(store, closure, paths, options),
         }
     }
 
-    fn of_tree(store: Store, options: &ImageOptions) -> Result<Self, ImageError> {
+    fn of_tree(store: HostTree, options: &ImageOptions) -> Result<Self, ImageError> {
         let attributes = options.attributes(Origin::Host);
         let space = Space::whole(FileKind::Directory);
         let plans = Plans::new(1, attributes, options.plan_cache_bytes);
@@ -78,7 +81,7 @@ impl Image {
     }
 
     fn of_paths(
-        store: Store,
+        store: HostTree,
         closure: &Closure,
         paths: &[StorePath],
         options: &ImageOptions,
@@ -114,7 +117,7 @@ impl Image {
 
     /// The disk of a tree.
     fn assemble(
-        store: Store,
+        store: HostTree,
         space: Space,
         tops: Vec<Option<Identity>>,
         plans: Plans,
@@ -162,7 +165,7 @@ type Top = (Stat, Identity);
 
 /// Every path's top node. All that are missing are named in one error.
 fn examine(
-    store: &Store,
+    store: &HostTree,
     closure: &Closure,
     paths: &[StorePath],
 ) -> Result<Vec<Top>, ImageError> {
@@ -185,7 +188,7 @@ fn examine(
     }
 }
 
-fn tops_of(store: &Store, paths: &[StorePath]) -> Vec<Result<Top, StoreError>> {
+fn tops_of(store: &HostTree, paths: &[StorePath]) -> Vec<Result<Top, SourceError>> {
     let look = |path: &StorePath| store.identify(&path.name);
     if paths.len() < PARALLEL_FROM {
         return paths.iter().map(look).collect();
@@ -201,7 +204,7 @@ fn tops_of(store: &Store, paths: &[StorePath]) -> Vec<Result<Top, StoreError>> {
 
 /// What every path takes, and the plans that had to be made to know it.
 struct Sizing<'a> {
-    store: &'a Store,
+    store: &'a HostTree,
     attributes: Attributes,
     claims: Vec<Claim>,
     tops: Vec<Option<Identity>>,
@@ -210,7 +213,7 @@ struct Sizing<'a> {
 }
 
 impl<'a> Sizing<'a> {
-    fn new(store: &'a Store, attributes: Attributes, tops: &[Top], paths: &[StorePath]) -> Self {
+    fn new(store: &'a HostTree, attributes: Attributes, tops: &[Top], paths: &[StorePath]) -> Self {
         let claim = |((stat, _), path): (&Top, &StorePath)| Claim {
             name: path.name.clone(),
             kind: stat.kind,

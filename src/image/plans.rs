@@ -18,7 +18,9 @@ use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
 use crate::erofs::layout::plan::{DirIndex, NodeIndex, Plan};
 use crate::erofs::layout::planner::Planner;
-use crate::store::{FileKind, Identity, Listing, Patience, Stat, Store, StoreError, parallel};
+use crate::parallel;
+use crate::source::{HostTree, Identity, IoMode, SourceError};
+use crate::tree::{FileKind, Listing, Stat};
 
 /// Directories that are worth the start of threads: listing so many takes ten times as long.
 const DIRS_AT_ONCE: usize = 64;
@@ -135,11 +137,11 @@ impl Plans {
     /// Calls `f` with a plan that covers what is needed of a region.
     ///
     /// # Errors
-    /// When the path cannot be planned so far; [`StoreError::WouldBlock`] as `patience` has it.
+    /// When the path cannot be planned so far; [`SourceError::WouldBlock`] as `mode` has it.
     pub(super) fn with<R>(
         &self,
         image: &Image,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         need: Need,
         f: impl FnOnce(&Plan) -> R,
@@ -156,16 +158,16 @@ impl Plans {
             return Ok(f(plan));
         }
         let cell = slot.get();
-        let mut growing = match patience {
-            Patience::Wait => lock(&cell.growing),
-            Patience::Now => try_lock(&cell.growing).ok_or(StoreError::WouldBlock)?,
+        let mut growing = match mode {
+            IoMode::Blocking => lock(&cell.growing),
+            IoMode::NoWait => try_lock(&cell.growing).ok_or(SourceError::WouldBlock)?,
         };
         if let Some(plan) = cell.complete.get() {
             // Somebody finished it while this reader waited for its turn.
             return Ok(f(plan));
         }
         growing.check()?;
-        self.grow(image, patience, region, need, &mut growing.growth)
+        self.grow(image, mode, region, need, &mut growing.growth)
             .inspect_err(|error| self.give_up(region, error, &mut growing))?;
         let is_complete = |growth: &mut Growth| growth.planner.is_complete();
         let Some(growth) = growing.growth.take_if(is_complete) else {
@@ -183,7 +185,7 @@ impl Plans {
     fn give_up(&self, region: u32, error: &ReadError, growing: &mut Growing) {
         let lasts = match error {
             ReadError::Layout { .. } | ReadError::Replaced { .. } => true,
-            ReadError::Store(error) => matches!(error, StoreError::Replaced { .. }),
+            ReadError::Source(error) => matches!(error, SourceError::Replaced { .. }),
             ReadError::OutOfRange { .. } => false,
         };
         if !lasts {
@@ -198,7 +200,7 @@ impl Plans {
     fn grow(
         &self,
         image: &Image,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         need: Need,
         growing: &mut Option<Growth>,
@@ -207,8 +209,8 @@ impl Plans {
         if growing.as_ref().is_some_and(covered) {
             return Ok(());
         }
-        if patience == Patience::Now {
-            return Err(StoreError::WouldBlock.into());
+        if mode == IoMode::NoWait {
+            return Err(SourceError::WouldBlock.into());
         }
         let here = image.space.region(region);
         #[cfg(test)]
@@ -231,7 +233,7 @@ impl Plans {
         while !need.is_covered_by(planner) {
             match stride(&image.store, planner, &here.name) {
                 // It got far enough before that.
-                Err(ReadError::Store(_)) if need.is_covered_by(planner) => {}
+                Err(ReadError::Source(_)) if need.is_covered_by(planner) => {}
                 walked => walked?,
             }
         }
@@ -391,7 +393,12 @@ impl Past {
     }
 
     /// Walks as far as the plan had got, and makes sure that it is the same again.
-    fn repeat(&self, store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
+    fn repeat(
+        &self,
+        store: &HostTree,
+        planner: &mut Planner,
+        name: &[u8],
+    ) -> Result<(), ReadError> {
         while planner.listed() < self.dirs && !planner.is_complete() {
             step(store, planner, name)?;
         }
@@ -424,7 +431,7 @@ fn unplanned(image: &Image, region: u32) -> ReadError {
 
 /// Begins the plan of the path `name`.
 fn start(
-    store: &Store,
+    store: &HostTree,
     name: &[u8],
     attributes: Attributes,
     limits: (u32, u32),
@@ -438,7 +445,7 @@ fn start(
         .map_err(|source| layout_error(store, name, source))
 }
 
-fn top_node(store: &Store, name: &[u8]) -> Result<(Stat, Vec<u8>), ReadError> {
+fn top_node(store: &HostTree, name: &[u8]) -> Result<(Stat, Vec<u8>), ReadError> {
     let stat = store.stat(name)?;
     let target = match stat.kind {
         FileKind::Symlink => store.read_link(name)?,
@@ -448,7 +455,7 @@ fn top_node(store: &Store, name: &[u8]) -> Result<(Stat, Vec<u8>), ReadError> {
 }
 
 /// Lists one more directory.
-fn step(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
+fn step(store: &HostTree, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
     let Some(dir) = planner.next_dir() else {
         return Ok(());
     };
@@ -457,7 +464,7 @@ fn step(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadErr
 }
 
 /// Lists one more directory, or several at once where many are known.
-fn stride(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
+fn stride(store: &HostTree, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
     let dirs: Vec<NodeIndex> = planner.next_dirs().take(DIRS_AT_ONCE).collect();
     if dirs.len() < DIRS_AT_ONCE {
         return step(store, planner, name);
@@ -472,12 +479,12 @@ fn stride(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadE
     Ok(())
 }
 
-fn list(store: &Store, plan: &Plan, dir: NodeIndex) -> Result<Listing, StoreError> {
+fn list(store: &HostTree, plan: &Plan, dir: NodeIndex) -> Result<Listing, SourceError> {
     store.list(&plan.path(dir), plan.attributes().detail())
 }
 
 fn push(
-    store: &Store,
+    store: &HostTree,
     planner: &mut Planner,
     name: &[u8],
     listing: &Listing,
@@ -489,7 +496,7 @@ fn push(
 
 /// Plans the path `name` whole, however big it is.
 pub(super) fn plan_whole(
-    store: &Store,
+    store: &HostTree,
     name: &[u8],
     top: Option<Identity>,
     attributes: Attributes,
@@ -503,11 +510,11 @@ pub(super) fn plan_whole(
 }
 
 /// After a path was walked: nothing of another one that has taken its place may be in the plan.
-fn check_top(store: &Store, name: &[u8], top: Option<Identity>) -> Result<(), StoreError> {
+fn check_top(store: &HostTree, name: &[u8], top: Option<Identity>) -> Result<(), SourceError> {
     top.map_or(Ok(()), |top| store.check_top(name, top))
 }
 
-fn layout_error(store: &Store, name: &[u8], source: LayoutError) -> ReadError {
+fn layout_error(store: &HostTree, name: &[u8], source: LayoutError) -> ReadError {
     ReadError::Layout {
         path: store.host_path(name).display().to_string(),
         source,

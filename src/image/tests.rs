@@ -171,7 +171,7 @@ fn replace_with_a_twin(dir: &std::path::Path) {
 fn is_replaced(result: Result<(), ReadError>) -> bool {
     matches!(
         result,
-        Err(ReadError::Store(StoreError::Replaced { path })) if path.ends_with("a")
+        Err(ReadError::Source(SourceError::Replaced { path })) if path.ends_with("a")
     )
 }
 
@@ -239,10 +239,7 @@ fn a_path_that_cannot_be_laid_out_is_not_walked_at_every_read() {
         let outgrown = image.usage(0).unwrap_err();
         assert!(matches!(outgrown, ReadError::Layout { .. }), "{outgrown}");
         // Nobody has to wait to be told.
-        assert!(matches!(
-            read_now(&image, 0),
-            Err(ReadError::Layout { .. })
-        ));
+        assert!(matches!(read_now(&image, 0), Err(ReadError::Layout { .. })));
     }
     assert_eq!(begun(), 1);
 }
@@ -348,7 +345,7 @@ fn forgetful(dir: &std::path::Path) -> Image {
 /// Reads the first data block of a region if all that takes is in memory.
 fn read_now(image: &Image, region: usize) -> Result<(), ReadError> {
     let start = u64::from(image.space().regions()[region].data.start) * BLOCK_LEN_BYTES;
-    image.visit_with(Patience::Now, start, BLOCK_LEN_BYTES, &mut |_| Ok(()))
+    image.visit_with(IoMode::NoWait, start, BLOCK_LEN_BYTES, &mut |_| Ok(()))
 }
 
 #[test]
@@ -364,7 +361,7 @@ fn a_path_that_is_being_planned_stalls_no_reader_of_another() {
             scope.spawn(move || read(image, start, 4096));
             assert!(matches!(
                 read_now(image, 0),
-                Err(ReadError::Store(StoreError::WouldBlock))
+                Err(ReadError::Source(SourceError::WouldBlock))
             ));
             // Not only without waiting: with nothing else in the way either.
             read_now(image, 1).unwrap();

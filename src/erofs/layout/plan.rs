@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::attributes::{Attributes, mode_type};
 use crate::erofs::dirent::{Dots, Slot};
 use crate::erofs::format::{BLOCK_LEN_BYTES, COMPACT_LEN, EXTENDED_LEN, SLOT_LEN, SLOTS_PER_BLOCK};
-use crate::store::{FileKind, Stamp};
+use crate::tree::{FileKind, Stamp};
 
 /// Index of a node in its plan.
 pub type NodeIndex = u32;

@@ -23,7 +23,9 @@ fn what_is_listed_at_once_is_planned_in_the_same_order() {
     let one_by_one = plan_whole(&image.store, b"", None, image.plans.attributes()).unwrap();
     let digest = image
         .plans
-        .with(&image, Patience::Wait, 0, Need::All, |plan| plan.digest(u32::MAX))
+        .with(&image, IoMode::Blocking, 0, Need::All, |plan| {
+            plan.digest(u32::MAX)
+        })
         .unwrap();
     assert_eq!(digest, one_by_one.digest(u32::MAX));
 }

@@ -4,7 +4,7 @@ use rustix::io::Errno;
 
 /// Why something in the store cannot be served.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
+pub enum SourceError {
     /// The host refused.
     #[error("{}: cannot {action}: {errno}", path.display())]
     Io {
@@ -38,7 +38,7 @@ pub enum StoreError {
     },
 }
 
-impl StoreError {
+impl SourceError {
     /// Where, on the host.
     pub fn path(&self) -> Option<&Path> {
         match self {
