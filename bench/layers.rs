@@ -16,7 +16,7 @@ use lazystore::erofs::layout::attributes::{Attributes, Origin};
 use lazystore::erofs::layout::plan::Plan;
 use lazystore::erofs::layout::planner::Planner;
 use lazystore::image::{Image, ImageOptions};
-use lazystore::store::{FileKind, Listing, Stat};
+use lazystore::tree::{FileKind, Listing, Stat};
 use tempfile::TempDir;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;

@@ -6,6 +6,7 @@ use super::builtin::{self, Builtin};
 use super::plans::{self, Plans};
 use super::root::RootDir;
 use super::{Image, ImageError, ReadError};
+use crate::closure::Pins;
 use crate::closure::{Closure, Contents, StorePath};
 use crate::erofs::encode::{self, SuperBlockFields};
 use crate::erofs::format::BLOCK_LEN_BYTES;
@@ -13,7 +14,9 @@ use crate::erofs::layout::attributes::{Attributes, Origin};
 use crate::erofs::layout::bounds::Size;
 use crate::erofs::layout::plan::Plan;
 use crate::erofs::layout::space::{self, Claim, Space};
-use crate::store::{FileKind, Pins, Store, StoreError, parallel};
+use crate::parallel;
+use crate::source::{HostTree, Identity, SourceError};
+use crate::tree::{FileKind, Stat};
 
 /// Label that NixOS mounts a store disk by.
 pub const DEFAULT_LABEL: &str = "nix-store";
@@ -62,30 +65,30 @@ impl Image {
     /// When paths are missing (all are named), a path without a NAR size cannot be planned, or there is no
     /// room.
     pub fn new(closure: &Closure, options: &ImageOptions) -> Result<Self, ImageError> {
-        let store = Store::open(&closure.dir, options.max_open_files)?;
+        let store = HostTree::open(&closure.dir, options.max_open_files)?;
         match &closure.contents {
             Contents::Tree => Self::of_tree(store, options),
             Contents::StorePaths(paths) => Self::of_paths(store, closure, paths, options),
         }
     }
 
-    fn of_tree(store: Store, options: &ImageOptions) -> Result<Self, ImageError> {
+    fn of_tree(store: HostTree, options: &ImageOptions) -> Result<Self, ImageError> {
         let attributes = options.attributes(Origin::Host);
         let space = Space::whole(FileKind::Directory);
         let plans = Plans::new(1, attributes, options.plan_cache_bytes);
-        Ok(Self::assemble(store, space, plans, options))
+        // All of it is opened beneath a descriptor of the directory itself.
+        Ok(Self::assemble(store, space, vec![None], plans, options))
     }
 
     fn of_paths(
-        store: Store,
+        store: HostTree,
         closure: &Closure,
         paths: &[StorePath],
         options: &ImageOptions,
     ) -> Result<Self, ImageError> {
         let attributes = options.attributes(Origin::Nar);
-        let kinds = examine(&store, closure, paths)?;
-        let named = paths.iter().zip(&kinds).map(|(p, kind)| (&*p.name, *kind));
-        let mut sizing = Sizing::new(&store, attributes, named, paths);
+        let found = examine(&store, closure, paths)?;
+        let mut sizing = Sizing::new(&store, attributes, &found, paths);
         let builtin = options.registration.as_ref().map(|text| {
             let names = paths.iter().map(|path| &*path.name);
             Builtin::new(text, names, attributes)
@@ -97,12 +100,13 @@ impl Image {
         let named = sizing.claims.iter().map(|claim| (&*claim.name, claim.kind));
         let root = RootDir::new(named, &attributes);
         sizing.fit(root.blocks())?;
-        let space = Space::assign(sizing.claims, root.blocks())?;
+        let Sizing { claims, tops, .. } = sizing;
+        let space = Space::assign(claims, root.blocks())?;
         let plans = Plans::new(space.regions().len(), attributes, options.plan_cache_bytes);
         for (index, plan) in sizing.planned {
             plans.insert(index, plan);
         }
-        let mut image = Self::assemble(store, space, plans, options);
+        let mut image = Self::assemble(store, space, tops, plans, options);
         image.root = Some(root);
         image.builtin = builtin.map(|(builtin, plan)| {
             image.plans.keep(builtin.region as usize, plan);
@@ -112,7 +116,13 @@ impl Image {
     }
 
     /// The disk of a tree.
-    fn assemble(store: Store, space: Space, plans: Plans, options: &ImageOptions) -> Self {
+    fn assemble(
+        store: HostTree,
+        space: Space,
+        tops: Vec<Option<Identity>>,
+        plans: Plans,
+        options: &ImageOptions,
+    ) -> Self {
         let attributes = options.attributes(Origin::Nar);
         let blocks = space.len_bytes() / BLOCK_LEN_BYTES;
         let superblock = encode::superblock(&SuperBlockFields {
@@ -125,6 +135,7 @@ impl Image {
         Self {
             store,
             space,
+            tops,
             plans,
             superblock: Box::new(superblock),
             root: None,
@@ -149,17 +160,20 @@ impl ImageOptions {
 /// From so many paths on, looking at them is worth threads.
 const PARALLEL_FROM: usize = 4096;
 
-/// The type of every path's top node. All that are missing are named in one error.
+/// What a path's top node is.
+type Top = (Stat, Identity);
+
+/// Every path's top node. All that are missing are named in one error.
 fn examine(
-    store: &Store,
+    store: &HostTree,
     closure: &Closure,
     paths: &[StorePath],
-) -> Result<Vec<FileKind>, ImageError> {
-    let mut kinds = Vec::with_capacity(paths.len());
+) -> Result<Vec<Top>, ImageError> {
+    let mut tops = Vec::with_capacity(paths.len());
     let mut missing = Vec::new();
-    for (path, kind) in paths.iter().zip(kinds_of(store, paths)) {
-        match kind {
-            Ok(kind) => kinds.push(kind),
+    for (path, top) in paths.iter().zip(tops_of(store, paths)) {
+        match top {
+            Ok(top) => tops.push(top),
             Err(error) if error.is_not_found() => {
                 let name = String::from_utf8_lossy(&path.name);
                 missing.push(format!("{}/{name}", closure.store_dir.display()));
@@ -168,14 +182,14 @@ fn examine(
         }
     }
     if missing.is_empty() {
-        Ok(kinds)
+        Ok(tops)
     } else {
         Err(ImageError::Missing { paths: missing })
     }
 }
 
-fn kinds_of(store: &Store, paths: &[StorePath]) -> Vec<Result<FileKind, StoreError>> {
-    let look = |path: &StorePath| store.stat(&path.name).map(|stat| stat.kind);
+fn tops_of(store: &HostTree, paths: &[StorePath]) -> Vec<Result<Top, SourceError>> {
+    let look = |path: &StorePath| store.identify(&path.name);
     if paths.len() < PARALLEL_FROM {
         return paths.iter().map(look).collect();
     }
@@ -184,36 +198,33 @@ fn kinds_of(store: &Store, paths: &[StorePath]) -> Vec<Result<FileKind, StoreErr
         .chunks(paths.len().div_ceil(parallel::threads()))
         .collect();
     let look_at = |(): &mut (), part: usize| parts[part].iter().map(look).collect::<Vec<_>>();
-    let kinds = parallel::for_each(parts.len(), || (), look_at);
-    kinds.into_iter().flatten().collect()
+    let tops = parallel::for_each(parts.len(), || (), look_at);
+    tops.into_iter().flatten().collect()
 }
 
 /// What every path takes, and the plans that had to be made to know it.
 struct Sizing<'a> {
-    store: &'a Store,
+    store: &'a HostTree,
     attributes: Attributes,
     claims: Vec<Claim>,
+    tops: Vec<Option<Identity>>,
     planned: Vec<(usize, Plan)>,
     unknown: Vec<usize>,
 }
 
 impl<'a> Sizing<'a> {
-    fn new<'p>(
-        store: &'a Store,
-        attributes: Attributes,
-        named: impl Iterator<Item = (&'p [u8], FileKind)>,
-        paths: &[StorePath],
-    ) -> Self {
-        let claim = |((name, kind), path): ((&[u8], FileKind), &StorePath)| Claim {
-            name: name.into(),
-            kind,
+    fn new(store: &'a HostTree, attributes: Attributes, tops: &[Top], paths: &[StorePath]) -> Self {
+        let claim = |((stat, _), path): (&Top, &StorePath)| Claim {
+            name: path.name.clone(),
+            kind: stat.kind,
             size: Size::bound(path.nar_size.unwrap_or(0)),
         };
         let unknown = (0..paths.len()).filter(|&index| paths[index].nar_size.is_none());
         Self {
             store,
             attributes,
-            claims: named.zip(paths).map(claim).collect(),
+            claims: tops.iter().zip(paths).map(claim).collect(),
+            tops: tops.iter().map(|(_, identity)| Some(*identity)).collect(),
             planned: Vec::new(),
             unknown: unknown.collect(),
         }
@@ -227,6 +238,7 @@ impl<'a> Sizing<'a> {
             size: exact_size(plan),
         };
         self.claims.insert(index, claim);
+        self.tops.insert(index, None);
         for unknown in self.unknown.iter_mut().filter(|unknown| **unknown >= index) {
             *unknown += 1;
         }
@@ -249,11 +261,22 @@ impl<'a> Sizing<'a> {
     }
 
     fn plan(&mut self, indexes: &[usize]) -> Result<(), ImageError> {
-        for (index, plan) in plan_in_parallel(self.store, self.attributes, &self.claims, indexes)? {
+        for (index, plan) in self.plan_in_parallel(indexes)? {
             self.claims[index].size = exact_size(&plan);
             self.planned.push((index, plan));
         }
         Ok(())
+    }
+
+    /// Plans several paths, on all cores.
+    fn plan_in_parallel(&self, indexes: &[usize]) -> Result<Vec<(usize, Plan)>, ReadError> {
+        let plan = |(): &mut (), at: usize| {
+            let index = indexes[at];
+            let (name, top) = (&self.claims[index].name, self.tops[index]);
+            plans::plan_whole(self.store, name, top, self.attributes).map(|plan| (index, plan))
+        };
+        let planned = parallel::for_each(indexes.len(), || (), plan);
+        planned.into_iter().collect()
     }
 }
 
@@ -263,19 +286,4 @@ fn exact_size(plan: &Plan) -> Size {
         data_blocks: u64::from(plan.data_blocks()),
         exact: true,
     }
-}
-
-/// Plans several paths, on all cores.
-fn plan_in_parallel(
-    store: &Store,
-    attributes: Attributes,
-    claims: &[Claim],
-    indexes: &[usize],
-) -> Result<Vec<(usize, Plan)>, ReadError> {
-    let plan = |(): &mut (), at: usize| {
-        let index = indexes[at];
-        plans::plan_whole(store, &claims[index].name, attributes).map(|plan| (index, plan))
-    };
-    let planned = parallel::for_each(indexes.len(), || (), plan);
-    planned.into_iter().collect()
 }

@@ -9,7 +9,7 @@ use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
 use crate::erofs::layout::plan::Plan;
 use crate::erofs::layout::planner::Planner;
-use crate::store::{FileKind, Listing, Stat};
+use crate::tree::{FileKind, Listing, Stat};
 
 /// Name of the directory in the root of the disk.
 pub const DIR: &str = ".lazystore";

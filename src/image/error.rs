@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use crate::closure::ClosureError;
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::space::TooBig;
-use crate::store::StoreError;
+use crate::source::SourceError;
 
 /// Why a range of the disk cannot be read.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -18,9 +18,9 @@ pub enum ReadError {
         /// Length of the disk.
         disk_len_bytes: u64,
     },
-    /// The host's store cannot give what the plan says.
+    /// The path's source cannot give what the plan says.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Source(#[from] SourceError),
     /// A path cannot be laid out.
     #[error("{path}: {source}")]
     Layout {
@@ -42,7 +42,7 @@ impl ReadError {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::OutOfRange { .. } => None,
-            Self::Store(error) => error.path(),
+            Self::Source(error) => error.path(),
             Self::Layout { path, .. } => Some(Path::new(path)),
             Self::Replaced { path } => Some(path),
         }
@@ -50,7 +50,7 @@ impl ReadError {
 
     /// Only a disk has to be waited for.
     pub fn is_would_block(&self) -> bool {
-        matches!(self, Self::Store(StoreError::WouldBlock))
+        matches!(self, Self::Source(SourceError::WouldBlock))
     }
 }
 
@@ -62,7 +62,7 @@ pub enum ImageError {
     Closure(#[from] ClosureError),
     /// The store cannot be read.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Source(#[from] SourceError),
     /// A path had to be planned and could not be.
     #[error(transparent)]
     Plan(#[from] ReadError),

@@ -10,7 +10,8 @@ use crate::erofs::format::{
 };
 use crate::erofs::layout::plan::{Node, NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, DATA_ARENA_START, ROOT_NID, Region};
-use crate::store::{FileKind, Patience};
+use crate::source::IoMode;
+use crate::tree::FileKind;
 
 /// A file of the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,13 +88,13 @@ impl Image {
             Area::Root(block) => Ok(self.in_root(block, at)),
             Area::Meta { region, block } => {
                 self.plans
-                    .with(self, Patience::Wait, region, Need::Meta(block), |plan| {
+                    .with(self, IoMode::Blocking, region, Need::Meta(block), |plan| {
                         View::new(self, region, plan).in_meta(block, at)
                     })
             }
             Area::Data { region, block } => {
                 self.plans
-                    .with(self, Patience::Wait, region, Need::Data(block), |plan| {
+                    .with(self, IoMode::Blocking, region, Need::Data(block), |plan| {
                         View::new(self, region, plan).in_data(block, at)
                     })
             }
@@ -119,7 +120,7 @@ impl Image {
     /// When the path cannot be planned.
     pub fn usage(&self, region: u32) -> Result<Usage, ReadError> {
         self.plans
-            .with(self, Patience::Wait, region, Need::All, |plan| Usage {
+            .with(self, IoMode::Blocking, region, Need::All, |plan| Usage {
                 meta_blocks: plan.meta_blocks(),
                 data_blocks: plan.data_blocks(),
                 files: plan.len(),

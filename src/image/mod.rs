@@ -27,11 +27,13 @@ use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
+use crate::closure::Pins;
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, ROOT_NID, Space};
-use crate::store::{FileKey, FileKind, HostFile, Patience, Pins, Store, StoreError};
+use crate::source::{FileKey, HostFile, HostTree, Identity, IoMode, SourceError};
+use crate::tree::FileKind;
 
 pub use build::ImageOptions;
 pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
@@ -70,8 +72,10 @@ pub enum Piece<'a> {
 /// The disk.
 #[derive(Debug)]
 pub struct Image {
-    store: Store,
+    store: HostTree,
     space: Space,
+    /// Which file each path was when the disk was made; none for what cannot be replaced.
+    tops: Vec<Option<Identity>>,
     plans: Plans,
     superblock: Box<Block>,
     /// None for a tree, whose root is the top node of its only region.
@@ -156,17 +160,17 @@ impl Image {
         len_bytes: u64,
         sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.visit_with(Patience::Wait, offset, len_bytes, sink)
+        self.visit_with(IoMode::Blocking, offset, len_bytes, sink)
     }
 
-    /// Like [`visit`](Self::visit), and with [`Patience::Now`] only if everything is in memory: plans, names and small
+    /// Like [`visit`](Self::visit), and with [`IoMode::NoWait`] only if everything is in memory: plans, names and small
     /// files. Whether the bytes of a [`Piece::File`] are, is for `sink` to find out.
     ///
     /// # Errors
     /// As `visit`, and one for which [`ReadError::is_would_block`] is true.
     pub fn visit_with<E: From<ReadError>>(
         &self,
-        patience: Patience,
+        mode: IoMode,
         offset: u64,
         len_bytes: u64,
         sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
@@ -179,14 +183,14 @@ impl Image {
         while cursor.offset < cursor.end {
             match self.space.area(cursor.block()) {
                 Area::Data { region, block } => {
-                    self.visit_data(patience, region, block, &mut cursor, sink)?;
+                    self.visit_data(mode, region, block, &mut cursor, sink)?;
                 }
                 Area::Unused { end } => {
                     let len = cursor.left_before(u64::from(end));
                     emit_zeros(&mut cursor, len, sink)?;
                 }
                 area => {
-                    let block = self.render(patience, area)?;
+                    let block = self.render(mode, area)?;
                     let start = cursor.in_block();
                     let left = cursor.left_before(u64::from(cursor.block()) + 1);
                     let len = usize::try_from(left).unwrap_or(BLOCK_LEN_USIZE);
@@ -213,7 +217,7 @@ impl Image {
                 Piece::Metadata(bytes) => now.copy_from_slice(bytes),
                 Piece::Zeros { .. } => now.fill(0),
                 Piece::File { file, offset, .. } => {
-                    file.read_exact_at(now, offset, Patience::Wait)?
+                    file.read_exact_at(now, offset, IoMode::Blocking)?
                 }
             }
             Ok::<(), ReadError>(())
@@ -237,26 +241,21 @@ impl Image {
     }
 
     /// The bytes of a block that is not file data.
-    fn render(&self, patience: Patience, area: Area) -> Result<Block, ReadError> {
+    fn render(&self, mode: IoMode, area: Area) -> Result<Block, ReadError> {
         match (area, &self.root) {
             (Area::Superblock, _) => Ok(*self.superblock),
             (Area::Root(block), Some(root)) => Ok(root.render(block, self.space.regions())),
-            (Area::Meta { region, block }, _) => self.render_metadata(patience, region, block),
+            (Area::Meta { region, block }, _) => self.render_metadata(mode, region, block),
             _ => Ok([0; BLOCK_LEN_USIZE]),
         }
     }
 
-    fn render_metadata(
-        &self,
-        patience: Patience,
-        region: u32,
-        block: u32,
-    ) -> Result<Block, ReadError> {
+    fn render_metadata(&self, mode: IoMode, region: u32, block: u32) -> Result<Block, ReadError> {
         let mut out = [0; BLOCK_LEN_USIZE];
         let here = self.space.region(region);
         let files = self
             .plans
-            .with(self, patience, region, Need::Meta(block), |plan| {
+            .with(self, mode, region, Need::Meta(block), |plan| {
                 let nid = u64::from(ROOT_NID);
                 let files = encode::metadata_block(plan, here, nid, block, &mut out);
                 if let Some(text) = self.text_of(region) {
@@ -267,16 +266,16 @@ impl Image {
                     return Ok(Vec::new());
                 }
                 let open = |inline: &encode::InlineFile| {
-                    let file = self.open(plan, patience, region, inline.node)?;
+                    let file = self.open(plan, mode, region, inline.node)?;
                     Ok((file, inline.offset..inline.offset + inline.len))
                 };
                 files
                     .iter()
                     .map(open)
-                    .collect::<Result<Vec<_>, StoreError>>()
+                    .collect::<Result<Vec<_>, SourceError>>()
             })??;
         for (file, range) in files {
-            file.read_exact_at(&mut out[range], 0, patience)?;
+            file.read_exact_at(&mut out[range], 0, mode)?;
         }
         Ok(out)
     }
@@ -290,22 +289,23 @@ impl Image {
     fn open(
         &self,
         plan: &Plan,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         index: NodeIndex,
-    ) -> Result<Arc<HostFile>, StoreError> {
+    ) -> Result<Arc<HostFile>, SourceError> {
         let key = FileKey {
             path: region,
             node: index,
         };
         let stamp = plan.node(index).stamp();
-        self.store.file(key, stamp, patience, || plan.path(index))
+        let top = self.tops[region as usize];
+        self.store.file(key, stamp, top, mode, || plan.path(index))
     }
 
     /// Hands out data from block `block` of a region, as far as the region and the range go.
     fn visit_data<E: From<ReadError>>(
         &self,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         block: u32,
         cursor: &mut Cursor,
@@ -319,8 +319,8 @@ impl Image {
         let start = u64::from(block) * BLOCK_LEN_BYTES + cursor.in_block() as u64;
         let extents = self
             .plans
-            .with(self, patience, region, Need::Data(last_block), |plan| {
-                self.extents(plan, patience, region, start, len)
+            .with(self, mode, region, Need::Data(last_block), |plan| {
+                self.extents(plan, mode, region, start, len)
             })?
             .map_err(ReadError::from)?;
         for extent in extents {
@@ -333,11 +333,11 @@ impl Image {
     fn extents(
         &self,
         plan: &Plan,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         start: u64,
         len: u64,
-    ) -> Result<Extents, StoreError> {
+    ) -> Result<Extents, SourceError> {
         let mut extents = Extents::new();
         let (mut at, end) = (start, start + len);
         let first = u32::try_from(start / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
@@ -350,7 +350,7 @@ impl Image {
             }
             let stop = (from + node.size_bytes()).min(end);
             if at < stop {
-                extents.push(self.extent(plan, patience, region, index, at - from..stop - from)?);
+                extents.push(self.extent(plan, mode, region, index, at - from..stop - from)?);
                 at = stop;
             }
             let padded = from + plan.data_blocks_of(node) * BLOCK_LEN_BYTES;
@@ -363,11 +363,11 @@ impl Image {
     fn extent(
         &self,
         plan: &Plan,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         index: NodeIndex,
         range: Range<u64>,
-    ) -> Result<Extent, StoreError> {
+    ) -> Result<Extent, SourceError> {
         let node = plan.node(index);
         let (offset, len) = (range.start, range.end - range.start);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
@@ -379,7 +379,7 @@ impl Image {
             let start = usize::try_from(offset).unwrap_or(usize::MAX);
             return Ok(Extent::Bytes(bytes[start..start + len].into()));
         }
-        let file = self.open(plan, patience, region, index)?;
+        let file = self.open(plan, mode, region, index)?;
         Ok(Extent::File { file, offset, len })
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use lru::LruCache;
@@ -15,9 +16,11 @@ use lru::LruCache;
 use super::{Image, ReadError};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
-use crate::erofs::layout::plan::{NodeIndex, Plan};
+use crate::erofs::layout::plan::{DirIndex, NodeIndex, Plan};
 use crate::erofs::layout::planner::Planner;
-use crate::store::{FileKind, Listing, Patience, Stat, Store, StoreError, parallel};
+use crate::parallel;
+use crate::source::{HostTree, Identity, IoMode, SourceError};
+use crate::tree::{FileKind, Listing, Stat};
 
 /// Directories that are worth the start of threads: listing so many takes ten times as long.
 const DIRS_AT_ONCE: usize = 64;
@@ -25,18 +28,44 @@ const DIRS_AT_ONCE: usize = 64;
 /// More threads than this do not list one path's directories: each has one of them open.
 pub const LISTERS_MAX: usize = 4;
 
+/// A path that cannot be laid out is not walked again for so long, however often a guest asks.
+const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
+
 /// One path's plan.
 #[derive(Debug, Default)]
 struct Cell {
     /// Set once nothing is left to walk.
     complete: OnceLock<Plan>,
-    growing: Mutex<Option<Growth>>,
+    growing: Mutex<Growing>,
+}
+
+/// A plan that is not complete.
+#[derive(Debug, Default)]
+struct Growing {
+    growth: Option<Growth>,
+    /// Why the path could not be planned, and when.
+    failed: Option<(ReadError, Instant)>,
+}
+
+impl Growing {
+    /// The error of a walk that failed a moment ago.
+    fn check(&mut self) -> Result<(), ReadError> {
+        match &self.failed {
+            Some((error, at)) if at.elapsed() < FAILURE_REMEMBERED => Err(error.clone()),
+            _ => {
+                self.failed = None;
+                Ok(())
+            }
+        }
+    }
 }
 
 /// A plan that is growing.
 #[derive(Debug)]
 struct Growth {
     planner: Planner,
+    /// How many of its directories readers may have seen.
+    seen: DirIndex,
     /// What it must be found to be before anyone may use it: it was there before, and was dropped.
     expected: Option<Past>,
 }
@@ -108,11 +137,11 @@ impl Plans {
     /// Calls `f` with a plan that covers what is needed of a region.
     ///
     /// # Errors
-    /// When the path cannot be planned so far; [`StoreError::WouldBlock`] as `patience` has it.
+    /// When the path cannot be planned so far; [`SourceError::WouldBlock`] as `mode` has it.
     pub(super) fn with<R>(
         &self,
         image: &Image,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         need: Need,
         f: impl FnOnce(&Plan) -> R,
@@ -129,22 +158,21 @@ impl Plans {
             return Ok(f(plan));
         }
         let cell = slot.get();
-        let mut growing = match patience {
-            Patience::Wait => lock(&cell.growing),
-            Patience::Now => try_lock(&cell.growing).ok_or(StoreError::WouldBlock)?,
+        let mut growing = match mode {
+            IoMode::Blocking => lock(&cell.growing),
+            IoMode::NoWait => try_lock(&cell.growing).ok_or(SourceError::WouldBlock)?,
         };
         if let Some(plan) = cell.complete.get() {
             // Somebody finished it while this reader waited for its turn.
             return Ok(f(plan));
         }
-        self.grow(image, patience, region, need, &mut growing)
-            .inspect_err(|error| {
-                if matches!(error, ReadError::Layout { .. } | ReadError::Replaced { .. }) {
-                    *growing = None;
-                }
-            })?;
-        let Some(growth) = growing.take_if(|growth| growth.planner.is_complete()) else {
-            let growth = growing.as_ref().ok_or_else(|| unplanned(image, region))?;
+        growing.check()?;
+        self.grow(image, mode, region, need, &mut growing.growth)
+            .inspect_err(|error| self.give_up(region, error, &mut growing))?;
+        let is_complete = |growth: &mut Growth| growth.planner.is_complete();
+        let Some(growth) = growing.growth.take_if(is_complete) else {
+            let growth = growing.growth.as_ref();
+            let growth = growth.ok_or_else(|| unplanned(image, region))?;
             return Ok(f(growth.planner.plan()));
         };
         let plan = cell.complete.get_or_init(|| growth.planner.into_plan());
@@ -153,20 +181,36 @@ impl Plans {
         Ok(f(plan))
     }
 
+    /// Drops a plan that cannot be used any further. A guest may have read from it, so what it was is kept.
+    fn give_up(&self, region: u32, error: &ReadError, growing: &mut Growing) {
+        let lasts = match error {
+            ReadError::Layout { .. } | ReadError::Replaced { .. } => true,
+            ReadError::Source(error) => matches!(error, SourceError::Replaced { .. }),
+            ReadError::OutOfRange { .. } => false,
+        };
+        if !lasts {
+            return;
+        }
+        growing.failed = Some((error.clone(), Instant::now()));
+        let past = growing.growth.take().and_then(|growth| growth.past());
+        lock(&self.sizes).note_past(region, past);
+    }
+
     /// Walks on until `need` is covered.
     fn grow(
         &self,
         image: &Image,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         need: Need,
         growing: &mut Option<Growth>,
     ) -> Result<(), ReadError> {
-        if patience == Patience::Now {
-            let covered = growing.as_ref().is_some_and(|grown| {
-                grown.expected.is_none() && need.is_covered_by(&grown.planner)
-            });
-            return covered.then_some(()).ok_or(StoreError::WouldBlock.into());
+        let covered = |growth: &Growth| growth.is_usable() && need.is_covered_by(&growth.planner);
+        if growing.as_ref().is_some_and(covered) {
+            return Ok(());
+        }
+        if mode == IoMode::NoWait {
+            return Err(SourceError::WouldBlock.into());
         }
         let here = image.space.region(region);
         #[cfg(test)]
@@ -177,6 +221,7 @@ impl Plans {
             Some(growth) => growth,
             None => growing.insert(Growth {
                 planner: start(&image.store, &here.name, self.attributes, here.limits())?,
+                seen: 0,
                 expected: lock(&self.sizes).past.get(&region).copied(),
             }),
         };
@@ -185,16 +230,15 @@ impl Plans {
             growth.expected = None;
         }
         let planner = &mut growth.planner;
-        if need.is_covered_by(planner) {
-            return Ok(());
-        }
         while !need.is_covered_by(planner) {
             match stride(&image.store, planner, &here.name) {
                 // It got far enough before that.
-                Err(ReadError::Store(_)) if need.is_covered_by(planner) => {}
+                Err(ReadError::Source(_)) if need.is_covered_by(planner) => {}
                 walked => walked?,
             }
         }
+        check_top(&image.store, &here.name, image.tops[region as usize])?;
+        growth.seen = planner.listed();
         self.remember(region, planner.plan().heap_bytes());
         Ok(())
     }
@@ -256,6 +300,14 @@ impl Plans {
         f()
     }
 
+    /// As if the time for which failures are remembered had passed.
+    #[cfg(test)]
+    pub(super) fn forget_failures(&self) {
+        for slot in &self.slots {
+            lock(&slot.get().growing).failed = None;
+        }
+    }
+
     /// Whether there is nothing of a region's plan in memory.
     #[cfg(test)]
     pub(super) fn is_dropped(&self, region: usize) -> bool {
@@ -274,14 +326,17 @@ impl Sizes {
     fn forget(&mut self, region: u32, slot: &Slot) -> bool {
         let past = slot.cell.load().as_ref().map(|cell| Past::of(cell));
         match past {
-            Some(Err(Growing)) => return false,
-            Some(Ok(Some(past))) => {
-                self.past.insert(region, past);
-            }
-            Some(Ok(None)) | None => {}
+            Some(Err(InUse)) => return false,
+            Some(Ok(past)) => self.note_past(region, past),
+            None => {}
         }
         slot.cell.store(None);
         true
+    }
+
+    /// Keeps what was learnt of a plan that is dropped, if anything was.
+    fn note_past(&mut self, region: u32, past: Option<Past>) {
+        self.past.extend(past.map(|past| (region, past)));
     }
 }
 
@@ -306,31 +361,48 @@ impl Slot {
 }
 
 /// Somebody is growing the plan.
-struct Growing;
+struct InUse;
+
+impl Growth {
+    /// Nothing has been listed but not checked.
+    fn is_usable(&self) -> bool {
+        self.expected.is_none() && self.seen == self.planner.listed()
+    }
+
+    /// None if nothing new was learnt.
+    fn past(&self) -> Option<Past> {
+        let dirs = self.seen;
+        self.expected.is_none().then(|| Past {
+            dirs,
+            digest: self.planner.plan().digest(dirs),
+        })
+    }
+}
 
 impl Past {
     /// None when nothing new was learnt.
-    fn of(cell: &Cell) -> Result<Option<Self>, Growing> {
+    fn of(cell: &Cell) -> Result<Option<Self>, InUse> {
         if let Some(plan) = cell.complete.get() {
             return Ok(Some(Self {
                 dirs: u32::MAX,
-                digest: plan.digest(),
+                digest: plan.digest(u32::MAX),
             }));
         }
-        let growing = try_lock(&cell.growing).ok_or(Growing)?;
-        let growth = growing.as_ref().filter(|growth| growth.expected.is_none());
-        Ok(growth.map(|Growth { planner, .. }| Self {
-            dirs: planner.listed(),
-            digest: planner.plan().digest(),
-        }))
+        let growing = try_lock(&cell.growing).ok_or(InUse)?;
+        Ok(growing.growth.as_ref().and_then(Growth::past))
     }
 
     /// Walks as far as the plan had got, and makes sure that it is the same again.
-    fn repeat(&self, store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
+    fn repeat(
+        &self,
+        store: &HostTree,
+        planner: &mut Planner,
+        name: &[u8],
+    ) -> Result<(), ReadError> {
         while planner.listed() < self.dirs && !planner.is_complete() {
             step(store, planner, name)?;
         }
-        if planner.plan().digest() == self.digest {
+        if planner.plan().digest(self.dirs) == self.digest {
             return Ok(());
         }
         Err(ReadError::Replaced {
@@ -359,7 +431,7 @@ fn unplanned(image: &Image, region: u32) -> ReadError {
 
 /// Begins the plan of the path `name`.
 fn start(
-    store: &Store,
+    store: &HostTree,
     name: &[u8],
     attributes: Attributes,
     limits: (u32, u32),
@@ -373,7 +445,7 @@ fn start(
         .map_err(|source| layout_error(store, name, source))
 }
 
-fn top_node(store: &Store, name: &[u8]) -> Result<(Stat, Vec<u8>), ReadError> {
+fn top_node(store: &HostTree, name: &[u8]) -> Result<(Stat, Vec<u8>), ReadError> {
     let stat = store.stat(name)?;
     let target = match stat.kind {
         FileKind::Symlink => store.read_link(name)?,
@@ -383,7 +455,7 @@ fn top_node(store: &Store, name: &[u8]) -> Result<(Stat, Vec<u8>), ReadError> {
 }
 
 /// Lists one more directory.
-fn step(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
+fn step(store: &HostTree, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
     let Some(dir) = planner.next_dir() else {
         return Ok(());
     };
@@ -392,7 +464,7 @@ fn step(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadErr
 }
 
 /// Lists one more directory, or several at once where many are known.
-fn stride(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
+fn stride(store: &HostTree, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
     let dirs: Vec<NodeIndex> = planner.next_dirs().take(DIRS_AT_ONCE).collect();
     if dirs.len() < DIRS_AT_ONCE {
         return step(store, planner, name);
@@ -407,12 +479,12 @@ fn stride(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadE
     Ok(())
 }
 
-fn list(store: &Store, plan: &Plan, dir: NodeIndex) -> Result<Listing, StoreError> {
+fn list(store: &HostTree, plan: &Plan, dir: NodeIndex) -> Result<Listing, SourceError> {
     store.list(&plan.path(dir), plan.attributes().detail())
 }
 
 fn push(
-    store: &Store,
+    store: &HostTree,
     planner: &mut Planner,
     name: &[u8],
     listing: &Listing,
@@ -424,18 +496,25 @@ fn push(
 
 /// Plans the path `name` whole, however big it is.
 pub(super) fn plan_whole(
-    store: &Store,
+    store: &HostTree,
     name: &[u8],
+    top: Option<Identity>,
     attributes: Attributes,
 ) -> Result<Plan, ReadError> {
     let mut planner = start(store, name, attributes, (u32::MAX, u32::MAX))?;
     while !planner.is_complete() {
         step(store, &mut planner, name)?;
     }
+    check_top(store, name, top)?;
     Ok(planner.into_plan())
 }
 
-fn layout_error(store: &Store, name: &[u8], source: LayoutError) -> ReadError {
+/// After a path was walked: nothing of another one that has taken its place may be in the plan.
+fn check_top(store: &HostTree, name: &[u8], top: Option<Identity>) -> Result<(), SourceError> {
+    top.map_or(Ok(()), |top| store.check_top(name, top))
+}
+
+fn layout_error(store: &HostTree, name: &[u8], source: LayoutError) -> ReadError {
     ReadError::Layout {
         path: store.host_path(name).display().to_string(),
         source,

@@ -9,7 +9,7 @@ use super::super::errors::CliError;
 use super::shown;
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::image::{FileRef, Place};
-use crate::store::FileKind;
+use crate::tree::FileKind;
 
 /// The answer.
 #[derive(Debug, Serialize)]

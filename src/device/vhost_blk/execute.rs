@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter};
 use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
 use crate::image::{Image, Piece, ReadError};
-use crate::store::{HostFile, Patience};
+use crate::source::{HostFile, IoMode};
 
 /// Most bytes of requests that are carried out as one.
 const TOGETHER_BYTES: u64 = 256 << 10;
@@ -94,13 +94,13 @@ pub struct Disk {
 impl Disk {
     /// Carries a request out and writes its status byte: all but the publishing.
     pub fn execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Outcome {
-        let result = self.carry_out(Patience::Wait, parsed, memory);
+        let result = self.carry_out(IoMode::Blocking, parsed, memory);
         finish(parsed, result, memory)
     }
 
     /// Like [`execute`](Self::execute), but does nothing that could block.
     pub fn try_execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Attempt {
-        match self.carry_out(Patience::Now, parsed, memory) {
+        match self.carry_out(IoMode::NoWait, parsed, memory) {
             Err(RequestError::Underway) => Attempt::Underway,
             Err(RequestError::Read(error)) if error.is_would_block() => Attempt::Blocked,
             result => Attempt::Done(finish(parsed, result, memory)),
@@ -121,7 +121,7 @@ impl Disk {
         let buffers = reads.iter().filter_map(|read| read.request.as_read());
         let writer = GuestBuffer::writer_of(buffers.map(|(_, data)| data), memory).ok()?;
         let len_bytes = reads.iter().map(data_bytes).sum();
-        self.fill(Patience::Now, offset_bytes, len_bytes, writer)
+        self.fill(IoMode::NoWait, offset_bytes, len_bytes, writer)
             .ok()?;
         let finish = move |read| finish(read, Ok(data_bytes(read)), memory);
         Some(reads.iter().map(finish))
@@ -129,14 +129,12 @@ impl Disk {
 
     fn carry_out(
         &self,
-        patience: Patience,
+        mode: IoMode,
         parsed: &Parsed,
         memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Result<u64, RequestError> {
         match &parsed.request {
-            Request::Read { offset_bytes, data } => {
-                self.read(patience, *offset_bytes, data, memory)
-            }
+            Request::Read { offset_bytes, data } => self.read(mode, *offset_bytes, data, memory),
             Request::GetId { data } => self.tell_serial(data, memory),
             Request::Flush => Ok(0),
             Request::Refused(refusal) => Err((*refusal).into()),
@@ -145,22 +143,17 @@ impl Disk {
 
     fn read(
         &self,
-        patience: Patience,
+        mode: IoMode,
         offset_bytes: u64,
         data: &GuestBuffer,
         memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Result<u64, RequestError> {
-        self.fill(
-            patience,
-            offset_bytes,
-            data.len_bytes(),
-            data.writer(memory)?,
-        )
+        self.fill(mode, offset_bytes, data.len_bytes(), data.writer(memory)?)
     }
 
     fn fill(
         &self,
-        patience: Patience,
+        mode: IoMode,
         offset_bytes: u64,
         len_bytes: u64,
         writer: GuestWriter<'_>,
@@ -168,12 +161,11 @@ impl Disk {
         let mut fill = Fill {
             writer,
             run: None,
-            patience,
+            mode,
         };
         if len_bytes > 0 {
             let add = &mut |piece: Piece<'_>| fill.add(piece);
-            self.image
-                .visit_with(patience, offset_bytes, len_bytes, add)?;
+            self.image.visit_with(mode, offset_bytes, len_bytes, add)?;
         }
         fill.flush()?;
         Ok(len_bytes)
@@ -261,7 +253,7 @@ fn write_status(
 struct Fill<'m> {
     writer: GuestWriter<'m>,
     run: Option<FileRun>,
-    patience: Patience,
+    mode: IoMode,
 }
 
 /// A range of a host file that is still to be read.
@@ -330,7 +322,7 @@ impl Fill<'_> {
         };
         match self
             .writer
-            .read_file(file.as_fd(), offset, len_bytes, self.patience)
+            .read_file(file.as_fd(), offset, len_bytes, self.mode)
         {
             Ok(()) => Ok(file.check().map_err(ReadError::from)?),
             Err(FileFault::Guest(fault)) => Err(fault.into()),

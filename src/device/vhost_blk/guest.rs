@@ -16,7 +16,7 @@ use vm_memory::{
     GuestMemoryMmap, Permissions, VolatileMemoryError, VolatileSlice,
 };
 
-use crate::store::{Patience, would_block};
+use crate::source::{IoMode, would_block};
 
 /// Guest memory as this process has mapped it; no dirty log, because nothing here can migrate.
 pub type Memory = GuestMemoryMmap<()>;
@@ -286,7 +286,7 @@ impl GuestWriter<'_> {
     }
 
     /// Reads `offset..offset + len_bytes` of a file, wholly, with as few system calls as the kernel allows; with
-    /// [`Patience::Now`] only from memory.
+    /// [`IoMode::NoWait`] only from memory.
     ///
     /// # Errors
     /// [`FileFault`]; any part of the buffer may have been written then.
@@ -295,17 +295,17 @@ impl GuestWriter<'_> {
         file: BorrowedFd<'_>,
         offset: u64,
         len_bytes: u64,
-        patience: Patience,
+        mode: IoMode,
     ) -> Result<(), FileFault> {
         let mut at = offset;
         let mut rest = len_bytes;
         while rest > 0 {
-            let count = match preadv(file, &self.front(rest)?, at, patience) {
+            let count = match preadv(file, &self.front(rest)?, at, mode) {
                 Ok(0) => return Err(FileFault::Ended),
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
                 Err(Errno::FAULT) => return Err(GuestFault::Vanished.into()),
-                Err(errno) if patience == Patience::Now && would_block(errno) => {
+                Err(errno) if mode == IoMode::NoWait && would_block(errno) => {
                     return Err(FileFault::WouldBlock);
                 }
                 Err(errno) => return Err(FileFault::Host(errno)),
@@ -364,7 +364,7 @@ fn preadv(
     file: BorrowedFd<'_>,
     slices: &[VolatileSlice<'_>],
     offset: u64,
-    patience: Patience,
+    mode: IoMode,
 ) -> Result<usize, Errno> {
     let offset = libc::off_t::try_from(offset).map_err(|_| Errno::OVERFLOW)?;
     let guards: Few<PtrGuardMut> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
@@ -381,10 +381,10 @@ fn preadv(
     // `iov_len` bytes to each; a page that has vanished gives EFAULT, not a signal. No Rust reference to this
     // memory exists: whatever else touches it does so through volatile or atomic accesses.
     let read = unsafe {
-        match patience {
+        match mode {
             // The older call, which every sandbox allows.
-            Patience::Wait => libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset),
-            Patience::Now => {
+            IoMode::Blocking => libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset),
+            IoMode::NoWait => {
                 let flags = libc::RWF_NOWAIT;
                 libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), count, offset, flags)
             }

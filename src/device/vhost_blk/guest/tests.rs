@@ -70,7 +70,7 @@ fn a_file_goes_into_more_segments_than_one_call_takes() {
     let segments: Vec<(u64, u32)> = (0..3000).map(|i| (0x1000 + i * 16, 13)).collect();
     let mut writer = buffer(&segments).writer(&memory).unwrap();
     writer
-        .read_file(file_of(&content).as_fd(), 5, 3000 * 13, Patience::Wait)
+        .read_file(file_of(&content).as_fd(), 5, 3000 * 13, IoMode::Blocking)
         .unwrap();
     for (i, (address, _)) in segments.iter().enumerate() {
         assert_eq!(bytes_at(&memory, *address, 13), content[5 + i * 13..][..13]);
@@ -85,11 +85,11 @@ fn files_and_copies_alternate() {
     let mut writer = buffer(&[(0, 5), (0x100, 20)]).writer(&memory).unwrap();
     writer.write(b"ab").unwrap();
     writer
-        .read_file(file.as_fd(), 1, 4, Patience::Wait)
+        .read_file(file.as_fd(), 1, 4, IoMode::Blocking)
         .unwrap();
     writer.zero(1).unwrap();
     writer
-        .read_file(file.as_fd(), 7, 3, Patience::Wait)
+        .read_file(file.as_fd(), 7, 3, IoMode::Blocking)
         .unwrap();
     assert_eq!(bytes_at(&memory, 0, 6), b"ab123\0");
     assert_eq!(bytes_at(&memory, 0x100, 6), b"4\x00789\0");
@@ -99,7 +99,7 @@ fn files_and_copies_alternate() {
 fn a_file_that_ends_early_is_an_error() {
     let memory = memory(0x1000);
     let mut writer = buffer(&[(0, 100)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 100, Patience::Wait);
+    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 100, IoMode::Blocking);
     assert_eq!(fault, Err(FileFault::Ended));
 }
 
@@ -107,7 +107,7 @@ fn a_file_that_ends_early_is_an_error() {
 fn a_file_never_goes_beyond_the_buffer() {
     let memory = memory(0x1000);
     let mut writer = buffer(&[(0, 10)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 50, Patience::Wait);
+    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 50, IoMode::Blocking);
     assert_eq!(fault, Err(FileFault::Guest(GuestFault::Full)));
     assert_eq!(bytes_at(&memory, 9, 3), [1, 0, 0]);
 }
@@ -116,7 +116,7 @@ fn a_file_never_goes_beyond_the_buffer() {
 fn offsets_beyond_the_kernels_are_refused() {
     let memory = memory(0x1000);
     let mut writer = buffer(&[(0, 10)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[]).as_fd(), u64::MAX, 10, Patience::Wait);
+    let fault = writer.read_file(file_of(&[]).as_fd(), u64::MAX, 10, IoMode::Blocking);
     assert_eq!(fault, Err(FileFault::Host(Errno::OVERFLOW)));
 }
 
@@ -140,7 +140,7 @@ fn memory_that_the_frontend_cut_is_an_error_and_no_signal() {
     let memory = Memory::from_regions(vec![region]).unwrap();
     backing.set_len(0).unwrap();
     let mut writer = buffer(&[(0, 100)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[1; 100]).as_fd(), 0, 100, Patience::Wait);
+    let fault = writer.read_file(file_of(&[1; 100]).as_fd(), 0, 100, IoMode::Blocking);
     assert_eq!(fault, Err(FileFault::Guest(GuestFault::Vanished)));
 }
 
@@ -152,13 +152,13 @@ fn an_impatient_read_is_whole_or_refused() {
     file.sync_all().unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     let memory = memory(0x100_0000);
-    let read = |patience| {
+    let read = |mode| {
         let mut writer = buffer(&[(0, 200_000)]).writer(&memory).unwrap();
-        writer.read_file(file.as_fd(), 0, 200_000, patience)
+        writer.read_file(file.as_fd(), 0, 200_000, mode)
     };
-    if read(Patience::Now) != Err(FileFault::WouldBlock) {
+    if read(IoMode::NoWait) != Err(FileFault::WouldBlock) {
         assert!(bytes_at(&memory, 0, content.len()) == content);
     }
-    assert_eq!(read(Patience::Wait), Ok(()));
+    assert_eq!(read(IoMode::Blocking), Ok(()));
     assert!(bytes_at(&memory, 0, content.len()) == content);
 }

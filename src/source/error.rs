@@ -4,7 +4,7 @@ use rustix::io::Errno;
 
 /// Why something in the store cannot be served.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
+pub enum SourceError {
     /// The host refused.
     #[error("{}: cannot {action}: {errno}", path.display())]
     Io {
@@ -24,6 +24,12 @@ pub enum StoreError {
         /// Where.
         path: PathBuf,
     },
+    /// The store path is not the one that was there at the start.
+    #[error("{}: replaced while it was served (restart lazystore to serve what lies there now)", path.display())]
+    Replaced {
+        /// Where.
+        path: PathBuf,
+    },
     /// The file ended early.
     #[error("{}: shorter than when it was planned", path.display())]
     Shrank {
@@ -32,11 +38,14 @@ pub enum StoreError {
     },
 }
 
-impl StoreError {
+impl SourceError {
     /// Where, on the host.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Io { path, .. } | Self::Changed { path } | Self::Shrank { path } => Some(path),
+            Self::Io { path, .. }
+            | Self::Changed { path }
+            | Self::Replaced { path }
+            | Self::Shrank { path } => Some(path),
             Self::WouldBlock => None,
         }
     }

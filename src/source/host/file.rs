@@ -12,7 +12,9 @@ use nix::time::{ClockId, clock_gettime};
 use rustix::fs::{Advice, AtFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{FileKind, Patience, Stat, StoreError, statx};
+use super::statx;
+use crate::source::{IoMode, SourceError};
+use crate::tree::{FileKind, Stamp, Stat};
 
 /// Shards of the file cache: queues that read different files seldom meet at one lock.
 const SHARDS: usize = 16;
@@ -29,17 +31,6 @@ pub struct FileKey {
     pub path: u32,
     /// Index of the node in the path's plan.
     pub node: u32,
-}
-
-/// What must not change between planning a file and reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Stamp {
-    /// Length of the file.
-    pub size_bytes: u64,
-    /// Whole seconds of the mtime.
-    pub mtime_sec: i64,
-    /// Nanoseconds of the mtime.
-    pub mtime_nsec: u32,
 }
 
 /// A host file that is open for reading.
@@ -66,10 +57,10 @@ impl HostFile {
         }
     }
 
-    /// Whether a read of it has failed. What was wrong may lie in this open file only: in its place there may be
-    /// another one by now.
-    pub(super) fn is_faulty(&self) -> bool {
-        self.faulty.load(Ordering::Relaxed)
+    /// Whether it can be used for a file that was planned with `stamp`. Not after a failed read: what was wrong may lie
+    /// in this open file only, and in its place there may be another one by now.
+    pub(super) fn is_still(&self, stamp: Stamp) -> bool {
+        self.stamp == stamp && !self.faulty.load(Ordering::Relaxed)
     }
 
     /// Makes sure that the file is still the one that was planned. To be asked after a read and before its bytes are
@@ -77,8 +68,8 @@ impl HostFile {
     /// may go unnoticed.
     ///
     /// # Errors
-    /// [`StoreError::Changed`], or the host cannot tell.
-    pub fn check(&self) -> Result<(), StoreError> {
+    /// [`SourceError::Changed`], or the host cannot tell.
+    pub fn check(&self) -> Result<(), SourceError> {
         let now_ms = coarse_ms();
         if now_ms.saturating_sub(self.checked_ms.load(Ordering::Relaxed)) < BELIEVED_MS {
             return Ok(());
@@ -87,7 +78,7 @@ impl HostFile {
         let found = Stat::from(&found);
         if found.kind != FileKind::Regular || found.stamp() != self.stamp {
             self.faulty.store(true, Ordering::Relaxed);
-            return Err(StoreError::Changed {
+            return Err(SourceError::Changed {
                 path: self.path.clone(),
             });
         }
@@ -104,22 +95,22 @@ impl HostFile {
     ///
     /// # Errors
     /// When the host cannot read, the file ends before `buf` is full, or it is not what was planned any more.
-    /// [`StoreError::WouldBlock`] as `patience` has it.
+    /// [`SourceError::WouldBlock`] as `mode` has it.
     pub fn read_exact_at(
         &self,
         buf: &mut [u8],
         offset: u64,
-        patience: Patience,
-    ) -> Result<(), StoreError> {
+        mode: IoMode,
+    ) -> Result<(), SourceError> {
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
-            match self.read_at(&mut buf[done..], at, patience) {
+            match self.read_at(&mut buf[done..], at, mode) {
                 Ok(0) => return Err(self.shrank()),
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
-                Err(errno) if patience == Patience::Now && would_block(errno) => {
-                    return Err(StoreError::WouldBlock);
+                Err(errno) if mode == IoMode::NoWait && would_block(errno) => {
+                    return Err(SourceError::WouldBlock);
                 }
                 Err(errno) => return Err(self.fault(errno)),
             }
@@ -127,10 +118,10 @@ impl HostFile {
         self.check()
     }
 
-    fn read_at(&self, buf: &mut [u8], offset: u64, patience: Patience) -> Result<usize, Errno> {
-        match patience {
-            Patience::Wait => rustix::io::pread(&self.fd, buf, offset),
-            Patience::Now => {
+    fn read_at(&self, buf: &mut [u8], offset: u64, mode: IoMode) -> Result<usize, Errno> {
+        match mode {
+            IoMode::Blocking => rustix::io::pread(&self.fd, buf, offset),
+            IoMode::NoWait => {
                 let mut bufs = [IoSliceMut::new(buf)];
                 rustix::io::preadv2(&self.fd, &mut bufs, offset, ReadWriteFlags::NOWAIT)
             }
@@ -141,7 +132,7 @@ impl HostFile {
     ///
     /// # Errors
     /// When the file system cannot read ahead.
-    pub fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), StoreError> {
+    pub fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), SourceError> {
         rustix::fs::fadvise(
             &self.fd,
             offset,
@@ -152,9 +143,9 @@ impl HostFile {
     }
 
     /// The error for a read of this file that the host refused.
-    pub fn fault(&self, errno: Errno) -> StoreError {
+    pub fn fault(&self, errno: Errno) -> SourceError {
         self.faulty.store(true, Ordering::Relaxed);
-        StoreError::Io {
+        SourceError::Io {
             path: self.path.clone(),
             action: "read",
             errno,
@@ -162,9 +153,9 @@ impl HostFile {
     }
 
     /// The error for a read of this file that ended early.
-    pub fn shrank(&self) -> StoreError {
+    pub fn shrank(&self) -> SourceError {
         self.faulty.store(true, Ordering::Relaxed);
-        StoreError::Shrank {
+        SourceError::Shrank {
             path: self.path.clone(),
         }
     }
