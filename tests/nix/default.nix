@@ -21,7 +21,10 @@ let
     modules:
     lib.evalModules {
       inherit modules;
-      specialArgs = { inherit lib pkgs; };
+      specialArgs = {
+        inherit lib;
+        inherit (real) pkgs;
+      };
     };
 
   evaluated = evaluate (
@@ -81,9 +84,14 @@ in
     storeDisk = if guest.microvm.storeOnDisk then guest.microvm.storeDisk else null;
     storeDiskType = if guest.microvm.storeOnDisk then guest.microvm.storeDiskType else null;
     inherit (guest.boot.initrd) kernelModules;
-    startScript = guest.microvm.${guest.microvm.hypervisor}.package.lazystoreStart.text or null;
+    # An older microvm.nix has no option for the package.
+    startScript =
+      let
+        found = builtins.tryEval (guest.microvm.${guest.microvm.hypervisor}.package.lazystoreStart.text or null);
+      in
+      if found.success then found.value else null;
     failedAssertions = failed guest;
     # With the real microvm.nix: what starts the VM.
-    command = real.command guest;
+    command = if failed guest == [ ] then real.command guest else null;
   };
 }

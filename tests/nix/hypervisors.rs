@@ -84,6 +84,11 @@ fn hypervisors_that_know_vhost_user_are_started_by_lazystore() {
     for hypervisor in WRAPPED_HYPERVISORS {
         let guest = with(hypervisor);
         assert_served(&guest);
+        if guest["startScript"].is_null() && real(MICROVM).is_some() {
+            // A microvm.nix of before February 2026 has no option for the hypervisor's package.
+            assert!(guest["preStart"].as_str().unwrap().contains("--fuse guest-lazystore"));
+            continue;
+        }
         let start = guest["startScript"].as_str().unwrap();
         assert!(start.contains("/bin/lazystore run --closure-info /"), "{start}");
         assert!(!guest["preStart"].as_str().unwrap().contains("lazystore serve"));
@@ -127,14 +132,16 @@ fn it_is_left_alone_or_told_where_there_is_nothing_to_serve() {
     let shared = microvm(&format!("{{ microvm.shares = [ {store} ]; }}"));
     assert_eq!(shared["preStart"], "");
     assert_eq!(shared["extraArgs"], json!([]));
-    for (definition, said) in [
-        ("hypervisor = \"vfkit\"", "Linux host"),
-        ("hotplugMem = 1", "use microvm.mem"),
-    ] {
-        let guest = microvm(&format!("{{ microvm.{definition}; }}"));
-        let message = guest["failedAssertions"][0].as_str().unwrap();
-        assert!(message.contains(said), "{message}");
-    }
+    let plugged = microvm("{ microvm.hotplugMem = 1; }");
+    let message = plugged["failedAssertions"][0].as_str().unwrap();
+    assert!(message.contains("use microvm.mem"), "{message}");
+}
+
+#[test]
+fn macos_has_no_lazystore() {
+    let guest = with("vfkit");
+    let message = guest["failedAssertions"][0].as_str().unwrap();
+    assert!(message.contains("Linux host"), "{message}");
 }
 
 /// A choice of compression means nothing for a disk that is never built.

@@ -25,7 +25,7 @@ let
         args = [ "-euo" "pipefail" "-c" (keepLogOpen + script) ];
         PATH = "/usr/bin:/bin:/usr/sbin:/sbin";
       }
-      // removeAttrs attributes [ "meta" ]
+      // removeAttrs attributes [ "meta" "passthru" ]
     );
 
   # A package with programs of the host.
@@ -117,7 +117,7 @@ in
 
   # Stands for two hypervisors that are not here.
   cloud-hypervisor = programs "cloud-hypervisor" [ (toString ./fake/cloud-hypervisor) ] // { version = "50.0"; };
-  crosvm = programs "crosvm" [ (toString ./fake/crosvm) ];
+  crosvm = programs "crosvm" [ (toString ./fake/crosvm) ] // { version = "120"; };
 
   # What a guest is made of: a static program, a path that it refers to, and the machine's Nix with its libraries. And
   # what nothing refers to.
