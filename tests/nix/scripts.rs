@@ -75,7 +75,7 @@ fn a_vm_may_live_in_a_directory_with_a_long_name() {
 #[test]
 fn what_asks_qemu_something_gets_no_disk() {
     let machine = Machine::new();
-    let package = built("qemu", &fake_qemu(), &[]);
+    let package = built("package", &fake_qemu(), &[]);
     for question in [
         &["-version"][..],
         &["-device", "help"],
