@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::closure_args::{ClosureArgs, Loaded};
 use super::errors::CliError;
+use super::numbers::whole;
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::image::locate::nid_offset;
 
@@ -31,13 +32,13 @@ pub struct InspectArgs {
 #[group(required = false, multiple = false)]
 struct PlaceArgs {
     /// Say what lies at this byte of the disk
-    #[arg(long, value_name = "OFFSET")]
+    #[arg(long, value_name = "OFFSET", value_parser = whole::<u64>(0..=u64::MAX))]
     at: Option<u64>,
     /// Say what lies at the start of this block of 4096 bytes
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(0..=u64::MAX))]
     block: Option<u64>,
     /// Say whose inode this is, such as the nid in a kernel message
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(0..=u64::MAX))]
     nid: Option<u64>,
 }
 

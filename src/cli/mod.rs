@@ -6,11 +6,14 @@ mod closure_args;
 mod device_args;
 mod doctor;
 mod errors;
+mod hints;
 mod inspect;
 mod limits;
 mod log;
 mod manual;
+mod numbers;
 mod pins;
+mod places;
 mod qemu_text;
 mod ranges;
 mod record_args;
@@ -18,12 +21,13 @@ mod run;
 mod serve;
 mod socket_args;
 mod systemd;
+mod text;
 mod verify;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// What lazystore is told on the command line.
 #[derive(Debug, Parser)]
@@ -78,10 +82,11 @@ enum Command {
     Man(manual::ManArgs),
 }
 
-/// Runs the program; `start` is when it began. Wrong usage exits with 2 from within clap.
+/// Runs the program; `start` is when it began. Wrong usage exits from within, with 2, or 125 for `run`.
 pub fn run(start: Instant) -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| exit_of_usage(&error));
     log::init(cli.verbose, cli.log_format);
+    let is_run = matches!(cli.command, Command::Run(_));
     let done = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::run(&args, start),
@@ -96,13 +101,35 @@ pub fn run(start: Instant) -> ExitCode {
     };
     done.unwrap_or_else(|error| {
         log::fatal(&error);
-        ExitCode::FAILURE
+        match is_run {
+            true => ExitCode::from(run::EXIT_OWN_FAILURE),
+            false => error.exit_code(),
+        }
     })
+}
+
+/// Prints help, or what is wrong with the arguments, and exits.
+fn exit_of_usage(error: &clap::Error) -> ! {
+    // Nobody may be there to read it.
+    let _ = error.print();
+    let code = match error.exit_code() {
+        0 => 0,
+        _ if is_run() => run::EXIT_OWN_FAILURE.into(),
+        code => code,
+    };
+    std::process::exit(code)
+}
+
+/// Whether the arguments, which need not be right, ask for `lazystore run`.
+fn is_run() -> bool {
+    let lenient = Cli::command().ignore_errors(true);
+    let matches = lenient.try_get_matches_from(std::env::args_os());
+    matches.is_ok_and(|matches| matches.subcommand_name() == Some("run"))
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::CommandFactory as _;
 
     #[test]
     fn the_arguments_are_consistent() {

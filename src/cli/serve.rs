@@ -12,8 +12,9 @@ use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
 use super::log;
+use super::places::{self, Place};
 use super::qemu_text::{qemu_drive, qemu_options};
-use super::record_args::RecordArgs;
+use super::record_args::{RecordArgs, Records};
 use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
 use crate::device::fuse::FuseOptions;
@@ -77,8 +78,10 @@ struct FuseArgs {
 /// Serves until told to stop. Also returns in every worker process, which then has nothing left to do.
 pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let inherited = InheritedSocket::take_all()?;
+    args.check_places()?;
     let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
-    let options = args.options()?;
+    let records = args.recording.records(&closure)?;
+    let options = args.options(&records)?;
     let names = inherited.iter().map(InheritedSocket::name);
     let names: Vec<_> = names
         .chain(options.sockets.iter().cloned().map(SocketName::Path))
@@ -89,15 +92,27 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
             announce(&names, &options, start);
         }
         systemd.tell(event);
-    })?;
-    Ok(match outcome {
+    });
+    if !matches!(outcome, Ok(ServeOutcome::Worker { .. })) {
+        records.remove_empty();
+    }
+    Ok(match outcome? {
         ServeOutcome::Parent => ExitCode::SUCCESS,
         ServeOutcome::Worker { exit_code } => ExitCode::from(exit_code),
     })
 }
 
 impl ServeArgs {
-    fn options(&self) -> Result<ServeOptions, CliError> {
+    fn check_places(&self) -> Result<(), CliError> {
+        let sockets = self.transports.vhost_user.iter();
+        let sockets = sockets.map(|path| Place::new("--vhost-user", path));
+        let record = self.recording.written();
+        let record = record.map(|(option, path)| Place::new(option, path));
+        let files: Vec<_> = sockets.chain(record).collect();
+        places::check(&files, self.transports.fuse.as_deref())
+    }
+
+    fn options(&self, records: &Records) -> Result<ServeOptions, CliError> {
         let device = self.device.options();
         let fuse = self.transports.fuse.as_ref().map(|dir| FuseOptions {
             dir: dir.clone(),
@@ -112,9 +127,9 @@ impl ServeArgs {
             once: self.once,
             sandbox: self.device.sandbox(),
             device,
-            record: self.recording.record.clone(),
+            record: records.record.clone(),
             private_dir: None,
-            prefetch: self.recording.recording()?,
+            prefetch: records.prefetch.clone(),
         })
     }
 }

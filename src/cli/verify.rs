@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::closure_args::{ClosureArgs, Loaded};
 use super::errors::CliError;
+use super::numbers::{positive, whole};
 use crate::closure::{Closure, Contents};
 use crate::verify::{PathReport, Report, VerifyOptions, verify};
 
@@ -23,13 +24,13 @@ pub struct VerifyArgs {
     #[command(flatten)]
     closure: ClosureArgs,
     /// Only N store paths, evenly chosen and always the same ones
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive(u64::MAX))]
     sample: Option<NonZeroUsize>,
     /// Do not compute NAR hashes
     #[arg(long)]
     no_hash: bool,
     /// Differences to print of each path
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<usize>(0..=u32::MAX.into()))]
     differences: usize,
 }
 

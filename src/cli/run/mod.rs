@@ -16,11 +16,11 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, setsid};
 
-use super::closure_args::ClosureArgs;
+use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
 use super::log;
-use super::record_args::RecordArgs;
+use super::record_args::{RecordArgs, Records};
 use crate::device::fuse::{FuseOptions, clear_mount};
 use crate::server::{
     Forked, ServeEvent, ServeOptions, ServeOutcome, SocketAccess, fork_tied, serve,
@@ -30,8 +30,11 @@ use supervise::{Child, End, Signals, Start};
 pub use vmm::VmmError;
 use vmm::{Attached, Disk, attach, qemu::Version};
 
-/// Exit code of shells for what cannot be started.
-const EXIT_NOT_STARTED: u8 = 127;
+/// Exit code when `run` itself fails, as of env(1) and timeout(1): the VM's own codes mean something else.
+pub const EXIT_OWN_FAILURE: u8 = 125;
+/// Exit codes of shells for what cannot be started, and for what is not there.
+const EXIT_NOT_STARTED: u8 = 126;
+const EXIT_NOT_FOUND: u8 = 127;
 
 /// Arguments of `lazystore run`.
 #[derive(Debug, Args)]
@@ -77,7 +80,10 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
     let signals = Signals::block().map_err(run_error("wait for signals"))?;
-    let dir = PrivateDir::create().map_err(run_error("create a directory for the socket"))?;
+    let dir = PrivateDir::create().map_err(|source| CliError::PrivateDir {
+        dir: PrivateDir::base(),
+        source,
+    })?;
     let attached = attached(args, dir.path())?;
     let (words, sender) = io::pipe().map_err(run_error("create a pipe"))?;
     match fork_tied(getpid(), Signal::SIGTERM).map_err(run_error("start the server"))? {
@@ -117,10 +123,11 @@ fn become_server(
     dir.adopt();
     // A terminal's signals are for the VM.
     setsid().map_err(run_error("leave the terminal"))?;
-    let image = Arc::new(args.closure.image()?);
-    let options = serve_options(args, dir.path(), attached)?;
+    let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
+    let records = args.recording.records(&closure)?;
+    let options = serve_options(args, dir.path(), attached, &records);
     let mut was_used = false;
-    let outcome = serve(image, &options, Vec::new(), |event| match event {
+    let outcome = serve(Arc::new(image), &options, Vec::new(), |event| match event {
         // The other end may be gone, and then so is this process in a moment.
         ServeEvent::Ready => _ = words.write_all(&[supervise::READY]),
         ServeEvent::Vms(1..) if !was_used => {
@@ -128,8 +135,11 @@ fn become_server(
             _ = words.write_all(&[supervise::CONNECTED]);
         }
         ServeEvent::Vms(_) | ServeEvent::Stopping => {}
-    })?;
-    Ok(match outcome {
+    });
+    if !matches!(outcome, Ok(ServeOutcome::Worker { .. })) {
+        records.remove_empty();
+    }
+    Ok(match outcome? {
         ServeOutcome::Parent => ExitCode::SUCCESS,
         ServeOutcome::Worker { exit_code } => exit_code.into(),
     })
@@ -139,7 +149,8 @@ fn serve_options(
     args: &RunArgs,
     dir: &Path,
     attached: &Attached,
-) -> Result<ServeOptions, CliError> {
+    records: &Records,
+) -> ServeOptions {
     let disk = Disk::in_dir(dir);
     let device = args.device.options();
     let fuse = attached.uses_image.then(|| FuseOptions {
@@ -149,17 +160,17 @@ fn serve_options(
         threads: device.threads,
     });
     let sockets = attached.uses_socket.then(|| disk.socket.clone());
-    Ok(ServeOptions {
+    ServeOptions {
         sockets: sockets.into_iter().collect(),
         access: SocketAccess::default(),
         fuse,
         once: false,
         sandbox: args.device.sandbox(),
         device,
-        record: args.recording.record.clone(),
+        record: records.record.clone(),
         private_dir: Some(dir.to_owned()),
-        prefetch: args.recording.recording()?,
-    })
+        prefetch: records.prefetch.clone(),
+    }
 }
 
 /// What the first process looks after.
@@ -207,9 +218,13 @@ impl Vm {
             .split_first()
             .ok_or(VmmError::NoCommand)?;
         let source = Command::new(program).args(args).exec();
+        let code = match source.kind() {
+            io::ErrorKind::NotFound => EXIT_NOT_FOUND,
+            _ => EXIT_NOT_STARTED,
+        };
         let program = PathBuf::from(program);
         log::fatal(&CliError::Start { program, source });
-        Ok(ExitCode::from(EXIT_NOT_STARTED))
+        Ok(ExitCode::from(code))
     }
 
     /// Detaches what a server that was killed left mounted.
@@ -228,7 +243,7 @@ impl Vm {
         let heard = words.read_to_end(&mut said).is_ok();
         if heard
             && self.attached.uses_socket
-            && end != End(EXIT_NOT_STARTED)
+            && !matches!(end, End(EXIT_NOT_STARTED | EXIT_NOT_FOUND))
             && !said.contains(&supervise::CONNECTED)
         {
             tracing::warn!(
