@@ -4,15 +4,14 @@
 //! that writes it.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter};
+use super::guest::{GuestBuffer, GuestFault};
 use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
-use crate::image::{Image, Piece, ReadError};
-use crate::source::{HostFile, IoMode};
+use crate::image::{Image, ReadError};
+use crate::source::{Awaits, Destination, DestinationError, IoMode};
 
 /// Most bytes of requests that are carried out as one.
 const TOGETHER_BYTES: u64 = 256 << 10;
@@ -29,9 +28,9 @@ pub enum RequestError {
     /// The data could not be stored in guest memory.
     #[error(transparent)]
     Guest(#[from] GuestFault),
-    /// The data come from a disk, and the caller does not want to wait for them.
-    #[error("a disk has to be waited for")]
-    Underway,
+    /// The answer did not fit in guest memory.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
 }
 
 impl RequestError {
@@ -39,7 +38,7 @@ impl RequestError {
     pub fn culprit(&self, image: &Image) -> Option<&OsStr> {
         match self {
             Self::Read(error) => image.culprit(error),
-            Self::Refused(_) | Self::Guest(_) | Self::Underway => None,
+            Self::Refused(_) | Self::Guest(_) | Self::Destination(_) => None,
         }
     }
 
@@ -47,7 +46,9 @@ impl RequestError {
     pub fn status(&self) -> Status {
         match self {
             Self::Refused(Refusal::Unknown { .. }) => Status::Unsupp,
-            Self::Refused(_) | Self::Read(_) | Self::Guest(_) | Self::Underway => Status::IoErr,
+            Self::Refused(_) | Self::Read(_) | Self::Guest(_) | Self::Destination(_) => {
+                Status::IoErr
+            }
         }
     }
 }
@@ -100,10 +101,15 @@ impl Disk {
 
     /// Like [`execute`](Self::execute), but does nothing that could block.
     pub fn try_execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Attempt {
-        match self.carry_out(IoMode::NoWait, parsed, memory) {
-            Err(RequestError::Underway) => Attempt::Underway,
-            Err(RequestError::Read(error)) if error.is_would_block() => Attempt::Blocked,
-            result => Attempt::Done(finish(parsed, result, memory)),
+        let result = self.carry_out(IoMode::NoWait, parsed, memory);
+        let waits = match &result {
+            Err(RequestError::Read(error)) => error.would_block(),
+            _ => None,
+        };
+        match waits {
+            Some(Awaits::Data) => Attempt::Underway,
+            Some(Awaits::Lookup) => Attempt::Blocked,
+            None => Attempt::Done(finish(parsed, result, memory)),
         }
     }
 
@@ -156,18 +162,12 @@ impl Disk {
         mode: IoMode,
         offset_bytes: u64,
         len_bytes: u64,
-        writer: GuestWriter<'_>,
+        mut to: Destination<'_>,
     ) -> Result<u64, RequestError> {
-        let mut fill = Fill {
-            writer,
-            run: None,
-            mode,
-        };
         if len_bytes > 0 {
-            let add = &mut |piece: Piece<'_>| fill.add(piece);
-            self.image.visit_with(mode, offset_bytes, len_bytes, add)?;
+            self.image
+                .read_into(&mut to, offset_bytes, len_bytes, mode)?;
         }
-        fill.flush()?;
         Ok(len_bytes)
     }
 
@@ -247,90 +247,6 @@ fn write_status(
             len_bytes: 1,
         })?;
     Ok(())
-}
-
-/// Fills a guest's buffer piece by piece, reading neighbouring ranges of one file at once.
-struct Fill<'m> {
-    writer: GuestWriter<'m>,
-    run: Option<FileRun>,
-    mode: IoMode,
-}
-
-/// A range of a host file that is still to be read.
-struct FileRun {
-    file: Arc<HostFile>,
-    offset: u64,
-    len_bytes: u64,
-}
-
-impl FileRun {
-    fn is_continued_by(&self, file: &Arc<HostFile>, offset: u64) -> bool {
-        Arc::ptr_eq(&self.file, file) && self.offset + self.len_bytes == offset
-    }
-}
-
-impl Fill<'_> {
-    fn add(&mut self, piece: Piece<'_>) -> Result<(), RequestError> {
-        match piece {
-            Piece::File {
-                file,
-                offset,
-                len_bytes,
-            } => self.add_file(file, offset, len_bytes as u64),
-            Piece::Metadata(bytes) => {
-                self.flush()?;
-                Ok(self.writer.write(bytes)?)
-            }
-            Piece::Zeros { len_bytes } => {
-                self.flush()?;
-                Ok(self.writer.zero(len_bytes as u64)?)
-            }
-        }
-    }
-
-    fn add_file(
-        &mut self,
-        file: Arc<HostFile>,
-        offset: u64,
-        len_bytes: u64,
-    ) -> Result<(), RequestError> {
-        match &mut self.run {
-            Some(run) if run.is_continued_by(&file, offset) => {
-                run.len_bytes += len_bytes;
-                Ok(())
-            }
-            _ => {
-                self.flush()?;
-                self.run = Some(FileRun {
-                    file,
-                    offset,
-                    len_bytes,
-                });
-                Ok(())
-            }
-        }
-    }
-
-    fn flush(&mut self) -> Result<(), RequestError> {
-        let Some(FileRun {
-            file,
-            offset,
-            len_bytes,
-        }) = self.run.take()
-        else {
-            return Ok(());
-        };
-        match self
-            .writer
-            .read_file(file.as_fd(), offset, len_bytes, self.mode)
-        {
-            Ok(()) => Ok(file.check().map_err(ReadError::from)?),
-            Err(FileFault::Guest(fault)) => Err(fault.into()),
-            Err(FileFault::WouldBlock) => Err(RequestError::Underway),
-            Err(FileFault::Host(errno)) => Err(ReadError::from(file.fault(errno)).into()),
-            Err(FileFault::Ended) => Err(ReadError::from(file.shrank()).into()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::*;
 use crate::device::vhost_blk::guest::Memory;
 use crate::device::vhost_blk::request::parse;
 use crate::device::vhost_blk::testing::{Part, flags, memory, parse_parts, put_header};
+use crate::image::Piece;
 use crate::image::testing::tree_image;
 
 const HEADER: u64 = 0x8000;
