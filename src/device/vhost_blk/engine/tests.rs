@@ -169,6 +169,9 @@ fn stopping_the_ring_waits_for_a_request_that_is_carried_out() {
     assert_eq!(guest.ring.queue_next_avail(), 1);
 }
 
+/// Where large requests put the first block of the disk.
+const SUPERBLOCK: u64 = 0x8_0000;
+
 /// Makes as many requests available as the ring holds, each of them for a GiB: what all of them ask for takes minutes.
 fn submit_large(guest: &mut Guest) -> u16 {
     const LEN: u32 = 8 << 20;
@@ -177,8 +180,11 @@ fn submit_large(guest: &mut Guest) -> u16 {
     put_header(&guest.memory, header, 0, 0);
     let first = Descriptor::new(header, 16, flags(true, false), 1);
     let status = Descriptor::new(header + 16, 1, flags(false, true), 0);
-    let data =
-        (1..=PARTS).map(|index| Descriptor::new(0x10_0000, LEN, flags(true, true), index + 1));
+    // The superblock comes to a place of its own.
+    let superblock = Descriptor::new(SUPERBLOCK, 4096, flags(true, true), 2);
+    let zeros =
+        (2..=PARTS).map(|index| Descriptor::new(0x10_0000, LEN, flags(true, true), index + 1));
+    let data = std::iter::once(superblock).chain(zeros);
     let chain = std::iter::once(first).chain(data).chain([status]);
     for (index, descriptor) in (0u64..).zip(chain) {
         let at = GuestAddress(table + 16 * index);
@@ -211,7 +217,7 @@ fn serve_large_until(end: impl FnOnce(&Engine, &Ring)) -> (u16, u16) {
     let served = Arc::clone(&engine);
     let ring = rings[0].clone();
     let server = std::thread::spawn(move || served.serve(&rings, &mut thread));
-    let begun = GuestAddress(0x10_0000 + 1024);
+    let begun = GuestAddress(SUPERBLOCK + 1024);
     wait_until("nothing is served", || {
         guest.memory.read_obj::<u32>(begun).unwrap() != 0
     });
