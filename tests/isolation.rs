@@ -66,7 +66,8 @@ fn bytes(image: &Image) -> Vec<u8> {
                 len_bytes,
             } => {
                 bytes.resize(start + len_bytes, 0);
-                file.read_exact_at(&mut bytes[start..], offset, IoMode::Blocking)?;
+                let mut to = (&mut bytes[start..]).into();
+                file.read_into(&mut to, offset, len_bytes as u64, IoMode::Blocking)?;
             }
             Piece::Zeros { .. } => {}
         }

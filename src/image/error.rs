@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use crate::closure::{ClosureError, listed};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::space::TooBig;
-use crate::source::SourceError;
+use crate::source::{Awaits, DestinationError, SourceError};
 
 /// Why a range of the disk cannot be read.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -22,10 +22,10 @@ pub enum ReadError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// A path cannot be laid out.
-    #[error("{path}: {source}")]
+    #[error("{}: {source}", path.display())]
     Layout {
         /// The store path, on the host.
-        path: String,
+        path: PathBuf,
         /// What is wrong with it.
         source: LayoutError,
     },
@@ -43,14 +43,22 @@ impl ReadError {
         match self {
             Self::OutOfRange { .. } => None,
             Self::Source(error) => error.path(),
-            Self::Layout { path, .. } => Some(Path::new(path)),
-            Self::Replaced { path } => Some(path),
+            Self::Layout { path, .. } | Self::Replaced { path } => Some(path),
         }
     }
 
-    /// Only a disk has to be waited for.
-    pub fn is_would_block(&self) -> bool {
-        matches!(self, Self::Source(SourceError::WouldBlock))
+    /// What has to be waited for, if that is all that is wrong.
+    pub fn would_block(&self) -> Option<Awaits> {
+        match self {
+            Self::Source(SourceError::WouldBlock(awaits)) => Some(*awaits),
+            _ => None,
+        }
+    }
+}
+
+impl From<DestinationError> for ReadError {
+    fn from(error: DestinationError) -> Self {
+        SourceError::from(error).into()
     }
 }
 
@@ -69,9 +77,6 @@ pub enum ImageError {
     /// There is no room.
     #[error(transparent)]
     TooBig(#[from] TooBig),
-    /// The directory for the registration has no place.
-    #[error("the registration cannot be put on the disk: the file {0}")]
-    Builtin(#[source] LayoutError),
     /// A path has the name of the directory for the registration.
     #[error(
         "the registration cannot be put on the disk: the closure has a path named .lazystore itself"

@@ -13,20 +13,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use lru::LruCache;
 
-use super::{Image, ReadError};
+use super::ReadError;
+use super::walk::{self, layout_error};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
-use crate::erofs::layout::plan::{DirIndex, NodeIndex, Plan};
+use crate::erofs::layout::plan::{DirIndex, Plan};
 use crate::erofs::layout::planner::Planner;
-use crate::parallel;
-use crate::source::{HostTree, Identity, IoMode, SourceError};
-use crate::tree::{FileKind, Listing, Stat};
-
-/// Directories that are worth the start of threads: listing so many takes ten times as long.
-const DIRS_AT_ONCE: usize = 64;
-
-/// More threads than this do not list one path's directories: each has one of them open.
-pub const LISTERS_MAX: usize = 4;
+use crate::source::{Awaits, IoMode, PathTree, SourceError};
 
 /// A path that cannot be laid out is not walked again for so long, however often a guest asks.
 const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
@@ -106,6 +99,17 @@ pub(super) struct Plans {
     pub(super) begun: std::sync::atomic::AtomicUsize,
 }
 
+/// A path of which something is needed.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    /// Where it comes from.
+    pub(super) tree: PathTree<'a>,
+    /// Index of its region.
+    pub(super) region: u32,
+    /// Most metadata and data blocks that it may take.
+    pub(super) limits: (u32, u32),
+}
+
 /// What a reader needs planned.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Need {
@@ -140,12 +144,12 @@ impl Plans {
     /// When the path cannot be planned so far; [`SourceError::WouldBlock`] as `mode` has it.
     pub(super) fn with<R>(
         &self,
-        image: &Image,
+        path: &Wanted<'_>,
         mode: IoMode,
-        region: u32,
         need: Need,
         f: impl FnOnce(&Plan) -> R,
     ) -> Result<R, ReadError> {
+        let region = path.region;
         let slot = &self.slots[region as usize];
         slot.touch();
         // The most frequent case neither writes to memory that others read nor counts references.
@@ -160,19 +164,21 @@ impl Plans {
         let cell = slot.get();
         let mut growing = match mode {
             IoMode::Blocking => lock(&cell.growing),
-            IoMode::NoWait => try_lock(&cell.growing).ok_or(SourceError::WouldBlock)?,
+            IoMode::NoWait => {
+                try_lock(&cell.growing).ok_or(SourceError::WouldBlock(Awaits::Lookup))?
+            }
         };
         if let Some(plan) = cell.complete.get() {
             // Somebody finished it while this reader waited for its turn.
             return Ok(f(plan));
         }
         growing.check()?;
-        self.grow(image, mode, region, need, &mut growing.growth)
+        self.grow(path, mode, need, &mut growing.growth)
             .inspect_err(|error| self.give_up(region, error, &mut growing))?;
         let is_complete = |growth: &mut Growth| growth.planner.is_complete();
         let Some(growth) = growing.growth.take_if(is_complete) else {
             let growth = growing.growth.as_ref();
-            let growth = growth.ok_or_else(|| unplanned(image, region))?;
+            let growth = growth.ok_or_else(|| layout_error(&path.tree, LayoutError::TooBig))?;
             return Ok(f(growth.planner.plan()));
         };
         let plan = cell.complete.get_or_init(|| growth.planner.into_plan());
@@ -199,9 +205,8 @@ impl Plans {
     /// Walks on until `need` is covered.
     fn grow(
         &self,
-        image: &Image,
+        path: &Wanted<'_>,
         mode: IoMode,
-        region: u32,
         need: Need,
         growing: &mut Option<Growth>,
     ) -> Result<(), ReadError> {
@@ -210,9 +215,13 @@ impl Plans {
             return Ok(());
         }
         if mode == IoMode::NoWait {
-            return Err(SourceError::WouldBlock.into());
+            return Err(SourceError::WouldBlock(Awaits::Lookup).into());
         }
-        let here = image.space.region(region);
+        let Wanted {
+            tree,
+            region,
+            limits,
+        } = path;
         #[cfg(test)]
         if growing.is_none() {
             self.begun.fetch_add(1, Ordering::Relaxed);
@@ -220,45 +229,39 @@ impl Plans {
         let growth = match growing {
             Some(growth) => growth,
             None => growing.insert(Growth {
-                planner: start(&image.store, &here.name, self.attributes, here.limits())?,
+                planner: walk::start(tree, self.attributes, *limits)?,
                 seen: 0,
-                expected: lock(&self.sizes).past.get(&region).copied(),
+                expected: lock(&self.sizes).past.get(region).copied(),
             }),
         };
         if let Some(past) = growth.expected {
-            past.repeat(&image.store, &mut growth.planner, &here.name)?;
+            past.repeat(tree, &mut growth.planner)?;
             growth.expected = None;
         }
         let planner = &mut growth.planner;
         while !need.is_covered_by(planner) {
-            match stride(&image.store, planner, &here.name) {
+            match walk::stride(tree, planner) {
                 // It got far enough before that.
                 Err(ReadError::Source(_)) if need.is_covered_by(planner) => {}
                 walked => walked?,
             }
         }
-        check_top(&image.store, &here.name, image.tops[region as usize])?;
+        // Nothing of another tree that has taken its place may be in the plan.
+        tree.check()?;
         growth.seen = planner.listed();
-        self.remember(region, planner.plan().heap_bytes());
+        self.remember(*region, planner.plan().heap_bytes());
         Ok(())
     }
 
-    /// Keeps a complete plan for good: it could not be made again.
-    pub(super) fn keep(&self, region: usize, plan: Plan) {
+    /// Takes a complete plan that was made before there was a disk.
+    pub(super) fn insert(&self, region: u32, plan: Plan) {
+        let bytes = plan.heap_bytes();
         let cell = Cell {
             complete: OnceLock::from(plan),
             growing: Mutex::default(),
         };
-        self.slots[region].cell.store(Some(Arc::new(cell)));
-    }
-
-    /// Takes a complete plan that was made before there was a disk.
-    pub(super) fn insert(&self, region: usize, plan: Plan) {
-        let bytes = plan.heap_bytes();
-        self.keep(region, plan);
-        if let Ok(region) = u32::try_from(region) {
-            self.remember(region, bytes);
-        }
+        self.slots[region as usize].cell.store(Some(Arc::new(cell)));
+        self.remember(region, bytes);
     }
 
     /// Notes the size of a plan, and drops others when all of them have become too many.
@@ -393,20 +396,15 @@ impl Past {
     }
 
     /// Walks as far as the plan had got, and makes sure that it is the same again.
-    fn repeat(
-        &self,
-        store: &HostTree,
-        planner: &mut Planner,
-        name: &[u8],
-    ) -> Result<(), ReadError> {
+    fn repeat(&self, tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), ReadError> {
         while planner.listed() < self.dirs && !planner.is_complete() {
-            step(store, planner, name)?;
+            walk::step(tree, planner)?;
         }
         if planner.plan().digest(self.dirs) == self.digest {
             return Ok(());
         }
         Err(ReadError::Replaced {
-            path: store.host_path(name),
+            path: tree.display_path(),
         })
     }
 }
@@ -418,106 +416,6 @@ impl Need {
             Self::Data(block) => planner.covers_data(block),
             Self::All => planner.is_complete(),
         }
-    }
-}
-
-fn unplanned(image: &Image, region: u32) -> ReadError {
-    layout_error(
-        &image.store,
-        &image.space.region(region).name,
-        LayoutError::TooBig,
-    )
-}
-
-/// Begins the plan of the path `name`.
-fn start(
-    store: &HostTree,
-    name: &[u8],
-    attributes: Attributes,
-    limits: (u32, u32),
-) -> Result<Planner, ReadError> {
-    let (stat, target) = if name.is_empty() {
-        (store.stat(name)?, Vec::new())
-    } else {
-        top_node(store, name)?
-    };
-    Planner::new(name, attributes, limits, &stat, &target)
-        .map_err(|source| layout_error(store, name, source))
-}
-
-fn top_node(store: &HostTree, name: &[u8]) -> Result<(Stat, Vec<u8>), ReadError> {
-    let stat = store.stat(name)?;
-    let target = match stat.kind {
-        FileKind::Symlink => store.read_link(name)?,
-        _ => Vec::new(),
-    };
-    Ok((stat, target))
-}
-
-/// Lists one more directory.
-fn step(store: &HostTree, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
-    let Some(dir) = planner.next_dir() else {
-        return Ok(());
-    };
-    let listing = list(store, planner.plan(), dir)?;
-    push(store, planner, name, &listing)
-}
-
-/// Lists one more directory, or several at once where many are known.
-fn stride(store: &HostTree, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
-    let dirs: Vec<NodeIndex> = planner.next_dirs().take(DIRS_AT_ONCE).collect();
-    if dirs.len() < DIRS_AT_ONCE {
-        return step(store, planner, name);
-    }
-    let plan = planner.plan();
-    let threads = parallel::threads().min(LISTERS_MAX);
-    let list_one = |(): &mut (), index: usize| list(store, plan, dirs[index]);
-    let listings = parallel::for_each_on(threads, dirs.len(), || (), list_one);
-    for listing in listings {
-        push(store, planner, name, &listing?)?;
-    }
-    Ok(())
-}
-
-fn list(store: &HostTree, plan: &Plan, dir: NodeIndex) -> Result<Listing, SourceError> {
-    store.list(&plan.path(dir), plan.attributes().detail())
-}
-
-fn push(
-    store: &HostTree,
-    planner: &mut Planner,
-    name: &[u8],
-    listing: &Listing,
-) -> Result<(), ReadError> {
-    planner
-        .push(listing)
-        .map_err(|source| layout_error(store, name, source))
-}
-
-/// Plans the path `name` whole, however big it is.
-pub(super) fn plan_whole(
-    store: &HostTree,
-    name: &[u8],
-    top: Option<Identity>,
-    attributes: Attributes,
-) -> Result<Plan, ReadError> {
-    let mut planner = start(store, name, attributes, (u32::MAX, u32::MAX))?;
-    while !planner.is_complete() {
-        step(store, &mut planner, name)?;
-    }
-    check_top(store, name, top)?;
-    Ok(planner.into_plan())
-}
-
-/// After a path was walked: nothing of another one that has taken its place may be in the plan.
-fn check_top(store: &HostTree, name: &[u8], top: Option<Identity>) -> Result<(), SourceError> {
-    top.map_or(Ok(()), |top| store.check_top(name, top))
-}
-
-fn layout_error(store: &HostTree, name: &[u8], source: LayoutError) -> ReadError {
-    ReadError::Layout {
-        path: store.host_path(name).display().to_string(),
-        source,
     }
 }
 

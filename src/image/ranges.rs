@@ -22,9 +22,7 @@ impl Image {
                 continue;
             }
             // Covered only by a plan of the whole path.
-            let runs = self
-                .plans
-                .with(self, IoMode::Blocking, region, Need::All, runs)?;
+            let runs = self.with_plan(IoMode::Blocking, region, Need::All, runs)?;
             for (first, end) in runs {
                 let start = u64::from(here.data.start) + u64::from(first);
                 let blocks = end - u64::from(first);

@@ -63,6 +63,31 @@ fn any_split_of_a_range_gives_the_same_bytes() {
     });
 }
 
+/// So nobody has to put reads of a file together: [`Image::visit`] hands out each file once.
+#[test]
+fn no_piece_continues_the_file_of_the_piece_before() {
+    let dir = small_store();
+    for image in [
+        store_image(dir.path(), &ImageOptions::default()),
+        tree_image(dir.path()),
+    ] {
+        let regions = image.space().regions();
+        let start = u64::from(regions[0].data.start) * BLOCK_LEN_BYTES;
+        let len_bytes = (image.len_bytes() - start).min(40_000);
+        let mut files = Vec::new();
+        let mut note = |piece: Piece<'_>| {
+            if let Piece::File { file, .. } = piece {
+                let File::Host(file) = file else { panic!() };
+                files.push(Arc::as_ptr(&file));
+            }
+            Ok(())
+        };
+        image.visit(start, len_bytes, &mut note).unwrap();
+        assert!(files.len() > 1);
+        assert!(files.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}
+
 #[test]
 fn evicted_plans_are_derived_again_identically() {
     let dir = small_store();
@@ -361,7 +386,7 @@ fn a_path_that_is_being_planned_stalls_no_reader_of_another() {
             scope.spawn(move || read(image, start, 4096));
             assert!(matches!(
                 read_now(image, 0),
-                Err(ReadError::Source(SourceError::WouldBlock))
+                Err(ReadError::Source(SourceError::WouldBlock(Awaits::Lookup)))
             ));
             // Not only without waiting: with nothing else in the way either.
             read_now(image, 1).unwrap();

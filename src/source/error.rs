@@ -2,7 +2,18 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-/// Why something in the store cannot be served.
+use super::DestinationError;
+
+/// What is not in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaits {
+    /// Bytes of a file that is open. The kernel has been asked for them, and reads them meanwhile.
+    Data,
+    /// A plan, a name, a small file: nothing is being read meanwhile.
+    Lookup,
+}
+
+/// Why a source cannot give what was asked for.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// The host refused.
@@ -15,9 +26,9 @@ pub enum SourceError {
         /// What the host said.
         errno: Errno,
     },
-    /// It is not in memory, and the caller does not want to wait.
+    /// It is not in memory, and the caller must not wait.
     #[error("a disk has to be waited for")]
-    WouldBlock,
+    WouldBlock(Awaits),
     /// The file is not the one that was planned.
     #[error("{}: its type, size or mtime changed while it was served", path.display())]
     Changed {
@@ -30,6 +41,9 @@ pub enum SourceError {
         /// Where.
         path: PathBuf,
     },
+    /// The bytes could not be stored where they were wanted.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The file ended early.
     #[error("{}: shorter than when it was planned", path.display())]
     Shrank {
@@ -46,7 +60,7 @@ impl SourceError {
             | Self::Changed { path }
             | Self::Replaced { path }
             | Self::Shrank { path } => Some(path),
-            Self::WouldBlock => None,
+            Self::WouldBlock(_) | Self::Destination(_) => None,
         }
     }
 

@@ -17,9 +17,9 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 pub use directory::Identity;
-pub use file::{FileKey, HostFile, would_block};
+pub use file::{FileId, HostFile};
 
-use super::{IoMode, SourceError};
+use super::{Awaits, IoMode, SourceError};
 use crate::tree::{Detail, FileKind, Listing, Stamp, Stat};
 use file::FileCache;
 
@@ -148,7 +148,7 @@ impl HostTree {
         })
     }
 
-    /// The regular file at `path()`, open, from the cache if `key` was asked for before.
+    /// The regular file at `path()`, open, from the cache if `id` was asked for before.
     ///
     /// # Errors
     /// When it cannot be opened, or no longer has the size and mtime of `stamp`: what it holds then
@@ -156,20 +156,20 @@ impl HostTree {
     /// [`SourceError::WouldBlock`] as `mode` has it.
     pub fn file(
         &self,
-        key: FileKey,
+        id: FileId,
         stamp: Stamp,
         top: Option<Identity>,
         mode: IoMode,
         path: impl FnOnce() -> Vec<u8>,
     ) -> Result<Arc<HostFile>, SourceError> {
-        if let Some(file) = self.files.get(key).filter(|file| file.is_still(stamp)) {
+        if let Some(file) = self.files.get(id).filter(|file| file.is_still(stamp)) {
             return Ok(file);
         }
         let path = path();
         let file = Arc::new(self.open_file(&path, stamp, mode)?);
         // After it was opened: from then on it does not matter what lies there.
         top.map_or(Ok(()), |top| self.check_top(&path, top))?;
-        self.files.insert(key, Arc::clone(&file));
+        self.files.insert(id, Arc::clone(&file));
         Ok(file)
     }
 
@@ -179,7 +179,7 @@ impl HostTree {
             .map_err(|errno| match (mode, errno) {
                 // The last two: a kernel before 5.12, and a sandbox.
                 (IoMode::NoWait, Errno::AGAIN | Errno::INVAL | Errno::NOSYS) => {
-                    SourceError::WouldBlock
+                    SourceError::WouldBlock(Awaits::Lookup)
                 }
                 _ => self.error(path, "open", errno),
             })?;

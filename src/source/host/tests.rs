@@ -11,6 +11,11 @@ fn names(listing: &Listing) -> Vec<Vec<u8>> {
     names.collect()
 }
 
+fn read(file: &HostFile, buf: &mut [u8]) -> Result<(), SourceError> {
+    let len_bytes = buf.len() as u64;
+    file.read_into(&mut buf.into(), 0, len_bytes, IoMode::Blocking)
+}
+
 #[test]
 fn lists_sorted_by_unsigned_bytes() {
     let dir = tempfile::tempdir().unwrap();
@@ -79,7 +84,7 @@ fn never_follows_a_symlink_on_the_host() {
     symlink("..", inside.join("up")).unwrap();
     let store = HostTree::open(&inside, 64).unwrap();
     let stamp = Stat::of_kind(FileKind::Regular).stamp();
-    let key = FileKey { path: 0, node: 0 };
+    let key = FileId(0);
     for path in [&b"file"[..], b"up/secret", b"../secret"] {
         assert!(
             store
@@ -99,7 +104,7 @@ fn a_file_that_changed_is_an_error() {
     fs::write(dir.path().join("f"), "12345").unwrap();
     let store = HostTree::open(dir.path(), 64).unwrap();
     let stamp = store.stat(b"f").unwrap().stamp();
-    let key = |node| FileKey { path: 0, node };
+    let key = |node| FileId(node);
     let file = store
         .file(key(0), stamp, None, IoMode::Blocking, || b"f".to_vec())
         .unwrap();
@@ -107,7 +112,7 @@ fn a_file_that_changed_is_an_error() {
     let other = store.file(key(1), stamp, None, IoMode::Blocking, || b"f".to_vec());
     assert!(matches!(other, Err(SourceError::Changed { .. })));
     let mut buf = [0; 5];
-    let short = file.read_exact_at(&mut buf, 0, IoMode::Blocking);
+    let short = read(&file, &mut buf);
     assert!(matches!(short, Err(SourceError::Shrank { .. })));
 }
 
@@ -117,12 +122,12 @@ fn an_open_file_of_another_stamp_is_not_what_was_asked_for() {
     fs::write(dir.path().join("f"), "12345").unwrap();
     fs::write(dir.path().join("g"), "678").unwrap();
     let store = HostTree::open(dir.path(), 64).unwrap();
-    let key = FileKey { path: 0, node: 0 };
+    let key = FileId(0);
     for (name, bytes) in [(&b"f"[..], &b"12345"[..]), (b"g", b"678")] {
         let stamp = store.stat(name).unwrap().stamp();
         let file = store.file(key, stamp, None, IoMode::Blocking, || name.to_vec());
         let mut buf = vec![0; bytes.len()];
-        let read = file.unwrap().read_exact_at(&mut buf, 0, IoMode::Blocking);
+        let read = read(&file.unwrap(), &mut buf);
         read.unwrap();
         assert_eq!(buf, bytes);
     }
@@ -156,7 +161,7 @@ fn the_cache_keeps_few_files_open() {
     for node in 0..500 {
         fs::write(dir.path().join(node.to_string()), "").unwrap();
         let stamp = store.stat(node.to_string().as_bytes()).unwrap().stamp();
-        let key = FileKey { path: 7, node };
+        let key = FileId(node);
         store
             .file(key, stamp, None, IoMode::Blocking, || {
                 node.to_string().into_bytes()
@@ -184,11 +189,10 @@ fn reading_leaves_no_access_time_behind() {
         .unwrap();
     let store = HostTree::open(dir.path(), 64).unwrap();
     let stamp = store.stat(b"d/f").unwrap().stamp();
-    let key = FileKey { path: 0, node: 0 };
+    let key = FileId(0);
     let file = store
         .file(key, stamp, None, IoMode::Blocking, || b"d/f".to_vec())
         .unwrap();
-    file.read_exact_at(&mut [0; 5], 0, IoMode::Blocking)
-        .unwrap();
+    read(&file, &mut [0; 5]).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().atime(), 0);
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use lazystore::device::vhost_blk::blk::BlkDevice;
 use lazystore::device::vhost_blk::guest::{Memory, SharedMemory};
-use lazystore::device::vhost_blk::ring::{Look, Quiet, Ring};
+use lazystore::device::vhost_blk::ring::{Found, Ring, WhenEmpty};
 use lazystore::device::vhost_blk::{DeviceOptions, QUEUES};
 use lazystore::image::Image;
 use vhost_user_backend::{VhostUserBackend, VringT};
@@ -412,11 +412,11 @@ impl<'s> Guest<'s> {
 
     /// Whether the device has given the ring up. It must not have left anything undone otherwise.
     fn is_broken(&self) -> bool {
-        let mut turn = self.ring.turn();
-        match turn.collect(self.memory(), Quiet::Poll, &mut Vec::new()) {
-            Ok((Look::Work, _)) => panic!("requests were left behind"),
-            Ok((Look::Idle, _)) => false,
-            Ok((Look::Stopped, _)) | Err(_) => true,
+        let mut locked = self.ring.lock();
+        match locked.collect(self.memory(), WhenEmpty::LeaveQuiet, &mut Vec::new()) {
+            Ok((Found::Requests, _)) => panic!("requests were left behind"),
+            Ok((Found::Nothing, _)) => false,
+            Ok((Found::Stopped, _)) | Err(_) => true,
         }
     }
 }
