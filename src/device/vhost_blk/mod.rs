@@ -31,6 +31,8 @@ pub mod execute;
 pub mod guest;
 mod idle;
 pub mod inflight;
+#[cfg(test)]
+mod model;
 pub mod offload;
 mod poller;
 mod pool;
