@@ -39,6 +39,8 @@ mod pool;
 pub mod request;
 pub mod ring;
 mod stats;
+#[cfg(test)]
+mod stress;
 mod sync;
 #[cfg(test)]
 mod testing;

@@ -45,7 +45,7 @@ mod world;
 
 use world::{Change, World};
 
-/// Schedules tried for each test by default; LAZYSTORE_SCHEDULES sets another number.
+/// Schedules tried for each test and each way of choosing them; `LAZYSTORE_SCHEDULES` sets another number.
 const SCHEDULES: usize = 1500;
 
 fn schedules() -> usize {
@@ -62,12 +62,12 @@ fn check(world: impl Fn() + Send + Sync + Copy + 'static) {
 /// Stops the ring while the queue's thread and the pool work, and starts it again.
 #[test]
 fn a_stop_among_queue_thread_and_pool() {
-    check(|| World::run(&[8], &[Change::Stop]));
+    check(|| World::run(&[8], [Change::Stop]));
 }
 
 #[test]
 fn a_ring_is_disabled_and_enabled_again() {
-    check(|| World::run(&[8], &[Change::Disable]));
+    check(|| World::run(&[8], [Change::Disable]));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_reset_and_another_driver_with_and_without_event_idx() {
     check(|| {
         World::run(
             &[4],
-            &[
+            [
                 Change::Reset { event_idx: true },
                 Change::Reset { event_idx: false },
             ],
@@ -88,7 +88,7 @@ fn a_ring_is_changed_while_it_runs() {
     check(|| {
         World::run(
             &[8],
-            &[
+            [
                 Change::Addresses,
                 Change::EventIdx(true),
                 Change::EventIdx(false),
@@ -99,10 +99,10 @@ fn a_ring_is_changed_while_it_runs() {
 
 #[test]
 fn several_queues_share_a_thread_and_the_pool() {
-    check(|| World::run(&[4, 8], &[Change::Stop, Change::Reset { event_idx: true }]));
+    check(|| World::run(&[4, 8], [Change::Stop, Change::Reset { event_idx: true }]));
 }
 
 #[test]
 fn the_frontend_leaves() {
-    check(|| World::run(&[8], &[Change::Leave]));
+    check(|| World::run(&[8], [Change::Leave]));
 }

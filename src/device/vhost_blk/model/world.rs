@@ -1,11 +1,11 @@
 //! A guest, its frontend, a queue thread and a pool, around rings of the product.
+//!
+//! Compiled for `shuttle`'s threads and for real ones.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use shuttle::sync::{Condvar, Mutex};
-use shuttle::thread;
 use vhost_user_backend::VringT;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
@@ -15,11 +15,11 @@ use super::inflight::Ticket;
 use super::offload::Period;
 use super::pool::{Job, Pool};
 use super::ring::{Found, Ring, WhenEmpty};
-use super::sync::Arc;
+use super::sync::{Arc, Condvar, Mutex, thread};
 use super::testing::{ANSWER, Driver};
 
 /// What the frontend does while requests are under way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// GET_VRING_BASE, and a start with a base of the frontend's own idea.
     Stop,
@@ -196,17 +196,17 @@ pub struct World {
 
 impl World {
     /// Lives through `changes`, each of which is made to every ring while requests are under way.
-    pub fn run(sizes: &[u16], changes: &[Change]) {
+    pub fn run(sizes: &[u16], changes: impl IntoIterator<Item = Change>) {
         let mut world = Self::new(sizes);
-        for (turn, change) in changes.iter().enumerate() {
+        for (turn, change) in changes.into_iter().enumerate() {
             for index in 0..world.queues.len() {
                 world.submit(index, BURST);
             }
-            if matches!(change, Change::Leave) {
+            if change == Change::Leave {
                 return world.end();
             }
             for index in 0..world.queues.len() {
-                world.change(index, *change, turn);
+                world.change(index, change, turn);
             }
         }
         for index in 0..world.queues.len() {
