@@ -4,8 +4,8 @@
 //! each of their operations which thread goes on. What is not scheduled, the lock inside `VringMutex` and guest memory,
 //! is never held or half-written across such an operation.
 
-// Not everything of the product is used here.
-#![allow(dead_code)]
+// Not everything of the product is used here, and compiling it twice is the point.
+#![allow(dead_code, clippy::duplicate_mod)]
 
 mod sync {
     pub(super) use std::sync::Arc;

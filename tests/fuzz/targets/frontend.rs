@@ -107,11 +107,9 @@ impl Stage {
 /// The last thing that the frontend was told is the base of the first ring, unless the device hung up before it had
 /// answered all `asked` questions for one.
 fn check_base(stream: &UnixStream, files: &Files, asked: usize) {
-    let answers = wire::answers(stream);
-    let bases = answers
-        .iter()
-        .filter(|(number, _)| *number == request::GET_VRING_BASE);
-    if bases.clone().count() == asked
+    let mut bases = wire::answers(stream);
+    bases.retain(|(number, _)| *number == request::GET_VRING_BASE);
+    if bases.len() == asked
         && let Some((_, payload)) = bases.last()
     {
         let base = u16::from_le_bytes([payload[4], payload[5]]);
