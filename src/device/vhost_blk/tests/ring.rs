@@ -361,7 +361,6 @@ fn an_impossible_index_breaks_the_ring_until_it_is_set_up_again() {
 fn an_impossible_head_breaks_the_ring() {
     let driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
-    let guard = process.memory.memory();
     let mut locked = process.ring.lock();
     let ticket = locked.state.in_flight.take(1);
     let fault = publish(&mut locked, ticket, &[8]).unwrap_err();
