@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::common::process::wait_for;
 use crate::common::tool;
 use crate::evaluator::{ROOT, built};
-use crate::machine::{Machine, Seen};
+use crate::machine::{Guest, Machine, Seen};
 
 fn qemu() -> PathBuf {
     tool("qemu-system-x86_64", "qemu-system-x86")
@@ -96,65 +96,3 @@ fn what_asks_qemu_something_gets_no_disk() {
     }
 }
 
-#[test]
-fn a_vm_boots_by_its_start_script_and_sees_its_closure_only() {
-    let machine = Machine::new();
-    let script = built("vm", &qemu(), &[]);
-    let seen = machine.boot(&script, "/nix/.ro-store", "virtio-blk-pci");
-    assert_closure_only(&seen);
-    assert!(machine.path("xchg").is_dir());
-}
-
-/// The guest saw its closure and nothing else that lies in the same store, and ran a program from it.
-fn assert_closure_only(seen: &Seen) {
-    let name = |path: PathBuf| format!("./{}", path.file_name().unwrap().to_str().unwrap());
-    let guest = name(built("guest", Path::new("/nowhere"), &[]));
-    let unreferenced = name(built("pv", Path::new("/nowhere"), &[]));
-    assert!(seen.names.contains(&guest), "{:?}", seen.names);
-    assert!(!seen.names.contains(&unreferenced), "{:?}", seen.names);
-    // The guest, the path that it refers to, and their registration.
-    let paths = seen
-        .names
-        .iter()
-        .filter(|name| name.matches('/').count() == 1);
-    assert_eq!(paths.count(), 3, "{:?}", seen.names);
-    assert_eq!(seen.program, "bin\nmessage\n");
-    assert_eq!(seen.fact("program_status"), "0");
-    assert_eq!(seen.fact("read_only"), "1");
-    assert_eq!(seen.fact("label"), "nix-store");
-}
-
-#[test]
-fn a_microvm_boots_from_the_socket() {
-    let machine = Machine::new();
-    let seen = machine.boot(
-        &built("runner", &qemu(), &[]),
-        "/nix/store",
-        "virtio-blk-device",
-    );
-    assert_closure_only(&seen);
-    // The letter before is the one that microvm.nix leaves to the store.
-    assert_eq!(seen.fact("device"), "/dev/vdb");
-    wait_for("the server's end", || {
-        (!machine.path("guest-lazystore.sock").exists()).then_some(())
-    });
-}
-
-/// QEMU stands for the hypervisors that read a file.
-#[test]
-fn a_microvm_boots_from_the_file_which_goes_with_it() {
-    let machine = Machine::new();
-    let dir = machine.path("disk");
-    let microvm = format!(
-        "{{ microvm = {{ hypervisor = \"firecracker\"; qemu.machine = \"q35\"; lazystore.mountPoint = \"{}\"; }}; }}",
-        dir.display()
-    );
-    let runner = built("runner", &qemu(), &[("microvmUser", &microvm)]);
-    let seen = machine.boot(&runner, "/nix/.ro-store", "virtio-blk-pci");
-    assert_closure_only(&seen);
-    assert_eq!(seen.fact("device"), "/dev/vda");
-    wait_for("the unmount", || {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        (!mounts.contains(dir.to_str().unwrap())).then_some(())
-    });
-}
