@@ -60,6 +60,7 @@ in
   image = nixos.system.build.nixStoreImage;
   inherit (nixos.system.build) vm;
   inherit (guest.system.build) runner;
+  crosvm = guest.microvm.crosvm.package;
 
   # For nix-instantiate --eval --strict --json.
   summary = {

@@ -114,12 +114,23 @@ pub fn value_of(expression: &str) -> Value {
 
 /// Builds an attribute of tests/nix, with this build's lazystore; `qemu` is what takes the place of QEMU.
 pub fn built(attribute: &str, qemu: &Path, arguments: &[(&str, &str)]) -> PathBuf {
+    let mut command = build(attribute, arguments);
+    command.args(["--argstr", "qemu", qemu.to_str().unwrap()]);
+    printed(&command.output().unwrap()).trim().into()
+}
+
+/// Builds it once more; the result must be the same.
+pub fn rebuilt(attribute: &str, arguments: &[(&str, &str)]) {
+    let mut command = build(attribute, arguments);
+    printed(&command.arg("--check").output().unwrap());
+}
+
+fn build(attribute: &str, arguments: &[(&str, &str)]) -> Command {
     let mut command = nix("nix-build");
     command.args(["--no-out-link", "tests/nix", "-A", attribute]);
     command.args(["--argstr", "lazystore", env!("CARGO_BIN_EXE_lazystore")]);
-    command.args(["--argstr", "qemu", qemu.to_str().unwrap()]);
     for (name, expression) in arguments {
         command.args(["--arg", name, expression]);
     }
-    printed(&command.output().unwrap()).trim().into()
+    command
 }
