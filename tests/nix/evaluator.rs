@@ -60,6 +60,9 @@ pub const NIXPKGS: &str = "LAZYSTORE_TEST_NIXPKGS";
 /// The real microvm.nix.
 pub const MICROVM: &str = "LAZYSTORE_TEST_MICROVM";
 
+/// A mkfs.erofs that is newer than Debian's.
+const MKFS_EROFS: &str = "LAZYSTORE_TEST_MKFS_EROFS";
+
 /// Says once what is evaluated; a test's own output would be shown only if it failed.
 fn say_what_is_evaluated() {
     static SAID: Once = Once::new();
@@ -129,6 +132,9 @@ fn build(attribute: &str, arguments: &[(&str, &str)]) -> Command {
     let mut command = nix("nix-build");
     command.args(["--no-out-link", "tests/nix", "-A", attribute]);
     command.args(["--argstr", "lazystore", env!("CARGO_BIN_EXE_lazystore")]);
+    if let Some(mkfs) = real(MKFS_EROFS) {
+        command.args(["--argstr", "mkfsErofs", mkfs.to_str().unwrap()]);
+    }
     for (name, expression) in arguments {
         command.args(["--arg", name, expression]);
     }

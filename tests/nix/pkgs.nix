@@ -4,7 +4,7 @@
   # Programs of the host: the lazystore under test, and what the VM's script shall start.
   lazystore ? "/nowhere/lazystore",
   qemu ? "/nowhere/qemu-system-x86_64",
-  mkfsErofs ? toString ./fake/mkfs.erofs,
+  mkfsErofs ? "/nowhere/mkfs.erofs",
   isLinux ? true,
 }:
 
