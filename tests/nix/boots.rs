@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::proc::children;
 use crate::common::process::wait_for;
 use crate::common::tool;
 use crate::evaluator::built;
@@ -14,6 +18,8 @@ const NIXOS: Guest = Guest {
     fs_type: "erofs",
     disk: "virtio-blk-pci",
     share: Some("xchg"),
+    qemu_options: None,
+    hash_s: 0,
 };
 
 fn qemu() -> PathBuf {
@@ -139,11 +145,50 @@ fn boot_image(fs_type: &'static str, root_mode: &str) {
     assert_no_daemon_left(&machine);
 }
 
+/// QEMU then is another user than the one that started it, and may still connect to the server's next worker.
+#[test]
+fn a_vm_of_another_user_survives_its_worker() {
+    let guest = Guest {
+        share: None,
+        qemu_options: Some("-runas nobody"),
+        hash_s: 8,
+        ..NIXOS
+    };
+    let machine = Machine::new();
+    let user = "{ virtualisation.qemu.isolation.keepSharedDirectories = false; }";
+    let script = built("vm", &qemu(), &[("user", user)]);
+    let seen = machine.boot_and(&script, &guest, |vm| {
+        wait_for("the guest to read", || {
+            machine.console().contains("hashed 1").then_some(())
+        });
+        for worker in workers(vm) {
+            kill(worker, Signal::SIGKILL).unwrap();
+        }
+    });
+    assert_eq!(seen.fact("different_sums"), "1");
+    assert_eq!(seen.fact("io_errors"), "0");
+}
+
+/// The processes that serve a VM: children of the server, which is a child of `lazystore run`.
+fn workers(vm: Pid) -> Vec<Pid> {
+    let is_lazystore = |pid: &Pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.trim() == "lazystore")
+    };
+    let below = |pids: Vec<Pid>| pids.into_iter().flat_map(children).filter(is_lazystore);
+    let servers = below(below(vec![vm]).collect());
+    let workers: Vec<Pid> = below(servers.collect()).collect();
+    assert!(!workers.is_empty());
+    workers
+}
+
 const MICROVM: Guest = Guest {
     mount_dir: "/nix/.ro-store",
     fs_type: "erofs",
     disk: "virtio-blk-device",
     share: None,
+    qemu_options: None,
+    hash_s: 0,
 };
 
 #[test]

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use nix::unistd::Pid;
+
 use crate::common::{from_env, tool};
 use crate::evaluator::{built, store};
 
@@ -50,6 +52,11 @@ impl Machine {
 
     /// Boots the test guest by a start script and returns what it saw.
     pub fn boot(&self, script: &Path, guest: &Guest) -> Seen {
+        self.boot_and(script, guest, |_| {})
+    }
+
+    /// The same; does something to the VM, whose first process is given, while it runs.
+    pub fn boot_and(&self, script: &Path, guest: &Guest, meanwhile: impl FnOnce(Pid)) -> Seen {
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let results = fs::File::create(self.path("results.raw")).unwrap();
         results.set_len(64 << 20).unwrap();
@@ -58,15 +65,25 @@ impl Machine {
         vm.args(self.guest_options(guest.disk));
         vm.env("QEMU_KERNEL_PARAMS", guest.kernel_command_line());
         vm.env("VIRTIOFS", "1");
+        if let Some(options) = guest.qemu_options {
+            vm.env("QEMU_OPTS", options);
+        }
         // Not a pipe: who waited for its end would wait for a server that outlives the VM.
         let console = fs::File::create(self.path("console")).unwrap();
         vm.stdout(console.try_clone().unwrap()).stderr(console);
-        let status = vm.status().unwrap();
-        let console = fs::read(self.path("console")).unwrap();
-        let console = String::from_utf8_lossy(&console);
+        let mut vm = vm.spawn().unwrap();
+        meanwhile(Pid::from_raw(i32::try_from(vm.id()).unwrap()));
+        let status = vm.wait().unwrap();
+        let console = self.console();
         assert!(status.success(), "{console}");
         assert!(console.contains("lazystore: done"), "{console}");
         self.seen()
+    }
+
+    /// What the guest, and the script before it, have said so far.
+    pub fn console(&self) -> String {
+        let console = fs::read(self.path("console")).unwrap();
+        String::from_utf8_lossy(&console).into_owned()
     }
 
     /// Beside what the script gives QEMU: a kernel, and a disk for what the guest found (see tests/vm/init).
@@ -123,6 +140,10 @@ pub struct Guest {
     pub disk: &'static str,
     /// The share that it mounts.
     pub share: Option<&'static str>,
+    /// What a user of the script gives QEMU besides.
+    pub qemu_options: Option<&'static str>,
+    /// How long it reads everything, again and again.
+    pub hash_s: u32,
 }
 
 impl Guest {
@@ -143,10 +164,11 @@ impl Guest {
             "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check reboot=t tsc_early_khz={khz:.0} \
              lazystore.mount={mount_dir} lazystore.type={fs_type} \
              lazystore.run={mount_dir}/{name}/bin/busybox,ls,{mount_dir}/{name} \
-             lazystore.nix={}:{} lazystore.absent={}{share}",
+             lazystore.nix={}:{} lazystore.absent={} lazystore.hash_s={}{share}",
             store().display(),
             guest.display(),
             absent.display(),
+            self.hash_s,
         )
     }
 }
