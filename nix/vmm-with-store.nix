@@ -20,9 +20,9 @@ let
       crosvm) [[ " ''${*:2} " == *" run "* ]] || exec "$@" ;;
       # Memory that lazystore shares cannot be merged by the host's kernel as well; microvm.nix asks for that.
       cloud-hypervisor)
-        arguments=()
+        arguments=() previous=
         for argument in "$@"; do
-          if [[ ''${arguments[-1]:-} == --memory ]]; then
+          if [ "$previous" = --memory ]; then
             argument=,$argument,
             argument=''${argument//,shared=off,/,}
             argument=''${argument//,mergeable=on,/,}
@@ -30,6 +30,7 @@ let
             argument=''${argument%,}
           fi
           arguments+=("$argument")
+          previous=$argument
         done
         set -- "''${arguments[@]}"
         ;;

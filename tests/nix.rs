@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "nix/boots.rs"]
+mod boots;
 #[path = "nix/evaluator.rs"]
 mod evaluator;
 #[path = "nix/expressions.rs"]

@@ -6,6 +6,7 @@
   lib ? if nixpkgs == null then import ./lib.nix else import (nixpkgs + "/lib"),
   lazystore ? "/nowhere/lazystore",
   qemu ? "/nowhere/qemu-system-x86_64",
+  mkfsErofs ? toString ./fake/mkfs.erofs,
   # Whether the host is Linux, and not macOS.
   isLinux ? true,
   # What a user of the NixOS module writes, and one of the microvm.nix module.
@@ -14,7 +15,7 @@
 }:
 
 let
-  pkgs = import ./pkgs.nix { inherit lazystore qemu isLinux; };
+  pkgs = import ./pkgs.nix { inherit lazystore qemu mkfsErofs isLinux; };
   real = import ./real.nix { inherit lib pkgs nixpkgs microvmNix; };
 
   evaluate =
@@ -60,6 +61,7 @@ in
   image = nixos.system.build.nixStoreImage;
   inherit (nixos.system.build) vm;
   inherit (guest.system.build) runner;
+  crosvm = guest.microvm.crosvm.package;
 
   # For nix-instantiate --eval --strict --json.
   summary = {

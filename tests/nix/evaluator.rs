@@ -60,6 +60,9 @@ pub const NIXPKGS: &str = "LAZYSTORE_TEST_NIXPKGS";
 /// The real microvm.nix.
 pub const MICROVM: &str = "LAZYSTORE_TEST_MICROVM";
 
+/// A mkfs.erofs that is newer than Debian's.
+const MKFS_EROFS: &str = "LAZYSTORE_TEST_MKFS_EROFS";
+
 /// Says once what is evaluated; a test's own output would be shown only if it failed.
 fn say_what_is_evaluated() {
     static SAID: Once = Once::new();
@@ -114,12 +117,26 @@ pub fn value_of(expression: &str) -> Value {
 
 /// Builds an attribute of tests/nix, with this build's lazystore; `qemu` is what takes the place of QEMU.
 pub fn built(attribute: &str, qemu: &Path, arguments: &[(&str, &str)]) -> PathBuf {
+    let mut command = build(attribute, arguments);
+    command.args(["--argstr", "qemu", qemu.to_str().unwrap()]);
+    printed(&command.output().unwrap()).trim().into()
+}
+
+/// Builds it once more; the result must be the same.
+pub fn rebuilt(attribute: &str, arguments: &[(&str, &str)]) {
+    let mut command = build(attribute, arguments);
+    printed(&command.arg("--check").output().unwrap());
+}
+
+fn build(attribute: &str, arguments: &[(&str, &str)]) -> Command {
     let mut command = nix("nix-build");
     command.args(["--no-out-link", "tests/nix", "-A", attribute]);
     command.args(["--argstr", "lazystore", env!("CARGO_BIN_EXE_lazystore")]);
-    command.args(["--argstr", "qemu", qemu.to_str().unwrap()]);
+    if let Some(mkfs) = real(MKFS_EROFS) {
+        command.args(["--argstr", "mkfsErofs", mkfs.to_str().unwrap()]);
+    }
     for (name, expression) in arguments {
         command.args(["--arg", name, expression]);
     }
-    printed(&command.output().unwrap()).trim().into()
+    command
 }

@@ -4,7 +4,7 @@
   # Programs of the host: the lazystore under test, and what the VM's script shall start.
   lazystore ? "/nowhere/lazystore",
   qemu ? "/nowhere/qemu-system-x86_64",
-  mkfsErofs ? toString ./fake/mkfs.erofs,
+  mkfsErofs ? "/nowhere/mkfs.erofs",
   isLinux ? true,
 }:
 
@@ -96,7 +96,7 @@ in
   util-linux = programs "util-linux" [ "/usr/bin/setpriv" ];
   gnutar = programs "gnutar" [ "/bin/tar" ];
   erofs-utils = programs "erofs-utils" [ mkfsErofs ];
-  e2fsprogs = programs "e2fsprogs" [ "/sbin/mke2fs" "/sbin/mkfs.ext4" "/sbin/resize2fs" "/sbin/debugfs" ];
+  e2fsprogs = programs "e2fsprogs" [ "/sbin/mke2fs" "/sbin/mkfs.ext4" "/sbin/resize2fs" "/sbin/debugfs" "/sbin/dumpe2fs" "/sbin/e2fsck" ];
   fakeroot = programs "fakeroot" [ "/usr/bin/fakeroot" ];
   virtiofsd = programs "virtiofsd" [ (toString ./fake/virtiofsd) ];
 
