@@ -13,6 +13,7 @@ use crate::image::{Image, ImageOptions};
 
 /// Which closure, and how its disk looks.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Closure")]
 pub struct ClosureArgs {
     #[command(flatten)]
     source: SourceArgs,
@@ -59,6 +60,7 @@ struct SourceArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "How the disk looks")]
 struct ImageArgs {
     /// Label to mount the disk by, 1 to 15 bytes
     #[arg(long, default_value = "nix-store", value_parser = parse_label)]

@@ -10,6 +10,7 @@ use crate::device::vhost_blk::{DeviceOptions, QUEUES};
 
 /// What a VM gets, and at what cost.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Device options")]
 pub struct DeviceArgs {
     /// Serial that the guest sees, 20 bytes at most
     #[arg(long, default_value = "nixstore", value_parser = parse_serial)]

@@ -111,6 +111,12 @@ pub enum CliError {
         /// What was asked for.
         group: String,
     },
+    /// Measuring needs another build.
+    #[cfg(not(feature = "bench"))]
+    #[error(
+        "this lazystore was built without the feature `bench`: build it with cargo build --release --features bench"
+    )]
+    NoBench,
     /// There is no such page.
     #[error("lazystore has no subcommand {name}: see lazystore --help")]
     NoSuchPage {

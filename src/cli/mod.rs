@@ -6,6 +6,7 @@ mod closure_args;
 mod device_args;
 mod doctor;
 mod errors;
+mod help;
 mod hints;
 mod inspect;
 mod limits;
@@ -29,18 +30,21 @@ use std::time::Instant;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+#[cfg(not(feature = "bench"))]
+use errors::CliError;
+
 /// What lazystore is told on the command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "lazystore",
     version,
+    long_version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LAZYSTORE_BUILD"), ")"),
     about = "A VM's /nix/store as a read-only EROFS disk that is never built",
-    before_help = EXAMPLES,
-    after_long_help = "In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store\n\n\
-What is wrong is said in one sentence on stderr. Exit code: 0; 1 for an error; 2 for wrong usage; `run` returns the VM's."
+    after_help = EXAMPLES,
+    after_long_help = help::long(EXAMPLES, HELP)
 )]
 pub struct Cli {
-    /// Say more: once for information, twice for debugging. `RUST_LOG` decides in detail
+    /// Say more; twice for still more. RUST_LOG decides in detail
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
     /// How log lines on stderr look
@@ -52,12 +56,18 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  lazystore run ./result -- qemu-system-x86_64 -M q35 -m 1G -kernel ./vmlinuz ...
+  lazystore run ./result -- qemu-system-x86_64 -M q35 -m 1G -kernel ...
   lazystore serve ./result --vhost-user /run/vm/store.sock
   lazystore serve --tree ./rootfs --fuse /run/vm/store
   lazystore serve --closure-info ./closure-info --vhost-user store.sock --once
   lazystore verify ./result --sample 20
   lazystore doctor";
+
+const HELP: &str = "\
+In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store
+
+What is wrong is said in one sentence on stderr. Exit code: 0; 1 for an error; 2 for wrong usage; `run` returns the VM's, \
+and 125 for an error of its own.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -66,10 +76,15 @@ enum Command {
     /// Serve a closure as a disk, at sockets or as a file.
     Serve(serve::ServeArgs),
     /// Print where file data lie in a closure's disk, for `lazystore bench --ranges`.
+    #[command(hide = true)]
     Ranges(ranges::RangesArgs),
     /// Measure a vhost-user-blk server, this one or another.
     #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
+    /// Measure a vhost-user-blk server: only in builds with the feature `bench`.
+    #[cfg(not(feature = "bench"))]
+    #[command(hide = true, disable_help_flag = true)]
+    Bench(Absent),
     /// Say what lies where on the disk: the map of all paths, or what a byte, block or inode belongs to.
     Inspect(inspect::InspectArgs),
     /// Compare the disk with the host's store through another EROFS reader, byte by byte.
@@ -80,6 +95,14 @@ enum Command {
     Completions(manual::CompletionsArgs),
     /// Print a manual page, or write all of them.
     Man(manual::ManArgs),
+}
+
+/// Any arguments, of a subcommand that this build lacks.
+#[cfg(not(feature = "bench"))]
+#[derive(Debug, clap::Args)]
+struct Absent {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _args: Vec<std::ffi::OsString>,
 }
 
 /// Runs the program; `start` is when it began. Wrong usage exits from within, with 2, or 125 for `run`.
@@ -93,6 +116,8 @@ pub fn run(start: Instant) -> ExitCode {
         Command::Ranges(args) => ranges::run(&args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => bench::run(&args),
+        #[cfg(not(feature = "bench"))]
+        Command::Bench(_) => Err(CliError::NoBench),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -11,6 +11,7 @@ use clap::Args;
 use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
+use super::help;
 use super::log;
 use super::places::{self, Place};
 use super::qemu_text::{qemu_drive, qemu_options};
@@ -22,7 +23,7 @@ use crate::server::{InheritedSocket, ServeEvent, ServeOptions, ServeOutcome, Soc
 
 /// Arguments of `lazystore serve`.
 #[derive(Debug, Args)]
-#[command(before_long_help = EXAMPLES, after_long_help = HELP)]
+#[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct ServeArgs {
     #[command(flatten)]
     closure: ClosureArgs,
@@ -38,23 +39,25 @@ pub struct ServeArgs {
     recording: RecordArgs,
     /// End when the first VM has gone. With --fuse alone: when the file was opened and the last one who had it open has closed
     /// it, be it a VM or `cmp`
-    #[arg(long)]
+    #[arg(long, help_heading = "Where to serve")]
     once: bool,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
-  lazystore serve --closure-info ./closure-info --vhost-user a.sock --vhost-user b.sock --socket-group kvm
+  lazystore serve ./result --vhost-user /run/vm/store.sock
+  lazystore serve ./result --vhost-user a.sock --vhost-user b.sock \\
+      --socket-group kvm
   lazystore serve --closure-info ./closure-info --fuse /run/vm/store
-  systemd-socket-activate -l /run/vm/store.sock lazystore serve --closure-info ./closure-info";
+  systemd-socket-activate -l /run/vm/store.sock lazystore serve ./result";
 
 const HELP: &str = "\
-When it is ready it says so on stdout, one line for each place, and on stderr what QEMU needs to be told. A socket that
+When it is ready it says so on stdout, one line for each place, and on stderr what QEMU needs to be told. A socket that \
 systemd hands over (LISTEN_FDS) is served without being named here.";
 
 /// At least one transport, unless systemd hands one over.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Where to serve")]
 #[group(required = !InheritedSocket::are_there(), multiple = true)]
 struct TransportArgs {
     /// Serve a vhost-user-blk device at SOCKET; may be given several times
@@ -66,6 +69,7 @@ struct TransportArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "File options")]
 struct FuseArgs {
     /// Name of the file in --fuse DIR
     #[arg(long, value_name = "NAME", default_value = "nix-store.img", requires = "fuse", value_parser = parse_image_name)]

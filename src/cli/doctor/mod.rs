@@ -17,9 +17,7 @@ use super::text::without_errno;
 
 /// Arguments of `lazystore doctor`.
 #[derive(Debug, Args)]
-#[command(
-    after_long_help = "Exit code 1 when something is missing without which no VM gets a disk."
-)]
+#[command(after_help = "Exit code 1 when something is missing without which no VM gets a disk.")]
 pub struct DoctorArgs {
     /// Kernel for the trial boot on KVM [default: one that is found in /run/current-system or /boot]
     #[arg(long, value_name = "FILE")]

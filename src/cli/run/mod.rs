@@ -20,6 +20,7 @@ use nix::unistd::{getpid, setsid};
 use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
+use super::help;
 use super::log;
 use super::record_args::{RecordArgs, Records};
 use crate::device::fuse::{FuseOptions, clear_mount};
@@ -39,7 +40,7 @@ const EXIT_NOT_FOUND: u8 = 127;
 
 /// Arguments of `lazystore run`.
 #[derive(Debug, Args)]
-#[command(before_long_help = EXAMPLES, after_long_help = HELP)]
+#[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct RunArgs {
     #[command(flatten)]
     closure: ClosureArgs,
@@ -48,27 +49,36 @@ pub struct RunArgs {
     #[command(flatten)]
     recording: RecordArgs,
     /// Show the command that would be started, quoted for a shell, and do nothing
-    #[arg(long)]
+    #[arg(long, help_heading = "The VM")]
     print: bool,
     /// The VMM and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(
+        last = true,
+        required = true,
+        value_name = "COMMAND",
+        help_heading = "The VM"
+    )]
     command: Vec<OsString>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  lazystore run --closure-info ./closure-info -- qemu-system-x86_64 -M q35 -m 1G -kernel ./vmlinuz -initrd ./initrd
-  lazystore run --closure-info ./closure-info -- cloud-hypervisor --memory size=1G --kernel ./vmlinux
+  lazystore run ./result -- qemu-system-x86_64 -M q35 -m 1G \\
+      -kernel ./vmlinuz -initrd ./initrd
+  lazystore run ./result -- cloud-hypervisor --memory size=1G --kernel ./vmlinux
   lazystore run --closure-info ./closure-info -- ./my-vmm --blk {socket}
-  lazystore run --closure-info ./closure-info -- ./other-vmm --drive {image},readonly";
+  lazystore run --tree ./rootfs -- ./other-vmm --drive {image},readonly";
 
 const HELP: &str = "\
-QEMU, cloud-hypervisor and crosvm, known by their names, get the disk and memory that is shared; to any other program
-say where the disk goes: {socket} is replaced by its vhost-user-blk socket, {image} by its file. --print shows what
-becomes of the command. Signals are passed on to the VM; its exit code is returned, 128 + N if signal N ended it.
-Nothing is left behind when it ends, however it ends.
+QEMU, cloud-hypervisor and crosvm, known by their names, get the disk and memory that is shared; to any other program \
+say where the disk goes: {socket} is replaced by its vhost-user-blk socket, {image} by its file. --print shows what \
+becomes of the command.
 
-In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store. \"unknown filesystem type\" there means that its kernel
+Signals are passed on to the VM. Its exit code is returned, 128 + N if signal N ended it; 125 means that lazystore \
+itself failed, 126 and 127 that the command cannot be started or does not exist. Nothing is left when it ends, however \
+it ends.
+
+In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store. \"unknown filesystem type\" there means that its kernel \
 lacks erofs (CONFIG_EROFS_FS, module erofs), and no disk at all that it lacks virtio_blk (or virtio_pci, virtio_mmio).";
 
 /// Runs the VM. Also returns in the processes that it forks, which then have nothing left to do.
