@@ -11,7 +11,7 @@ use crate::common::tree::any_dir;
 use crate::common::{cases, memory_dir, nar, store_image, tree_image};
 use lazystore::image::locate::nid_offset;
 use lazystore::image::{Image, Place};
-use lazystore::store::FileKind;
+use lazystore::tree::FileKind;
 use proptest::prelude::*;
 
 /// The path beneath the root of every nid, as erofs-rs reports them.
@@ -158,7 +158,7 @@ fn the_command_names_a_byte_a_block_and_a_nid() {
         (["--at", "1030"], vec!["the superblock"]),
         (
             ["--at", &(data * 4096 + 10_000).to_string()],
-            vec!["zeros behind the end of", &file],
+            vec!["zeros after the end of", &file],
         ),
         (["--block", &(data + 3).to_string()], vec!["unused"]),
     ];
@@ -191,7 +191,10 @@ fn the_map_adds_up() {
         text.contains("uuid      eb176051-bd15-49b7-9e6b-462e0b467019"),
         "{text}"
     );
-    assert!(text.contains("1 paths, 3 files"), "{text}");
+    assert!(text.contains("1 path, 3 files"), "{text}");
+    // The columns are explained, and sizes have units.
+    assert!(text.contains("a bound from the NAR size"), "{text}");
+    assert!(text.contains("used, 12.3 kB"), "{text}");
     let (_, json) = inspect(dir.path(), &["--json"]);
     let map: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(map["superblock"]["label"], "nix-store");
@@ -238,5 +241,5 @@ fn a_path_that_cannot_be_planned_is_named_in_the_map() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("/nix/store/bad: "), "{text}");
-    assert!(text.contains("1 paths cannot be planned"), "{text}");
+    assert!(text.contains("1 path cannot be planned"), "{text}");
 }

@@ -23,7 +23,8 @@ const ORDERS: [Order; 2] = [
     Order {
         parent: "",
         chain: &[
-            "store", "closure", "erofs", "image", "verify", "device", "server", "cli",
+            "parallel", "tree", "closure", "source", "erofs", "image", "verify", "device",
+            "server", "cli",
         ],
         beside: &[("sandbox", &["device", "server", "cli"])],
     },
@@ -316,7 +317,7 @@ fn a_use_to_the_right_is_found_however_it_is_written() {
     let harmless = [
         "// use crate::image::Image;",
         "/// See [`crate::image`].\nconst A: &str = \"crate::image::Image\";",
-        "use crate::store::Store; use other::image;",
+        "use crate::tree::Name; use other::image;",
         "#[cfg(test)] mod tests { use crate::image::Image; }",
         "mod image; use self::image::Image;",
         "pub(crate) fn image() -> char { '\"' }",

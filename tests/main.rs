@@ -18,6 +18,7 @@ mod boot;
 mod boot_faults;
 mod cli;
 mod corpus;
+mod edges;
 mod faults;
 mod fuse;
 mod golden;

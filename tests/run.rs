@@ -206,7 +206,7 @@ fn what_is_wrong_is_said_in_one_sentence() {
     let fixture = Fixture::new();
     let mem = "memory-backend-ram,id=mem,size=1G";
     let cases: [(&[&str], i32, &str); 6] = [
-        (&["my-vmm", "--disk"], 1, "write {socket} where"),
+        (&["my-vmm", "--disk"], 125, "write {socket} where"),
         (
             &["no-such-program", "{socket}"],
             127,
@@ -220,14 +220,14 @@ fn what_is_wrong_is_said_in_one_sentence() {
                 "-M",
                 "q35,memory-backend=mem",
             ],
-            1,
+            125,
             "add share=on",
         ),
-        (&["qemu-system-x86_64", "-m", "lots"], 1, "-m 2G"),
-        (&["crosvm", "stop"], 1, "crosvm run"),
+        (&["qemu-system-x86_64", "-m", "lots"], 125, "-m 2G"),
+        (&["crosvm", "stop"], 125, "crosvm run"),
         (
             &["cloud-hypervisor", "--memory", "size=1G,shared=off"],
-            1,
+            125,
             "shared=on",
         ),
     ];
@@ -245,10 +245,10 @@ fn what_is_wrong_is_said_in_one_sentence() {
         .run(&["--tree", "/nowhere"], &["true", "{socket}"])
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(125));
     assert!(stderr(&output).contains("/nowhere"));
     let output = fixture.run(&["--tree", "/"], &[]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(output.status.code(), Some(125));
     fixture.nothing_is_left();
 }
 

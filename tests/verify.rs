@@ -344,11 +344,11 @@ fn what_only_a_tree_can_hold_is_compared_too() {
 }
 
 /// `lazystore verify` for the store in `dir`.
-fn command(dir: &Path) -> Output {
+fn command(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
     command.current_dir(dir);
     command.args(["verify", "--store-root", ".", "--closure-info", "."]);
-    command.output().unwrap()
+    command.args(args).output().unwrap()
 }
 
 #[test]
@@ -374,10 +374,10 @@ fn the_command_says_what_differs_and_its_exit_code_too() {
     fs::write(dir.path().join("store-paths"), list).unwrap();
     fs::write(dir.path().join("registration"), registration).unwrap();
 
-    let output = command(dir.path());
+    let output = command(dir.path(), &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
-    assert!(text.contains("2 paths, 4 files, "), "{text}");
+    assert!(text.contains("2 paths, 4 files, 9.0 kB in "), "{text}");
     assert!(
         text.contains("2 NAR hashes as registered\nno differences"),
         "{text}"
@@ -385,7 +385,7 @@ fn the_command_says_what_differs_and_its_exit_code_too() {
     assert!(output.stderr.is_empty());
 
     fs::write(store.join("aaa-one/bin/tool"), "tOol").unwrap();
-    let output = command(dir.path());
+    let output = command(dir.path(), &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(
@@ -393,4 +393,26 @@ fn the_command_says_what_differs_and_its_exit_code_too() {
         "{text}"
     );
     assert!(text.ends_with("1 path differs\n"), "{text}");
+
+    let output = command(dir.path(), &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&report["is_clean"], &report["paths"]),
+        (&false.into(), &2.into())
+    );
+    assert_eq!(
+        (&report["files"], &report["bytes"]),
+        (&4.into(), &9004.into())
+    );
+    let faulty = &report["faulty"][0];
+    assert_eq!(
+        (&faulty["path"], &faulty["count"]),
+        (&"/nix/store/aaa-one".into(), &1.into())
+    );
+    let difference = faulty["differences"][0]["difference"].as_str().unwrap();
+    assert!(
+        difference.starts_with("its NAR hash is sha256:"),
+        "{report}"
+    );
 }

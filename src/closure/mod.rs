@@ -11,6 +11,7 @@ mod hash;
 mod lines;
 mod name;
 mod nix_store;
+mod pins;
 mod references;
 mod registration;
 mod roots;
@@ -21,8 +22,9 @@ use std::io::{self, BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-pub use error::{ClosureError, Fault, Input, RootFault};
+pub use error::{ClosureError, Fault, Input, RootFault, listed};
 pub use graph::Graph;
+pub use pins::Pins;
 pub use references::References;
 
 use lines::Lines;
