@@ -26,7 +26,7 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
-use crate::input::Input;
+use super::input::Input;
 use memory::{DATA, Layout, layouts};
 use model::{Addresses, Expected, Verdict};
 use server::Server;
