@@ -17,8 +17,9 @@ use std::sync::Arc;
 use common::reader::{now, open};
 use common::tree::any_dir;
 use common::{nar, store_image, tree_image};
-use lazystore::image::locate::nid_offset;
-use lazystore::image::{Image, Place};
+use lazystore::erofs::volume::Place;
+use lazystore::erofs::volume::nid_offset;
+use lazystore::image::Image;
 use lazystore::tree::FileKind;
 use proptest::prelude::*;
 

@@ -9,7 +9,7 @@ const LAYERS: [&str; 11] = [
     "parallel", "tree", "closure", "source", "erofs", "image", "verify", "sandbox", "device",
     "server", "cli",
 ];
-const EROFS_LAYERS: [&str; 4] = ["format", "dirent", "layout", "encode"];
+const EROFS_LAYERS: [&str; 5] = ["format", "dirent", "layout", "encode", "volume"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {

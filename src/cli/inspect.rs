@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::closure_args::{ClosureArgs, Loaded};
 use super::errors::CliError;
 use crate::erofs::format::BLOCK_LEN_BYTES;
-use crate::image::locate::nid_offset;
+use crate::erofs::volume::nid_offset;
 
 /// Arguments of `lazystore inspect`.
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use super::super::closure_args::Loaded;
 use super::super::errors::CliError;
 use super::shown;
 use crate::erofs::format::BLOCK_LEN_BYTES;
-use crate::image::{FileRef, Place};
+use crate::erofs::volume::{FileRef, Place};
 use crate::tree::FileKind;
 
 /// The answer.
