@@ -5,9 +5,9 @@
 //! NixOS can show is the test in nix/check.nix.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
 #[path = "nix/boots.rs"]
 mod boots;
+mod common;
 #[path = "nix/evaluator.rs"]
 mod evaluator;
 #[path = "nix/expressions.rs"]

@@ -60,10 +60,7 @@ fn assert_closure_only(seen: &Seen) {
 }
 
 fn assert_nix_knows(seen: &Seen) {
-    assert_eq!(
-        seen.fact("regInfo"),
-        "/nix/store/.lazystore/registration"
-    );
+    assert_eq!(seen.fact("regInfo"), "/nix/store/.lazystore/registration");
     assert_eq!(seen.fact("load_db"), "0", "{}", seen.fact("nix_errors"));
     assert_eq!(seen.fact("verify_path"), "0");
     assert_eq!(seen.fact("references"), "2");

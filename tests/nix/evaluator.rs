@@ -86,7 +86,11 @@ pub fn evaluated(attribute: &str, arguments: &[(&str, &str)]) -> Value {
             all.push((name, format!("/. + \"{}\"", dir.display())));
         }
     }
-    all.extend(arguments.iter().map(|(name, value)| (*name, (*value).to_owned())));
+    all.extend(
+        arguments
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned())),
+    );
     let all: Vec<(&str, &str)> = all.iter().map(|(name, value)| (*name, &**value)).collect();
     imitated(attribute, &all)
 }

@@ -186,7 +186,10 @@ fn paths_of_a_test_script_are_added_to_its_guests() {
     assert_eq!(script["paths"].as_array().unwrap().len(), 1);
     assert!(script["paths"][0].as_str().unwrap().ends_with("-named"));
     assert_eq!(script["image"], json!([]));
-    assert_eq!(script["imports"], json!([format!("{ROOT}/nix/qemu-vm.nix")]));
+    assert_eq!(
+        script["imports"],
+        json!([format!("{ROOT}/nix/qemu-vm.nix")])
+    );
     let of_nodes = paths("{ testScript = { nodes }: \"${nodes.machine.toplevel} ${named}\"; }");
     assert_eq!(of_nodes["paths"].as_array().unwrap().len(), 2);
     let old = paths("{ old = true; testScript = \"cat ${named}\"; }");

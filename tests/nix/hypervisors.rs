@@ -51,7 +51,10 @@ fn qemu_gets_a_socket() {
     let placeholder = qemu["storeDisk"].as_str().unwrap();
     assert!(placeholder.ends_with("-no-store-disk"), "{placeholder}");
     let start = qemu["preStart"].as_str().unwrap();
-    assert!(start.contains("--vhost-user guest-lazystore.sock\n"), "{start}");
+    assert!(
+        start.contains("--vhost-user guest-lazystore.sock\n"),
+        "{start}"
+    );
     assert!(start.contains("--with-registration"), "{start}");
     assert!(!start.contains("chown"), "{start}");
     let other = microvm("{ microvm.user = \"vm\"; }");
@@ -86,12 +89,25 @@ fn hypervisors_that_know_vhost_user_are_started_by_lazystore() {
         assert_served(&guest);
         if guest["startScript"].is_null() && real(MICROVM).is_some() {
             // A microvm.nix of before February 2026 has no option for the hypervisor's package.
-            assert!(guest["preStart"].as_str().unwrap().contains("--fuse guest-lazystore"));
+            assert!(
+                guest["preStart"]
+                    .as_str()
+                    .unwrap()
+                    .contains("--fuse guest-lazystore")
+            );
             continue;
         }
         let start = guest["startScript"].as_str().unwrap();
-        assert!(start.contains("/bin/lazystore run --closure-info /"), "{start}");
-        assert!(!guest["preStart"].as_str().unwrap().contains("lazystore serve"));
+        assert!(
+            start.contains("/bin/lazystore run --closure-info /"),
+            "{start}"
+        );
+        assert!(
+            !guest["preStart"]
+                .as_str()
+                .unwrap()
+                .contains("lazystore serve")
+        );
         let placeholder = guest["storeDisk"].as_str().unwrap();
         assert!(placeholder.ends_with("-no-store-disk"), "{placeholder}");
     }
@@ -105,7 +121,10 @@ fn a_machine_with_pci_gets_a_pci_device() {
     let cases = [
         ("qemu.machine = \"q35\";".to_owned(), true),
         ("graphics.enable = true;".to_owned(), true),
-        ("devices = [ { bus = \"pci\"; path = \"0\"; } ];".to_owned(), true),
+        (
+            "devices = [ { bus = \"pci\"; path = \"0\"; } ];".to_owned(),
+            true,
+        ),
         (format!("shares = [ {share} ];"), false),
     ];
     for (definition, own_memory) in cases {

@@ -159,7 +159,9 @@ impl Guest {
             .lines()
             .find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1));
         let khz = mhz.unwrap().parse::<f64>().unwrap() * 1e3;
-        let share = self.share.map_or(String::new(), |tag| format!(" lazystore.xchg={tag}"));
+        let share = self
+            .share
+            .map_or(String::new(), |tag| format!(" lazystore.xchg={tag}"));
         format!(
             "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check reboot=t tsc_early_khz={khz:.0} \
              lazystore.mount={mount_dir} lazystore.type={fs_type} \

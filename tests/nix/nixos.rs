@@ -27,12 +27,19 @@ fn variants() -> impl Iterator<Item = (bool, bool)> {
 }
 
 fn keys(value: &Value) -> Vec<&str> {
-    value.as_object().unwrap().keys().map(|key| &**key).collect()
+    value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(|key| &**key)
+        .collect()
 }
 
 fn assertions(vm: &Value) -> Vec<&str> {
     let all = vm["failedAssertions"].as_array().unwrap();
-    all.iter().map(|message| message.as_str().unwrap()).collect()
+    all.iter()
+        .map(|message| message.as_str().unwrap())
+        .collect()
 }
 
 /// The disk is mounted by its label, where the option says, and the host's store nowhere.
@@ -167,18 +174,32 @@ fn shares_are_the_users_choice_and_never_show_the_store() {
             "{{ virtualisation.sharedDirectories.more = {{ source = {source}; target = \"/mnt\"; }}; }}"
         ));
         let message = assertions(&vm)[0];
-        assert!(message.contains("sharedDirectories.more shares /"), "{message}");
+        assert!(
+            message.contains("sharedDirectories.more shares /"),
+            "{message}"
+        );
     }
 }
 
 #[test]
 fn what_cannot_work_is_said() {
     for (definition, said) in [
-        ("useNixStoreImage = true;", "useNixStoreImage makes a store image too"),
-        ("useBootLoader = true;", "useBootLoader boots from a disk that has a store of its own"),
-        ("fileSystems = lib.mkForce { };", "Nothing is mounted at /nix/.ro-store"),
+        (
+            "useNixStoreImage = true;",
+            "useNixStoreImage makes a store image too",
+        ),
+        (
+            "useBootLoader = true;",
+            "useBootLoader boots from a disk that has a store of its own",
+        ),
+        (
+            "fileSystems = lib.mkForce { };",
+            "Nothing is mounted at /nix/.ro-store",
+        ),
     ] {
-        let vm = summary(&format!("{{ lib, ... }}: {{ virtualisation = {{ {definition} }}; }}"));
+        let vm = summary(&format!(
+            "{{ lib, ... }}: {{ virtualisation = {{ {definition} }}; }}"
+        ));
         let all = assertions(&vm);
         assert!(all.iter().any(|message| message.contains(said)), "{all:?}");
     }

@@ -43,10 +43,7 @@ fn the_start_script_gives_qemu_the_disk_and_leaves_nothing() {
     assert_eq!(count(&arguments, "-object"), 1);
     assert_eq!(count(&arguments, "memory-backend=mem0"), 1);
     let memory = &arguments[at("-object") + 1];
-    assert_eq!(
-        memory,
-        "memory-backend-memfd,id=mem0,size=1024M,share=on"
-    );
+    assert_eq!(memory, "memory-backend-memfd,id=mem0,size=1024M,share=on");
     assert_eq!(
         lines(&machine.path("socket")),
         ["socket 600 root", "directory 700 root"]
@@ -151,7 +148,10 @@ fn cloud_hypervisor_gets_the_socket_and_shared_memory() {
     let arguments = lines(&machine.path("arguments"));
     assert_eq!(arguments[..2], ["--memory", "size=512M,shared=on"]);
     assert_eq!(arguments[2], "--disk");
-    assert!(arguments[3].ends_with("-no-store-disk,readonly=on"), "{arguments:?}");
+    assert!(
+        arguments[3].ends_with("-no-store-disk,readonly=on"),
+        "{arguments:?}"
+    );
     assert!(
         arguments[4].starts_with("vhost_user=true,socket=/"),
         "{arguments:?}"
@@ -220,7 +220,8 @@ fn a_host_without_fuse_for_users_is_told_what_to_set() {
 #[test]
 fn a_directory_that_cannot_be_made_is_named() {
     let machine = Machine::new();
-    let microvm = "{ microvm.hypervisor = \"firecracker\"; microvm.lazystore.mountPoint = \"/proc/none\"; }";
+    let microvm =
+        "{ microvm.hypervisor = \"firecracker\"; microvm.lazystore.mountPoint = \"/proc/none\"; }";
     let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
     let said = refused(&mut machine.command(&runner, "."));
     assert!(said.contains("/proc/none, which cannot be made"), "{said}");
