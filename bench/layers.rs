@@ -16,7 +16,7 @@ use lazystore::erofs::layout::attributes::{Attributes, Origin};
 use lazystore::erofs::layout::plan::Plan;
 use lazystore::erofs::layout::planner::Planner;
 use lazystore::image::{Image, ImageOptions};
-use lazystore::store::{FileKind, Listing, Stat};
+use lazystore::tree::{FileKind, Listing, Stat};
 use tempfile::TempDir;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -186,7 +186,7 @@ fn request(criterion: &mut Criterion) {
     memory.write_obj(data / 512, GuestAddress(0x8008)).unwrap();
     let chain = queue.build_desc_chain(&chain).unwrap();
     criterion.bench_function("4 KiB request, parse to finish", |bencher| {
-        bencher.iter(|| disk.try_execute(&parse(chain.clone(), disk_len), &memory));
+        bencher.iter(|| disk.try_execute(&|| true, &parse(chain.clone(), disk_len), &memory));
     });
 }
 

@@ -5,8 +5,10 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`store`] | opens host paths, always beneath one directory and never through a symlink |
+//! | [`parallel`] | the same work for many things, on all cores |
+//! | [`tree`] | values: file kinds, attributes, listings |
 //! | [`closure`] | which store paths, in which order, with which NAR size |
+//! | [`source`] | where a path's tree and bytes come from |
 //! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
 //! | [`image`] | block to extents: the disk as something to read from |
 //! | [`verify`] | the disk against the host, through an EROFS reader of somebody else's |
@@ -20,7 +22,9 @@ pub mod closure;
 pub mod device;
 pub mod erofs;
 pub mod image;
+pub mod parallel;
 pub mod sandbox;
 pub mod server;
-pub mod store;
+pub mod source;
+pub mod tree;
 pub mod verify;

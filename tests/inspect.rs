@@ -19,7 +19,7 @@ use common::tree::any_dir;
 use common::{nar, store_image, tree_image};
 use lazystore::image::locate::nid_offset;
 use lazystore::image::{Image, Place};
-use lazystore::store::FileKind;
+use lazystore::tree::FileKind;
 use proptest::prelude::*;
 
 /// The path beneath the root of every nid, as erofs-rs reports them.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use lazystore::closure::{Closure, Source, StoreLocation};
 use lazystore::image::{Image, ImageOptions, Piece, ReadError};
-use lazystore::store::Patience;
+use lazystore::source::IoMode;
 use tempfile::TempDir;
 
 use common::nar;
@@ -66,7 +66,8 @@ fn bytes(image: &Image) -> Vec<u8> {
                 len_bytes,
             } => {
                 bytes.resize(start + len_bytes, 0);
-                file.read_exact_at(&mut bytes[start..], offset, Patience::Wait)?;
+                let mut to = (&mut bytes[start..]).into();
+                file.read_into(&mut to, offset, len_bytes as u64, IoMode::Blocking)?;
             }
             Piece::Zeros { .. } => {}
         }

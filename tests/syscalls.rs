@@ -41,7 +41,7 @@ const BESIDES: [&str; 9] = [
     "write",
 ];
 
-/// An open file is looked at this often, at most (`store/file.rs`).
+/// An open file is looked at this often, at most (`source/host/file.rs`).
 const LOOKS_PER_SECOND: u128 = 10;
 
 /// strace on all threads of a worker.

@@ -1,7 +1,6 @@
 //! What is served stays: store paths are held against garbage collection.
 
-use crate::closure::{Graph, StoreLocation, StorePath};
-use crate::store::Pins;
+use crate::closure::{Graph, Pins, StoreLocation, StorePath};
 
 /// Holds the paths of `graph` with `max` descriptors at most, or with the Nix of a chroot store. What cannot be held is
 /// said once.

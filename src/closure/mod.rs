@@ -11,6 +11,7 @@ mod hash;
 mod lines;
 mod name;
 mod nix_store;
+mod pins;
 mod references;
 mod registration;
 mod roots;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::{ClosureError, Fault, Input, RootFault, listed};
 pub use graph::Graph;
+pub use pins::Pins;
 pub use references::References;
 
 use lines::Lines;

@@ -13,7 +13,7 @@ use super::format::{
 use super::layout::attributes::dirent_type;
 use super::layout::plan::{Dir, Form, Node, NodeIndex, Plan};
 use super::layout::space::{ROOT_NID, Region};
-use crate::store::FileKind;
+use crate::tree::FileKind;
 
 /// One block.
 pub type Block = [u8; BLOCK_LEN_USIZE];

@@ -2,18 +2,19 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::builtin::{self, Builtin};
-use super::plans::{self, Plans};
+use super::plans::Plans;
 use super::root::RootDir;
-use super::{Image, ImageError, ReadError};
-use crate::closure::{Closure, Contents, StorePath};
+use super::{Image, ImageError, Origin, builtin, walk};
+use crate::closure::{Closure, Contents, Pins, StorePath};
 use crate::erofs::encode::{self, SuperBlockFields};
 use crate::erofs::format::BLOCK_LEN_BYTES;
-use crate::erofs::layout::attributes::{Attributes, Origin};
+use crate::erofs::layout::attributes::{self, Attributes};
 use crate::erofs::layout::bounds::Size;
 use crate::erofs::layout::plan::Plan;
-use crate::erofs::layout::space::{self, Claim, Space};
-use crate::store::{FileKind, Pins, Store, StoreError, parallel};
+use crate::erofs::layout::space::{self, Claim, Space, TooBig};
+use crate::parallel;
+use crate::source::{HostTree, Identity, PathTree, SourceError, TreeSource};
+use crate::tree::{FileKind, Stat};
 
 /// Label that NixOS mounts a store disk by.
 pub const DEFAULT_LABEL: &str = "nix-store";
@@ -62,58 +63,82 @@ impl Image {
     /// When paths are missing (all are named), a path without a NAR size cannot be planned, or there is no
     /// room.
     pub fn new(closure: &Closure, options: &ImageOptions) -> Result<Self, ImageError> {
-        let store = Store::open(&closure.dir, options.max_open_files)?;
+        let host = Arc::new(HostTree::open(&closure.dir, options.max_open_files)?);
         match &closure.contents {
-            Contents::Tree => Self::of_tree(store, options),
-            Contents::StorePaths(paths) => Self::of_paths(store, closure, paths, options),
+            Contents::Tree => Ok(Self::of_tree(host, options)),
+            Contents::StorePaths(paths) => Self::of_paths(host, closure, paths, options),
         }
     }
 
-    fn of_tree(store: Store, options: &ImageOptions) -> Result<Self, ImageError> {
-        let attributes = options.attributes(Origin::Host);
-        let space = Space::whole(FileKind::Directory);
-        let plans = Plans::new(1, attributes, options.plan_cache_bytes);
-        Ok(Self::assemble(store, space, plans, options))
+    fn of_tree(host: Arc<HostTree>, options: &ImageOptions) -> Self {
+        let attributes = options.attributes(attributes::Origin::Host);
+        let parts = Parts {
+            sources: vec![TreeSource::Host(Arc::clone(&host))],
+            host,
+            space: Space::whole(FileKind::Directory),
+            // All of it is opened beneath a descriptor of the directory itself.
+            origins: vec![Origin {
+                source: HOST,
+                identity: None,
+            }],
+            plans: Plans::new(1, attributes, options.plan_cache_bytes),
+            root: None,
+        };
+        Self::assemble(parts, options)
     }
 
     fn of_paths(
-        store: Store,
+        host: Arc<HostTree>,
         closure: &Closure,
         paths: &[StorePath],
         options: &ImageOptions,
     ) -> Result<Self, ImageError> {
-        let attributes = options.attributes(Origin::Nar);
-        let kinds = examine(&store, closure, paths)?;
-        let named = paths.iter().zip(&kinds).map(|(p, kind)| (&*p.name, *kind));
-        let mut sizing = Sizing::new(&store, attributes, named, paths);
-        let builtin = options.registration.as_ref().map(|text| {
-            let names = paths.iter().map(|path| &*path.name);
-            Builtin::new(text, names, attributes)
-        });
-        let builtin = builtin.transpose()?;
-        if let Some((builtin, plan)) = &builtin {
-            sizing.insert(builtin.region as usize, builtin::DIR, plan);
+        let attributes = options.attributes(attributes::Origin::Nar);
+        let mut sources = vec![TreeSource::Host(Arc::clone(&host))];
+        let mut found = examine(&sources[HOST], closure, paths)?;
+        if let Some(text) = &options.registration {
+            let names = found.iter().map(|path| &*path.name);
+            found.insert(builtin::position(names)?, Found::builtin(sources.len()));
+            sources.push(TreeSource::Memory(builtin::tree(text)));
         }
-        let named = sizing.claims.iter().map(|claim| (&*claim.name, claim.kind));
-        let root = RootDir::new(named, &attributes);
+        let root = RootDir::new(
+            found.iter().map(|path| (&*path.name, path.kind)),
+            &attributes,
+        );
+        let mut sizing = Sizing::new(&sources, attributes, &found);
         sizing.fit(root.blocks())?;
-        let space = Space::assign(sizing.claims, root.blocks())?;
+        let Sizing {
+            claims,
+            origins,
+            planned,
+            ..
+        } = sizing;
+        let space = Space::assign(claims, root.blocks())?;
         let plans = Plans::new(space.regions().len(), attributes, options.plan_cache_bytes);
-        for (index, plan) in sizing.planned {
-            plans.insert(index, plan);
+        for (region, plan) in planned {
+            plans.insert(region, plan);
         }
-        let mut image = Self::assemble(store, space, plans, options);
-        image.root = Some(root);
-        image.builtin = builtin.map(|(builtin, plan)| {
-            image.plans.keep(builtin.region as usize, plan);
-            builtin
-        });
-        Ok(image)
+        let parts = Parts {
+            host,
+            sources,
+            space,
+            origins,
+            plans,
+            root: Some(root),
+        };
+        Ok(Self::assemble(parts, options))
     }
 
-    /// The disk of a tree.
-    fn assemble(store: Store, space: Space, plans: Plans, options: &ImageOptions) -> Self {
-        let attributes = options.attributes(Origin::Nar);
+    fn assemble(parts: Parts, options: &ImageOptions) -> Self {
+        let Parts {
+            host,
+            sources,
+            space,
+            origins,
+            plans,
+            root,
+        } = parts;
+        let attributes = options.attributes(attributes::Origin::Nar);
         let blocks = space.len_bytes() / BLOCK_LEN_BYTES;
         let superblock = encode::superblock(&SuperBlockFields {
             label: options.label.clone(),
@@ -123,20 +148,34 @@ impl Image {
             blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
         });
         Self {
-            store,
+            host,
+            sources,
             space,
+            origins,
             plans,
             superblock: Box::new(superblock),
-            root: None,
-            builtin: None,
+            root,
             recorder: OnceLock::new(),
             pins: Pins::default(),
         }
     }
 }
 
+/// Index of the host among the sources.
+const HOST: usize = 0;
+
+/// All that a disk consists of.
+struct Parts {
+    host: Arc<HostTree>,
+    sources: Vec<TreeSource>,
+    space: Space,
+    origins: Vec<Origin>,
+    plans: Plans,
+    root: Option<RootDir>,
+}
+
 impl ImageOptions {
-    fn attributes(&self, origin: Origin) -> Attributes {
+    fn attributes(&self, origin: attributes::Origin) -> Attributes {
         Attributes {
             origin,
             uid: self.uid,
@@ -149,17 +188,47 @@ impl ImageOptions {
 /// From so many paths on, looking at them is worth threads.
 const PARALLEL_FROM: usize = 4096;
 
-/// The type of every path's top node. All that are missing are named in one error.
+/// A path that is to be on the disk.
+struct Found {
+    name: Box<[u8]>,
+    kind: FileKind,
+    nar_size: Option<u64>,
+    origin: Origin,
+}
+
+impl Found {
+    fn builtin(source: usize) -> Self {
+        Self {
+            name: builtin::DIR.as_bytes().into(),
+            kind: FileKind::Directory,
+            nar_size: None,
+            origin: Origin {
+                source,
+                identity: None,
+            },
+        }
+    }
+}
+
+/// Looks at every path's top node. All that are missing are named in one error.
 fn examine(
-    store: &Store,
+    host: &TreeSource,
     closure: &Closure,
     paths: &[StorePath],
-) -> Result<Vec<FileKind>, ImageError> {
-    let mut kinds = Vec::with_capacity(paths.len());
+) -> Result<Vec<Found>, ImageError> {
+    let mut all = Vec::with_capacity(paths.len());
     let mut missing = Vec::new();
-    for (path, kind) in paths.iter().zip(kinds_of(store, paths)) {
-        match kind {
-            Ok(kind) => kinds.push(kind),
+    for (path, top) in paths.iter().zip(tops_of(host, paths)) {
+        match top {
+            Ok((stat, identity)) => all.push(Found {
+                name: path.name.clone(),
+                kind: stat.kind,
+                nar_size: path.nar_size,
+                origin: Origin {
+                    source: HOST,
+                    identity,
+                },
+            }),
             Err(error) if error.is_not_found() => {
                 let name = String::from_utf8_lossy(&path.name);
                 missing.push(format!("{}/{name}", closure.store_dir.display()));
@@ -168,14 +237,17 @@ fn examine(
         }
     }
     if missing.is_empty() {
-        Ok(kinds)
+        Ok(all)
     } else {
         Err(ImageError::Missing { paths: missing })
     }
 }
 
-fn kinds_of(store: &Store, paths: &[StorePath]) -> Vec<Result<FileKind, StoreError>> {
-    let look = |path: &StorePath| store.stat(&path.name).map(|stat| stat.kind);
+/// What is known of a path's top node.
+type Top = Result<(Stat, Option<Identity>), SourceError>;
+
+fn tops_of(host: &TreeSource, paths: &[StorePath]) -> Vec<Top> {
+    let look = |path: &StorePath| host.stat(&path.name);
     if paths.len() < PARALLEL_FROM {
         return paths.iter().map(look).collect();
     }
@@ -184,51 +256,35 @@ fn kinds_of(store: &Store, paths: &[StorePath]) -> Vec<Result<FileKind, StoreErr
         .chunks(paths.len().div_ceil(parallel::threads()))
         .collect();
     let look_at = |(): &mut (), part: usize| parts[part].iter().map(look).collect::<Vec<_>>();
-    let kinds = parallel::for_each(parts.len(), || (), look_at);
-    kinds.into_iter().flatten().collect()
+    let tops = parallel::for_each(parts.len(), || (), look_at);
+    tops.into_iter().flatten().collect()
 }
 
 /// What every path takes, and the plans that had to be made to know it.
 struct Sizing<'a> {
-    store: &'a Store,
+    sources: &'a [TreeSource],
     attributes: Attributes,
     claims: Vec<Claim>,
-    planned: Vec<(usize, Plan)>,
+    origins: Vec<Origin>,
+    planned: Vec<(u32, Plan)>,
     unknown: Vec<usize>,
 }
 
 impl<'a> Sizing<'a> {
-    fn new<'p>(
-        store: &'a Store,
-        attributes: Attributes,
-        named: impl Iterator<Item = (&'p [u8], FileKind)>,
-        paths: &[StorePath],
-    ) -> Self {
-        let claim = |((name, kind), path): ((&[u8], FileKind), &StorePath)| Claim {
-            name: name.into(),
-            kind,
+    fn new(sources: &'a [TreeSource], attributes: Attributes, found: &[Found]) -> Self {
+        let claim = |path: &Found| Claim {
+            name: path.name.clone(),
+            kind: path.kind,
             size: Size::bound(path.nar_size.unwrap_or(0)),
         };
-        let unknown = (0..paths.len()).filter(|&index| paths[index].nar_size.is_none());
+        let unknown = (0..found.len()).filter(|&index| found[index].nar_size.is_none());
         Self {
-            store,
+            sources,
             attributes,
-            claims: named.zip(paths).map(claim).collect(),
+            claims: found.iter().map(claim).collect(),
+            origins: found.iter().map(|path| path.origin).collect(),
             planned: Vec::new(),
             unknown: unknown.collect(),
-        }
-    }
-
-    /// Makes room at `index` for the directory `name`, which is planned already.
-    fn insert(&mut self, index: usize, name: &str, plan: &Plan) {
-        let claim = Claim {
-            name: name.as_bytes().into(),
-            kind: FileKind::Directory,
-            size: exact_size(plan),
-        };
-        self.claims.insert(index, claim);
-        for unknown in self.unknown.iter_mut().filter(|unknown| **unknown >= index) {
-            *unknown += 1;
         }
     }
 
@@ -248,10 +304,23 @@ impl<'a> Sizing<'a> {
         self.fit(root_blocks)
     }
 
+    /// Plans several paths, on all cores.
     fn plan(&mut self, indexes: &[usize]) -> Result<(), ImageError> {
-        for (index, plan) in plan_in_parallel(self.store, self.attributes, &self.claims, indexes)? {
-            self.claims[index].size = exact_size(&plan);
-            self.planned.push((index, plan));
+        let plan = |(): &mut (), at: usize| {
+            let Origin { source, identity } = self.origins[indexes[at]];
+            let tree = PathTree {
+                source: &self.sources[source],
+                name: &self.claims[indexes[at]].name,
+                identity,
+            };
+            walk::plan_whole(&tree, self.attributes)
+        };
+        let planned = parallel::for_each(indexes.len(), || (), plan);
+        for (index, plan) in indexes.iter().zip(planned) {
+            let plan = plan?;
+            self.claims[*index].size = exact_size(&plan);
+            let region = u32::try_from(*index).map_err(|_| TooBig)?;
+            self.planned.push((region, plan));
         }
         Ok(())
     }
@@ -263,19 +332,4 @@ fn exact_size(plan: &Plan) -> Size {
         data_blocks: u64::from(plan.data_blocks()),
         exact: true,
     }
-}
-
-/// Plans several paths, on all cores.
-fn plan_in_parallel(
-    store: &Store,
-    attributes: Attributes,
-    claims: &[Claim],
-    indexes: &[usize],
-) -> Result<Vec<(usize, Plan)>, ReadError> {
-    let plan = |(): &mut (), at: usize| {
-        let index = indexes[at];
-        plans::plan_whole(store, &claims[index].name, attributes).map(|plan| (index, plan))
-    };
-    let planned = parallel::for_each(indexes.len(), || (), plan);
-    planned.into_iter().collect()
 }

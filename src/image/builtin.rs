@@ -5,57 +5,32 @@
 use std::sync::Arc;
 
 use super::ImageError;
-use crate::erofs::layout::LayoutError;
-use crate::erofs::layout::attributes::Attributes;
-use crate::erofs::layout::plan::Plan;
-use crate::erofs::layout::planner::Planner;
-use crate::store::{FileKind, Listing, Stat};
+use crate::source::MemoryTree;
 
 /// Name of the directory in the root of the disk.
 pub const DIR: &str = ".lazystore";
 /// Name of the file in it.
 pub const REGISTRATION: &str = "registration";
 
-/// The directory's contents, and its place among the paths.
-#[derive(Debug)]
-pub(super) struct Builtin {
-    /// Index of its region.
-    pub(super) region: u32,
-    /// What its only file holds.
-    pub(super) text: Arc<[u8]>,
+/// The directory with `text` as the registration.
+pub(super) fn tree(text: &Arc<[u8]>) -> MemoryTree {
+    let path = [DIR, REGISTRATION].join("/");
+    MemoryTree::with_file(path.as_bytes(), Arc::clone(text))
 }
 
-impl Builtin {
-    /// The directory with `text` as the registration, and what it takes; `names` are the closure's, sorted.
-    pub(super) fn new<'a>(
-        text: &Arc<[u8]>,
-        names: impl Iterator<Item = &'a [u8]> + Clone,
-        attributes: Attributes,
-    ) -> Result<(Self, Plan), ImageError> {
-        if names.clone().any(|name| name == DIR.as_bytes()) {
+/// The directory's place among `names`, sorted.
+///
+/// # Errors
+/// [`ImageError::BuiltinName`] when one of them has its name.
+pub(super) fn position<'a>(names: impl Iterator<Item = &'a [u8]>) -> Result<usize, ImageError> {
+    let mut before = 0;
+    for name in names.take_while(|name| *name <= DIR.as_bytes()) {
+        if name == DIR.as_bytes() {
             return Err(ImageError::BuiltinName);
         }
-        let before = names.take_while(|name| *name < DIR.as_bytes()).count();
-        let region = u32::try_from(before).unwrap_or(u32::MAX);
-        let plan = plan(text.len() as u64, attributes).map_err(ImageError::Builtin)?;
-        let text = Arc::clone(text);
-        Ok((Self { region, text }, plan))
+        before += 1;
     }
-}
-
-fn plan(len_bytes: u64, attributes: Attributes) -> Result<Plan, LayoutError> {
-    let limits = (u32::MAX, u32::MAX);
-    let dir = Stat::of_kind(FileKind::Directory);
-    let mut planner = Planner::new(DIR.as_bytes(), attributes, limits, &dir, b"")?;
-    let mut listing = Listing::default();
-    let file = Stat {
-        permissions: 0o444,
-        size_bytes: len_bytes,
-        ..Stat::of_kind(FileKind::Regular)
-    };
-    listing.push(REGISTRATION.as_bytes(), file, b"");
-    planner.push(&listing)?;
-    Ok(planner.into_plan())
+    Ok(before)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use crate::closure::{ClosureError, listed};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::space::TooBig;
-use crate::store::StoreError;
+use crate::source::{Awaits, DestinationError, SourceError};
 
 /// Why a range of the disk cannot be read.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -18,14 +18,14 @@ pub enum ReadError {
         /// Length of the disk.
         disk_len_bytes: u64,
     },
-    /// The host's store cannot give what the plan says.
+    /// The path's source cannot give what the plan says.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Source(#[from] SourceError),
     /// A path cannot be laid out.
-    #[error("{path}: {source}")]
+    #[error("{}: {source}", path.display())]
     Layout {
         /// The store path, on the host.
-        path: String,
+        path: PathBuf,
         /// What is wrong with it.
         source: LayoutError,
     },
@@ -42,15 +42,23 @@ impl ReadError {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::OutOfRange { .. } => None,
-            Self::Store(error) => error.path(),
-            Self::Layout { path, .. } => Some(Path::new(path)),
-            Self::Replaced { path } => Some(path),
+            Self::Source(error) => error.path(),
+            Self::Layout { path, .. } | Self::Replaced { path } => Some(path),
         }
     }
 
-    /// Only a disk has to be waited for.
-    pub fn is_would_block(&self) -> bool {
-        matches!(self, Self::Store(StoreError::WouldBlock))
+    /// What has to be waited for, if that is all that is wrong.
+    pub fn would_block(&self) -> Option<Awaits> {
+        match self {
+            Self::Source(SourceError::WouldBlock(awaits)) => Some(*awaits),
+            _ => None,
+        }
+    }
+}
+
+impl From<DestinationError> for ReadError {
+    fn from(error: DestinationError) -> Self {
+        SourceError::from(error).into()
     }
 }
 
@@ -62,16 +70,13 @@ pub enum ImageError {
     Closure(#[from] ClosureError),
     /// The store cannot be read.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Source(#[from] SourceError),
     /// A path had to be planned and could not be.
     #[error(transparent)]
     Plan(#[from] ReadError),
     /// There is no room.
     #[error(transparent)]
     TooBig(#[from] TooBig),
-    /// The directory for the registration has no place.
-    #[error("the registration cannot be put on the disk: the file {0}")]
-    Builtin(#[source] LayoutError),
     /// A path has the name of the directory for the registration.
     #[error(
         "the registration cannot be put on the disk: the closure has a path named .lazystore itself"

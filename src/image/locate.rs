@@ -10,7 +10,8 @@ use crate::erofs::format::{
 };
 use crate::erofs::layout::plan::{Node, NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, DATA_ARENA_START, ROOT_NID, Region};
-use crate::store::{FileKind, Patience};
+use crate::source::IoMode;
+use crate::tree::FileKind;
 
 /// A file of the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,16 +87,14 @@ impl Image {
             Area::Superblock => Ok(in_superblock(at)),
             Area::Root(block) => Ok(self.in_root(block, at)),
             Area::Meta { region, block } => {
-                self.plans
-                    .with(self, Patience::Wait, region, Need::Meta(block), |plan| {
-                        View::new(self, region, plan).in_meta(block, at)
-                    })
+                self.with_plan(IoMode::Blocking, region, Need::Meta(block), |plan| {
+                    View::new(self, region, plan).in_meta(block, at)
+                })
             }
             Area::Data { region, block } => {
-                self.plans
-                    .with(self, Patience::Wait, region, Need::Data(block), |plan| {
-                        View::new(self, region, plan).in_data(block, at)
-                    })
+                self.with_plan(IoMode::Blocking, region, Need::Data(block), |plan| {
+                    View::new(self, region, plan).in_data(block, at)
+                })
             }
             Area::Unused { end } => Ok(Spot {
                 place: Place::Unused { kept_for: None },
@@ -118,12 +117,11 @@ impl Image {
     /// # Errors
     /// When the path cannot be planned.
     pub fn usage(&self, region: u32) -> Result<Usage, ReadError> {
-        self.plans
-            .with(self, Patience::Wait, region, Need::All, |plan| Usage {
-                meta_blocks: plan.meta_blocks(),
-                data_blocks: plan.data_blocks(),
-                files: plan.len(),
-            })
+        self.with_plan(IoMode::Blocking, region, Need::All, |plan| Usage {
+            meta_blocks: plan.meta_blocks(),
+            data_blocks: plan.data_blocks(),
+            files: plan.len(),
+        })
     }
 
     /// Where the unused range starts that block `block` is in: behind the last path of its arena.

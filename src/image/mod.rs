@@ -17,9 +17,9 @@ mod root;
 mod seek;
 #[cfg(test)]
 pub mod testing;
+mod walk;
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -27,22 +27,26 @@ use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
+use crate::closure::Pins;
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, ROOT_NID, Space};
-use crate::store::{FileKey, FileKind, HostFile, Patience, Pins, Store, StoreError};
+use crate::source::{
+    Awaits, Destination, File, FileId, HostTree, Identity, IoMode, PathTree, SourceError,
+    TreeSource,
+};
+use crate::tree::FileKind;
 
 pub use build::ImageOptions;
 pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
 pub use error::{ImageError, ReadError};
 pub use locate::{FileRef, Place, Spot, Usage};
-pub use plans::LISTERS_MAX;
 pub use prefetch::Prefetched;
 pub use seek::Seek;
+pub use walk::LISTERS_MAX;
 
-use builtin::Builtin;
-use plans::{Need, Plans};
+use plans::{Need, Plans, Wanted};
 use recorder::Recorder;
 use root::RootDir;
 
@@ -51,10 +55,10 @@ use root::RootDir;
 pub enum Piece<'a> {
     /// Bytes made by this program: superblock, inodes, directory entries, inline data.
     Metadata(&'a [u8]),
-    /// Bytes of a host file, to be read whole or not at all.
+    /// Bytes of a file, to be read whole or not at all.
     File {
         /// The file, open.
-        file: Arc<HostFile>,
+        file: File,
         /// Where in the file.
         offset: u64,
         /// How many bytes; never zero.
@@ -70,16 +74,27 @@ pub enum Piece<'a> {
 /// The disk.
 #[derive(Debug)]
 pub struct Image {
-    store: Store,
+    host: Arc<HostTree>,
+    sources: Vec<TreeSource>,
     space: Space,
+    /// Of each region.
+    origins: Vec<Origin>,
     plans: Plans,
     superblock: Box<Block>,
     /// None for a tree, whose root is the top node of its only region.
     root: Option<RootDir>,
     recorder: OnceLock<Recorder>,
-    builtin: Option<Builtin>,
     /// Held as long as the disk may be read.
     pins: Pins,
+}
+
+/// Where a path comes from.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    /// Index of its source.
+    source: usize,
+    /// Which file of the host it was when the disk was made; none for what cannot be replaced.
+    identity: Option<Identity>,
 }
 
 /// A range that is being handed out.
@@ -122,12 +137,12 @@ impl Image {
 
     /// How many host files it may keep open.
     pub fn max_open_files(&self) -> usize {
-        self.store.max_open_files()
+        self.host.max_open_files()
     }
 
     /// The host's directory from which all of it is read.
     pub fn store_dir(&self) -> BorrowedFd<'_> {
-        self.store.dir()
+        self.host.dir()
     }
 
     /// Whether the disk is a directory as it is, and not a closure.
@@ -142,7 +157,7 @@ impl Image {
 
     /// From now on writes down which blocks are read, as a [`recording`], to `file`, which is open for appending; with
     /// `replace`, instead of what is in it, once there is something to write. A second call does nothing.
-    pub fn record_to(&self, file: File, replace: bool) {
+    pub fn record_to(&self, file: std::fs::File, replace: bool) {
         let _ = self.recorder.set(Recorder::new(file, replace));
     }
 
@@ -150,27 +165,27 @@ impl Image {
     ///
     /// # Errors
     /// The first [`ReadError`], or what `sink` returned. Pieces already handed out are void then.
-    pub fn visit<E: From<ReadError>>(
+    pub fn visit(
         &self,
         offset: u64,
         len_bytes: u64,
-        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        self.visit_with(Patience::Wait, offset, len_bytes, sink)
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        self.visit_with(IoMode::Blocking, offset, len_bytes, sink)
     }
 
-    /// Like [`visit`](Self::visit), and with [`Patience::Now`] only if everything is in memory: plans, names and small
+    /// Like [`visit`](Self::visit), and with [`IoMode::NoWait`] only if everything is in memory: plans, names and small
     /// files. Whether the bytes of a [`Piece::File`] are, is for `sink` to find out.
     ///
     /// # Errors
-    /// As `visit`, and one for which [`ReadError::is_would_block`] is true.
-    pub fn visit_with<E: From<ReadError>>(
+    /// As `visit`, and one for which [`ReadError::would_block`] tells what is missing.
+    pub fn visit_with(
         &self,
-        patience: Patience,
+        mode: IoMode,
         offset: u64,
         len_bytes: u64,
-        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let end = self.checked_end(offset, len_bytes)?;
         if let Some(recorder) = self.recorder.get() {
             recorder.note(&self.space, offset..end);
@@ -179,14 +194,14 @@ impl Image {
         while cursor.offset < cursor.end {
             match self.space.area(cursor.block()) {
                 Area::Data { region, block } => {
-                    self.visit_data(patience, region, block, &mut cursor, sink)?;
+                    self.visit_data(mode, region, block, &mut cursor, sink)?;
                 }
                 Area::Unused { end } => {
                     let len = cursor.left_before(u64::from(end));
                     emit_zeros(&mut cursor, len, sink)?;
                 }
                 area => {
-                    let block = self.render(patience, area)?;
+                    let block = self.render(mode, area)?;
                     let start = cursor.in_block();
                     let left = cursor.left_before(u64::from(cursor.block()) + 1);
                     let len = usize::try_from(left).unwrap_or(BLOCK_LEN_USIZE);
@@ -198,31 +213,40 @@ impl Image {
         Ok(())
     }
 
-    /// Fills `buf` from `offset`.
+    /// Puts `offset..offset + len_bytes` into `to`; with [`IoMode::NoWait`] only if everything is in memory.
+    ///
+    /// # Errors
+    /// As [`visit_with`](Self::visit_with); any part of `to` may have been written then.
+    pub fn read_into(
+        &self,
+        to: &mut Destination<'_>,
+        offset: u64,
+        len_bytes: u64,
+        mode: IoMode,
+    ) -> Result<(), ReadError> {
+        self.visit_with(mode, offset, len_bytes, &mut |piece| match piece {
+            Piece::Metadata(bytes) => Ok(to.write(bytes)?),
+            Piece::Zeros { len_bytes } => Ok(to.zero(len_bytes as u64)?),
+            Piece::File {
+                file,
+                offset,
+                len_bytes,
+            } => Ok(file.read_into(to, offset, len_bytes as u64, mode)?),
+        })
+    }
+
+    /// Fills `buf` from `offset`, however long it takes.
     ///
     /// # Errors
     /// Any [`ReadError`]; `buf` holds nothing of use then.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), ReadError> {
-        let mut rest = &mut buf[..];
-        let len = rest.len() as u64;
-        self.visit(offset, len, &mut |piece| {
-            let taken = std::mem::take(&mut rest);
-            let (now, later) = taken.split_at_mut(piece.len_bytes());
-            rest = later;
-            match piece {
-                Piece::Metadata(bytes) => now.copy_from_slice(bytes),
-                Piece::Zeros { .. } => now.fill(0),
-                Piece::File { file, offset, .. } => {
-                    file.read_exact_at(now, offset, Patience::Wait)?
-                }
-            }
-            Ok::<(), ReadError>(())
-        })
+        let len_bytes = buf.len() as u64;
+        self.read_into(&mut buf.into(), offset, len_bytes, IoMode::Blocking)
     }
 
     /// The path of the closure that `error` is about, or in a tree the entry of its top directory.
     pub fn culprit<'e>(&self, error: &'e ReadError) -> Option<&'e OsStr> {
-        error.path().map(|path| self.store.entry_of(path))
+        error.path().map(|path| self.host.entry_of(path))
     }
 
     fn checked_end(&self, offset: u64, len_bytes: u64) -> Result<u64, ReadError> {
@@ -237,80 +261,90 @@ impl Image {
     }
 
     /// The bytes of a block that is not file data.
-    fn render(&self, patience: Patience, area: Area) -> Result<Block, ReadError> {
+    fn render(&self, mode: IoMode, area: Area) -> Result<Block, ReadError> {
         match (area, &self.root) {
             (Area::Superblock, _) => Ok(*self.superblock),
             (Area::Root(block), Some(root)) => Ok(root.render(block, self.space.regions())),
-            (Area::Meta { region, block }, _) => self.render_metadata(patience, region, block),
+            (Area::Meta { region, block }, _) => self.render_metadata(mode, region, block),
             _ => Ok([0; BLOCK_LEN_USIZE]),
         }
     }
 
-    fn render_metadata(
-        &self,
-        patience: Patience,
-        region: u32,
-        block: u32,
-    ) -> Result<Block, ReadError> {
+    fn render_metadata(&self, mode: IoMode, region: u32, block: u32) -> Result<Block, ReadError> {
         let mut out = [0; BLOCK_LEN_USIZE];
         let here = self.space.region(region);
-        let files = self
-            .plans
-            .with(self, patience, region, Need::Meta(block), |plan| {
-                let nid = u64::from(ROOT_NID);
-                let files = encode::metadata_block(plan, here, nid, block, &mut out);
-                if let Some(text) = self.text_of(region) {
-                    for inline in files {
-                        let range = inline.offset..inline.offset + inline.len;
-                        out[range].copy_from_slice(&text[..inline.len]);
-                    }
-                    return Ok(Vec::new());
-                }
-                let open = |inline: &encode::InlineFile| {
-                    let file = self.open(plan, patience, region, inline.node)?;
-                    Ok((file, inline.offset..inline.offset + inline.len))
-                };
-                files
-                    .iter()
-                    .map(open)
-                    .collect::<Result<Vec<_>, StoreError>>()
-            })??;
+        let files = self.with_plan(mode, region, Need::Meta(block), |plan| {
+            let nid = u64::from(ROOT_NID);
+            let files = encode::metadata_block(plan, here, nid, block, &mut out);
+            let open = |inline: &encode::InlineFile| {
+                let file = self.open(plan, mode, region, inline.node)?;
+                Ok((file, inline.offset..inline.offset + inline.len))
+            };
+            files
+                .iter()
+                .map(open)
+                .collect::<Result<Vec<_>, SourceError>>()
+        })??;
         for (file, range) in files {
-            file.read_exact_at(&mut out[range], 0, patience)?;
+            let len_bytes = range.len() as u64;
+            let mut to = Destination::from(&mut out[range]);
+            let read = file.read_into(&mut to, 0, len_bytes, mode);
+            read.map_err(|error| match error {
+                // There may be more small files in this block, which are not being read yet.
+                SourceError::WouldBlock(_) => SourceError::WouldBlock(Awaits::Lookup),
+                error => error,
+            })?;
         }
         Ok(out)
     }
 
-    /// What the file of a region holds that is not the host's.
-    fn text_of(&self, region: u32) -> Option<&[u8]> {
-        let builtin = self.builtin.as_ref()?;
-        (builtin.region == region).then_some(&builtin.text)
+    /// The tree of a region.
+    fn tree(&self, region: u32) -> PathTree<'_> {
+        let Origin { source, identity } = self.origins[region as usize];
+        PathTree {
+            source: &self.sources[source],
+            name: &self.space.region(region).name,
+            identity,
+        }
+    }
+
+    /// Calls `f` with a plan that covers what is needed of a region.
+    fn with_plan<R>(
+        &self,
+        mode: IoMode,
+        region: u32,
+        need: Need,
+        f: impl FnOnce(&Plan) -> R,
+    ) -> Result<R, ReadError> {
+        let path = Wanted {
+            tree: self.tree(region),
+            region,
+            limits: self.space.region(region).limits(),
+        };
+        self.plans.with(&path, mode, need, f)
     }
 
     fn open(
         &self,
         plan: &Plan,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         index: NodeIndex,
-    ) -> Result<Arc<HostFile>, StoreError> {
-        let key = FileKey {
-            path: region,
-            node: index,
-        };
+    ) -> Result<File, SourceError> {
+        let id = FileId(u64::from(region) << 32 | u64::from(index));
         let stamp = plan.node(index).stamp();
-        self.store.file(key, stamp, patience, || plan.path(index))
+        self.tree(region).open(id, stamp, mode, || plan.path(index))
     }
 
     /// Hands out data from block `block` of a region, as far as the region and the range go.
-    fn visit_data<E: From<ReadError>>(
+    fn visit_data(
         &self,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         block: u32,
         cursor: &mut Cursor,
-        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let here = self.space.region(region);
         let len = cursor.left_before(u64::from(here.data.end));
         let last = cursor.offset + len - 1;
@@ -318,9 +352,8 @@ impl Image {
             u32::try_from(last / BLOCK_LEN_BYTES).unwrap_or(u32::MAX) - here.data.start;
         let start = u64::from(block) * BLOCK_LEN_BYTES + cursor.in_block() as u64;
         let extents = self
-            .plans
-            .with(self, patience, region, Need::Data(last_block), |plan| {
-                self.extents(plan, patience, region, start, len)
+            .with_plan(mode, region, Need::Data(last_block), |plan| {
+                self.extents(plan, mode, region, start, len)
             })?
             .map_err(ReadError::from)?;
         for extent in extents {
@@ -333,11 +366,11 @@ impl Image {
     fn extents(
         &self,
         plan: &Plan,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         start: u64,
         len: u64,
-    ) -> Result<Extents, StoreError> {
+    ) -> Result<Extents, SourceError> {
         let mut extents = Extents::new();
         let (mut at, end) = (start, start + len);
         let first = u32::try_from(start / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
@@ -350,7 +383,7 @@ impl Image {
             }
             let stop = (from + node.size_bytes()).min(end);
             if at < stop {
-                extents.push(self.extent(plan, patience, region, index, at - from..stop - from)?);
+                extents.push(self.extent(plan, mode, region, index, at - from..stop - from)?);
                 at = stop;
             }
             let padded = from + plan.data_blocks_of(node) * BLOCK_LEN_BYTES;
@@ -363,23 +396,20 @@ impl Image {
     fn extent(
         &self,
         plan: &Plan,
-        patience: Patience,
+        mode: IoMode,
         region: u32,
         index: NodeIndex,
         range: Range<u64>,
-    ) -> Result<Extent, StoreError> {
+    ) -> Result<Extent, SourceError> {
         let node = plan.node(index);
         let (offset, len) = (range.start, range.end - range.start);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let in_memory = match node.kind() {
-            FileKind::Symlink => Some(plan.target(node)),
-            _ => self.text_of(region),
-        };
-        if let Some(bytes) = in_memory {
+        if node.kind() == FileKind::Symlink {
             let start = usize::try_from(offset).unwrap_or(usize::MAX);
-            return Ok(Extent::Bytes(bytes[start..start + len].into()));
+            let target = &plan.target(node)[start..start + len];
+            return Ok(Extent::Bytes(target.into()));
         }
-        let file = self.open(plan, patience, region, index)?;
+        let file = self.open(plan, mode, region, index)?;
         Ok(Extent::File { file, offset, len })
     }
 }
@@ -397,11 +427,7 @@ impl Piece<'_> {
 /// A piece that has been found and does not need the plan any more.
 enum Extent {
     Bytes(Box<[u8]>),
-    File {
-        file: Arc<HostFile>,
-        offset: u64,
-        len: usize,
-    },
+    File { file: File, offset: u64, len: usize },
     Zeros(u64),
 }
 
@@ -415,16 +441,16 @@ fn push_zeros(extents: &mut Extents, at: &mut u64, until: u64) {
     }
 }
 
-fn emit_extent<E>(
+fn emit_extent(
     extent: Extent,
     cursor: &mut Cursor,
-    sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
-) -> Result<(), E> {
+    sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
+) -> Result<(), ReadError> {
     let piece = match &extent {
         Extent::Zeros(len) => return emit_zeros(cursor, *len, sink),
         Extent::Bytes(bytes) => Piece::Metadata(bytes),
         Extent::File { file, offset, len } => Piece::File {
-            file: Arc::clone(file),
+            file: file.clone(),
             offset: *offset,
             len_bytes: *len,
         },
@@ -433,11 +459,11 @@ fn emit_extent<E>(
     sink(piece)
 }
 
-fn emit_zeros<E>(
+fn emit_zeros(
     cursor: &mut Cursor,
     len: u64,
-    sink: &mut dyn FnMut(Piece<'_>) -> Result<(), E>,
-) -> Result<(), E> {
+    sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
+) -> Result<(), ReadError> {
     cursor.offset += len;
     let len_bytes = usize::try_from(len).unwrap_or(usize::MAX);
     sink(Piece::Zeros { len_bytes })

@@ -8,35 +8,57 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use lru::LruCache;
 
-use super::{Image, ReadError};
+use super::ReadError;
+use super::walk::{self, layout_error};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
-use crate::erofs::layout::plan::{NodeIndex, Plan};
+use crate::erofs::layout::plan::{DirIndex, Plan};
 use crate::erofs::layout::planner::Planner;
-use crate::store::{FileKind, Listing, Patience, Stat, Store, StoreError, parallel};
+use crate::source::{Awaits, IoMode, PathTree, SourceError};
 
-/// Directories that are worth the start of threads: listing so many takes ten times as long.
-const DIRS_AT_ONCE: usize = 64;
-
-/// More threads than this do not list one path's directories: each has one of them open.
-pub const LISTERS_MAX: usize = 4;
+/// A path that cannot be laid out is not walked again for so long, however often a guest asks.
+const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
 
 /// One path's plan.
 #[derive(Debug, Default)]
 struct Cell {
     /// Set once nothing is left to walk.
     complete: OnceLock<Plan>,
-    growing: Mutex<Option<Growth>>,
+    growing: Mutex<Growing>,
+}
+
+/// A plan that is not complete.
+#[derive(Debug, Default)]
+struct Growing {
+    growth: Option<Growth>,
+    /// Why the path could not be planned, and when.
+    failed: Option<(ReadError, Instant)>,
+}
+
+impl Growing {
+    /// The error of a walk that failed a moment ago.
+    fn check(&mut self) -> Result<(), ReadError> {
+        match &self.failed {
+            Some((error, at)) if at.elapsed() < FAILURE_REMEMBERED => Err(error.clone()),
+            _ => {
+                self.failed = None;
+                Ok(())
+            }
+        }
+    }
 }
 
 /// A plan that is growing.
 #[derive(Debug)]
 struct Growth {
     planner: Planner,
+    /// How many of its directories readers may have seen.
+    seen: DirIndex,
     /// What it must be found to be before anyone may use it: it was there before, and was dropped.
     expected: Option<Past>,
 }
@@ -77,6 +99,17 @@ pub(super) struct Plans {
     pub(super) begun: std::sync::atomic::AtomicUsize,
 }
 
+/// A path of which something is needed.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    /// Where it comes from.
+    pub(super) tree: PathTree<'a>,
+    /// Index of its region.
+    pub(super) region: u32,
+    /// Most metadata and data blocks that it may take.
+    pub(super) limits: (u32, u32),
+}
+
 /// What a reader needs planned.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Need {
@@ -108,15 +141,15 @@ impl Plans {
     /// Calls `f` with a plan that covers what is needed of a region.
     ///
     /// # Errors
-    /// When the path cannot be planned so far; [`StoreError::WouldBlock`] as `patience` has it.
+    /// When the path cannot be planned so far; [`SourceError::WouldBlock`] as `mode` has it.
     pub(super) fn with<R>(
         &self,
-        image: &Image,
-        patience: Patience,
-        region: u32,
+        path: &Wanted<'_>,
+        mode: IoMode,
         need: Need,
         f: impl FnOnce(&Plan) -> R,
     ) -> Result<R, ReadError> {
+        let region = path.region;
         let slot = &self.slots[region as usize];
         slot.touch();
         // The most frequent case neither writes to memory that others read nor counts references.
@@ -129,22 +162,23 @@ impl Plans {
             return Ok(f(plan));
         }
         let cell = slot.get();
-        let mut growing = match patience {
-            Patience::Wait => lock(&cell.growing),
-            Patience::Now => try_lock(&cell.growing).ok_or(StoreError::WouldBlock)?,
+        let mut growing = match mode {
+            IoMode::Blocking => lock(&cell.growing),
+            IoMode::NoWait => {
+                try_lock(&cell.growing).ok_or(SourceError::WouldBlock(Awaits::Lookup))?
+            }
         };
         if let Some(plan) = cell.complete.get() {
             // Somebody finished it while this reader waited for its turn.
             return Ok(f(plan));
         }
-        self.grow(image, patience, region, need, &mut growing)
-            .inspect_err(|error| {
-                if matches!(error, ReadError::Layout { .. } | ReadError::Replaced { .. }) {
-                    *growing = None;
-                }
-            })?;
-        let Some(growth) = growing.take_if(|growth| growth.planner.is_complete()) else {
-            let growth = growing.as_ref().ok_or_else(|| unplanned(image, region))?;
+        growing.check()?;
+        self.grow(path, mode, need, &mut growing.growth)
+            .inspect_err(|error| self.give_up(region, error, &mut growing))?;
+        let is_complete = |growth: &mut Growth| growth.planner.is_complete();
+        let Some(growth) = growing.growth.take_if(is_complete) else {
+            let growth = growing.growth.as_ref();
+            let growth = growth.ok_or_else(|| layout_error(&path.tree, LayoutError::TooBig))?;
             return Ok(f(growth.planner.plan()));
         };
         let plan = cell.complete.get_or_init(|| growth.planner.into_plan());
@@ -153,22 +187,41 @@ impl Plans {
         Ok(f(plan))
     }
 
+    /// Drops a plan that cannot be used any further. A guest may have read from it, so what it was is kept.
+    fn give_up(&self, region: u32, error: &ReadError, growing: &mut Growing) {
+        let lasts = match error {
+            ReadError::Layout { .. } | ReadError::Replaced { .. } => true,
+            ReadError::Source(error) => matches!(error, SourceError::Replaced { .. }),
+            ReadError::OutOfRange { .. } => false,
+        };
+        if !lasts {
+            return;
+        }
+        growing.failed = Some((error.clone(), Instant::now()));
+        let past = growing.growth.take().and_then(|growth| growth.past());
+        lock(&self.sizes).note_past(region, past);
+    }
+
     /// Walks on until `need` is covered.
     fn grow(
         &self,
-        image: &Image,
-        patience: Patience,
-        region: u32,
+        path: &Wanted<'_>,
+        mode: IoMode,
         need: Need,
         growing: &mut Option<Growth>,
     ) -> Result<(), ReadError> {
-        if patience == Patience::Now {
-            let covered = growing.as_ref().is_some_and(|grown| {
-                grown.expected.is_none() && need.is_covered_by(&grown.planner)
-            });
-            return covered.then_some(()).ok_or(StoreError::WouldBlock.into());
+        let covered = |growth: &Growth| growth.is_usable() && need.is_covered_by(&growth.planner);
+        if growing.as_ref().is_some_and(covered) {
+            return Ok(());
         }
-        let here = image.space.region(region);
+        if mode == IoMode::NoWait {
+            return Err(SourceError::WouldBlock(Awaits::Lookup).into());
+        }
+        let Wanted {
+            tree,
+            region,
+            limits,
+        } = path;
         #[cfg(test)]
         if growing.is_none() {
             self.begun.fetch_add(1, Ordering::Relaxed);
@@ -176,45 +229,39 @@ impl Plans {
         let growth = match growing {
             Some(growth) => growth,
             None => growing.insert(Growth {
-                planner: start(&image.store, &here.name, self.attributes, here.limits())?,
-                expected: lock(&self.sizes).past.get(&region).copied(),
+                planner: walk::start(tree, self.attributes, *limits)?,
+                seen: 0,
+                expected: lock(&self.sizes).past.get(region).copied(),
             }),
         };
         if let Some(past) = growth.expected {
-            past.repeat(&image.store, &mut growth.planner, &here.name)?;
+            past.repeat(tree, &mut growth.planner)?;
             growth.expected = None;
         }
         let planner = &mut growth.planner;
-        if need.is_covered_by(planner) {
-            return Ok(());
-        }
         while !need.is_covered_by(planner) {
-            match stride(&image.store, planner, &here.name) {
+            match walk::stride(tree, planner) {
                 // It got far enough before that.
-                Err(ReadError::Store(_)) if need.is_covered_by(planner) => {}
+                Err(ReadError::Source(_)) if need.is_covered_by(planner) => {}
                 walked => walked?,
             }
         }
-        self.remember(region, planner.plan().heap_bytes());
+        // Nothing of another tree that has taken its place may be in the plan.
+        tree.check()?;
+        growth.seen = planner.listed();
+        self.remember(*region, planner.plan().heap_bytes());
         Ok(())
     }
 
-    /// Keeps a complete plan for good: it could not be made again.
-    pub(super) fn keep(&self, region: usize, plan: Plan) {
+    /// Takes a complete plan that was made before there was a disk.
+    pub(super) fn insert(&self, region: u32, plan: Plan) {
+        let bytes = plan.heap_bytes();
         let cell = Cell {
             complete: OnceLock::from(plan),
             growing: Mutex::default(),
         };
-        self.slots[region].cell.store(Some(Arc::new(cell)));
-    }
-
-    /// Takes a complete plan that was made before there was a disk.
-    pub(super) fn insert(&self, region: usize, plan: Plan) {
-        let bytes = plan.heap_bytes();
-        self.keep(region, plan);
-        if let Ok(region) = u32::try_from(region) {
-            self.remember(region, bytes);
-        }
+        self.slots[region as usize].cell.store(Some(Arc::new(cell)));
+        self.remember(region, bytes);
     }
 
     /// Notes the size of a plan, and drops others when all of them have become too many.
@@ -256,6 +303,14 @@ impl Plans {
         f()
     }
 
+    /// As if the time for which failures are remembered had passed.
+    #[cfg(test)]
+    pub(super) fn forget_failures(&self) {
+        for slot in &self.slots {
+            lock(&slot.get().growing).failed = None;
+        }
+    }
+
     /// Whether there is nothing of a region's plan in memory.
     #[cfg(test)]
     pub(super) fn is_dropped(&self, region: usize) -> bool {
@@ -274,14 +329,17 @@ impl Sizes {
     fn forget(&mut self, region: u32, slot: &Slot) -> bool {
         let past = slot.cell.load().as_ref().map(|cell| Past::of(cell));
         match past {
-            Some(Err(Growing)) => return false,
-            Some(Ok(Some(past))) => {
-                self.past.insert(region, past);
-            }
-            Some(Ok(None)) | None => {}
+            Some(Err(InUse)) => return false,
+            Some(Ok(past)) => self.note_past(region, past),
+            None => {}
         }
         slot.cell.store(None);
         true
+    }
+
+    /// Keeps what was learnt of a plan that is dropped, if anything was.
+    fn note_past(&mut self, region: u32, past: Option<Past>) {
+        self.past.extend(past.map(|past| (region, past)));
     }
 }
 
@@ -306,35 +364,47 @@ impl Slot {
 }
 
 /// Somebody is growing the plan.
-struct Growing;
+struct InUse;
+
+impl Growth {
+    /// Nothing has been listed but not checked.
+    fn is_usable(&self) -> bool {
+        self.expected.is_none() && self.seen == self.planner.listed()
+    }
+
+    /// None if nothing new was learnt.
+    fn past(&self) -> Option<Past> {
+        let dirs = self.seen;
+        self.expected.is_none().then(|| Past {
+            dirs,
+            digest: self.planner.plan().digest(dirs),
+        })
+    }
+}
 
 impl Past {
     /// None when nothing new was learnt.
-    fn of(cell: &Cell) -> Result<Option<Self>, Growing> {
+    fn of(cell: &Cell) -> Result<Option<Self>, InUse> {
         if let Some(plan) = cell.complete.get() {
             return Ok(Some(Self {
                 dirs: u32::MAX,
-                digest: plan.digest(),
+                digest: plan.digest(u32::MAX),
             }));
         }
-        let growing = try_lock(&cell.growing).ok_or(Growing)?;
-        let growth = growing.as_ref().filter(|growth| growth.expected.is_none());
-        Ok(growth.map(|Growth { planner, .. }| Self {
-            dirs: planner.listed(),
-            digest: planner.plan().digest(),
-        }))
+        let growing = try_lock(&cell.growing).ok_or(InUse)?;
+        Ok(growing.growth.as_ref().and_then(Growth::past))
     }
 
     /// Walks as far as the plan had got, and makes sure that it is the same again.
-    fn repeat(&self, store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
+    fn repeat(&self, tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), ReadError> {
         while planner.listed() < self.dirs && !planner.is_complete() {
-            step(store, planner, name)?;
+            walk::step(tree, planner)?;
         }
-        if planner.plan().digest() == self.digest {
+        if planner.plan().digest(self.dirs) == self.digest {
             return Ok(());
         }
         Err(ReadError::Replaced {
-            path: store.host_path(name),
+            path: tree.display_path(),
         })
     }
 }
@@ -346,99 +416,6 @@ impl Need {
             Self::Data(block) => planner.covers_data(block),
             Self::All => planner.is_complete(),
         }
-    }
-}
-
-fn unplanned(image: &Image, region: u32) -> ReadError {
-    layout_error(
-        &image.store,
-        &image.space.region(region).name,
-        LayoutError::TooBig,
-    )
-}
-
-/// Begins the plan of the path `name`.
-fn start(
-    store: &Store,
-    name: &[u8],
-    attributes: Attributes,
-    limits: (u32, u32),
-) -> Result<Planner, ReadError> {
-    let (stat, target) = if name.is_empty() {
-        (store.stat(name)?, Vec::new())
-    } else {
-        top_node(store, name)?
-    };
-    Planner::new(name, attributes, limits, &stat, &target)
-        .map_err(|source| layout_error(store, name, source))
-}
-
-fn top_node(store: &Store, name: &[u8]) -> Result<(Stat, Vec<u8>), ReadError> {
-    let stat = store.stat(name)?;
-    let target = match stat.kind {
-        FileKind::Symlink => store.read_link(name)?,
-        _ => Vec::new(),
-    };
-    Ok((stat, target))
-}
-
-/// Lists one more directory.
-fn step(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
-    let Some(dir) = planner.next_dir() else {
-        return Ok(());
-    };
-    let listing = list(store, planner.plan(), dir)?;
-    push(store, planner, name, &listing)
-}
-
-/// Lists one more directory, or several at once where many are known.
-fn stride(store: &Store, planner: &mut Planner, name: &[u8]) -> Result<(), ReadError> {
-    let dirs: Vec<NodeIndex> = planner.next_dirs().take(DIRS_AT_ONCE).collect();
-    if dirs.len() < DIRS_AT_ONCE {
-        return step(store, planner, name);
-    }
-    let plan = planner.plan();
-    let threads = parallel::threads().min(LISTERS_MAX);
-    let list_one = |(): &mut (), index: usize| list(store, plan, dirs[index]);
-    let listings = parallel::for_each_on(threads, dirs.len(), || (), list_one);
-    for listing in listings {
-        push(store, planner, name, &listing?)?;
-    }
-    Ok(())
-}
-
-fn list(store: &Store, plan: &Plan, dir: NodeIndex) -> Result<Listing, StoreError> {
-    store.list(&plan.path(dir), plan.attributes().detail())
-}
-
-fn push(
-    store: &Store,
-    planner: &mut Planner,
-    name: &[u8],
-    listing: &Listing,
-) -> Result<(), ReadError> {
-    planner
-        .push(listing)
-        .map_err(|source| layout_error(store, name, source))
-}
-
-/// Plans the path `name` whole, however big it is.
-pub(super) fn plan_whole(
-    store: &Store,
-    name: &[u8],
-    attributes: Attributes,
-) -> Result<Plan, ReadError> {
-    let mut planner = start(store, name, attributes, (u32::MAX, u32::MAX))?;
-    while !planner.is_complete() {
-        step(store, &mut planner, name)?;
-    }
-    Ok(planner.into_plan())
-}
-
-fn layout_error(store: &Store, name: &[u8], source: LayoutError) -> ReadError {
-    ReadError::Layout {
-        path: store.host_path(name).display().to_string(),
-        source,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::recording::{Part, Recording, Touch};
 use super::{Image, Piece, ReadError};
 use crate::erofs::format::BLOCK_LEN_BYTES;
-use crate::store::parallel;
+use crate::parallel;
 
 /// Each mostly waits for one file or directory; more than these a disk does not serve at once.
 const THREADS: usize = 16;

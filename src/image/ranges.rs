@@ -4,7 +4,8 @@ use super::plans::Need;
 use super::{Image, ReadError};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::plan::Plan;
-use crate::store::{FileKind, Patience};
+use crate::source::IoMode;
+use crate::tree::FileKind;
 
 /// First and behind-the-last data block of a run.
 type Run = (u32, u64);
@@ -21,9 +22,7 @@ impl Image {
                 continue;
             }
             // Covered only by a plan of the whole path.
-            let runs = self
-                .plans
-                .with(self, Patience::Wait, region, Need::All, runs)?;
+            let runs = self.with_plan(IoMode::Blocking, region, Need::All, runs)?;
             for (first, end) in runs {
                 let start = u64::from(here.data.start) + u64::from(first);
                 let blocks = end - u64::from(first);

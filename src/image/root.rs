@@ -8,7 +8,7 @@ use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE, DirentType};
 use crate::erofs::layout::attributes::{Attributes, dirent_type};
 use crate::erofs::layout::plan::Form;
 use crate::erofs::layout::space::{ROOT_BLOCK, ROOT_NID, Region};
-use crate::store::FileKind;
+use crate::tree::FileKind;
 
 /// Which block holds which entries. The inode is at the start of the first block; entries that do not fit
 /// behind it fill the blocks that follow.

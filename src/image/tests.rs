@@ -63,6 +63,31 @@ fn any_split_of_a_range_gives_the_same_bytes() {
     });
 }
 
+/// So nobody has to put reads of a file together: [`Image::visit`] hands out each file once.
+#[test]
+fn no_piece_continues_the_file_of_the_piece_before() {
+    let dir = small_store();
+    for image in [
+        store_image(dir.path(), &ImageOptions::default()),
+        tree_image(dir.path()),
+    ] {
+        let regions = image.space().regions();
+        let start = u64::from(regions[0].data.start) * BLOCK_LEN_BYTES;
+        let len_bytes = (image.len_bytes() - start).min(40_000);
+        let mut files = Vec::new();
+        let mut note = |piece: Piece<'_>| {
+            if let Piece::File { file, .. } = piece {
+                let File::Host(file) = file else { panic!() };
+                files.push(Arc::as_ptr(&file));
+            }
+            Ok(())
+        };
+        image.visit(start, len_bytes, &mut note).unwrap();
+        assert!(files.len() > 1);
+        assert!(files.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}
+
 #[test]
 fn evicted_plans_are_derived_again_identically() {
     let dir = small_store();
@@ -113,8 +138,135 @@ fn a_path_that_changed_after_its_plan_was_dropped_is_a_fault() {
         } else {
             fs::remove_file(&file).unwrap();
         }
+        image.plans.forget_failures();
         assert!(read(&image, at, 40_000) == before);
     }
+}
+
+/// A path with a registered size that its second directory outgrows: a guest can read what came before.
+fn outgrown_store() -> (tempfile::TempDir, Image) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("a/sub")).unwrap();
+    fs::write(dir.path().join("a/f"), vec![1; 4000]).unwrap();
+    fs::write(dir.path().join("a/sub/g"), vec![2; 4000]).unwrap();
+    let closure = crate::closure::Closure {
+        dir: dir.path().to_owned(),
+        store_dir: "/nix/store".into(),
+        contents: crate::closure::Contents::StorePaths(vec![crate::closure::StorePath {
+            name: b"a"[..].into(),
+            nar_size: Some(1),
+            nar_hash: None,
+        }]),
+    };
+    let image = Image::new(&closure, &ImageOptions::default()).unwrap();
+    (dir, image)
+}
+
+#[test]
+fn a_path_that_changed_after_a_layout_error_is_a_fault() {
+    let (dir, image) = outgrown_store();
+    let region = &image.space().regions()[0];
+    let block = |block: u32| u64::from(block) * BLOCK_LEN_BYTES;
+    assert_eq!(read(&image, block(region.data.start), 512), [1; 512]);
+    let outgrown = image.usage(0).unwrap_err();
+    assert!(matches!(outgrown, ReadError::Layout { .. }), "{outgrown}");
+    fs::remove_file(dir.path().join("a/f")).unwrap();
+    fs::write(dir.path().join("a/e"), vec![3; 4000]).unwrap();
+    image.plans.forget_failures();
+    let mut buf = [0; 512];
+    let read = image.read_exact_at(&mut buf, block(region.data.start));
+    assert!(matches!(read, Err(ReadError::Replaced { .. })), "{buf:?}");
+}
+
+/// Puts a path in the place of `a` whose files have the same names, sizes and mtimes, and other bytes.
+fn replace_with_a_twin(dir: &std::path::Path) {
+    let twin = small_store();
+    let (old, new) = (dir.join("a"), twin.path().join("a"));
+    for name in ["one", "lib/inline", "lib/plain", "lib/sub/x"] {
+        let mtime = fs::metadata(old.join(name)).unwrap().modified().unwrap();
+        let len = fs::metadata(new.join(name)).unwrap().len();
+        fs::write(new.join(name), vec![0xee; usize::try_from(len).unwrap()]).unwrap();
+        let open = fs::File::options().write(true).open(new.join(name));
+        open.unwrap().set_modified(mtime).unwrap();
+    }
+    fs::rename(old, dir.join("old")).unwrap();
+    fs::rename(new, dir.join("a")).unwrap();
+}
+
+fn is_replaced(result: Result<(), ReadError>) -> bool {
+    matches!(
+        result,
+        Err(ReadError::Source(SourceError::Replaced { path })) if path.ends_with("a")
+    )
+}
+
+#[test]
+fn a_path_that_was_replaced_by_its_like_is_a_fault() {
+    let dir = small_store();
+    let image = store_image(dir.path(), &ImageOptions::default());
+    let data = u64::from(image.space().regions()[0].data.start) * BLOCK_LEN_BYTES;
+    // One of two files with data blocks is open, and stays what it was.
+    let first = read(&image, data, 512);
+    replace_with_a_twin(dir.path());
+    assert_eq!(read(&image, data, 512), first);
+    for block in 1..4 {
+        let mut buf = [0; 512];
+        match image.read_exact_at(&mut buf, data + block * BLOCK_LEN_BYTES) {
+            Ok(()) => assert!(buf != [0xee; 512], "{block}"),
+            Err(error) => assert!(is_replaced(Err(error.clone())), "{block}: {error}"),
+        }
+    }
+    let small_files = (1..30).filter(|block| {
+        let result = image.read_exact_at(&mut [0; 512], block * BLOCK_LEN_BYTES);
+        is_replaced(result)
+    });
+    assert_eq!(small_files.count(), 1);
+    // The old one again: nothing is wrong any more.
+    fs::remove_dir_all(dir.path().join("a")).unwrap();
+    fs::rename(dir.path().join("old"), dir.path().join("a")).unwrap();
+    read(&image, data, 16384);
+}
+
+#[test]
+fn a_path_that_was_replaced_before_it_was_walked_is_a_fault() {
+    let dir = small_store();
+    let (sized, dropped) = (bounded(dir.path()), forgetful(dir.path()));
+    dropped.usage(0).unwrap();
+    dropped.usage(1).unwrap();
+    assert!(dropped.plans.is_dropped(0));
+    replace_with_a_twin(dir.path());
+    for image in [sized, dropped] {
+        assert!(is_replaced(image.usage(0).map(drop)));
+        let meta = u64::from(image.space().regions()[0].meta.start) * BLOCK_LEN_BYTES;
+        assert!(is_replaced(image.read_exact_at(&mut [0; 512], meta)));
+    }
+}
+
+/// A disk of `a`, whose NAR size is known: nothing is walked before it is read.
+fn bounded(dir: &std::path::Path) -> Image {
+    let closure = crate::closure::Closure {
+        dir: dir.to_owned(),
+        store_dir: "/nix/store".into(),
+        contents: crate::closure::Contents::StorePaths(vec![crate::closure::StorePath {
+            name: b"a"[..].into(),
+            nar_size: Some(100_000),
+            nar_hash: None,
+        }]),
+    };
+    Image::new(&closure, &ImageOptions::default()).unwrap()
+}
+
+#[test]
+fn a_path_that_cannot_be_laid_out_is_not_walked_at_every_read() {
+    let (_dir, image) = outgrown_store();
+    let begun = || image.plans.begun.load(std::sync::atomic::Ordering::Relaxed);
+    for _ in 0..10 {
+        let outgrown = image.usage(0).unwrap_err();
+        assert!(matches!(outgrown, ReadError::Layout { .. }), "{outgrown}");
+        // Nobody has to wait to be told.
+        assert!(matches!(read_now(&image, 0), Err(ReadError::Layout { .. })));
+    }
+    assert_eq!(begun(), 1);
 }
 
 #[test]
@@ -218,7 +370,7 @@ fn forgetful(dir: &std::path::Path) -> Image {
 /// Reads the first data block of a region if all that takes is in memory.
 fn read_now(image: &Image, region: usize) -> Result<(), ReadError> {
     let start = u64::from(image.space().regions()[region].data.start) * BLOCK_LEN_BYTES;
-    image.visit_with(Patience::Now, start, BLOCK_LEN_BYTES, &mut |_| Ok(()))
+    image.visit_with(IoMode::NoWait, start, BLOCK_LEN_BYTES, &mut |_| Ok(()))
 }
 
 #[test]
@@ -234,7 +386,7 @@ fn a_path_that_is_being_planned_stalls_no_reader_of_another() {
             scope.spawn(move || read(image, start, 4096));
             assert!(matches!(
                 read_now(image, 0),
-                Err(ReadError::Store(StoreError::WouldBlock))
+                Err(ReadError::Source(SourceError::WouldBlock(Awaits::Lookup)))
             ));
             // Not only without waiting: with nothing else in the way either.
             read_now(image, 1).unwrap();

@@ -1,6 +1,6 @@
 //! Proof that a disk shows what the host has.
 //!
-//! The disk is read by erofs-rs, which this project did not write, and the host without [`store`](crate::store):
+//! The disk is read by erofs-rs, which this project did not write, and the host without [`source`](crate::source):
 //! names, types, modes, owners, times, sizes, targets and every byte are compared, and the NAR hash of what the
 //! *disk* shows is compared with the registered one. All of it is one pass over the data, on all cores.
 //!
@@ -30,7 +30,7 @@ use erofs_rs::types::Inode;
 
 use crate::closure::{Closure, Contents};
 use crate::image::{BUILTIN_DIR, Image, ImageOptions};
-use crate::store::parallel;
+use crate::parallel;
 
 pub use report::{Difference, PathReport, Report, Side, Tally};
 

@@ -49,7 +49,40 @@ const PTRACE_ATTACH: i64 = 16;
 /// `MAP_PRIVATE | MAP_ANONYMOUS`.
 const PRIVATE: i64 = 0x22;
 
-pub const CALLS: [Call; 42] = [
+/// A descriptor that is open in every process here.
+const STDIN: i64 = 0;
+
+pub const CALLS: [Call; 47] = [
+    (
+        "fcntl F_SETOWN",
+        libc::SYS_fcntl,
+        [STDIN, 8, 0, 0, 0, 0],
+        Refused::Deadly,
+    ),
+    (
+        "fcntl F_SETSIG",
+        libc::SYS_fcntl,
+        [STDIN, 10, 0, 0, 0, 0],
+        Refused::Deadly,
+    ),
+    (
+        "fcntl F_SETOWN_EX",
+        libc::SYS_fcntl,
+        [STDIN, 15, 0, 0, 0, 0],
+        Refused::Deadly,
+    ),
+    (
+        "fcntl F_SETFL O_ASYNC",
+        libc::SYS_fcntl,
+        [STDIN, 4, 0o20_000, 0, 0, 0],
+        Refused::Deadly,
+    ),
+    (
+        "fcntl F_SETLEASE",
+        libc::SYS_fcntl,
+        [NOWHERE, 1024, 0, 0, 0, 0],
+        Refused::Unknown,
+    ),
     ("execve", libc::SYS_execve, NONE, Refused::Deadly),
     ("execveat", libc::SYS_execveat, NONE, Refused::Deadly),
     (

@@ -12,7 +12,7 @@ use super::super::text::{bytes, counted, without_errno};
 use super::shown;
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE, SUPERBLOCK_OFFSET, SuperBlock};
 use crate::image::Image;
-use crate::store::parallel;
+use crate::parallel;
 
 /// The disk at a glance. All ranges are blocks of 4096 bytes, the end not included.
 #[derive(Debug, Serialize)]

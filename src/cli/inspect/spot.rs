@@ -10,7 +10,7 @@ use super::super::text::counted;
 use super::shown;
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::image::{FileRef, Place};
-use crate::store::FileKind;
+use crate::tree::FileKind;
 
 /// The answer.
 #[derive(Debug, Serialize)]

@@ -3,6 +3,7 @@
 mod private_dir;
 mod quote;
 mod supervise;
+mod switched_user;
 mod vmm;
 
 use std::ffi::{OsStr, OsString};
@@ -108,7 +109,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
                 attached,
                 signals,
                 server: Child::new(pid),
-                _dir: dir,
+                dir,
             };
             vm.run(words)
         }
@@ -190,7 +191,7 @@ struct Vm {
     signals: Signals,
     server: Child,
     /// Dropped last.
-    _dir: PrivateDir,
+    dir: PrivateDir,
 }
 
 impl Vm {
@@ -203,6 +204,10 @@ impl Vm {
                 self.clean_up();
                 return Ok(end.into());
             }
+        }
+        if self.attached.uses_socket {
+            switched_user::admit(&self.attached.command, self.dir.path(), &self.disk.socket)
+                .map_err(run_error("let the VM's user connect again"))?;
         }
         let forked = fork_tied(getpid(), Signal::SIGTERM).map_err(run_error("start the VM"))?;
         let mut vm = match forked {

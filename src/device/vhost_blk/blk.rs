@@ -17,9 +17,10 @@ use vmm_sys_util::event::{
 
 use super::super::log_limit::Trouble;
 use super::config::{self, ConfigSpace, QUEUE_SIZE_MAX, QUEUES};
-use super::engine::{Engine, Habit};
+use super::engine::{Engine, QueueThread};
 use super::execute::Disk;
 use super::guest::SharedMemory;
+use super::idle::IdleWakes;
 use super::poller::Poller;
 use super::request::ID_BYTES;
 use super::ring::Ring;
@@ -76,7 +77,7 @@ pub struct BlkDevice {
     config: ConfigSpace,
     queues: u16,
     /// One for each thread, which alone takes it.
-    habits: Vec<Mutex<Habit>>,
+    threads: Vec<Mutex<QueueThread>>,
     /// Made in advance: a thread without one could never be joined.
     exits: Mutex<Vec<Option<ExitEvent>>>,
     /// Whether a frontend has said anything at all.
@@ -99,10 +100,11 @@ impl BlkDevice {
                 new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).map(Some)
             })
             .collect::<io::Result<_>>()?;
-        let habit = |thread| {
-            Mutex::new(Habit {
-                thread,
+        let queue_thread = |index| {
+            Mutex::new(QueueThread {
+                index,
                 poller: Poller::new(options.poll),
+                idle_wakes: IdleWakes::default(),
             })
         };
         let queues = options.queues.clamp(1, QUEUES);
@@ -112,7 +114,7 @@ impl BlkDevice {
             engine: Arc::new(Engine::new(Disk { image, serial }, memory, threads)),
             config,
             queues,
-            habits: (0..threads).map(habit).collect(),
+            threads: (0..threads).map(queue_thread).collect(),
             exits: Mutex::new(exits),
             addressed: AtomicBool::new(false),
         })
@@ -189,7 +191,7 @@ impl VhostUserBackend for BlkDevice {
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
-        let threads = self.habits.len();
+        let threads = self.threads.len();
         let queues_of = |thread| (thread..usize::from(QUEUES)).step_by(threads);
         (0..threads)
             .map(|thread| queues_of(thread).fold(0, |mask, queue| mask | 1 << queue))
@@ -209,11 +211,14 @@ impl VhostUserBackend for BlkDevice {
         vrings: &[Ring],
         thread_id: usize,
     ) -> io::Result<()> {
-        if !self.has_memory() {
-            self.warn_of_missing_memory();
-        } else if let Some(habit) = self.habits.get(thread_id) {
-            let mut habit = habit.lock().unwrap_or_else(PoisonError::into_inner);
-            self.engine.serve(vrings, &mut habit);
+        if let Some(thread) = self.threads.get(thread_id) {
+            let mut thread = thread.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.has_memory() {
+                self.engine.serve(vrings, &mut thread);
+            } else {
+                self.warn_of_missing_memory();
+                thread.idle_wakes.woke(false);
+            }
         }
         Ok(())
     }

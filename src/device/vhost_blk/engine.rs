@@ -4,23 +4,26 @@
 //! goes on. Queues share no lock on the way of what is answered at once.
 
 mod batch;
+mod job;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
 
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddressSpace;
 
 use super::super::log_limit::{LogLimit, Trouble};
-use super::execute::{Attempt, Disk, Done, Outcome};
-use super::guest::{Memory, SharedMemory, View};
+use super::execute::{Completion, Disk, Outcome};
+use super::guest::{SharedMemory, View};
+use super::idle::IdleWakes;
 use super::inflight::Ticket;
 use super::poller::Poller;
-use super::pool::{Job, Pool};
+use super::pool::Pool;
 use super::request::{Parsed, parse};
-use super::ring::{BATCH, Look, Quiet, Ring, RingFault, Turn};
+use super::ring::{BATCH, Found, Ring, RingFault, RingGuard, WhenEmpty};
 use super::stats::Counters;
 use batch::Batch;
+pub(super) use job::BlockingJob;
 
 /// Batches between two looks at which rings are in use.
 const ROUNDS: usize = 64;
@@ -36,16 +39,19 @@ pub(super) struct Engine {
     /// One for each queue thread, and one for the pool.
     pub(super) counters: Vec<Counters>,
     pub(super) limit: LogLimit,
-    pub(super) pool: Pool<Handed>,
+    pub(super) pool: Pool<BlockingJob>,
+    /// Threads of the pool read side by side; one that found no file descriptors left reads alone.
+    shortage: RwLock<()>,
     /// The frontend has left: nobody is served any more.
     pub(super) ended: AtomicBool,
 }
 
 /// What each queue thread has for itself.
-pub(super) struct Habit {
+pub(super) struct QueueThread {
     /// Which of the threads.
-    pub(super) thread: usize,
+    pub(super) index: usize,
     pub(super) poller: Poller,
+    pub(super) idle_wakes: IdleWakes,
 }
 
 impl Engine {
@@ -57,31 +63,43 @@ impl Engine {
             counters: (0..=threads).map(|_| Counters::default()).collect(),
             limit: LogLimit::new(),
             pool: Pool::new(BLOCKING_THREADS_MAX),
+            shortage: RwLock::new(()),
             ended: AtomicBool::new(false),
         }
     }
 
+    /// Whether requests of `ring` should still be carried out.
+    fn is_wanted(&self, ring: &Ring) -> bool {
+        !ring.is_halting() && !self.ended.load(Ordering::Relaxed)
+    }
+
     /// Serves a thread's rings until all are empty and the guest has been asked to kick, or the frontend has left: who
     /// holds the memory can make requests for ever, and two rings can lie so that each makes the other's requests.
-    pub(super) fn serve(self: &Arc<Self>, rings: &[Ring], habit: &mut Habit) {
-        habit.poller.woke();
+    pub(super) fn serve(self: &Arc<Self>, rings: &[Ring], thread: &mut QueueThread) {
+        thread.poller.woke();
         let mut in_use = Vec::with_capacity(rings.len());
+        let mut rounds = 0;
         loop {
             in_use.clear();
             in_use.extend(rings.iter().filter(|ring| ring.is_running()));
-            let busy = (0..ROUNDS).all(|_| self.serve_once(&in_use, habit));
-            if !busy || self.ended.load(Ordering::Relaxed) {
-                return habit.poller.sleeps();
+            let before = rounds;
+            rounds += (0..ROUNDS)
+                .take_while(|_| self.serve_once(&in_use, thread))
+                .count();
+            if rounds < before + ROUNDS || self.ended.load(Ordering::Relaxed) {
+                break;
             }
         }
+        thread.idle_wakes.woke(rounds > 0);
+        thread.poller.sleeps();
     }
 
     /// Gives every ring its batch; says whether there may be more.
-    fn serve_once(self: &Arc<Self>, rings: &[&Ring], habit: &mut Habit) -> bool {
-        self.serve_batches(rings, Quiet::Poll, habit.thread)
-            || (self.wait(rings, &mut habit.poller)
-                && self.serve_batches(rings, Quiet::Poll, habit.thread))
-            || self.serve_batches(rings, Quiet::Kick, habit.thread)
+    fn serve_once(self: &Arc<Self>, rings: &[&Ring], thread: &mut QueueThread) -> bool {
+        self.serve_batches(rings, WhenEmpty::LeaveQuiet, thread.index)
+            || (self.wait(rings, &mut thread.poller)
+                && self.serve_batches(rings, WhenEmpty::LeaveQuiet, thread.index))
+            || self.serve_batches(rings, WhenEmpty::AskForKick, thread.index)
     }
 
     fn wait(&self, rings: &[&Ring], poller: &mut Poller) -> bool {
@@ -91,12 +109,17 @@ impl Engine {
     }
 
     /// Says whether any ring had requests.
-    fn serve_batches(self: &Arc<Self>, rings: &[&Ring], quiet: Quiet, thread: usize) -> bool {
+    fn serve_batches(
+        self: &Arc<Self>,
+        rings: &[&Ring],
+        when_empty: WhenEmpty,
+        thread: usize,
+    ) -> bool {
         let mut worked = false;
-        for ring in rings {
-            // Taken anew for each batch, so that one who waits to stop the ring gets his chance.
-            match self.serve_batch(&mut ring.turn(), ring, quiet, thread) {
-                Ok(look) => worked |= look == Look::Work,
+        // A ring that is being halted is looked at again after its next start, and its lock is needed elsewhere.
+        for ring in rings.iter().filter(|ring| self.is_wanted(ring)) {
+            match self.serve_batch(&mut ring.lock(), ring, when_empty, thread) {
+                Ok(found) => worked |= found == Found::Requests,
                 Err(fault) => {
                     worked |= matches!(fault, RingFault::Signal(_));
                     self.warn_of_ring(&fault);
@@ -106,48 +129,48 @@ impl Engine {
         worked
     }
 
-    /// The ring's lock is held to collect and to publish, not while the disk is read.
+    /// The ring's lock is held from the look at it to the publishing of what was answered at once.
     fn serve_batch(
         self: &Arc<Self>,
-        turn: &mut Turn<'_>,
+        guard: &mut RingGuard<'_>,
         ring: &Ring,
-        quiet: Quiet,
+        when_empty: WhenEmpty,
         thread: usize,
-    ) -> Result<Look, RingFault> {
-        let guard = self.memory.memory();
-        let memory = View::new(&guard);
+    ) -> Result<Found, RingFault> {
+        let mapped = self.memory.memory();
+        let memory = View::new(&mapped);
         let mut chains = Vec::with_capacity(BATCH);
-        let (look, first) = turn.collect(&memory, quiet, &mut chains)?;
-        if look != Look::Work {
-            return Ok(look);
+        let (found, first) = guard.collect(&memory, when_empty, &mut chains)?;
+        if found != Found::Requests {
+            return Ok(found);
         }
-        if !std::ptr::eq(&raw const *guard, &raw const *self.memory.memory()) {
+        if !std::ptr::eq(&raw const *mapped, &raw const *self.memory.memory()) {
             // The frontend added memory after this thread had taken hold of it and before the guest made these requests,
             // which may well use the new part. What was there before the requests must be looked up after them.
-            turn.put_back(chains.len());
-            return Ok(Look::Work);
+            guard.put_back(chains.len());
+            return Ok(Found::Requests);
         }
-        self.answer(turn, ring, chains, first, thread)?;
-        Ok(look)
+        self.answer(guard, ring, chains, first, thread)?;
+        Ok(found)
     }
 
     fn answer(
         self: &Arc<Self>,
-        turn: &mut Turn<'_>,
+        guard: &mut RingGuard<'_>,
         ring: &Ring,
         chains: Vec<DescriptorChain<&View<'_>>>,
         first: Ticket,
         thread: usize,
     ) -> Result<(), RingFault> {
-        let guard = self.memory.memory();
-        let memory = View::new(&guard);
+        let mapped = self.memory.memory();
+        let memory = View::new(&mapped);
         // All of them before the first is carried out: what the guest's CPU has just written is fetched at once that way,
         // not a line at a time between system calls.
         let parse = |chain| parse(chain, self.disk_len_bytes);
         let requests: Vec<Parsed> = chains.into_iter().map(parse).collect();
         let batch = Batch {
             engine: self,
-            turn,
+            guard,
             ring,
             thread,
             memory,
@@ -156,7 +179,7 @@ impl Engine {
     }
 
     /// Counts and tells what came of a request.
-    fn note(&self, outcome: Outcome, thread: usize) -> Done {
+    fn note(&self, outcome: Outcome, thread: usize) -> Completion {
         if let Some(counters) = self.counters.get(thread) {
             counters.count(&outcome);
         }
@@ -164,13 +187,13 @@ impl Engine {
             let culprit = error.culprit(&self.disk.image);
             tell(self.limit.pass_request(culprit), error);
         }
-        outcome.done
+        outcome.completion
     }
 
     fn warn_of_ring(&self, fault: &RingFault) {
         let trouble = match fault {
             RingFault::Signal(_) => Trouble::Signal,
-            RingFault::Broken(_) => Trouble::Ring,
+            RingFault::Broken(_) | RingFault::Size { .. } => Trouble::Ring,
         };
         self.warn(trouble, fault);
     }
@@ -186,55 +209,6 @@ fn tell(passed: Option<u64>, error: &dyn std::error::Error) {
         Some(0) => tracing::warn!("{error}"),
         Some(dropped) => tracing::warn!("{error} ({dropped} more like it)"),
         None => {}
-    }
-}
-
-/// Requests that would block the queue's thread.
-pub(super) struct Handed {
-    engine: Arc<Engine>,
-    ring: Ring,
-    requests: Vec<(Ticket, Parsed)>,
-    /// As it was when the requests were taken: their buffers stay mapped.
-    memory: Arc<Memory>,
-}
-
-impl Handed {
-    /// What is done is published before the thread waits for what is not.
-    fn carry_out(&self) {
-        let memory = View::new(&self.memory);
-        let disk = &self.engine.disk;
-        let mut answers = Vec::with_capacity(self.requests.len());
-        for (index, (ticket, parsed)) in self.requests.iter().enumerate() {
-            // The first of them has just been tried.
-            let outcome = match (index > 0).then(|| disk.try_execute(parsed, &memory)) {
-                Some(Attempt::Done(outcome)) => outcome,
-                _ => {
-                    self.deliver(&mut answers);
-                    disk.execute(parsed, &memory)
-                }
-            };
-            let thread = self.engine.counters.len() - 1;
-            answers.push((*ticket, self.engine.note(outcome, thread)));
-        }
-        self.deliver(&mut answers);
-    }
-
-    fn deliver(&self, answers: &mut Vec<(Ticket, Done)>) {
-        if answers.is_empty() {
-            return;
-        }
-        // The ring lies in the memory of now.
-        let memory = self.engine.memory.memory();
-        if let Err(fault) = self.ring.answer(&View::new(&memory), answers) {
-            self.engine.warn_of_ring(&fault);
-        }
-        answers.clear();
-    }
-}
-
-impl Job for Handed {
-    fn run(self) {
-        self.carry_out();
     }
 }
 

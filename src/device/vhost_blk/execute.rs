@@ -4,18 +4,25 @@
 //! that writes it.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::guest::{FileFault, GuestBuffer, GuestFault, GuestWriter};
+use super::guest::{GuestBuffer, GuestFault};
 use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
-use crate::image::{Image, Piece, ReadError};
-use crate::store::{HostFile, Patience};
+use crate::image::{Image, ReadError};
+use crate::source::{Awaits, Destination, DestinationError, IoMode, SourceError};
 
 /// Most bytes of requests that are carried out as one.
 const TOGETHER_BYTES: u64 = 256 << 10;
+
+/// Bytes of a request between two looks at whether it is still wanted, and for which files are held open at once. As much
+/// as Linux asks for at once, nearly always; a guest may ask for 4 GiB.
+const SLICE_BYTES: u64 = 1 << 20;
+
+/// The same when the host is short of file descriptors: 16 files at most.
+const SMALL_SLICE_BYTES: u64 = 64 << 10;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +36,12 @@ pub enum RequestError {
     /// The data could not be stored in guest memory.
     #[error(transparent)]
     Guest(#[from] GuestFault),
-    /// The data come from a disk, and the caller does not want to wait for them.
-    #[error("a disk has to be waited for")]
-    Underway,
+    /// The answer did not fit in guest memory.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    /// The caller lost interest: the ring is being halted, or the frontend has gone.
+    #[error("the request was abandoned")]
+    Abandoned,
 }
 
 impl RequestError {
@@ -39,22 +49,33 @@ impl RequestError {
     pub fn culprit(&self, image: &Image) -> Option<&OsStr> {
         match self {
             Self::Read(error) => image.culprit(error),
-            Self::Refused(_) | Self::Guest(_) | Self::Underway => None,
+            Self::Refused(_) | Self::Guest(_) | Self::Destination(_) | Self::Abandoned => None,
         }
+    }
+
+    /// Whether the host has no file descriptors left: fewer reads at once would succeed.
+    pub fn is_shortage(&self) -> bool {
+        matches!(
+            self,
+            Self::Read(ReadError::Source(SourceError::Io {
+                errno: Errno::MFILE | Errno::NFILE,
+                ..
+            }))
+        )
     }
 
     /// What the guest gets to know.
     pub fn status(&self) -> Status {
         match self {
             Self::Refused(Refusal::Unknown { .. }) => Status::Unsupp,
-            Self::Refused(_) | Self::Read(_) | Self::Guest(_) | Self::Underway => Status::IoErr,
+            _ => Status::IoErr,
         }
     }
 }
 
 /// What is published for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Done {
+pub struct Completion {
     /// The chain's head.
     pub head: u16,
     /// Bytes written to device-writable buffers, the status byte included.
@@ -65,7 +86,7 @@ pub struct Done {
 #[derive(Debug)]
 pub struct Outcome {
     /// What is published.
-    pub done: Done,
+    pub completion: Completion,
     /// Data bytes the guest got, or why it got none.
     pub result: Result<u64, RequestError>,
 }
@@ -78,8 +99,29 @@ pub enum Attempt {
     Done(Outcome),
     /// The kernel has been asked for the data, and reads them meanwhile.
     Underway,
-    /// Something else is not in memory: a plan, a name, a small file.
+    /// Something else is not in memory, a plan, a name, a small file; or file descriptors are short.
     Blocked,
+    /// It is not wanted any more.
+    Abandoned,
+}
+
+/// How a request is carried out.
+#[derive(Clone, Copy)]
+struct Effort<'w> {
+    mode: IoMode,
+    slice_bytes: u64,
+    /// Whether anybody still wants the answer.
+    wanted: &'w dyn Fn() -> bool,
+}
+
+impl<'w> Effort<'w> {
+    fn new(mode: IoMode, wanted: &'w dyn Fn() -> bool) -> Self {
+        Self {
+            mode,
+            slice_bytes: SLICE_BYTES,
+            wanted,
+        }
+    }
 }
 
 /// What requests are answered from.
@@ -94,15 +136,54 @@ pub struct Disk {
 impl Disk {
     /// Carries a request out and writes its status byte: all but the publishing.
     pub fn execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Outcome {
-        let result = self.carry_out(Patience::Wait, parsed, memory);
+        let result = self.carry_out(Effort::new(IoMode::Blocking, &|| true), parsed, memory);
         finish(parsed, result, memory)
     }
 
-    /// Like [`execute`](Self::execute), but does nothing that could block.
-    pub fn try_execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Attempt {
-        match self.carry_out(Patience::Now, parsed, memory) {
-            Err(RequestError::Underway) => Attempt::Underway,
-            Err(RequestError::Read(error)) if error.is_would_block() => Attempt::Blocked,
+    /// Like [`execute`](Self::execute), as long as `wanted` says so: that is asked after every [`SLICE_BYTES`]. None once
+    /// it does not; part of the data may have been written then.
+    pub fn execute_while(
+        &self,
+        wanted: &dyn Fn() -> bool,
+        parsed: &Parsed,
+        memory: &impl GuestMemory<Bitmap = ()>,
+    ) -> Option<Outcome> {
+        let result = self.carry_out(Effort::new(IoMode::Blocking, wanted), parsed, memory);
+        unless_abandoned(parsed, result, memory)
+    }
+
+    /// Like [`execute_while`](Self::execute_while), with as few files open at once as possible.
+    pub fn execute_sparingly(
+        &self,
+        wanted: &dyn Fn() -> bool,
+        parsed: &Parsed,
+        memory: &impl GuestMemory<Bitmap = ()>,
+    ) -> Option<Outcome> {
+        let effort = Effort {
+            slice_bytes: SMALL_SLICE_BYTES,
+            ..Effort::new(IoMode::Blocking, wanted)
+        };
+        let result = self.carry_out(effort, parsed, memory);
+        unless_abandoned(parsed, result, memory)
+    }
+
+    /// Like [`execute_while`](Self::execute_while), but does nothing that could block.
+    pub fn try_execute(
+        &self,
+        wanted: &dyn Fn() -> bool,
+        parsed: &Parsed,
+        memory: &impl GuestMemory<Bitmap = ()>,
+    ) -> Attempt {
+        let result = self.carry_out(Effort::new(IoMode::NoWait, wanted), parsed, memory);
+        let waits = match &result {
+            Err(RequestError::Read(error)) => error.would_block(),
+            _ => None,
+        };
+        match result {
+            _ if waits == Some(Awaits::Data) => Attempt::Underway,
+            _ if waits == Some(Awaits::Lookup) => Attempt::Blocked,
+            Err(error) if error.is_shortage() => Attempt::Blocked,
+            Err(RequestError::Abandoned) => Attempt::Abandoned,
             result => Attempt::Done(finish(parsed, result, memory)),
         }
     }
@@ -121,21 +202,22 @@ impl Disk {
         let buffers = reads.iter().filter_map(|read| read.request.as_read());
         let writer = GuestBuffer::writer_of(buffers.map(|(_, data)| data), memory).ok()?;
         let len_bytes = reads.iter().map(data_bytes).sum();
-        self.fill(Patience::Now, offset_bytes, len_bytes, writer)
-            .ok()?;
+        let effort = Effort::new(IoMode::NoWait, &|| true);
+        self.fill(effort, offset_bytes, len_bytes, writer).ok()?;
         let finish = move |read| finish(read, Ok(data_bytes(read)), memory);
         Some(reads.iter().map(finish))
     }
 
     fn carry_out(
         &self,
-        patience: Patience,
+        effort: Effort<'_>,
         parsed: &Parsed,
         memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Result<u64, RequestError> {
         match &parsed.request {
             Request::Read { offset_bytes, data } => {
-                self.read(patience, *offset_bytes, data, memory)
+                let writer = data.writer(memory)?;
+                self.fill(effort, *offset_bytes, data.len_bytes(), writer)
             }
             Request::GetId { data } => self.tell_serial(data, memory),
             Request::Flush => Ok(0),
@@ -143,39 +225,24 @@ impl Disk {
         }
     }
 
-    fn read(
-        &self,
-        patience: Patience,
-        offset_bytes: u64,
-        data: &GuestBuffer,
-        memory: &impl GuestMemory<Bitmap = ()>,
-    ) -> Result<u64, RequestError> {
-        self.fill(
-            patience,
-            offset_bytes,
-            data.len_bytes(),
-            data.writer(memory)?,
-        )
-    }
-
+    /// Fills a buffer, a slice at a time.
     fn fill(
         &self,
-        patience: Patience,
+        effort: Effort<'_>,
         offset_bytes: u64,
         len_bytes: u64,
-        writer: GuestWriter<'_>,
+        mut to: Destination<'_>,
     ) -> Result<u64, RequestError> {
-        let mut fill = Fill {
-            writer,
-            run: None,
-            patience,
-        };
-        if len_bytes > 0 {
-            let add = &mut |piece: Piece<'_>| fill.add(piece);
+        let mut done = 0;
+        while done < len_bytes {
+            if done > 0 && !(effort.wanted)() {
+                return Err(RequestError::Abandoned);
+            }
+            let now = (len_bytes - done).min(effort.slice_bytes);
             self.image
-                .visit_with(patience, offset_bytes, len_bytes, add)?;
+                .read_into(&mut to, offset_bytes + done, now, effort.mode)?;
+            done += now;
         }
-        fill.flush()?;
         Ok(len_bytes)
     }
 
@@ -235,11 +302,20 @@ fn finish(
         // What went wrong first says more than the missing status byte.
         Err(fault) => (data_bytes, result.and(Err(fault))),
     };
-    let done = Done {
+    let completion = Completion {
         head: parsed.head,
         used_len_bytes: u32::try_from(written).unwrap_or(u32::MAX),
     };
-    Outcome { done, result }
+    Outcome { completion, result }
+}
+
+fn unless_abandoned(
+    parsed: &Parsed,
+    result: Result<u64, RequestError>,
+    memory: &impl GuestMemory<Bitmap = ()>,
+) -> Option<Outcome> {
+    let abandoned = matches!(result, Err(RequestError::Abandoned));
+    (!abandoned).then(|| finish(parsed, result, memory))
 }
 
 fn write_status(
@@ -255,90 +331,6 @@ fn write_status(
             len_bytes: 1,
         })?;
     Ok(())
-}
-
-/// Fills a guest's buffer piece by piece, reading neighbouring ranges of one file at once.
-struct Fill<'m> {
-    writer: GuestWriter<'m>,
-    run: Option<FileRun>,
-    patience: Patience,
-}
-
-/// A range of a host file that is still to be read.
-struct FileRun {
-    file: Arc<HostFile>,
-    offset: u64,
-    len_bytes: u64,
-}
-
-impl FileRun {
-    fn is_continued_by(&self, file: &Arc<HostFile>, offset: u64) -> bool {
-        Arc::ptr_eq(&self.file, file) && self.offset + self.len_bytes == offset
-    }
-}
-
-impl Fill<'_> {
-    fn add(&mut self, piece: Piece<'_>) -> Result<(), RequestError> {
-        match piece {
-            Piece::File {
-                file,
-                offset,
-                len_bytes,
-            } => self.add_file(file, offset, len_bytes as u64),
-            Piece::Metadata(bytes) => {
-                self.flush()?;
-                Ok(self.writer.write(bytes)?)
-            }
-            Piece::Zeros { len_bytes } => {
-                self.flush()?;
-                Ok(self.writer.zero(len_bytes as u64)?)
-            }
-        }
-    }
-
-    fn add_file(
-        &mut self,
-        file: Arc<HostFile>,
-        offset: u64,
-        len_bytes: u64,
-    ) -> Result<(), RequestError> {
-        match &mut self.run {
-            Some(run) if run.is_continued_by(&file, offset) => {
-                run.len_bytes += len_bytes;
-                Ok(())
-            }
-            _ => {
-                self.flush()?;
-                self.run = Some(FileRun {
-                    file,
-                    offset,
-                    len_bytes,
-                });
-                Ok(())
-            }
-        }
-    }
-
-    fn flush(&mut self) -> Result<(), RequestError> {
-        let Some(FileRun {
-            file,
-            offset,
-            len_bytes,
-        }) = self.run.take()
-        else {
-            return Ok(());
-        };
-        match self
-            .writer
-            .read_file(file.as_fd(), offset, len_bytes, self.patience)
-        {
-            Ok(()) => Ok(file.check().map_err(ReadError::from)?),
-            Err(FileFault::Guest(fault)) => Err(fault.into()),
-            Err(FileFault::WouldBlock) => Err(RequestError::Underway),
-            Err(FileFault::Host(errno)) => Err(ReadError::from(file.fault(errno)).into()),
-            Err(FileFault::Ended) => Err(ReadError::from(file.shrank()).into()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,22 +1,15 @@
-//! Guest memory as buffers: copy in, zero, and `preadv` straight from a host file.
-//!
-//! The guest may write to its memory at any moment, so no Rust reference to it exists here: copies go
-//! through `VolatileSlice`, and `preadv` is given raw addresses.
+//! Guest memory as buffers: where a request's bytes come from and go to.
 
 use std::iter::FusedIterator;
-use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::io::Errno;
 use smallvec::SmallVec;
-use vm_memory::bitmap::BitmapSlice;
 use vm_memory::guest_memory::{GuestMemoryBackendSliceIterator, GuestMemorySliceIterator};
-use vm_memory::volatile_memory::PtrGuardMut;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryError,
-    GuestMemoryMmap, Permissions, VolatileMemoryError, VolatileSlice,
+    GuestMemoryMmap, Permissions, VolatileSlice,
 };
 
-use crate::store::{Patience, would_block};
+use crate::source::Destination;
 
 /// Guest memory as this process has mapped it; no dirty log, because nothing here can migrate.
 pub type Memory = GuestMemoryMmap<()>;
@@ -81,12 +74,6 @@ impl FusedIterator for Slices<'_> {}
 
 impl<'m> GuestMemorySliceIterator<'m, ()> for Slices<'m> {}
 
-/// Most segments in one system call: `UIO_MAXIOV` in Linux's `include/uapi/linux/uio.h`.
-const IOV_MAX: usize = 1024;
-
-/// Source of zeros, long enough that a readahead window takes a few copies.
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-
 /// Why guest memory could not be used as the guest asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GuestFault {
@@ -98,29 +85,9 @@ pub enum GuestFault {
         /// Its length.
         len_bytes: u64,
     },
-    /// The kernel could not write there: the frontend cut the memory's file.
-    #[error("the guest's memory vanished while it was written to")]
-    Vanished,
-    /// More bytes were to be stored than the buffers hold.
+    /// More bytes were wanted than the buffers hold.
     #[error("the guest's buffers are too short")]
     Full,
-}
-
-/// Why bytes of a host file did not arrive in guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum FileFault {
-    /// The memory is at fault.
-    #[error(transparent)]
-    Guest(#[from] GuestFault),
-    /// The bytes are not in memory, and the caller does not want to wait.
-    #[error("a disk has to be waited for")]
-    WouldBlock,
-    /// The host refused to read.
-    #[error("the host refused to read: {0}")]
-    Host(Errno),
-    /// The file ended early.
-    #[error("the file ended early")]
-    Ended,
 }
 
 /// As many pieces as a read of up to 16 KiB has at most, status byte included; more of them go to the heap.
@@ -204,7 +171,7 @@ impl GuestBuffer {
     pub fn writer<'m>(
         &self,
         memory: &'m impl GuestMemory<Bitmap = ()>,
-    ) -> Result<GuestWriter<'m>, GuestFault> {
+    ) -> Result<Destination<'m>, GuestFault> {
         Self::writer_of(std::iter::once(self), memory)
     }
 
@@ -215,8 +182,8 @@ impl GuestBuffer {
     pub fn writer_of<'b, 'm>(
         buffers: impl Iterator<Item = &'b Self>,
         memory: &'m impl GuestMemory<Bitmap = ()>,
-    ) -> Result<GuestWriter<'m>, GuestFault> {
-        let mut slices = Few::new();
+    ) -> Result<Destination<'m>, GuestFault> {
+        let mut slices: Few<VolatileSlice<'m>> = Few::new();
         for segment in buffers.flat_map(|buffer| &buffer.segments) {
             let found = memory
                 .get_slices(
@@ -229,7 +196,7 @@ impl GuestBuffer {
                 slices.push(slice.map_err(|_| segment.outside())?);
             }
         }
-        Ok(GuestWriter { slices, first: 0 })
+        Ok(slices.into_iter().collect())
     }
 }
 
@@ -240,161 +207,6 @@ impl Segment {
             len_bytes: u64::from(self.len_bytes),
         }
     }
-}
-
-/// A buffer in guest memory that is filled from its start to its end.
-///
-/// It borrows the memory, so the mapping outlives every address taken from it.
-#[derive(Debug)]
-pub struct GuestWriter<'m, B: BitmapSlice = ()> {
-    slices: Few<VolatileSlice<'m, B>>,
-    /// Slices before this one are full; this one starts at the first free byte.
-    first: usize,
-}
-
-impl GuestWriter<'_> {
-    /// Copies `bytes` into guest memory.
-    ///
-    /// # Errors
-    /// [`GuestFault::Full`] when the rest of the buffer is shorter; what fits has been written.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), GuestFault> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let slice = self.slices.get(self.first).ok_or(GuestFault::Full)?;
-            let count = rest.len().min(slice.len());
-            let (now, later) = rest.split_at(count);
-            slice.copy_from(now);
-            self.advance(count)?;
-            rest = later;
-        }
-        Ok(())
-    }
-
-    /// Writes `len_bytes` zeros.
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn zero(&mut self, len_bytes: u64) -> Result<(), GuestFault> {
-        let mut rest = len_bytes;
-        while rest > 0 {
-            let count = rest.min(ZEROS.len() as u64);
-            let zeros = usize::try_from(count).ok().and_then(|n| ZEROS.get(..n));
-            self.write(zeros.ok_or(GuestFault::Full)?)?;
-            rest -= count;
-        }
-        Ok(())
-    }
-
-    /// Reads `offset..offset + len_bytes` of a file, wholly, with as few system calls as the kernel allows; with
-    /// [`Patience::Now`] only from memory.
-    ///
-    /// # Errors
-    /// [`FileFault`]; any part of the buffer may have been written then.
-    pub fn read_file(
-        &mut self,
-        file: BorrowedFd<'_>,
-        offset: u64,
-        len_bytes: u64,
-        patience: Patience,
-    ) -> Result<(), FileFault> {
-        let mut at = offset;
-        let mut rest = len_bytes;
-        while rest > 0 {
-            let count = match preadv(file, &self.front(rest)?, at, patience) {
-                Ok(0) => return Err(FileFault::Ended),
-                Ok(count) => count,
-                Err(Errno::INTR) => continue,
-                Err(Errno::FAULT) => return Err(GuestFault::Vanished.into()),
-                Err(errno) if patience == Patience::Now && would_block(errno) => {
-                    return Err(FileFault::WouldBlock);
-                }
-                Err(errno) => return Err(FileFault::Host(errno)),
-            };
-            self.advance(count)?;
-            at += count as u64;
-            rest -= count as u64;
-        }
-        Ok(())
-    }
-
-    /// The next `len_bytes` bytes of the buffer, or as much of them as one system call takes.
-    fn front(&self, len_bytes: u64) -> Result<Few<VolatileSlice<'_>>, GuestFault> {
-        let mut front = Few::new();
-        let mut rest = len_bytes;
-        for slice in self.slices.iter().skip(self.first).take(IOV_MAX) {
-            let count = usize::try_from(rest).unwrap_or(usize::MAX).min(slice.len());
-            front.push(slice.subslice(0, count).map_err(beyond)?);
-            rest -= count as u64;
-            if rest == 0 {
-                break;
-            }
-        }
-        if front.is_empty() {
-            Err(GuestFault::Full)
-        } else {
-            Ok(front)
-        }
-    }
-
-    /// Takes note that the next `count` bytes are full.
-    fn advance(&mut self, count: usize) -> Result<(), GuestFault> {
-        let mut rest = count;
-        while rest > 0 {
-            let slice = self.slices.get_mut(self.first).ok_or(GuestFault::Full)?;
-            if rest < slice.len() {
-                *slice = slice.offset(rest).map_err(beyond)?;
-                return Ok(());
-            }
-            rest -= slice.len();
-            self.first += 1;
-        }
-        Ok(())
-    }
-}
-
-fn beyond(_: VolatileMemoryError) -> GuestFault {
-    GuestFault::Full
-}
-
-/// One `preadv(2)` into guest memory; returns how many bytes arrived.
-///
-/// Not rustix: its `preadv` wants `&mut [u8]`, and such a reference to memory that a guest writes to is unsound.
-#[allow(unsafe_code)]
-fn preadv(
-    file: BorrowedFd<'_>,
-    slices: &[VolatileSlice<'_>],
-    offset: u64,
-    patience: Patience,
-) -> Result<usize, Errno> {
-    let offset = libc::off_t::try_from(offset).map_err(|_| Errno::OVERFLOW)?;
-    let guards: Few<PtrGuardMut> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let iovecs: Few<libc::iovec> = guards
-        .iter()
-        .map(|guard| libc::iovec {
-            iov_base: guard.as_ptr().cast(),
-            iov_len: guard.len(),
-        })
-        .collect();
-    let count = libc::c_int::try_from(iovecs.len()).map_err(|_| Errno::INVAL)?;
-    // SAFETY: `iovecs` holds `count` entries. Each names memory inside a mapping that `slices` borrows from its
-    // `Memory` and that `guards` keep accessible, both alive until after the call. The kernel writes at most
-    // `iov_len` bytes to each; a page that has vanished gives EFAULT, not a signal. No Rust reference to this
-    // memory exists: whatever else touches it does so through volatile or atomic accesses.
-    let read = unsafe {
-        match patience {
-            // The older call, which every sandbox allows.
-            Patience::Wait => libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset),
-            Patience::Now => {
-                let flags = libc::RWF_NOWAIT;
-                libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), count, offset, flags)
-            }
-        }
-    };
-    usize::try_from(read).map_err(|_| last_errno())
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]

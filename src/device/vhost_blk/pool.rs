@@ -7,8 +7,9 @@
 //! 68,000 and 72,000 with 16, 32 and 64 threads of its own, which hand nothing to a guest.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+
+use super::sync::thread::{self, JoinHandle};
+use super::sync::{Arc, Condvar, Mutex, MutexGuard, lock, wait};
 
 /// Something to be done.
 pub(super) trait Job: Send + 'static {
@@ -100,9 +101,9 @@ impl<J: Job> Drop for Pool<J> {
 }
 
 impl<J: Job> Shared<J> {
-    /// Jobs are run without the lock, so a panic cannot leave the state half-changed.
+    /// Jobs are run without the lock.
     fn lock(&self) -> MutexGuard<'_, State<J>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn work(&self) {
@@ -122,8 +123,7 @@ impl<J: Job> Shared<J> {
                 return None;
             }
             state.idle += 1;
-            let woken = self.wake.wait(state);
-            state = woken.unwrap_or_else(PoisonError::into_inner);
+            state = wait(&self.wake, state);
             state.idle -= 1;
         }
     }
@@ -133,60 +133,5 @@ impl<J: Job> Shared<J> {
         state.ended = true;
         self.wake.notify_all();
         std::mem::take(&mut state.threads)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
-    type Closure = Box<dyn FnOnce() + Send>;
-
-    impl Job for Closure {
-        fn run(self) {
-            self();
-        }
-    }
-
-    #[test]
-    fn a_job_that_waits_does_not_hold_up_another() {
-        let pool = Pool::<Closure>::new(2);
-        let (give, take) = mpsc::channel();
-        let (done, results) = mpsc::channel();
-        let also_done = done.clone();
-        let waiting: Closure = Box::new(move || done.send(take.recv().unwrap()).unwrap());
-        assert!(pool.submit(waiting).is_ok());
-        assert!(
-            pool.submit(Box::new(move || also_done.send(1).unwrap()))
-                .is_ok()
-        );
-        assert_eq!(results.recv(), Ok(1));
-        give.send(2).unwrap();
-        assert_eq!(results.recv(), Ok(2));
-        pool.end();
-    }
-
-    #[test]
-    fn what_was_submitted_is_done_before_the_end_and_nothing_after_it() {
-        let pool = Pool::<Closure>::new(1);
-        let (done, results) = mpsc::channel();
-        for number in 0..100 {
-            let done = done.clone();
-            assert!(
-                pool.submit(Box::new(move || done.send(number).unwrap()))
-                    .is_ok()
-            );
-        }
-        pool.end();
-        assert_eq!(results.try_iter().count(), 100);
-        assert!(pool.submit(Box::new(|| {})).is_err());
-    }
-
-    #[test]
-    fn without_threads_the_job_comes_back() {
-        let job: Closure = Box::new(|| {});
-        assert!(Pool::new(0).submit(job).is_err());
     }
 }

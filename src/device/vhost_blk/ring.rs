@@ -5,15 +5,13 @@
 //!
 //! 1. **Published is a prefix.** Whenever `used.idx == u` is visible, `used[0..u)` are exactly the heads
 //!    `avail[0..u)`, and their data and status bytes are in place. Requests may be carried out in any order and by
-//!    other threads, but [`Turn::publish`] hands back only the front of the list that [`Turn::collect`] filled;
-//!    `add_used` stores the element before the index, with release order, and both come after data and status in
-//!    program order, or behind the lock that another thread's answer passed through.
+//!    other threads, but [`RingGuard::publish`] hands back only the front of the list that [`RingGuard::collect`]
+//!    filled.
 //! 2. **Resume from the prefix.** When a ring is set up, `next_avail = next_used = used.idx`, read from guest memory:
 //!    by rule 1 everything before it is answered and everything from it on is not. Whatever base the frontend sends is
 //!    ignored: it tells what it last heard, and a process that was killed told it nothing. Requests that had been
 //!    carried out but not published are carried out again, which no one can see: reads of an immutable disk have no
-//!    effect but their data, and their buffers belong to the device until they are published. A clean stop waits for
-//!    all that is under way ([`Ring::set_queue_ready`]), so that then too the two indexes are equal.
+//!    effect but their data, and their buffers belong to the device until they are published.
 //! 3. **Interrupt with every call descriptor.** Death between the index and the interrupt would leave the guest
 //!    waiting for answers that lie in front of it. So the descriptor is signalled as soon as it is set; a needless
 //!    interrupt costs the guest one look at the ring.
@@ -21,22 +19,53 @@
 //!    `vhost-user-backend` 0.24 calls `handle_event` when it registers an enabled ring.
 //! 5. **Nothing lands late.** Every write to guest memory is done by a system call or copy that has returned before
 //!    the request is published, and none is left to the kernel: no direct I/O into guest pages outlives the process.
+//!
+//! # Halts
+//!
+//! GET_VRING_BASE, disabling, and every change to a ring that runs go through [`Ring::halt`]. It publishes what has been
+//! carried out, abandons what has not, and sets `next_avail = next_used`, so that the base that the frontend is told and
+//! `used.idx` agree (rule 2 carries the rest out after the next start). Once it has returned no thread writes to guest
+//! memory for this ring: whoever does holds the ring's lock or a [`Claim`], the halt has had the one and waited for the
+//! others, and a thread that comes for the lock later finds nothing to publish. It waits for what is being carried out
+//! at that moment, which is given up at the next slice ([`Disk::execute_while`](super::execute::Disk)), never for what
+//! is queued.
+//!
+//! # Memory ordering
+//!
+//! x86 keeps stores in order and loads in order; aarch64 keeps neither. What the driver and the device need of each
+//! other is stated in the code with C11 orderings, which hold on both:
+//!
+//! - *A request before its index.* The driver stores descriptors and the ring element before `avail.idx`, with a write
+//!   barrier between. `Queue::iter` and [`Ring::has_requests`] load `avail.idx` with acquire (`ldar`), and elements and
+//!   descriptors after it.
+//! - *The answer before its index.* Data and status are stored by the thread that carries a request out, by `preadv` or
+//!   by copies. On the queue thread they come before `add_used` in program order; on a thread of the pool, they come
+//!   before the unlock of [`Offload`]'s mutex, which the publishing thread locks afterwards. `add_used` stores the
+//!   element plainly and then the index with release (`stlr`), which orders everything before it, including what another
+//!   thread wrote and this one synchronised with: release is cumulative.
+//! - *Publish, then look for the wish to be interrupted* (and the driver: state the wish, then look at `used.idx`).
+//!   *Ask for kicks, then look for requests* (and the driver: store `avail.idx`, then look whether a kick is wanted).
+//!   Both are store-then-load on both sides, which neither acquire nor release orders. So there is a `SeqCst` fence
+//!   (`dmb ish`) between the two, in `used::wants_interrupt` and in `Queue::enable_notification`; Linux has
+//!   `virtio_mb` at the same places. The 16-bit accesses are single-copy atomic.
+//! - *Resume.* `used.idx` is loaded relaxed when a ring is set up: this process stored it, or another that is dead, and
+//!   a message over a socket lies between.
+//! - A guest shares cacheable memory with this process, so `dmb ish` is enough: no device is on the other side.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::io;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
+use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemory;
+use vm_memory::{GuestAddressSpace, GuestMemory};
 
-use super::execute::Done;
-use super::guest::SharedMemory;
+use super::call::Call;
+use super::execute::Completion;
+use super::guest::{SharedMemory, View};
+use super::idle::IdleWakes;
 use super::inflight::{InFlight, Ticket};
+use super::offload::{Claim, Offload, Period};
+use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
+use super::used;
 
 /// Most requests taken from a ring at once: a bound on how long the first of them waits to be published.
 pub const BATCH: usize = 64;
@@ -47,106 +76,146 @@ pub enum RingFault {
     /// Its indexes are impossible, or it is not in memory. It rests until the frontend sets it up again.
     #[error("the ring is broken until it is set up again: {0}")]
     Broken(QueueError),
+    /// Its length is not one that a split virtqueue may have (virtio 1.2, section 2.7).
+    #[error(
+        "the frontend set a queue size of {size}: it must be a power of two and at most {}",
+        super::config::QUEUE_SIZE_MAX
+    )]
+    Size {
+        /// What the frontend asked for.
+        size: u16,
+    },
     /// The guest could not be interrupted.
     #[error("the guest cannot be interrupted: {0}")]
     Signal(io::Error),
 }
 
-/// What a look at the ring found.
+/// What [`RingGuard::collect`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
+pub enum Found {
     /// There are requests to carry out.
-    Work,
-    /// There are none; if [`Quiet::Kick`] was asked for, the guest will kick when there are.
-    Idle,
+    Requests,
+    /// There are none; with [`WhenEmpty::AskForKick`] the guest will kick when there are.
+    Nothing,
     /// The ring is stopped, disabled or broken.
     Stopped,
 }
 
 /// What to do about a ring in which nothing is available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quiet {
-    /// Nothing: whoever asks will look again very soon.
-    Poll,
-    /// Ask the guest to kick.
-    Kick,
+pub enum WhenEmpty {
+    /// Nothing: the caller will look again very soon.
+    LeaveQuiet,
+    /// Enable notifications: ask the guest to kick.
+    AskForKick,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Health {
+pub(super) enum Health {
+    /// Never started, or stopped by the frontend.
+    Stopped,
     Sound,
+    /// Why, for the next look at the ring to report.
+    Unfit {
+        size: u16,
+    },
     Broken,
 }
 
 /// A virtqueue. Clones share one state.
 #[derive(Clone)]
 pub struct Ring {
-    vring: VringMutex<SharedMemory>,
-    shared: Arc<Shared>,
+    pub(super) vring: VringMutex<SharedMemory>,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(super) struct Shared {
+    pub(super) memory: SharedMemory,
     /// Held while a batch is under way. Taken before the lock inside `vring`, never the other way round.
-    turn: Mutex<State>,
-    /// Notified when the last request that was under way has been carried out.
-    settled: Condvar,
-    /// Answers of other threads, for whoever holds the turn next. Held for a push or a drain only.
-    mail: Mutex<Vec<(Ticket, Done)>>,
-    /// Whether there is mail: spares the queue's thread a lock.
-    has_mail: AtomicBool,
-    /// How the guest is interrupted. Held for a look or an exchange only.
-    call: Mutex<Option<Arc<File>>>,
+    pub(super) state: Mutex<State>,
+    /// Halts that have begun and not ended. Threads that hold the ring's lock or a claim give way.
+    halts: AtomicUsize,
+    pub(super) offload: Offload,
+    pub(super) call: Call,
+    /// Kicks of a disabled ring.
+    pub(super) disabled_wakes: Mutex<IdleWakes>,
 }
 
-struct State {
-    health: Health,
-    in_flight: InFlight,
+pub(super) struct State {
+    pub(super) health: Health,
+    pub(super) in_flight: InFlight,
+    /// The size that the frontend asked for last, if it cannot be.
+    pub(super) bad_size: Option<u16>,
 }
 
-/// The right to serve a ring: from the look at it to the publishing.
-pub struct Turn<'r> {
+/// The ring's lock: the right to serve it, from the look at it to the publishing.
+pub struct RingGuard<'r> {
     ring: &'r Ring,
-    state: MutexGuard<'r, State>,
+    pub(super) state: MutexGuard<'r, State>,
+}
+
+impl Shared {
+    pub(super) fn new(memory: SharedMemory) -> Self {
+        Self {
+            memory,
+            state: Mutex::new(State {
+                health: Health::Stopped,
+                in_flight: InFlight::default(),
+                bad_size: None,
+            }),
+            halts: AtomicUsize::new(0),
+            offload: Offload::default(),
+            call: Call::default(),
+            disabled_wakes: Mutex::new(IdleWakes::default()),
+        }
+    }
 }
 
 impl Ring {
     /// Waits until no batch is under way, and keeps others from beginning one.
-    pub fn turn(&self) -> Turn<'_> {
-        Turn {
+    pub fn lock(&self) -> RingGuard<'_> {
+        RingGuard {
             ring: self,
-            state: lock(&self.shared.turn),
+            state: lock(&self.shared.state),
         }
     }
 
-    /// Like [`turn`](Self::turn), and waits until no other thread carries out a request either: nothing may land in a
-    /// buffer that the guest has got back (rule 5).
-    fn settled_turn(&self) -> Turn<'_> {
-        let mut turn = self.turn();
-        turn.read_mail();
-        while !turn.state.in_flight.is_settled() {
-            let waited = self.shared.settled.wait(turn.state);
-            turn = Turn {
-                ring: self,
-                state: waited.unwrap_or_else(PoisonError::into_inner),
-            };
-            turn.read_mail();
-        }
-        turn
+    /// Whether a halt waits: whoever works for this ring should stop doing so.
+    pub fn is_halting(&self) -> bool {
+        self.shared.halts.load(Ordering::Relaxed) > 0
     }
 
-    /// Answers requests from a thread that does not hold the turn, and publishes what can be published.
+    /// Brings the ring to rest: publishes what has been carried out, abandons what has not. From then on nothing is
+    /// written to guest memory for it, until a guard collects requests again.
+    pub(super) fn halt(&self) -> RingGuard<'_> {
+        self.shared.halts.fetch_add(1, Ordering::Relaxed);
+        let mut guard = self.lock();
+        self.shared.offload.halt();
+        // Nobody needs to hear of a fault: the ring is being stopped, or resumes.
+        let _ = guard.publish();
+        guard.abandon();
+        self.shared.halts.fetch_sub(1, Ordering::Relaxed);
+        guard
+    }
+
+    /// Grants a thread of the pool the right to carry out requests that were taken in `period`; none once the ring has
+    /// been halted.
+    pub fn claim(&self, period: Period) -> Option<Claim<'_>> {
+        self.shared.offload.claim(period)
+    }
+
+    /// Gives the claim up and publishes what can be published.
     ///
     /// # Errors
-    /// As [`Turn::publish`].
+    /// As [`RingGuard::publish`].
     pub fn answer(
         &self,
-        memory: &impl GuestMemory,
-        answers: &[(Ticket, Done)],
+        claim: Claim<'_>,
+        completions: &[(Ticket, Completion)],
     ) -> Result<(), RingFault> {
-        lock(&self.shared.mail).extend_from_slice(answers);
-        self.shared.has_mail.store(true, Ordering::Release);
-        // The holder of the turn may take the mail first; then there is nothing left to publish here.
-        self.turn().publish(memory)
+        claim.finish(completions);
+        // Whoever holds the lock may publish them first; then there is nothing left to do here.
+        self.lock().publish()
     }
 
     /// Whether the guest has made requests available that nobody has taken.
@@ -162,21 +231,8 @@ impl Ring {
         is_running(&self.vring.get_ref())
     }
 
-    fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         self.vring.get_ref().get_queue().ready()
-    }
-
-    /// Never waits, whatever the frontend gave: a descriptor that takes nothing more has been signalled and not been
-    /// looked at since. Not by making it non-blocking: the frontend shares that flag, and may rely on waiting.
-    fn interrupt(&self) -> io::Result<()> {
-        let Some(call) = lock(&self.shared.call).clone() else {
-            return Ok(());
-        };
-        let mut ready = [PollFd::new(call.as_fd(), PollFlags::POLLOUT)];
-        match poll(&mut ready, PollTimeout::ZERO) {
-            Ok(0) => Ok(()),
-            _ => (&*call).write_all(&1u64.to_ne_bytes()),
-        }
     }
 }
 
@@ -184,36 +240,41 @@ fn is_running(state: &VringState<SharedMemory>) -> bool {
     state.is_enabled() && state.get_queue().ready()
 }
 
-/// A panic while the lock was held does not harm what it guards: lists are whole between any two statements.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Turn<'_> {
+impl RingGuard<'_> {
     /// Takes up to [`BATCH`] requests from the ring. Returns what it found, and the ticket of the first request: those
     /// after it have the tickets after it.
     ///
     /// # Errors
-    /// [`RingFault::Broken`]; from then on the ring is [`Look::Stopped`].
+    /// [`RingFault`]; from then on the ring is [`Found::Stopped`].
     pub fn collect<'m, M: GuestMemory>(
         &mut self,
         memory: &'m M,
-        quiet: Quiet,
+        when_empty: WhenEmpty,
         chains: &mut Vec<DescriptorChain<&'m M>>,
-    ) -> Result<(Look, Ticket), RingFault> {
+    ) -> Result<(Found, Ticket), RingFault> {
         chains.clear();
         let mut vring = self.ring.vring.get_mut();
-        if self.state.health == Health::Broken || !is_running(&vring) {
-            return Ok((Look::Stopped, self.state.in_flight.take(0)));
+        if self.state.health != Health::Sound || !is_running(&vring) {
+            drop(vring);
+            return self.stopped();
         }
         let queue = vring.get_queue_mut();
         // A guest may make the same descriptors available again and again; what is under way stays bounded.
         let room = usize::from(queue.size()).saturating_sub(self.state.in_flight.len());
-        let look = take(queue, memory, quiet, room.min(BATCH), chains);
+        let found = take(queue, memory, when_empty, room.min(BATCH), chains);
         drop(vring);
         let first = self.state.in_flight.take(chains.len());
-        look.map(|look| (look, first))
+        found
+            .map(|found| (found, first))
             .map_err(|error| self.broken(error))
+    }
+
+    fn stopped(&mut self) -> Result<(Found, Ticket), RingFault> {
+        if let Health::Unfit { size } = self.state.health {
+            self.state.health = Health::Broken;
+            return Err(RingFault::Size { size });
+        }
+        Ok((Found::Stopped, self.state.in_flight.take(0)))
     }
 
     /// Undoes the taking of the last `count` requests, none of which has been carried out.
@@ -225,43 +286,38 @@ impl Turn<'_> {
     }
 
     /// Takes note that a request has been carried out.
-    pub fn complete(&mut self, ticket: Ticket, done: Done) {
-        self.state.in_flight.complete(ticket, done);
+    pub fn complete(&mut self, ticket: Ticket, completion: Completion) {
+        self.state.in_flight.complete(ticket, completion);
+    }
+
+    /// For [`Ring::claim`]: when the requests were taken that the guard has collected.
+    pub fn period(&self) -> Period {
+        self.ring.shared.offload.period()
     }
 
     /// Hands requests back to the guest, in the order in which they were taken and as far as they have been carried
     /// out, and interrupts it if it asked for that.
     ///
+    /// In the memory of now, which is looked up under the lock: the frontend may have stopped the ring, replaced its
+    /// memory and started the ring again since the caller began.
+    ///
     /// # Errors
     /// [`RingFault`].
-    pub fn publish(&mut self, memory: &impl GuestMemory) -> Result<(), RingFault> {
-        self.read_mail();
-        if self.state.health == Health::Broken {
+    pub fn publish(&mut self) -> Result<(), RingFault> {
+        let shared = &self.ring.shared;
+        shared.offload.collect(&mut self.state.in_flight);
+        if self.state.health != Health::Sound {
             return Ok(());
         }
+        let memory = shared.memory.memory();
         let mut vring = self.ring.vring.get_mut();
-        let put = put(vring.get_queue_mut(), memory, &mut self.state.in_flight);
+        let queue = vring.get_queue_mut();
+        let wanted = used::publish(queue, &View::new(&memory), &mut self.state.in_flight);
         drop(vring);
-        match put {
-            Ok(true) => self.ring.interrupt().map_err(RingFault::Signal),
+        match wanted {
+            Ok(true) => shared.call.signal().map_err(RingFault::Signal),
             Ok(false) => Ok(()),
             Err(error) => Err(self.broken(error)),
-        }
-    }
-
-    /// Takes note of what other threads have carried out.
-    fn read_mail(&mut self) {
-        let shared = &self.ring.shared;
-        let empty = !shared.has_mail.load(Ordering::Relaxed)
-            || !shared.has_mail.swap(false, Ordering::Acquire);
-        if empty {
-            return;
-        }
-        for (ticket, done) in lock(&shared.mail).drain(..) {
-            self.state.in_flight.complete(ticket, done);
-        }
-        if self.state.in_flight.is_settled() {
-            shared.settled.notify_all();
         }
     }
 
@@ -270,9 +326,22 @@ impl Turn<'_> {
         RingFault::Broken(error)
     }
 
-    /// Rule 2. The turn must be a settled one.
-    fn resume(&mut self) {
+    /// Takes all requests that are not published off the list, and goes back to before the first of them.
+    fn abandon(&mut self) {
         self.state.in_flight.forget();
+        if self.state.health != Health::Stopped {
+            let mut vring = self.ring.vring.get_mut();
+            let queue = vring.get_queue_mut();
+            queue.set_next_avail(queue.next_used());
+        }
+    }
+
+    /// Rule 2. The ring must have been halted.
+    pub(super) fn resume(&mut self) {
+        if let Some(size) = self.state.bad_size {
+            self.state.health = Health::Unfit { size };
+            return;
+        }
         match self.ring.vring.queue_used_idx() {
             Ok(index) => {
                 self.ring.vring.set_queue_next_avail(index);
@@ -289,21 +358,21 @@ impl Turn<'_> {
 fn take<'m, M: GuestMemory>(
     queue: &mut Queue,
     memory: &'m M,
-    quiet: Quiet,
+    when_empty: WhenEmpty,
     most: usize,
     chains: &mut Vec<DescriptorChain<&'m M>>,
-) -> Result<Look, QueueError> {
+) -> Result<Found, QueueError> {
     queue.disable_notification(memory)?;
     chains.extend(queue.iter(memory)?.take(most));
     if !chains.is_empty() {
-        return Ok(Look::Work);
+        return Ok(Found::Requests);
     }
-    if quiet == Quiet::Poll && most > 0 {
-        return Ok(Look::Idle);
+    if when_empty == WhenEmpty::LeaveQuiet && most > 0 {
+        return Ok(Found::Nothing);
     }
     // With no room left, a guest that plays by the rules has nothing to offer until something is published.
     if !queue.enable_notification(memory)? || most == 0 {
-        return Ok(Look::Idle);
+        return Ok(Found::Nothing);
     }
     // A request arrived in between.
     queue.disable_notification(memory)?;
@@ -312,170 +381,5 @@ fn take<'m, M: GuestMemory>(
         // The index moved, but its element cannot be read: looking again would never end.
         return Err(QueueError::InvalidAvailRingIndex);
     }
-    Ok(Look::Work)
+    Ok(Found::Requests)
 }
-
-/// Rule 1. Returns whether the guest wants an interrupt.
-fn put(
-    queue: &mut Queue,
-    memory: &impl GuestMemory,
-    in_flight: &mut InFlight,
-) -> Result<bool, QueueError> {
-    let before = in_flight.len();
-    while let Some(done) = in_flight.pop_done() {
-        queue.add_used(memory, done.head, done.used_len_bytes)?;
-    }
-    Ok(in_flight.len() < before && queue.needs_notification(memory)?)
-}
-
-impl<'a> VringStateGuard<'a, SharedMemory> for Ring {
-    type G = MutexGuard<'a, VringState<SharedMemory>>;
-}
-
-impl<'a> VringStateMutGuard<'a, SharedMemory> for Ring {
-    type G = MutexGuard<'a, VringState<SharedMemory>>;
-}
-
-impl VringT<SharedMemory> for Ring {
-    fn new(memory: SharedMemory, max_queue_size: u16) -> Result<Self, QueueError> {
-        Ok(Self {
-            vring: VringMutex::new(memory, max_queue_size)?,
-            shared: Arc::new(Shared {
-                turn: Mutex::new(State {
-                    health: Health::Broken,
-                    in_flight: InFlight::default(),
-                }),
-                settled: Condvar::new(),
-                mail: Mutex::default(),
-                has_mail: AtomicBool::new(false),
-                call: Mutex::default(),
-            }),
-        })
-    }
-
-    fn get_ref(&self) -> <Self as VringStateGuard<'_, SharedMemory>>::G {
-        self.vring.get_ref()
-    }
-
-    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, SharedMemory>>::G {
-        self.vring.get_mut()
-    }
-
-    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), QueueError> {
-        self.vring.add_used(desc_index, len)
-    }
-
-    fn signal_used_queue(&self) -> io::Result<()> {
-        self.interrupt()
-    }
-
-    fn enable_notification(&self) -> Result<bool, QueueError> {
-        self.vring.enable_notification()
-    }
-
-    fn disable_notification(&self) -> Result<(), QueueError> {
-        self.vring.disable_notification()
-    }
-
-    fn needs_notification(&self) -> Result<bool, QueueError> {
-        self.vring.needs_notification()
-    }
-
-    /// A disabled ring is at rest when this returns.
-    fn set_enabled(&self, enabled: bool) {
-        self.vring.set_enabled(enabled);
-        if !enabled {
-            drop(self.settled_turn());
-        }
-    }
-
-    fn set_queue_info(
-        &self,
-        desc_table: u64,
-        avail_ring: u64,
-        used_ring: u64,
-    ) -> Result<(), QueueError> {
-        let mut turn = self.settled_turn();
-        self.vring
-            .set_queue_info(desc_table, avail_ring, used_ring)?;
-        if self.is_ready() {
-            turn.resume();
-        }
-        Ok(())
-    }
-
-    fn queue_next_avail(&self) -> u16 {
-        self.vring.queue_next_avail()
-    }
-
-    /// Rule 2: a ring that is running knows better.
-    fn set_queue_next_avail(&self, base: u16) {
-        if !self.is_ready() {
-            self.vring.set_queue_next_avail(base);
-        }
-    }
-
-    /// Rule 2: a ring that is running knows better.
-    fn set_queue_next_used(&self, index: u16) {
-        if !self.is_ready() {
-            self.vring.set_queue_next_used(index);
-        }
-    }
-
-    fn queue_used_idx(&self) -> Result<u16, QueueError> {
-        self.vring.queue_used_idx()
-    }
-
-    fn set_queue_size(&self, size: u16) {
-        self.vring.set_queue_size(size);
-    }
-
-    fn set_queue_event_idx(&self, enabled: bool) {
-        self.vring.set_queue_event_idx(enabled);
-    }
-
-    /// Rule 2. A ring that is not ready is at rest when this returns.
-    fn set_queue_ready(&self, ready: bool) {
-        if ready {
-            let mut turn = self.settled_turn();
-            turn.resume();
-            self.vring.set_queue_ready(true);
-        } else {
-            // First the flag, so that a busy queue thread leaves; then wait for it, and for what it gave away.
-            self.vring.set_queue_ready(false);
-            drop(self.settled_turn());
-        }
-    }
-
-    /// Makes the descriptor non-blocking: an event that someone else consumed must not stop the thread for good.
-    fn set_kick(&self, file: Option<File>) {
-        if let Some(kick) = &file {
-            // A descriptor without flags is refused by epoll anyway.
-            let flags = fcntl_getfl(kick).unwrap_or(OFlags::empty());
-            let _ = fcntl_setfl(kick, flags | OFlags::NONBLOCK);
-        }
-        self.vring.set_kick(file);
-    }
-
-    /// Never fails: an error would end the thread, and the ring is looked at in any case.
-    fn read_kick(&self) -> io::Result<bool> {
-        Ok(self
-            .vring
-            .read_kick()
-            .unwrap_or_else(|_| self.vring.get_ref().is_enabled()))
-    }
-
-    /// Rule 3.
-    fn set_call(&self, file: Option<File>) {
-        *lock(&self.shared.call) = file.map(Arc::new);
-        // Without a descriptor this does nothing; a broken one shows when it is needed.
-        let _ = self.interrupt();
-    }
-
-    fn set_err(&self, file: Option<File>) {
-        self.vring.set_err(file);
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -80,7 +80,11 @@ pub struct Driver {
 impl Driver {
     /// A ring of `size` (at most 256), both of whose indexes start at `start`.
     pub fn new(size: u16, start: u16) -> Self {
-        let memory = memory(0x10000);
+        Self::in_memory(memory(0x10000), size, start)
+    }
+
+    /// As after a reset: another driver in the same memory.
+    pub fn in_memory(memory: Memory, size: u16, start: u16) -> Self {
         memory.write_obj(start, GuestAddress(AVAIL + 2)).unwrap();
         memory.write_obj(start, GuestAddress(USED + 2)).unwrap();
         Self {
@@ -105,6 +109,35 @@ impl Driver {
 
     pub fn used_index(&self) -> u16 {
         self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    pub fn avail_index(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// Whether the device asked to be told of requests that were made available since the index was `before`
+    /// (virtio 1.2, section 2.7.10).
+    pub fn wants_kick(&self, event_idx: bool, before: u16) -> bool {
+        let word = |at: u64| -> u16 { self.memory.read_obj(GuestAddress(at)).unwrap() };
+        if event_idx {
+            let event = word(USED + 4 + 8 * u64::from(self.size));
+            event.wrapping_sub(before) < self.next_avail.wrapping_sub(before)
+        } else {
+            word(USED) & 1 == 0
+        }
+    }
+
+    /// Asks for an interrupt with the next answer, as a driver with EVENT_IDX does (virtio 1.2, section 2.7.7).
+    pub fn want_interrupt(&self) {
+        let event = AVAIL + 4 + 2 * u64::from(self.size);
+        self.memory
+            .write_obj(self.seen_used, GuestAddress(event))
+            .unwrap();
+    }
+
+    /// Flags of the available ring, of a driver without EVENT_IDX; 1 asks for no interrupts.
+    pub fn set_flags(&self, flags: u16) {
+        self.memory.write_obj(flags, GuestAddress(AVAIL)).unwrap();
     }
 
     /// Makes up to `count` requests available; fewer when the ring is full.

@@ -1,7 +1,7 @@
 //! What the guest is told of modes, ids and times.
 
 use crate::erofs::format::{DirentType, ModeType};
-use crate::store::{Detail, FileKind, Stat};
+use crate::tree::{Detail, FileKind, Stat};
 
 /// mtime of everything in a Nix store: 0 would make time-stamped caches (Python, fontconfig) look stale.
 pub const NIX_MTIME: u64 = 1;

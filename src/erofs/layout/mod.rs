@@ -15,6 +15,12 @@ pub mod space;
 #[cfg(test)]
 mod tests;
 
+/// Version of the layout: where things lie on a disk and which form they have.
+///
+/// The golden test compares the disks of fixed stores with the digests of this version. Whoever changes a byte of a
+/// disk raises it, on purpose.
+pub const LAYOUT_VERSION: u32 = 1;
+
 /// Why a path cannot be laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {

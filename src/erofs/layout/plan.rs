@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::attributes::{Attributes, mode_type};
 use crate::erofs::dirent::{Dots, Slot};
 use crate::erofs::format::{BLOCK_LEN_BYTES, COMPACT_LEN, EXTENDED_LEN, SLOT_LEN, SLOTS_PER_BLOCK};
-use crate::store::{FileKind, Stamp};
+use crate::tree::{FileKind, Stamp};
 
 /// Index of a node in its plan.
 pub type NodeIndex = u32;
@@ -372,17 +372,23 @@ impl Plan {
         (first..end).map(move |index| dots.slot(index))
     }
 
-    /// A digest of all that was placed, and of what must not change. Only plans of one process and of the same path can
-    /// be compared by it.
-    pub fn digest(&self) -> u64 {
+    /// A digest of all that the first `dirs` directories made known, and of what must not change. Only plans of one
+    /// process and of the same path can be compared by it.
+    pub fn digest(&self, dirs: DirIndex) -> u64 {
+        let dirs = self.dirs.get(..dirs as usize).unwrap_or(&self.dirs);
+        let known = dirs.last().map_or(1, |dir| dir.first_child + dir.children);
         let mut hasher = DefaultHasher::new();
-        for node in &self.nodes {
+        for node in &self.nodes[..known as usize] {
+            // The sizes of directories follow from the names in them.
             let stamp = (node.kind == FileKind::Regular).then(|| node.stamp());
+            let device = node.device();
             let shown = self.attributes.mtime(node.mtime_sec, node.mtime_nsec);
-            (node.kind, node.permissions, node.size, shown, stamp).hash(&mut hasher);
-            (node.parent, node.owner, node.name_len).hash(&mut hasher);
+            (node.kind, node.permissions, device, shown, stamp).hash(&mut hasher);
+            (node.parent, self.owner(node), self.name(node)).hash(&mut hasher);
+            if node.kind == FileKind::Symlink {
+                self.target(node).hash(&mut hasher);
+            }
         }
-        (&self.owners, &self.bytes).hash(&mut hasher);
         hasher.finish()
     }
 

@@ -10,7 +10,7 @@ use super::attributes::{Attributes, Origin};
 use super::plan::{Dir, DirIndex, Form, Node, NodeIndex, Plan, Stream, UNPLACED, fits_behind};
 use crate::erofs::dirent::{Dots, Packing};
 use crate::erofs::format::{NAME_LEN_MAX, SLOTS_PER_BLOCK};
-use crate::store::{FileKind, Listing, Stat};
+use crate::tree::{DeviceNumber, FileKind, Listing, Stat};
 
 /// A plan that is growing.
 #[derive(Debug)]
@@ -387,6 +387,6 @@ fn intern(owners: &mut Vec<(u32, u32)>, owner: (u32, u32)) -> Result<u32, Layout
 }
 
 /// Linux `include/linux/kdev_t.h`, `new_encode_dev`.
-fn encode_device((major, minor): (u32, u32)) -> u64 {
+fn encode_device(DeviceNumber { major, minor }: DeviceNumber) -> u64 {
     u64::from((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }

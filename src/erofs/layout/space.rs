@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::bounds::Size;
 use crate::erofs::format::{BLOCK_LEN_BYTES, SLOTS_PER_BLOCK};
-use crate::store::FileKind;
+use crate::tree::FileKind;
 
 /// First block that is not metadata: 128 GiB.
 pub const DATA_ARENA_START: u32 = 1 << 25;

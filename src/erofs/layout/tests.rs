@@ -10,7 +10,7 @@ use super::planner::Planner;
 use super::space::{self, Area, Claim, DATA_ARENA_START, Region, Space};
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
-use crate::store::{FileKind, Listing, Stat};
+use crate::tree::{FileKind, Listing, Stat};
 
 #[derive(Debug, Clone)]
 enum Tree {

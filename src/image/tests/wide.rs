@@ -1,6 +1,6 @@
 //! Trees with so many directories that several are listed at once.
 
-use super::super::plans::{Need, plan_whole};
+use super::super::plans::Need;
 use super::*;
 
 const DIRS: usize = 320;
@@ -20,12 +20,11 @@ fn wide_tree() -> tempfile::TempDir {
 fn what_is_listed_at_once_is_planned_in_the_same_order() {
     let dir = wide_tree();
     let image = tree_image(dir.path());
-    let one_by_one = plan_whole(&image.store, b"", image.plans.attributes()).unwrap();
+    let one_by_one = walk::plan_whole(&image.tree(0), image.plans.attributes()).unwrap();
     let digest = image
-        .plans
-        .with(&image, Patience::Wait, 0, Need::All, Plan::digest)
+        .with_plan(IoMode::Blocking, 0, Need::All, |plan| plan.digest(u32::MAX))
         .unwrap();
-    assert_eq!(digest, one_by_one.digest());
+    assert_eq!(digest, one_by_one.digest(u32::MAX));
 }
 
 /// The directory is listed together with others before it.

@@ -13,7 +13,7 @@ use lazystore::erofs::layout::attributes::{Attributes, Origin};
 use lazystore::erofs::layout::plan::{NodeIndex, Plan};
 use lazystore::erofs::layout::planner::Planner;
 use lazystore::erofs::layout::space::{Area, Region, Space};
-use lazystore::store::{FileKind, Listing, Stat};
+use lazystore::tree::{FileKind, Listing, Stat};
 
 use crate::input::Input;
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddressSpace;
 
-use super::super::execute::{Attempt, Done, Outcome, adjacent};
+use super::super::execute::{Attempt, Outcome, adjacent};
 use super::super::guest::View;
 use super::super::inflight::Ticket;
 use super::super::request::Parsed;
-use super::super::ring::{Ring, RingFault, Turn};
-use super::{Engine, Handed};
+use super::super::ring::{Ring, RingFault, RingGuard};
+use super::{BlockingJob, Engine};
 
 /// Most bytes of data that wait to be published for what comes after them: the guest goes on with the first answers
 /// while the last are being made. Small requests are not worth it: publishing every 16 of them cost 16 % of the 4 KiB
@@ -21,10 +21,13 @@ const PUBLISH_BYTES: u32 = 256 << 10;
 /// reads a second (see [`pool`](super::super::pool)).
 const TOGETHER: usize = 8;
 
+/// Bytes of data after which a batch ends, so that the thread's other rings get their turn. What is left is taken again.
+const BATCH_BYTES: u64 = 4 << 20;
+
 /// A batch that has been taken from a ring.
 pub(super) struct Batch<'b, 'r> {
     pub(super) engine: &'b Arc<Engine>,
-    pub(super) turn: &'b mut Turn<'r>,
+    pub(super) guard: &'b mut RingGuard<'r>,
     pub(super) ring: &'b Ring,
     /// Which queue thread this is.
     pub(super) thread: usize,
@@ -36,6 +39,8 @@ pub(super) struct Batch<'b, 'r> {
 struct Pending {
     /// Data bytes that are done.
     due_bytes: u32,
+    /// Data bytes that were done in the whole batch.
+    total_bytes: u64,
     /// Reads that wait for a disk.
     late: Vec<(Ticket, Parsed)>,
 }
@@ -43,25 +48,36 @@ struct Pending {
 impl Batch<'_, '_> {
     /// Answers `requests`; the first has ticket `first`, and so on.
     ///
+    /// Stops early when nobody wants the answers any more; a halt, for which that is, abandons the rest.
+    ///
     /// # Errors
-    /// As [`Turn::publish`]. What was taken has been completed, or will be by the pool, in any case.
+    /// As [`RingGuard::publish`]. What was taken has been completed or put back, or will be completed by the pool, in any
+    /// case.
     pub(super) fn answer(mut self, requests: &[Parsed], first: Ticket) -> Result<(), RingFault> {
         let mut pending = Pending::default();
         let mut published = Ok(());
         let mut rest = requests;
         let mut ticket = first;
-        while !rest.is_empty() {
+        while !rest.is_empty() && pending.total_bytes < BATCH_BYTES {
+            if !self.is_wanted() {
+                return published.and(self.guard.publish());
+            }
             let (now, later) = rest.split_at(adjacent(rest));
             self.run(now, ticket, &mut pending);
             if pending.due_bytes >= PUBLISH_BYTES {
                 pending.due_bytes = 0;
                 // A fault is told at the end.
-                published = published.and(self.turn.publish(&self.memory));
+                published = published.and(self.guard.publish());
             }
             (rest, ticket) = (later, ticket.later(now.len()));
         }
+        self.guard.put_back(rest.len());
         self.hand_over(pending.late);
-        published.and(self.turn.publish(&self.memory))
+        published.and(self.guard.publish())
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.engine.is_wanted(self.ring)
     }
 
     /// Answers requests that continue each other, with one read of the disk if that is possible.
@@ -75,10 +91,11 @@ impl Batch<'_, '_> {
         }
         for (index, parsed) in requests.iter().enumerate() {
             let ticket = first.later(index);
-            match disk.try_execute(parsed, &memory) {
+            match disk.try_execute(&|| self.is_wanted(), parsed, &memory) {
                 Attempt::Done(outcome) => self.complete(ticket, outcome, pending),
                 Attempt::Underway => pending.late.push((ticket, parsed.clone())),
                 Attempt::Blocked => self.hand_over(vec![(ticket, parsed.clone())]),
+                Attempt::Abandoned => return,
             }
             if pending.late.len() == TOGETHER {
                 self.hand_over(std::mem::take(&mut pending.late));
@@ -87,9 +104,11 @@ impl Batch<'_, '_> {
     }
 
     fn complete(&mut self, ticket: Ticket, outcome: Outcome, pending: &mut Pending) {
-        let done: Done = self.engine.note(outcome, self.thread);
-        pending.due_bytes = pending.due_bytes.saturating_add(done.used_len_bytes);
-        self.turn.complete(ticket, done);
+        let completion = self.engine.note(outcome, self.thread);
+        let len_bytes = completion.used_len_bytes;
+        pending.due_bytes = pending.due_bytes.saturating_add(len_bytes);
+        pending.total_bytes += u64::from(len_bytes);
+        self.guard.complete(ticket, completion);
     }
 
     /// Has the pool carry requests out.
@@ -97,17 +116,21 @@ impl Batch<'_, '_> {
         if requests.is_empty() {
             return;
         }
-        let handed = Handed {
+        let job = BlockingJob {
             engine: Arc::clone(self.engine),
             ring: self.ring.clone(),
             requests,
+            period: self.guard.period(),
             memory: self.engine.memory.memory().into_inner(),
         };
-        if let Err(handed) = self.engine.pool.submit(handed) {
-            let memory = View::new(&handed.memory);
-            for (ticket, parsed) in &handed.requests {
-                let outcome = self.engine.disk.execute(parsed, &memory);
-                self.turn.complete(*ticket, self.engine.note(outcome, 0));
+        if let Err(job) = self.engine.pool.submit(job) {
+            let memory = View::new(&job.memory);
+            let wanted = &|| self.engine.is_wanted(self.ring);
+            for (ticket, parsed) in &job.requests {
+                let Some(outcome) = self.engine.disk.execute_while(wanted, parsed, &memory) else {
+                    return;
+                };
+                self.guard.complete(*ticket, self.engine.note(outcome, 0));
             }
         }
     }

@@ -5,6 +5,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::device::vhost_blk::guest::Memory;
 use crate::device::vhost_blk::testing::{flags, memory, put_header};
 use crate::image::testing::{tree_image, with_planning_held};
 
@@ -21,7 +22,7 @@ struct Guest {
     engine: Arc<Engine>,
     ring: Ring,
     memory: Memory,
-    habit: Habit,
+    thread: QueueThread,
     submitted: u16,
 }
 
@@ -45,9 +46,10 @@ impl Guest {
             engine: Arc::new(Engine::new(disk, shared, 1)),
             ring,
             memory,
-            habit: Habit {
-                thread: 0,
+            thread: QueueThread {
+                index: 0,
                 poller: Poller::new(Duration::ZERO),
+                idle_wakes: IdleWakes::default(),
             },
             submitted: 0,
         }
@@ -59,7 +61,7 @@ impl Guest {
             self.submit(*sector);
         }
         self.engine
-            .serve(std::slice::from_ref(&self.ring), &mut self.habit);
+            .serve(std::slice::from_ref(&self.ring), &mut self.thread);
     }
 
     fn submit(&mut self, sector: u64) {
@@ -140,20 +142,109 @@ fn what_has_to_wait_stalls_nothing_and_order_is_kept() {
     assert!(data == [7; 4096]);
 }
 
+fn wait_until(what: &str, reached: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !reached() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// It waits for what a thread of the pool carries out at that moment, and for nothing else.
 #[test]
-fn stopping_the_ring_waits_for_the_pool() {
+fn stopping_the_ring_waits_for_a_request_that_is_carried_out() {
     let mut guest = Guest::new();
     let image = Arc::clone(&guest.engine.disk.image);
     let stop = with_planning_held(&image, 0, || {
         guest.read(&[PLANNED_SECTOR]);
+        wait_until("no thread began", || guest.ring.shared.offload.is_claimed());
         let ring = guest.ring.clone();
         let stop = std::thread::spawn(move || ring.set_queue_ready(false));
-        std::thread::sleep(Duration::from_millis(50));
+        wait_until("no stop began", || guest.ring.is_halting());
         assert!(!stop.is_finished());
         stop
     });
     stop.join().unwrap();
     assert_eq!((guest.published(), guest.status(0)), (1, 0));
+    assert_eq!(guest.ring.queue_next_avail(), 1);
+}
+
+/// Where large requests put the first block of the disk.
+const SUPERBLOCK: u64 = 0x8_0000;
+
+/// Makes as many requests available as the ring holds, each of them for a GiB: what all of them ask for takes minutes.
+fn submit_large(guest: &mut Guest) -> u16 {
+    const LEN: u32 = 8 << 20;
+    const PARTS: u16 = 126;
+    let (table, header) = (0x8000, place(0));
+    put_header(&guest.memory, header, 0, 0);
+    let first = Descriptor::new(header, 16, flags(true, false), 1);
+    let status = Descriptor::new(header + 16, 1, flags(false, true), 0);
+    // The superblock comes to a place of its own.
+    let superblock = Descriptor::new(SUPERBLOCK, 4096, flags(true, true), 2);
+    let zeros =
+        (2..=PARTS).map(|index| Descriptor::new(0x10_0000, LEN, flags(true, true), index + 1));
+    let data = std::iter::once(superblock).chain(zeros);
+    let chain = std::iter::once(first).chain(data).chain([status]);
+    for (index, descriptor) in (0u64..).zip(chain) {
+        let at = GuestAddress(table + 16 * index);
+        guest.memory.write_obj(descriptor, at).unwrap();
+    }
+    for slot in 0..u64::from(RING) {
+        let indirect = Descriptor::new(table, 16 * (u32::from(PARTS) + 2), 4, 0);
+        guest
+            .memory
+            .write_obj(indirect, GuestAddress(16 * slot))
+            .unwrap();
+        let element = GuestAddress(AVAIL + 4 + 2 * slot);
+        guest
+            .memory
+            .write_obj(u16::try_from(slot).unwrap(), element)
+            .unwrap();
+    }
+    guest
+        .memory
+        .write_obj(RING, GuestAddress(AVAIL + 2))
+        .unwrap();
+    RING
+}
+
+/// Serves large requests until `end` has returned; says how many of how many were published.
+fn serve_large_until(end: impl FnOnce(&Engine, &Ring)) -> (u16, u16) {
+    let mut guest = Guest::new();
+    let all = submit_large(&mut guest);
+    let (engine, rings, mut thread) = (guest.engine, [guest.ring], guest.thread);
+    let served = Arc::clone(&engine);
+    let ring = rings[0].clone();
+    let server = std::thread::spawn(move || served.serve(&rings, &mut thread));
+    let begun = GuestAddress(SUPERBLOCK + 1024);
+    wait_until("nothing is served", || {
+        guest.memory.read_obj::<u32>(begun).unwrap() != 0
+    });
+    end(&engine, &ring);
+    let published: u16 = guest.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+    assert_eq!(ring.queue_next_avail().min(published), published);
+    engine.ended.store(true, Ordering::Relaxed);
+    server.join().unwrap();
+    (published, all)
+}
+
+/// GET_VRING_BASE is answered while large requests are queued, one of which is being carried out.
+#[test]
+fn a_stop_does_not_wait_for_large_requests() {
+    let (published, all) = serve_large_until(|_, ring| {
+        ring.set_queue_ready(false);
+        assert!(!ring.is_halting());
+    });
+    assert!(published < all);
+}
+
+#[test]
+fn a_thread_comes_back_from_large_requests_when_the_frontend_leaves() {
+    let (published, all) = serve_large_until(|engine, _| {
+        engine.ended.store(true, Ordering::Relaxed);
+    });
+    assert!(published < all);
 }
 
 /// Once the pool has ended, as at the end of a connection, the thread does everything itself.
@@ -193,8 +284,8 @@ fn rings_that_feed_each_other_end_when_the_frontend_leaves() {
     let guest = Guest::new();
     let rings = perpetual(&guest);
     let index = GuestAddress(0x10_0002);
-    let (memory, engine, mut habit) = (guest.memory, Arc::clone(&guest.engine), guest.habit);
-    let server = std::thread::spawn(move || engine.serve(&rings, &mut habit));
+    let (memory, engine, mut thread) = (guest.memory, Arc::clone(&guest.engine), guest.thread);
+    let server = std::thread::spawn(move || engine.serve(&rings, &mut thread));
     let deadline = Instant::now() + Duration::from_secs(10);
     // The index goes around twice: nobody but the device moves it.
     for quarter in [0u16, 1, 2, 3, 0, 1, 2, 3, 0] {

@@ -12,6 +12,7 @@ use super::*;
 use crate::device::vhost_blk::guest::Memory;
 use crate::device::vhost_blk::request::parse;
 use crate::device::vhost_blk::testing::{Part, flags, memory, parse_parts, put_header};
+use crate::image::Piece;
 use crate::image::testing::tree_image;
 
 const HEADER: u64 = 0x8000;
@@ -116,7 +117,7 @@ fn reads_are_what_the_image_says() {
                 &read(u32::try_from(len).unwrap()),
             );
             assert_eq!(outcome.result.unwrap(), len);
-            assert_eq!(u64::from(outcome.done.used_len_bytes), len + 1);
+            assert_eq!(u64::from(outcome.completion.used_len_bytes), len + 1);
             assert_eq!(status_of(&memory), 0);
             assert!(
                 bytes_at(&memory, DATA, expected.len()) == expected,
@@ -132,7 +133,7 @@ fn the_id_is_twenty_bytes_whatever_the_buffer() {
     let (_tree, disk) = disk();
     for (len, told) in [(20, 20), (7, 7), (512, 20)] {
         let (memory, outcome) = run(&disk, VIRTIO_BLK_T_GET_ID, 0, &read(len));
-        assert_eq!(outcome.done.used_len_bytes, len + 1);
+        assert_eq!(outcome.completion.used_len_bytes, len + 1);
         assert_eq!(bytes_at(&memory, DATA, told), disk.serial[..told]);
         assert!(
             bytes_at(&memory, DATA, len as usize)[told..]
@@ -149,10 +150,16 @@ fn flush_succeeds_and_writes_fail() {
     let (_tree, disk) = disk();
     let status_only = [(HEADER, 16, false), (STATUS, 1, true)];
     let (memory, outcome) = run(&disk, VIRTIO_BLK_T_FLUSH, 0, &status_only);
-    assert_eq!((status_of(&memory), outcome.done.used_len_bytes), (0, 1));
+    assert_eq!(
+        (status_of(&memory), outcome.completion.used_len_bytes),
+        (0, 1)
+    );
     let write = [(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)];
     let (memory, outcome) = run(&disk, VIRTIO_BLK_T_OUT, 0, &write);
-    assert_eq!((status_of(&memory), outcome.done.used_len_bytes), (1, 1));
+    assert_eq!(
+        (status_of(&memory), outcome.completion.used_len_bytes),
+        (1, 1)
+    );
     assert_eq!(bytes_at(&memory, DATA, 512), [0xee; 512]);
     let (memory, _) = run(&disk, 99, 0, &read(512));
     assert_eq!(status_of(&memory), 2);
@@ -172,7 +179,10 @@ fn data_outside_memory_fail_with_a_status() {
         outcome.result,
         Err(RequestError::Guest(GuestFault::Outside { .. }))
     ));
-    assert_eq!((status_of(&memory), outcome.done.used_len_bytes), (1, 1));
+    assert_eq!(
+        (status_of(&memory), outcome.completion.used_len_bytes),
+        (1, 1)
+    );
     assert_eq!(bytes_at(&memory, DATA, 512), [0xee; 512]);
 }
 
@@ -182,7 +192,7 @@ fn a_status_byte_outside_memory_is_an_error_but_no_harm() {
     let parts = [(HEADER, 16, false), (DATA, 512, true), (1 << 40, 1, true)];
     let (_, outcome) = run(&disk, VIRTIO_BLK_T_IN, 0, &parts);
     assert!(outcome.result.is_err());
-    assert_eq!(outcome.done.used_len_bytes, 512);
+    assert_eq!(outcome.completion.used_len_bytes, 512);
 }
 
 #[test]
@@ -251,7 +261,10 @@ fn reads_past_the_end_leave_the_buffer_alone() {
     for sector in [sectors, sectors - 1, u64::MAX, u64::MAX / 512] {
         let (memory, outcome) = run(&disk, VIRTIO_BLK_T_IN, sector, &read(1024));
         assert!(outcome.result.is_err());
-        assert_eq!((status_of(&memory), outcome.done.used_len_bytes), (1, 1));
+        assert_eq!(
+            (status_of(&memory), outcome.completion.used_len_bytes),
+            (1, 1)
+        );
         assert_eq!(bytes_at(&memory, DATA, 1024), [0xee; 1024]);
     }
 }
@@ -414,7 +427,7 @@ memory.write_obj(1u16, GuestAddress(mock.avail_addr().0 + 2)).unwrap();
             }
         }
         let total: u64 = allowed.ranges.iter().map(|(_, len)| len).sum();
-        prop_assert!(u64::from(outcome.done.used_len_bytes) <= total);
+        prop_assert!(u64::from(outcome.completion.used_len_bytes) <= total);
         if let Some((start, len)) = allowed.ranges.last().filter(|_| allowed.ended)
             && let Some(place) = start.checked_add(len - 1)
             && let Ok(status) = memory.read_obj::<u8>(GuestAddress(place))

@@ -1,8 +1,3 @@
-use std::io::Write;
-use std::os::fd::AsFd;
-
-use vm_memory::{FileOffset, GuestRegionMmap, MmapRegion};
-
 use super::*;
 use crate::device::vhost_blk::testing::memory;
 
@@ -12,26 +7,6 @@ fn buffer(segments: &[(u64, u32)]) -> GuestBuffer {
         buffer.push(GuestAddress(*address), *len);
     }
     buffer
-}
-
-fn bytes_at(memory: &Memory, address: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    memory
-        .read_slice(&mut bytes, GuestAddress(address))
-        .unwrap();
-    bytes
-}
-
-fn file_of(content: &[u8]) -> std::fs::File {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(content).unwrap();
-    file
-}
-
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|i| u8::try_from(i * 7 % 251).unwrap())
-        .collect()
 }
 
 #[test]
@@ -45,79 +20,14 @@ fn a_buffer_loses_its_last_byte_to_the_status() {
 }
 
 #[test]
-fn copies_and_zeros_go_across_segments_and_regions() {
+fn a_buffer_is_found_across_regions() {
     let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
     let memory = Memory::from_ranges(&ranges).unwrap();
-    memory
-        .write_slice(&[0xee; 0x2000], GuestAddress(0))
-        .unwrap();
-    let mut writer = buffer(&[(0x10, 3), (0xffe, 6), (0x20, 4)])
-        .writer(&memory)
-        .unwrap();
-    writer.write(b"abcde").unwrap();
-    writer.zero(6).unwrap();
-    writer.write(b"xy").unwrap();
-    assert_eq!(writer.write(b"z"), Err(GuestFault::Full));
-    assert_eq!(bytes_at(&memory, 0x0f, 5), b"\xeeabc\xee");
-    assert_eq!(bytes_at(&memory, 0xffd, 8), b"\xeede\0\0\0\0\xee");
-    assert_eq!(bytes_at(&memory, 0x1f, 6), b"\xee\0\0xy\xee");
-}
-
-#[test]
-fn a_file_goes_into_more_segments_than_one_call_takes() {
-    let memory = memory(0x40000);
-    let content = pattern(40_000);
-    let segments: Vec<(u64, u32)> = (0..3000).map(|i| (0x1000 + i * 16, 13)).collect();
-    let mut writer = buffer(&segments).writer(&memory).unwrap();
-    writer
-        .read_file(file_of(&content).as_fd(), 5, 3000 * 13, Patience::Wait)
-        .unwrap();
-    for (i, (address, _)) in segments.iter().enumerate() {
-        assert_eq!(bytes_at(&memory, *address, 13), content[5 + i * 13..][..13]);
-        assert_eq!(bytes_at(&memory, address + 13, 3), [0; 3]);
-    }
-}
-
-#[test]
-fn files_and_copies_alternate() {
-    let memory = memory(0x1000);
-    let file = file_of(b"0123456789");
-    let mut writer = buffer(&[(0, 5), (0x100, 20)]).writer(&memory).unwrap();
-    writer.write(b"ab").unwrap();
-    writer
-        .read_file(file.as_fd(), 1, 4, Patience::Wait)
-        .unwrap();
-    writer.zero(1).unwrap();
-    writer
-        .read_file(file.as_fd(), 7, 3, Patience::Wait)
-        .unwrap();
-    assert_eq!(bytes_at(&memory, 0, 6), b"ab123\0");
-    assert_eq!(bytes_at(&memory, 0x100, 6), b"4\x00789\0");
-}
-
-#[test]
-fn a_file_that_ends_early_is_an_error() {
-    let memory = memory(0x1000);
-    let mut writer = buffer(&[(0, 100)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 100, Patience::Wait);
-    assert_eq!(fault, Err(FileFault::Ended));
-}
-
-#[test]
-fn a_file_never_goes_beyond_the_buffer() {
-    let memory = memory(0x1000);
-    let mut writer = buffer(&[(0, 10)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[1; 50]).as_fd(), 0, 50, Patience::Wait);
-    assert_eq!(fault, Err(FileFault::Guest(GuestFault::Full)));
-    assert_eq!(bytes_at(&memory, 9, 3), [1, 0, 0]);
-}
-
-#[test]
-fn offsets_beyond_the_kernels_are_refused() {
-    let memory = memory(0x1000);
-    let mut writer = buffer(&[(0, 10)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[]).as_fd(), u64::MAX, 10, Patience::Wait);
-    assert_eq!(fault, Err(FileFault::Host(Errno::OVERFLOW)));
+    let mut to = buffer(&[(0x10, 3), (0xffe, 6)]).writer(&memory).unwrap();
+    to.write(b"abcdefghi").unwrap();
+    let mut bytes = [0; 8];
+    memory.read_slice(&mut bytes, GuestAddress(0xffd)).unwrap();
+    assert_eq!(bytes, *b"\0defghi\0");
 }
 
 #[test]
@@ -129,36 +39,4 @@ fn buffers_outside_memory_are_refused_as_a_whole() {
         let len_bytes = u64::from(len);
         assert_eq!(fault, GuestFault::Outside { address, len_bytes });
     }
-}
-
-#[test]
-fn memory_that_the_frontend_cut_is_an_error_and_no_signal() {
-    let backing = file_of(&[0; 0x2000]);
-    let offset = FileOffset::new(backing.try_clone().unwrap(), 0);
-    let region = MmapRegion::from_file(offset, 0x2000).unwrap();
-    let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
-    let memory = Memory::from_regions(vec![region]).unwrap();
-    backing.set_len(0).unwrap();
-    let mut writer = buffer(&[(0, 100)]).writer(&memory).unwrap();
-    let fault = writer.read_file(file_of(&[1; 100]).as_fd(), 0, 100, Patience::Wait);
-    assert_eq!(fault, Err(FileFault::Guest(GuestFault::Vanished)));
-}
-
-/// The kernel decides what it keeps in memory, so both answers are right; a wrong one is not.
-#[test]
-fn an_impatient_read_is_whole_or_refused() {
-    let content = pattern(200_000);
-    let file = file_of(&content);
-    file.sync_all().unwrap();
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    let memory = memory(0x100_0000);
-    let read = |patience| {
-        let mut writer = buffer(&[(0, 200_000)]).writer(&memory).unwrap();
-        writer.read_file(file.as_fd(), 0, 200_000, patience)
-    };
-    if read(Patience::Now) != Err(FileFault::WouldBlock) {
-        assert!(bytes_at(&memory, 0, content.len()) == content);
-    }
-    assert_eq!(read(Patience::Wait), Ok(()));
-    assert!(bytes_at(&memory, 0, content.len()) == content);
 }

@@ -1,18 +1,19 @@
 //! Open files and their bounded cache.
 
-use std::io::IoSliceMut;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 use nix::time::{ClockId, clock_gettime};
 use rustix::fs::{Advice, AtFlags};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 
-use super::{FileKind, Patience, Stat, StoreError, statx};
+use super::statx;
+use crate::source::{Awaits, Destination, IoMode, SourceError};
+use crate::tree::{FileKind, Stamp, Stat};
 
 /// Shards of the file cache: queues that read different files seldom meet at one lock.
 const SHARDS: usize = 16;
@@ -22,25 +23,9 @@ const SHARDS: usize = 16;
 /// nothing that can be seen.
 const BELIEVED_MS: u64 = 100;
 
-/// Names a file of a plan: which path of the closure, and which of its nodes.
+/// The caller's own name for a file: the same number is always the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileKey {
-    /// Index of the store path in the closure.
-    pub path: u32,
-    /// Index of the node in the path's plan.
-    pub node: u32,
-}
-
-/// What must not change between planning a file and reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Stamp {
-    /// Length of the file.
-    pub size_bytes: u64,
-    /// Whole seconds of the mtime.
-    pub mtime_sec: i64,
-    /// Nanoseconds of the mtime.
-    pub mtime_nsec: u32,
-}
+pub struct FileId(pub u64);
 
 /// A host file that is open for reading.
 #[derive(Debug)]
@@ -66,19 +51,24 @@ impl HostFile {
         }
     }
 
-    /// Whether a read of it has failed. What was wrong may lie in this open file only: in its place there may be
-    /// another one by now.
-    pub(super) fn is_faulty(&self) -> bool {
-        self.faulty.load(Ordering::Relaxed)
+    /// A file as it is now.
+    #[cfg(test)]
+    pub(in crate::source) fn for_tests(file: std::fs::File) -> Self {
+        let fd = OwnedFd::from(file);
+        let stamp = Stat::from(&statx(&fd, c"", AtFlags::EMPTY_PATH).unwrap()).stamp();
+        Self::new(fd, "a test's file".into(), stamp)
+    }
+
+    /// Whether it can be used for a file that was planned with `stamp`. Not after a failed read: what was wrong may lie
+    /// in this open file only, and in its place there may be another one by now.
+    pub(super) fn is_still(&self, stamp: Stamp) -> bool {
+        self.stamp == stamp && !self.faulty.load(Ordering::Relaxed)
     }
 
     /// Makes sure that the file is still the one that was planned. To be asked after a read and before its bytes are
     /// used: a write that came before the read has changed the mtime by then. A change in the last tenth of a second
     /// may go unnoticed.
-    ///
-    /// # Errors
-    /// [`StoreError::Changed`], or the host cannot tell.
-    pub fn check(&self) -> Result<(), StoreError> {
+    fn check(&self) -> Result<(), SourceError> {
         let now_ms = coarse_ms();
         if now_ms.saturating_sub(self.checked_ms.load(Ordering::Relaxed)) < BELIEVED_MS {
             return Ok(());
@@ -87,7 +77,7 @@ impl HostFile {
         let found = Stat::from(&found);
         if found.kind != FileKind::Regular || found.stamp() != self.stamp {
             self.faulty.store(true, Ordering::Relaxed);
-            return Err(StoreError::Changed {
+            return Err(SourceError::Changed {
                 path: self.path.clone(),
             });
         }
@@ -95,31 +85,25 @@ impl HostFile {
         Ok(())
     }
 
-    /// Where the file lies on the host.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Fills `buf` from `offset`.
-    ///
-    /// # Errors
-    /// When the host cannot read, the file ends before `buf` is full, or it is not what was planned any more.
-    /// [`StoreError::WouldBlock`] as `patience` has it.
-    pub fn read_exact_at(
+    /// As [`File::read_into`](crate::source::File::read_into).
+    pub(in crate::source) fn read_into(
         &self,
-        buf: &mut [u8],
+        to: &mut Destination<'_>,
         offset: u64,
-        patience: Patience,
-    ) -> Result<(), StoreError> {
-        let mut done = 0;
-        while done < buf.len() {
-            let at = offset + done as u64;
-            match self.read_at(&mut buf[done..], at, patience) {
+        len_bytes: u64,
+        mode: IoMode,
+    ) -> Result<(), SourceError> {
+        let (mut at, mut rest) = (offset, len_bytes);
+        while rest > 0 {
+            match to.read(self.fd.as_fd(), at, rest, mode)? {
                 Ok(0) => return Err(self.shrank()),
-                Ok(count) => done += count,
+                Ok(count) => {
+                    at += count as u64;
+                    rest -= count as u64;
+                }
                 Err(Errno::INTR) => {}
-                Err(errno) if patience == Patience::Now && would_block(errno) => {
-                    return Err(StoreError::WouldBlock);
+                Err(errno) if mode == IoMode::NoWait && would_block(errno) => {
+                    return Err(SourceError::WouldBlock(Awaits::Data));
                 }
                 Err(errno) => return Err(self.fault(errno)),
             }
@@ -127,21 +111,11 @@ impl HostFile {
         self.check()
     }
 
-    fn read_at(&self, buf: &mut [u8], offset: u64, patience: Patience) -> Result<usize, Errno> {
-        match patience {
-            Patience::Wait => rustix::io::pread(&self.fd, buf, offset),
-            Patience::Now => {
-                let mut bufs = [IoSliceMut::new(buf)];
-                rustix::io::preadv2(&self.fd, &mut bufs, offset, ReadWriteFlags::NOWAIT)
-            }
-        }
-    }
-
-    /// Has the host read a range into its memory, if it likes, without waiting for it.
-    ///
-    /// # Errors
-    /// When the file system cannot read ahead.
-    pub fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), StoreError> {
+    pub(in crate::source) fn read_ahead(
+        &self,
+        offset: u64,
+        len_bytes: u64,
+    ) -> Result<(), SourceError> {
         rustix::fs::fadvise(
             &self.fd,
             offset,
@@ -151,28 +125,20 @@ impl HostFile {
         .map_err(|errno| self.fault(errno))
     }
 
-    /// The error for a read of this file that the host refused.
-    pub fn fault(&self, errno: Errno) -> StoreError {
+    fn fault(&self, errno: Errno) -> SourceError {
         self.faulty.store(true, Ordering::Relaxed);
-        StoreError::Io {
+        SourceError::Io {
             path: self.path.clone(),
             action: "read",
             errno,
         }
     }
 
-    /// The error for a read of this file that ended early.
-    pub fn shrank(&self) -> StoreError {
+    fn shrank(&self) -> SourceError {
         self.faulty.store(true, Ordering::Relaxed);
-        StoreError::Shrank {
+        SourceError::Shrank {
             path: self.path.clone(),
         }
-    }
-}
-
-impl AsFd for HostFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }
 
@@ -186,11 +152,11 @@ fn coarse_ms() -> u64 {
 }
 
 /// Whether `RWF_NOWAIT` was refused: not in memory, or the file system (or a sandbox) does not know the flag.
-pub fn would_block(errno: Errno) -> bool {
+fn would_block(errno: Errno) -> bool {
     matches!(errno, Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS)
 }
 
-type Shard = LruCache<FileKey, Arc<HostFile>>;
+type Shard = LruCache<FileId, Arc<HostFile>>;
 
 /// Files that stay open, the least recently used leaving first.
 #[derive(Debug)]
@@ -218,13 +184,13 @@ impl FileCache {
         self.max_open_files
     }
 
-    pub(super) fn get(&self, key: FileKey) -> Option<Arc<HostFile>> {
-        self.shard(key).get(&key).cloned()
+    pub(super) fn get(&self, id: FileId) -> Option<Arc<HostFile>> {
+        self.shard(id).get(&id).cloned()
     }
 
-    pub(super) fn insert(&self, key: FileKey, file: Arc<HostFile>) {
+    pub(super) fn insert(&self, id: FileId, file: Arc<HostFile>) {
         // Closing the evicted file is a system call: not under the lock.
-        let evicted = self.shard(key).push(key, file);
+        let evicted = self.shard(id).push(id, file);
         drop(evicted);
     }
 
@@ -235,9 +201,10 @@ impl FileCache {
         }
     }
 
-    fn shard(&self, key: FileKey) -> MutexGuard<'_, Shard> {
-        let mixed = (key.path ^ key.node.rotate_left(16)).wrapping_mul(0x9E37_79B9);
-        lock(&self.shards[(mixed >> 28) as usize % self.shards.len()])
+    fn shard(&self, id: FileId) -> MutexGuard<'_, Shard> {
+        // The highest bits of a product depend on all bits of the number (Fibonacci hashing).
+        let mixed = id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        lock(&self.shards[(mixed >> 60) as usize % self.shards.len()])
     }
 }
 

@@ -1,8 +1,19 @@
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddressSpace};
 
-use super::*;
-use crate::device::vhost_blk::guest::Memory;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::{OFlags, fcntl_getfl};
+use vhost_user_backend::VringT;
+use virtio_queue::DescriptorChain;
+
+use crate::device::vhost_blk::execute::Completion;
+use crate::device::vhost_blk::guest::{Memory, SharedMemory};
+use crate::device::vhost_blk::inflight::Ticket;
+use crate::device::vhost_blk::offload::Period;
+use crate::device::vhost_blk::ring::{Found, Ring, RingFault, RingGuard, WhenEmpty};
 use crate::device::vhost_blk::testing::{ANSWER, Driver, ModelFault, buffer_of};
 
 /// Where a process dies while it serves a batch.
@@ -115,9 +126,11 @@ impl Process {
     /// Serves one batch, dying where told to. Returns whether the process is alive.
     fn serve(&self, driver: &Driver, death: Death, order: Order) -> bool {
         let guard = self.memory.memory();
-        let mut turn = self.ring.turn();
+        let mut locked = self.ring.lock();
         let mut chains = Vec::new();
-        let (_, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
+        let (_, first) = locked
+            .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
+            .unwrap();
         let mut taken = self.kept.take();
         let tickets = (0..).map(|index| first.later(index));
         taken.extend(
@@ -134,12 +147,12 @@ impl Process {
         };
         for one in taken.drain(..carried_out) {
             one.execute(&guard);
-            turn.complete(one.ticket, done(one.head));
+            locked.complete(one.ticket, done(one.head));
         }
         if matches!(death, Death::Executing(_)) {
             return false;
         }
-        turn.publish(&*guard).unwrap();
+        locked.publish().unwrap();
         if let (Death::InMidElement(_), Some(next)) = (death, taken.first()) {
             driver.scribble_element(driver.used_index(), next.head);
         }
@@ -162,31 +175,26 @@ fn execute(memory: &Memory, head: u16) {
     memory.write_slice(&ANSWER, buffer_of(head)).unwrap();
 }
 
-fn done(head: u16) -> Done {
-    Done {
+fn done(head: u16) -> Completion {
+    Completion {
         head,
         used_len_bytes: 16,
     }
 }
 
 /// Completes as many requests as there are heads, in the order of their tickets, and publishes.
-fn publish(
-    turn: &mut Turn<'_>,
-    memory: &Memory,
-    first: Ticket,
-    heads: &[u16],
-) -> Result<(), RingFault> {
+fn publish(locked: &mut RingGuard<'_>, first: Ticket, heads: &[u16]) -> Result<(), RingFault> {
     for (index, head) in heads.iter().enumerate() {
-        turn.complete(first.later(index), done(*head));
+        locked.complete(first.later(index), done(*head));
     }
-    turn.publish(memory)
+    locked.publish()
 }
 
 /// What a look at the ring finds.
-fn look(ring: &Ring, memory: &Memory) -> Result<Look, RingFault> {
+fn look(ring: &Ring, memory: &Memory) -> Result<Found, RingFault> {
     let mut chains = Vec::new();
-    ring.turn()
-        .collect(memory, Quiet::Kick, &mut chains)
+    ring.lock()
+        .collect(memory, WhenEmpty::AskForKick, &mut chains)
         .map(|(look, _)| look)
 }
 
@@ -343,20 +351,19 @@ fn an_impossible_index_breaks_the_ring_until_it_is_set_up_again() {
     let fault = look(&process.ring, &guard).unwrap_err();
     assert!(matches!(fault, RingFault::Broken(_)));
     guard.write_obj(0u16, avail_index).unwrap();
-    assert_eq!(look(&process.ring, &guard).unwrap(), Look::Stopped);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Stopped);
     process.ring.set_queue_ready(false);
     process.ring.set_queue_ready(true);
-    assert_eq!(look(&process.ring, &guard).unwrap(), Look::Idle);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Nothing);
 }
 
 #[test]
 fn an_impossible_head_breaks_the_ring() {
     let driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
-    let guard = process.memory.memory();
-    let mut turn = process.ring.turn();
-    let ticket = turn.state.in_flight.take(1);
-    let fault = publish(&mut turn, &guard, ticket, &[8]).unwrap_err();
+    let mut locked = process.ring.lock();
+    let ticket = locked.state.in_flight.take(1);
+    let fault = publish(&mut locked, ticket, &[8]).unwrap_err();
     assert!(matches!(fault, RingFault::Broken(_)));
 }
 
@@ -367,20 +374,20 @@ fn a_disabled_or_stopped_ring_is_left_alone() {
     driver.submit(2);
     let guard = process.memory.memory();
     process.ring.set_enabled(false);
-    assert_eq!(look(&process.ring, &guard).unwrap(), Look::Stopped);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Stopped);
     process.ring.set_enabled(true);
     process.ring.set_queue_ready(false);
     assert!(!process.ring.has_requests(&*guard));
-    assert_eq!(look(&process.ring, &guard).unwrap(), Look::Stopped);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Stopped);
     process.ring.set_queue_ready(true);
     assert!(process.ring.has_requests(&*guard));
     let mut chains = Vec::new();
     let (look, _) = process
         .ring
-        .turn()
-        .collect(&*guard, Quiet::Poll, &mut chains)
+        .lock()
+        .collect(&*guard, WhenEmpty::LeaveQuiet, &mut chains)
         .unwrap();
-    assert_eq!((look, chains.len()), (Look::Work, 2));
+    assert_eq!((look, chains.len()), (Found::Requests, 2));
     assert!(!process.ring.has_requests(&*guard));
 }
 
@@ -390,14 +397,26 @@ fn what_was_put_back_is_taken_again() {
     let process = Process::start(&driver, 8, 0);
     driver.submit(3);
     let guard = process.memory.memory();
-    let mut turn = process.ring.turn();
+    let mut locked = process.ring.lock();
     let mut chains = Vec::new();
     for _ in 0..3 {
-        turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
+        locked
+            .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
+            .unwrap();
         let heads: Vec<u16> = chains.iter().map(DescriptorChain::head_index).collect();
         assert_eq!(heads, [0, 1, 2]);
-        turn.put_back(3);
+        locked.put_back(3);
     }
+}
+
+/// Stops the ring from another thread, and returns when that has begun.
+fn begin_to_stop(ring: &Ring) -> std::thread::JoinHandle<()> {
+    let stopped = ring.clone();
+    let stop = std::thread::spawn(move || stopped.set_queue_ready(false));
+    while !ring.is_halting() {
+        std::thread::yield_now();
+    }
+    stop
 }
 
 /// A stop waits for the batch, so that the base the frontend is told is the number of answered requests.
@@ -407,51 +426,200 @@ fn stopping_waits_for_the_batch() {
     let process = Process::start(&driver, 8, 0);
     driver.submit(3);
     let guard = process.memory.memory();
-    let mut turn = process.ring.turn();
+    let mut locked = process.ring.lock();
     let mut chains = Vec::new();
-    let (_, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
-    let ring = process.ring.clone();
-    let stop = std::thread::spawn(move || ring.set_queue_ready(false));
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    let (_, first) = locked
+        .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
+        .unwrap();
+    let stop = begin_to_stop(&process.ring);
     assert!(!stop.is_finished());
-    publish(&mut turn, &guard, first, &[0, 1, 2]).unwrap();
-    drop(turn);
+    publish(&mut locked, first, &[0, 1, 2]).unwrap();
+    drop(locked);
     stop.join().unwrap();
     assert_eq!(process.ring.queue_next_avail(), driver.used_index());
 }
 
-/// Nor is the ring at rest while another thread carries out what the queue's thread gave away.
-#[test]
-fn stopping_waits_for_other_threads() {
-    let mut driver = Driver::new(8, 0);
-    let process = Process::start(&driver, 8, 0);
+/// Takes three requests, of which the queue's thread carries out the first and the last.
+fn with_a_gap(driver: &mut Driver, process: &Process) -> (Period, Ticket) {
     driver.submit(3);
     let guard = process.memory.memory();
-    let mut turn = process.ring.turn();
+    let mut locked = process.ring.lock();
     let mut chains = Vec::new();
-    let (_, first) = turn.collect(&*guard, Quiet::Kick, &mut chains).unwrap();
+    let (_, first) = locked
+        .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
+        .unwrap();
     for head in [0, 2] {
         execute(&guard, head);
-        turn.complete(first.later(usize::from(head)), done(head));
+        locked.complete(first.later(usize::from(head)), done(head));
     }
-    turn.publish(&*guard).unwrap();
-    drop(turn);
+    locked.publish().unwrap();
     // Request 2 has been carried out, but 1 is in front of it.
     assert_eq!(driver.used_index(), 1);
-    let ring = process.ring.clone();
-    let stop = std::thread::spawn(move || ring.set_queue_ready(false));
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    (locked.period(), first)
+}
+
+/// Nor is the ring at rest while another thread carries out what the queue's thread gave away. What it has carried out
+/// is published before the stop returns, and by nobody afterwards: the base and the used index agree.
+#[test]
+fn stopping_waits_for_other_threads_and_nothing_is_published_after_it() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let (period, first) = with_a_gap(&mut driver, &process);
+    let claim = process.ring.claim(period).unwrap();
+    let stop = begin_to_stop(&process.ring);
     assert!(!stop.is_finished());
-    execute(&guard, 1);
-    process
-        .ring
-        .answer(&*guard, &[(first.later(1), done(1))])
-        .unwrap();
+    execute(&process.memory.memory(), 1);
+    // What `answer` does before it takes the lock.
+    claim.finish(&[(first.later(1), done(1))]);
     stop.join().unwrap();
+    assert_eq!(
+        (driver.used_index(), process.ring.queue_next_avail()),
+        (3, 3)
+    );
+    // And what it does then.
+    process.ring.lock().publish().unwrap();
     assert_eq!(driver.used_index(), 3);
     driver.check_prefix().unwrap();
     driver.take_back().unwrap();
     driver.check_nothing_lost().unwrap();
+}
+
+/// What no thread has begun is carried out after the next start, and the thread that comes too late is sent away.
+#[test]
+fn stopping_abandons_what_no_thread_has_begun() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let (period, _) = with_a_gap(&mut driver, &process);
+    process.ring.set_queue_ready(false);
+    assert_eq!(
+        (driver.used_index(), process.ring.queue_next_avail()),
+        (1, 1)
+    );
+    assert!(process.ring.claim(period).is_none());
+    process.ring.set_queue_ready(true);
+    process.serve(&driver, Death::Never, Order::Ring);
+    driver.take_back().unwrap();
+    driver.check_nothing_lost().unwrap();
+}
+
+/// A ring that is changed while it runs goes on by itself: the guest has kicked already.
+#[test]
+fn a_ring_that_is_changed_while_it_runs_has_its_thread_look() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let kick = eventfd();
+    process.ring.set_kick(Some(kick.try_clone().unwrap()));
+    let (descriptors, avail, used) = driver.addresses();
+    let changes: [&dyn Fn(); 3] = [
+        &|| process.ring.set_queue_event_idx(true),
+        &|| process.ring.set_queue_size(8),
+        &|| {
+            process
+                .ring
+                .set_queue_info(descriptors, avail, used)
+                .unwrap()
+        },
+    ];
+    for change in changes {
+        with_a_gap_of_one(&mut driver, &process);
+        change();
+        assert!(is_signalled(&kick));
+        process.serve(&driver, Death::Never, Order::Ring);
+        driver.take_back().unwrap();
+        driver.check_nothing_lost().unwrap();
+    }
+}
+
+/// Takes a request that nobody carries out.
+fn with_a_gap_of_one(driver: &mut Driver, process: &Process) {
+    driver.submit(1);
+    let guard = process.memory.memory();
+    let mut chains = Vec::new();
+    let mut locked = process.ring.lock();
+    locked
+        .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
+        .unwrap();
+    assert_eq!(chains.len(), 1);
+}
+
+/// Requests of a frontend that has no EVENT_IDX must not count against one that has: virtio-queue 0.18 swallowed the
+/// interrupt after 65,535 of them.
+#[test]
+fn an_interrupt_is_not_lost_after_many_requests_without_event_idx() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let mut answered = 0;
+    while answered < 65_535 {
+        let count = (65_535 - answered).min(8);
+        driver.submit(count);
+        process.serve(&driver, Death::Never, Order::Ring);
+        driver.take_back().unwrap();
+        answered += count;
+    }
+    process.ring.set_queue_ready(false);
+    process.ring.set_queue_event_idx(true);
+    process.ring.set_queue_ready(true);
+    let _ = is_signalled(&process.call);
+    driver.want_interrupt();
+    driver.submit(1);
+    process.serve(&driver, Death::Never, Order::Ring);
+    assert_eq!(driver.used_index(), 0, "the index wraps around");
+    assert!(is_signalled(&process.call), "no interrupt");
+}
+
+/// The index may stand anywhere after a reset: what was added before it counts for nothing.
+#[test]
+fn an_interrupt_is_not_lost_after_a_reset() {
+    for requests in 1..8 {
+        let mut driver = Driver::new(8, 0);
+        let process = Process::start(&driver, 8, 0);
+        driver.submit(requests);
+        process.serve(&driver, Death::Never, Order::Ring);
+        process.ring.set_queue_ready(false);
+        let mut driver = Driver::in_memory(driver.memory().clone(), 8, 0);
+        process.ring.set_queue_event_idx(true);
+        process.ring.set_queue_ready(true);
+        let _ = is_signalled(&process.call);
+        driver.want_interrupt();
+        driver.submit(1);
+        process.serve(&driver, Death::Never, Order::Ring);
+        assert!(is_signalled(&process.call), "after {requests} requests");
+    }
+}
+
+#[test]
+fn a_driver_without_event_idx_that_wants_no_interrupt_gets_none() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let _ = is_signalled(&process.call);
+    for wanted in [false, true] {
+        driver.set_flags(u16::from(!wanted));
+        driver.submit(1);
+        process.serve(&driver, Death::Never, Order::Ring);
+        assert_eq!(is_signalled(&process.call), wanted);
+    }
+}
+
+/// SET_VRING_NUM is acknowledged whatever it says, so a ring with such a size must not run with another one.
+#[test]
+fn a_size_that_is_no_power_of_two_is_refused() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    driver.submit(1);
+    process.ring.set_queue_size(6);
+    let guard = process.memory.memory();
+    let fault = look(&process.ring, &guard).unwrap_err();
+    assert!(matches!(fault, RingFault::Size { size: 6 }), "{fault}");
+    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Stopped);
+    let (descriptors, avail, used) = driver.addresses();
+    assert!(
+        process
+            .ring
+            .set_queue_info(descriptors, avail, used)
+            .is_err()
+    );
+    process.ring.set_queue_size(8);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Requests);
 }
 
 /// A guest that makes requests available without end does not fill the host's memory.
@@ -462,18 +630,22 @@ fn no_more_is_taken_than_the_ring_holds() {
     driver.submit(4);
     let guard = process.memory.memory();
     let mut chains = Vec::new();
-    let mut turn = process.ring.turn();
-    let (_, first) = turn.collect(&*guard, Quiet::Poll, &mut chains).unwrap();
+    let mut locked = process.ring.lock();
+    let (_, first) = locked
+        .collect(&*guard, WhenEmpty::LeaveQuiet, &mut chains)
+        .unwrap();
     assert_eq!(chains.len(), 4);
     // The same four heads again, before any of them came back.
     let avail_index = vm_memory::GuestAddress(driver.addresses().1 + 2);
     guard.write_obj(8u16, avail_index).unwrap();
-    for quiet in [Quiet::Poll, Quiet::Kick] {
-        let (look, _) = turn.collect(&*guard, quiet, &mut chains).unwrap();
-        assert_eq!((look, chains.len()), (Look::Idle, 0));
+    for quiet in [WhenEmpty::LeaveQuiet, WhenEmpty::AskForKick] {
+        let (look, _) = locked.collect(&*guard, quiet, &mut chains).unwrap();
+        assert_eq!((look, chains.len()), (Found::Nothing, 0));
     }
-    publish(&mut turn, &guard, first, &[0]).unwrap();
-    turn.collect(&*guard, Quiet::Poll, &mut chains).unwrap();
+    publish(&mut locked, first, &[0]).unwrap();
+    locked
+        .collect(&*guard, WhenEmpty::LeaveQuiet, &mut chains)
+        .unwrap();
     assert_eq!(chains.len(), 1);
 }
 

@@ -4,11 +4,8 @@
 //! (`openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`), so that nothing in a store can lead a
 //! reader out of it. Paths are bytes relative to that directory; the empty path is the directory itself.
 
-mod error;
+mod directory;
 mod file;
-mod listing;
-pub mod parallel;
-mod pins;
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,11 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-pub use error::StoreError;
-pub use file::{FileKey, HostFile, Stamp, would_block};
-pub use listing::{Detail, Entry, FileKind, Listing, Stat};
-pub use pins::Pins;
+pub use directory::Identity;
+pub use file::{FileId, HostFile};
 
+use super::{Awaits, IoMode, SourceError};
+use crate::tree::{Detail, FileKind, Listing, Stamp, Stat};
 use file::FileCache;
 
 /// Longest path handed to the kernel at once; it takes 4,096 bytes with the NUL (`PATH_MAX`).
@@ -32,18 +29,9 @@ const MAX_PATH_LEN_BYTES: usize = 4000;
 /// How often a resolution that lost a race with a rename is tried again (openat2(2), `EAGAIN`).
 const MAX_RESOLVE_TRIES: usize = 16;
 
-/// Whether a call may wait for a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// What is not in memory is refused with [`StoreError::WouldBlock`].
-    Now,
-    /// As long as it takes.
-    Wait,
-}
-
 /// A directory on the host whose contents are served.
 #[derive(Debug)]
-pub struct Store {
+pub struct HostTree {
     dir: OwnedFd,
     path: PathBuf,
     files: FileCache,
@@ -51,18 +39,19 @@ pub struct Store {
     noatime: AtomicBool,
 }
 
-impl Store {
+impl HostTree {
     /// Opens the directory `path` and keeps at most `max_open_files` of its files open.
     ///
     /// # Errors
     /// When `path` is not a directory or may not be opened.
-    pub fn open(path: &Path, max_open_files: usize) -> Result<Self, StoreError> {
+    pub fn open(path: &Path, max_open_files: usize) -> Result<Self, SourceError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| StoreError::Io {
-            path: path.to_owned(),
-            action: "open directory",
-            errno,
-        })?;
+        let dir =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| SourceError::Io {
+                path: path.to_owned(),
+                action: "open directory",
+                errno,
+            })?;
         Ok(Self {
             dir,
             path: path.to_owned(),
@@ -91,7 +80,35 @@ impl Store {
     ///
     /// # Errors
     /// When nothing lies there, or the host cannot tell.
-    pub fn stat(&self, path: &[u8]) -> Result<Stat, StoreError> {
+    pub fn stat(&self, path: &[u8]) -> Result<Stat, SourceError> {
+        self.statx(path).map(|found| Stat::from(&found))
+    }
+
+    /// What lies at `path`, and which file it is.
+    ///
+    /// # Errors
+    /// As [`HostTree::stat`].
+    pub fn identify(&self, path: &[u8]) -> Result<(Stat, Identity), SourceError> {
+        self.statx(path)
+            .map(|found| (Stat::from(&found), Identity::from(&found)))
+    }
+
+    /// Makes sure that the store path `path` is in is still the file `top`.
+    ///
+    /// # Errors
+    /// [`SourceError::Replaced`], or nothing lies there, or the host cannot tell.
+    pub fn check_top(&self, path: &[u8], top: Identity) -> Result<(), SourceError> {
+        let name = path.split(|byte| *byte == b'/').next().unwrap_or(path);
+        let (_, found) = self.identify(name)?;
+        if found == top {
+            return Ok(());
+        }
+        Err(SourceError::Replaced {
+            path: self.host_path(name),
+        })
+    }
+
+    fn statx(&self, path: &[u8]) -> Result<Statx, SourceError> {
         let found = if path.contains(&b'/') || path.is_empty() {
             self.open_node(path)
                 .and_then(|fd| statx(&fd, c"", AtFlags::EMPTY_PATH))
@@ -99,16 +116,14 @@ impl Store {
             // One component cannot lead anywhere else: no need to open it.
             statx(&self.dir, path, AtFlags::SYMLINK_NOFOLLOW)
         };
-        found
-            .map(|stat| Stat::from(&stat))
-            .map_err(|errno| self.error(path, "stat", errno))
+        found.map_err(|errno| self.error(path, "stat", errno))
     }
 
     /// The target of the symlink at `path`.
     ///
     /// # Errors
     /// When `path` is not a symlink, or the host cannot tell.
-    pub fn read_link(&self, path: &[u8]) -> Result<Vec<u8>, StoreError> {
+    pub fn read_link(&self, path: &[u8]) -> Result<Vec<u8>, SourceError> {
         self.open_node(path)
             .and_then(|fd| rustix::fs::readlinkat(&fd, c"", Vec::new()))
             .map(std::ffi::CString::into_bytes)
@@ -119,11 +134,11 @@ impl Store {
     ///
     /// # Errors
     /// When `path` is not a directory, or one of its entries cannot be examined.
-    pub fn list(&self, path: &[u8], detail: Detail) -> Result<Listing, StoreError> {
+    pub fn list(&self, path: &[u8], detail: Detail) -> Result<Listing, SourceError> {
         let dir = self
-            .with_room(|| self.open_to_read(path, OFlags::DIRECTORY, Patience::Wait))
+            .with_room(|| self.open_to_read(path, OFlags::DIRECTORY, IoMode::Blocking))
             .map_err(|errno| self.error(path, "open directory", errno))?;
-        Listing::read(&dir, detail).map_err(|(name, errno)| {
+        directory::list(&dir, detail).map_err(|(name, errno)| {
             let mut full = path.to_vec();
             if !full.is_empty() && !name.is_empty() {
                 full.push(b'/');
@@ -133,39 +148,38 @@ impl Store {
         })
     }
 
-    /// The regular file at `path()`, open, from the cache if `key` was asked for before.
+    /// The regular file at `path()`, open, from the cache if `id` was asked for before.
     ///
     /// # Errors
     /// When it cannot be opened, or no longer has the size and mtime of `stamp`: what it holds then
-    /// is not what was planned. [`StoreError::WouldBlock`] as `patience` has it.
+    /// is not what was planned; or if the store path it is in is not `top` any more.
+    /// [`SourceError::WouldBlock`] as `mode` has it.
     pub fn file(
         &self,
-        key: FileKey,
+        id: FileId,
         stamp: Stamp,
-        patience: Patience,
+        top: Option<Identity>,
+        mode: IoMode,
         path: impl FnOnce() -> Vec<u8>,
-    ) -> Result<Arc<HostFile>, StoreError> {
-        if let Some(file) = self.files.get(key).filter(|file| !file.is_faulty()) {
+    ) -> Result<Arc<HostFile>, SourceError> {
+        if let Some(file) = self.files.get(id).filter(|file| file.is_still(stamp)) {
             return Ok(file);
         }
         let path = path();
-        let file = Arc::new(self.open_file(&path, stamp, patience)?);
-        self.files.insert(key, Arc::clone(&file));
+        let file = Arc::new(self.open_file(&path, stamp, mode)?);
+        // After it was opened: from then on it does not matter what lies there.
+        top.map_or(Ok(()), |top| self.check_top(&path, top))?;
+        self.files.insert(id, Arc::clone(&file));
         Ok(file)
     }
 
-    fn open_file(
-        &self,
-        path: &[u8],
-        stamp: Stamp,
-        patience: Patience,
-    ) -> Result<HostFile, StoreError> {
+    fn open_file(&self, path: &[u8], stamp: Stamp, mode: IoMode) -> Result<HostFile, SourceError> {
         let fd = self
-            .with_room(|| self.open_to_read(path, OFlags::NONBLOCK, patience))
-            .map_err(|errno| match (patience, errno) {
+            .with_room(|| self.open_to_read(path, OFlags::NONBLOCK, mode))
+            .map_err(|errno| match (mode, errno) {
                 // The last two: a kernel before 5.12, and a sandbox.
-                (Patience::Now, Errno::AGAIN | Errno::INVAL | Errno::NOSYS) => {
-                    StoreError::WouldBlock
+                (IoMode::NoWait, Errno::AGAIN | Errno::INVAL | Errno::NOSYS) => {
+                    SourceError::WouldBlock(Awaits::Lookup)
                 }
                 _ => self.error(path, "open", errno),
             })?;
@@ -173,7 +187,7 @@ impl Store {
             .map_err(|errno| self.error(path, "stat", errno))?;
         let found = Stat::from(&stat);
         if found.kind != FileKind::Regular || found.stamp() != stamp {
-            return Err(StoreError::Changed {
+            return Err(SourceError::Changed {
                 path: self.host_path(path),
             });
         }
@@ -197,15 +211,15 @@ impl Store {
         }
     }
 
-    /// The entry of the directory that `path`, a [`Store::host_path`], lies in: for a store, the store path.
+    /// The entry of the directory that `path`, a [`HostTree::host_path`], lies in: for a store, the store path.
     pub fn entry_of<'p>(&self, path: &'p Path) -> &'p OsStr {
         let inside = path.strip_prefix(&self.path).unwrap_or(path);
         let first = inside.components().next();
         first.map_or(inside.as_os_str(), |first| first.as_os_str())
     }
 
-    fn error(&self, path: &[u8], action: &'static str, errno: Errno) -> StoreError {
-        StoreError::Io {
+    fn error(&self, path: &[u8], action: &'static str, errno: Errno) -> SourceError {
+        SourceError::Io {
             path: self.host_path(path),
             action,
             errno,
@@ -214,16 +228,11 @@ impl Store {
 
     /// Opens `path` for reading, without leaving an access time behind where the host allows that: to its
     /// owner and to root (open(2), `O_NOATIME`).
-    fn open_to_read(
-        &self,
-        path: &[u8],
-        flags: OFlags,
-        patience: Patience,
-    ) -> Result<OwnedFd, Errno> {
+    fn open_to_read(&self, path: &[u8], flags: OFlags, mode: IoMode) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | flags;
-        let open = |flags| match patience {
-            Patience::Now => self.open_cached(path, flags),
-            Patience::Wait => self.open_beneath(path, flags),
+        let open = |flags| match mode {
+            IoMode::NoWait => self.open_cached(path, flags),
+            IoMode::Blocking => self.open_beneath(path, flags),
         };
         if self.noatime.load(Ordering::Relaxed) {
             match open(flags | OFlags::NOATIME) {

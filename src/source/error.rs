@@ -2,9 +2,20 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-/// Why something in the store cannot be served.
+use super::DestinationError;
+
+/// What is not in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaits {
+    /// Bytes of a file that is open. The kernel has been asked for them, and reads them meanwhile.
+    Data,
+    /// A plan, a name, a small file: nothing is being read meanwhile.
+    Lookup,
+}
+
+/// Why a source cannot give what was asked for.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
+pub enum SourceError {
     /// The host refused.
     #[error("{}: cannot {action}: {errno}", path.display())]
     Io {
@@ -15,15 +26,24 @@ pub enum StoreError {
         /// What the host said.
         errno: Errno,
     },
-    /// It is not in memory, and the caller does not want to wait.
+    /// It is not in memory, and the caller must not wait.
     #[error("a disk has to be waited for")]
-    WouldBlock,
+    WouldBlock(Awaits),
     /// The file is not the one that was planned.
     #[error("{}: its type, size or mtime changed while it was served", path.display())]
     Changed {
         /// Where.
         path: PathBuf,
     },
+    /// The store path is not the one that was there at the start.
+    #[error("{}: replaced while it was served (restart lazystore to serve what lies there now)", path.display())]
+    Replaced {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The bytes could not be stored where they were wanted.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The file ended early.
     #[error("{}: shorter than when it was planned", path.display())]
     Shrank {
@@ -32,12 +52,15 @@ pub enum StoreError {
     },
 }
 
-impl StoreError {
+impl SourceError {
     /// Where, on the host.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Io { path, .. } | Self::Changed { path } | Self::Shrank { path } => Some(path),
-            Self::WouldBlock => None,
+            Self::Io { path, .. }
+            | Self::Changed { path }
+            | Self::Replaced { path }
+            | Self::Shrank { path } => Some(path),
+            Self::WouldBlock(_) | Self::Destination(_) => None,
         }
     }
 

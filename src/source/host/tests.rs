@@ -11,13 +11,18 @@ fn names(listing: &Listing) -> Vec<Vec<u8>> {
     names.collect()
 }
 
+fn read(file: &HostFile, buf: &mut [u8]) -> Result<(), SourceError> {
+    let len_bytes = buf.len() as u64;
+    file.read_into(&mut buf.into(), 0, len_bytes, IoMode::Blocking)
+}
+
 #[test]
 fn lists_sorted_by_unsigned_bytes() {
     let dir = tempfile::tempdir().unwrap();
     for name in [&b"b"[..], b"-x", b".hidden", b"\xff", b"B"] {
         fs::write(dir.path().join(std::ffi::OsStr::from_bytes(name)), "x").unwrap();
     }
-    let store = Store::open(dir.path(), 64).unwrap();
+    let store = HostTree::open(dir.path(), 64).unwrap();
     let listing = store.list(b"", Detail::Nar).unwrap();
     let sorted: [&[u8]; 5] = [b"-x", b".hidden", b"B", b"b", b"\xff"];
     assert_eq!(names(&listing), sorted);
@@ -34,13 +39,14 @@ fn a_listing_does_not_depend_on_the_number_of_threads() {
             _ => symlink(format!("to/{index}"), path).unwrap(),
         }
     }
-    let store = Store::open(dir.path(), 64).unwrap();
+    let store = HostTree::open(dir.path(), 64).unwrap();
     let fd = store.open_beneath(b"", OFlags::RDONLY).unwrap();
     let read = |detail, threads| {
         // A directory is read from where the last reader stopped.
         rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(0)).unwrap();
-        let listing = Listing::read_on(&fd, detail, |_| threads).unwrap();
-        let entry = |e: &Entry| (listing.name(e).to_vec(), listing.target(e).to_vec(), e.stat);
+        let listing = directory::list_on(&fd, detail, |_| threads).unwrap();
+        let entry =
+            |e: &crate::tree::Entry| (listing.name(e).to_vec(), listing.target(e).to_vec(), e.stat);
         listing.entries().iter().map(entry).collect::<Vec<_>>()
     };
     proptest!(|(threads in 0..120_usize, full in any::<bool>())| {
@@ -57,7 +63,7 @@ fn nar_detail_and_full_detail_agree_on_what_a_nar_keeps() {
     fs::create_dir(dir.path().join("d")).unwrap();
     fs::write(dir.path().join("f"), "12345").unwrap();
     symlink("to/nowhere", dir.path().join("l")).unwrap();
-    let store = Store::open(dir.path(), 64).unwrap();
+    let store = HostTree::open(dir.path(), 64).unwrap();
     let nar = store.list(b"", Detail::Nar).unwrap();
     let full = store.list(b"", Detail::Full).unwrap();
     for (a, b) in nar.entries().iter().zip(full.entries()) {
@@ -76,13 +82,13 @@ fn never_follows_a_symlink_on_the_host() {
     fs::write(dir.path().join("secret"), "secret").unwrap();
     symlink("../secret", inside.join("file")).unwrap();
     symlink("..", inside.join("up")).unwrap();
-    let store = Store::open(&inside, 64).unwrap();
+    let store = HostTree::open(&inside, 64).unwrap();
     let stamp = Stat::of_kind(FileKind::Regular).stamp();
-    let key = FileKey { path: 0, node: 0 };
+    let key = FileId(0);
     for path in [&b"file"[..], b"up/secret", b"../secret"] {
         assert!(
             store
-                .file(key, stamp, Patience::Wait, || path.to_vec())
+                .file(key, stamp, None, IoMode::Blocking, || path.to_vec())
                 .is_err()
         );
     }
@@ -96,24 +102,41 @@ fn never_follows_a_symlink_on_the_host() {
 fn a_file_that_changed_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), "12345").unwrap();
-    let store = Store::open(dir.path(), 64).unwrap();
+    let store = HostTree::open(dir.path(), 64).unwrap();
     let stamp = store.stat(b"f").unwrap().stamp();
-    let key = |node| FileKey { path: 0, node };
+    let key = |node| FileId(node);
     let file = store
-        .file(key(0), stamp, Patience::Wait, || b"f".to_vec())
+        .file(key(0), stamp, None, IoMode::Blocking, || b"f".to_vec())
         .unwrap();
     fs::write(dir.path().join("f"), "1234").unwrap();
-    let other = store.file(key(1), stamp, Patience::Wait, || b"f".to_vec());
-    assert!(matches!(other, Err(StoreError::Changed { .. })));
+    let other = store.file(key(1), stamp, None, IoMode::Blocking, || b"f".to_vec());
+    assert!(matches!(other, Err(SourceError::Changed { .. })));
     let mut buf = [0; 5];
-    let short = file.read_exact_at(&mut buf, 0, Patience::Wait);
-    assert!(matches!(short, Err(StoreError::Shrank { .. })));
+    let short = read(&file, &mut buf);
+    assert!(matches!(short, Err(SourceError::Shrank { .. })));
+}
+
+#[test]
+fn an_open_file_of_another_stamp_is_not_what_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f"), "12345").unwrap();
+    fs::write(dir.path().join("g"), "678").unwrap();
+    let store = HostTree::open(dir.path(), 64).unwrap();
+    let key = FileId(0);
+    for (name, bytes) in [(&b"f"[..], &b"12345"[..]), (b"g", b"678")] {
+        let stamp = store.stat(name).unwrap().stamp();
+        let file = store.file(key, stamp, None, IoMode::Blocking, || name.to_vec());
+        let mut buf = vec![0; bytes.len()];
+        let read = read(&file.unwrap(), &mut buf);
+        read.unwrap();
+        assert_eq!(buf, bytes);
+    }
 }
 
 #[test]
 fn paths_longer_than_path_max_are_reached() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), 64).unwrap();
+    let store = HostTree::open(dir.path(), 64).unwrap();
     let component = "d".repeat(200);
     let mut at = rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap();
     for _ in 0..40 {
@@ -132,15 +155,17 @@ fn paths_longer_than_path_max_are_reached() {
 #[test]
 fn the_cache_keeps_few_files_open() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), 32).unwrap();
+    let store = HostTree::open(dir.path(), 32).unwrap();
     let open = || fs::read_dir("/proc/self/fd").unwrap().count();
     let before = open();
     for node in 0..500 {
         fs::write(dir.path().join(node.to_string()), "").unwrap();
         let stamp = store.stat(node.to_string().as_bytes()).unwrap().stamp();
-        let key = FileKey { path: 7, node };
+        let key = FileId(node);
         store
-            .file(key, stamp, Patience::Wait, || node.to_string().into_bytes())
+            .file(key, stamp, None, IoMode::Blocking, || {
+                node.to_string().into_bytes()
+            })
             .unwrap();
     }
     // Other tests open files meanwhile, hence the room.
@@ -162,12 +187,12 @@ fn reading_leaves_no_access_time_behind() {
         .unwrap()
         .set_times(old)
         .unwrap();
-    let store = Store::open(dir.path(), 64).unwrap();
+    let store = HostTree::open(dir.path(), 64).unwrap();
     let stamp = store.stat(b"d/f").unwrap().stamp();
-    let key = FileKey { path: 0, node: 0 };
+    let key = FileId(0);
     let file = store
-        .file(key, stamp, Patience::Wait, || b"d/f".to_vec())
+        .file(key, stamp, None, IoMode::Blocking, || b"d/f".to_vec())
         .unwrap();
-    file.read_exact_at(&mut [0; 5], 0, Patience::Wait).unwrap();
+    read(&file, &mut [0; 5]).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().atime(), 0);
 }

@@ -1,0 +1,58 @@
+//! Wake-ups that find nothing to do.
+//!
+//! A frontend can give a kick descriptor that is always readable, such as a pipe whose other end is closed, or leave an
+//! old one registered that nobody reads. The event loop then wakes its thread again at once, for ever. Such a thread
+//! sleeps for a while before it goes back, so that it costs next to nothing; requests of that VM wait as long, at most.
+
+use std::thread;
+use std::time::Duration;
+
+/// Wake-ups without work that are nothing special: the kicks of all of a thread's queues may arrive after it has served
+/// them all.
+const ALLOWED: u32 = 256;
+
+/// First and longest sleep.
+const SLEEP_MIN: Duration = Duration::from_millis(1);
+const SLEEP_MAX: Duration = Duration::from_millis(16);
+
+/// Counts the wake-ups of one thread.
+#[derive(Debug, Default)]
+pub(super) struct IdleWakes {
+    /// Since the last one that found work.
+    count: u32,
+}
+
+impl IdleWakes {
+    /// The thread was woken, and has found work or not. Sleeps if it has found none too often.
+    pub(super) fn woke(&mut self, found_work: bool) {
+        if let Some(sleep) = self.count(found_work) {
+            thread::sleep(sleep);
+        }
+    }
+
+    fn count(&mut self, found_work: bool) -> Option<Duration> {
+        self.count = if found_work {
+            0
+        } else {
+            self.count.saturating_add(1)
+        };
+        let beyond = self.count.checked_sub(ALLOWED + 1)?;
+        let doublings = beyond.min(SLEEP_MAX.as_millis().ilog2());
+        Some(SLEEP_MIN * 2u32.pow(doublings))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_many_wakes_without_work_are_slowed_down() {
+        let mut wakes = IdleWakes::default();
+        assert!((0..ALLOWED).all(|_| wakes.count(false).is_none()));
+        let millis = [1, 2, 4, 8, 16, 16, 16].map(Duration::from_millis);
+        assert_eq!([(); 7].map(|()| wakes.count(false).unwrap()), millis);
+        assert_eq!(wakes.count(true), None);
+        assert_eq!(wakes.count(false), None);
+    }
+}
