@@ -9,8 +9,8 @@ use std::sync::Arc;
 use crate::common::reader::{now, open};
 use crate::common::tree::any_dir;
 use crate::common::{cases, memory_dir, nar, store_image, tree_image};
-use lazystore::image::locate::nid_offset;
-use lazystore::image::{Image, Place};
+use lazystore::erofs::volume::{Place, nid_offset};
+use lazystore::image::Image;
 use lazystore::tree::FileKind;
 use proptest::prelude::*;
 

@@ -30,7 +30,7 @@ const ORDERS: [Order; 2] = [
     },
     Order {
         parent: "erofs",
-        chain: &["format", "dirent", "layout", "encode"],
+        chain: &["format", "dirent", "layout", "encode", "volume"],
         beside: &[],
     },
 ];

@@ -30,6 +30,7 @@ mod layers;
 mod leaks;
 mod nix_store;
 mod oracles;
+mod packaging;
 mod readback;
 mod recording;
 mod recovery;
@@ -41,3 +42,18 @@ mod syscalls;
 mod systemd;
 mod verify;
 mod vhost_user;
+
+/// A file that nobody names is never compiled, and its tests never run.
+#[test]
+fn every_file_of_tests_is_named() {
+    let own = include_str!("main.rs");
+    let manifest = include_str!("../Cargo.toml");
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        let named = own.contains(&format!("\nmod {stem};"))
+            || manifest.contains(&format!("path = \"tests/{stem}.rs\""));
+        assert!(named || path.is_dir(), "{} is not compiled", path.display());
+    }
+}

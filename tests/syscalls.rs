@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::process::Child;
 use std::time::Instant;
 
-use lazystore::image::{Image, Place};
+use lazystore::erofs::volume::Place;
+use lazystore::image::Image;
 use nix::unistd::Pid;
 use tempfile::NamedTempFile;
 

@@ -61,7 +61,7 @@ pub fn completions(args: &CompletionsArgs) -> Result<ExitCode, CliError> {
 
 /// Writes a page, or all.
 pub fn man(args: &ManArgs) -> Result<ExitCode, CliError> {
-    let mut command = super::Cli::command();
+    let mut command = super::Cli::command().disable_help_subcommand(true);
     command.build();
     if let Some(dir) = &args.dir {
         write_all(&command, dir).map_err(|source| CliError::Pages {

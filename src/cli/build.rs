@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=scripts/build.rs");
+    println!("cargo::rerun-if-changed=src/cli/build.rs");
     println!("cargo::rerun-if-env-changed=LAZYSTORE_COMMIT");
     println!("cargo::rustc-env=LAZYSTORE_BUILD={}", build());
 }
