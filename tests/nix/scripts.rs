@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::evaluator::{ROOT, built, rebuilt};
+use super::machine::Machine;
 use crate::common::proc::children;
 use crate::common::process::{first_line, wait_for};
-use crate::evaluator::{ROOT, built, rebuilt};
-use crate::machine::Machine;
 
 fn fake_qemu() -> PathBuf {
     Path::new(ROOT).join("tests/nix/fake/qemu-system-x86_64")
