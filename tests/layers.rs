@@ -1,4 +1,4 @@
-//! Data flows one way: a module uses only modules to its left. And every file of tests is part of a program.
+//! Data flows one way: a module uses only modules to its left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -351,22 +351,4 @@ fn a_circle_is_found() {
     let found = ["a uses {\"b\"}", "b uses {\"c\"}", "c uses {\"a\"}"];
     let found = found.map(|arrow| format!("image::{arrow}"));
     assert_eq!(circles(&sources(root.path())), found);
-}
-
-/// Files that are neither a module of the program `main` nor a program would never be compiled.
-#[test]
-fn every_file_of_tests_is_run() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
-    let main = fs::read_to_string(root.join("tests/main.rs")).unwrap();
-    for entry in fs::read_dir(root.join("tests")).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        let module = format!("\nmod {name};\n");
-        let program = format!("path = \"tests/{name}.rs\"");
-        assert!(
-            path.is_dir() || main.contains(&module) || manifest.contains(&program),
-            "tests/{name}.rs is part of no program: add it to tests/main.rs"
-        );
-    }
 }

@@ -53,7 +53,7 @@ fn one_socket_given_twice_is_refused() {
     )
     .output()
     .unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("is given twice"));
     assert!(!socket.exists());
 }
