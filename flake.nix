@@ -1,14 +1,32 @@
 {
   description = "A virtual machine's /nix/store as a read-only EROFS disk that is never built";
 
+  # Not pinned here: there is no flake.lock. Whoever has this flake as an input pins it in their own, and `nix run` takes
+  # the newest nixos-unstable.
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
   outputs =
     { self, nixpkgs }:
     let
-      each = make: nixpkgs.lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (
+      inherit (nixpkgs) lib;
+      each = make: lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (
         system: make (import ./nix { pkgs = nixpkgs.legacyPackages.${system}; })
       );
+
+      # The flake's own package, so that nobody needs the Rust of this flake's nixpkgs in theirs.
+      packageFor = hostPkgs: lib.mkDefault self.packages.${hostPkgs.stdenv.hostPlatform.system}.lazystore;
+      qemuVm =
+        { config, ... }:
+        {
+          imports = [ ./nix/qemu-vm.nix ];
+          virtualisation.qemu.isolation.package = packageFor config.virtualisation.host.pkgs;
+        };
+      microvm =
+        { config, pkgs, ... }:
+        {
+          imports = [ ./nix/microvm.nix ];
+          microvm.lazystore.package = packageFor (config.microvm.vmHostPackages or pkgs);
+        };
     in
     {
       packages = each (ours: {
@@ -17,9 +35,10 @@
       });
       overlays.default = import ./nix/overlay.nix;
       nixosModules = {
-        default = ./nix/qemu-vm.nix;
-        microvm = ./nix/microvm.nix;
+        default = qemuVm;
+        inherit microvm;
       };
+      testModules.default = import ./nix/test.nix { nodeModule = qemuVm; };
       checks = each (ours: ours.checks // { inherit (ours) lazystore; });
     };
 }

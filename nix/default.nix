@@ -10,5 +10,6 @@
     default = ./qemu-vm.nix;
     microvm = ./microvm.nix;
   };
+  testModules.default = import ./test.nix { };
   checks.store-isolation = pkgs.testers.runNixOSTest ./check.nix;
 }

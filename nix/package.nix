@@ -1,5 +1,11 @@
 # The program, from Cargo.lock: `callPackage ./package.nix { }`. Needs a nixpkgs with Rust 1.95.
-{ lib, rustPlatform }:
+{
+  lib,
+  stdenv,
+  buildPackages,
+  rustPlatform,
+  installShellFiles,
+}:
 
 let
   manifest = (lib.importTOML ../Cargo.toml).package;
@@ -15,12 +21,34 @@ rustPlatform.buildRustPackage {
       ../Cargo.toml
       ../Cargo.lock
       ../src
+      ../scripts/systemd
     ];
   };
   cargoLock.lockFile = ../Cargo.lock;
 
   # The tests want QEMU, a kernel to boot, root and /dev/fuse, which a build sandbox lacks: scripts/test.
   doCheck = false;
+
+  nativeBuildInputs = [ installShellFiles ];
+
+  # The program writes its own completions and manual pages. Built for another machine, it is run by an emulator.
+  postInstall =
+    let
+      run = "${stdenv.hostPlatform.emulator buildPackages} $out/bin/${manifest.name}";
+    in
+    ''
+      install -D --mode=444 --target-directory=$out/lib/systemd/system scripts/systemd/*
+      substituteInPlace $out/lib/systemd/system/*.service --replace-fail /usr/bin/ $out/bin/
+    ''
+    + lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) ''
+      mkdir pages
+      ${run} man --dir pages
+      installManPage pages/*
+      for shell in bash zsh fish; do
+        ${run} completions $shell >completions.$shell
+      done
+      installShellCompletion --cmd ${manifest.name} --bash completions.bash --zsh completions.zsh --fish completions.fish
+    '';
 
   meta = {
     inherit (manifest) description;

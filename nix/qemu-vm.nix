@@ -3,18 +3,18 @@
 {
   config,
   lib,
-  modulesPath,
   options,
   pkgs,
   ...
 }:
 
 let
-  inherit (lib) mkDefault mkForce mkIf mkMerge mkOption types;
+  inherit (lib) mkAfter mkBefore mkDefault mkForce mkIf mkMerge mkOption types;
 
   vm = config.virtualisation;
   cfg = vm.qemu.isolation;
   hostPkgs = vm.host.pkgs;
+  hostIsLinux = hostPkgs.stdenv.hostPlatform.isLinux;
 
   label = "nix-store";
   uuid = "eb176051-bd15-49b7-9e6b-462e0b467019"; # the one that nixpkgs gives a store disk
@@ -22,73 +22,76 @@ let
   fsType = if lazy then "erofs" else cfg.nixStoreFilesystemType;
   mountPoint = if vm.writableStore then "/nix/.ro-store" else "/nix/store";
 
-  closure = import ./store-closure.nix {
-    pkgs = hostPkgs;
-    rootPaths = vm.additionalPaths;
+  closure = hostPkgs.closureInfo { rootPaths = vm.additionalPaths; };
+
+  image = import ./store-image.nix {
+    inherit hostPkgs closure fsType label uuid;
   };
 
-  images = {
-    ext4 = "${
-      import (modulesPath + "/../lib/make-disk-image.nix") {
-        inherit config lib pkgs label;
-        additionalPaths = [ closure ];
-        onlyNixStore = true;
-        partitionTableType = "none";
-        installBootLoader = false;
-        diskSize = "auto";
-        additionalSpace = "0M";
-        copyChannel = false;
-      }
-    }/nixos.img";
-
-    # Hard links are those of the host's `nix-store --optimise`, and no part of what a store path is.
-    erofs = "${
-      hostPkgs.runCommand "nix-store-image" { } ''
-        mkdir $out
-        sed 's|.*/||' ${closure}/store-paths |
-          ${hostPkgs.gnutar}/bin/tar --create --directory=${builtins.storeDir} --verbatim-files-from --files-from=- \
-            --sort=name --hard-dereference --owner=0 --group=0 --numeric-owner |
-          ${hostPkgs.erofs-utils}/bin/mkfs.erofs --quiet -L ${label} -U ${uuid} -T 1 --tar=f $out/nix-store.img
-      ''
-    }/nix-store.img";
-  };
+  # What a share would show of the host's store, as far as its source is known before the VM starts: it may be a piece
+  # of shell, such as "$TMPDIR"/xchg.
+  showsHostStore =
+    { source, ... }:
+    let
+      plain = lib.removeSuffix "/" (lib.replaceStrings [ "\"" "'" ] [ "" "" ] source);
+    in
+    lib.hasPrefix (plain + "/") (builtins.storeDir + "/") || lib.hasPrefix (builtins.storeDir + "/") plain;
 in
 {
-  options.virtualisation.qemu = {
-    isolation = {
-      nixStoreFilesystemType = mkOption {
-        type = types.enum [ "ext4" "erofs" "lazy" ];
-        default = "lazy";
-        description = ''
-          What the guest's Nix store is.
+  options.virtualisation = {
+    qemu = {
+      isolation = {
+        nixStoreFilesystemType = mkOption {
+          type = types.enum [ "ext4" "erofs" "lazy" ];
+          default = if hostIsLinux then "lazy" else "erofs";
+          defaultText = lib.literalExpression ''if the host is Linux then "lazy" else "erofs"'';
+          description = ''
+            What the guest's Nix store is.
 
-          `"lazy"` is an EROFS disk that is never built: lazystore makes each block when the guest asks for it.
-          `"ext4"` and `"erofs"` are images, built whenever the VM's closure changes.
-        '';
+            `"lazy"` is an EROFS disk that is never built: lazystore makes each block when the guest asks for it. It
+            needs a Linux host.
+            `"ext4"` and `"erofs"` are images, built whenever the VM's closure changes.
+          '';
+        };
+        keepSharedDirectories = mkOption {
+          type = types.bool;
+          default = true;
+          description = ''
+            Whether the guest keeps the directories that it shares with the host and that are not the store: those in
+            {option}`virtualisation.sharedDirectories`, and nixpkgs' own `xchg`, `shared` and `certs`. The driver of
+            NixOS tests copies files through them (`copy_from_host`, `copy_from_machine`).
+
+            `false` shares nothing at all, as nixos-qemu-vm-isolation does.
+          '';
+        };
+        package = mkOption {
+          type = types.package;
+          default = hostPkgs.lazystore or (hostPkgs.callPackage ./package.nix { });
+          defaultText = lib.literalExpression "config.virtualisation.host.pkgs.lazystore";
+          description = "The lazystore that serves the disk of a VM whose store is `\"lazy\"`.";
+        };
       };
+
+      # The script that starts a VM has no hook: it changes to the VM's directory and execs QEMU. So QEMU is what is
+      # wrapped, and not the script (system.build.vm): here the arguments are known that really count, also -m and
+      # -machine from $QEMU_OPTS or the script's own arguments; the process that a NixOS test or a service started is
+      # the one that ends with the VM; reboots and snapshots stay within one QEMU. It is done to whatever package the
+      # option has, as NixOS tests set their own.
       package = mkOption {
-        type = types.package;
-        default = hostPkgs.lazystore or (hostPkgs.callPackage ./package.nix { });
-        defaultText = lib.literalExpression "config.virtualisation.host.pkgs.lazystore";
-        description = "The lazystore that serves the disk of a VM whose store is `\"lazy\"`.";
+        apply =
+          qemu:
+          if lazy then
+            import ./vmm-with-store.nix {
+              inherit hostPkgs closure;
+              lazystore = cfg.package;
+            } qemu
+          else
+            qemu;
       };
     };
 
-    # The script that starts a VM has no hook: it changes to the VM's directory and execs QEMU. So QEMU is what is
-    # wrapped, and not the script (system.build.vm): here the arguments are known that really count, also -m and -machine
-    # from $QEMU_OPTS or the script's own arguments; the process that a NixOS test or a service started is the one that
-    # ends with the VM; reboots and snapshots stay within one QEMU. It is done to whatever package the option has, as
-    # NixOS tests set their own.
-    package = mkOption {
-      apply =
-        qemu:
-        if lazy then
-          import ./qemu-with-store.nix {
-            inherit hostPkgs closure;
-            lazystore = cfg.package;
-          } qemu
-        else
-          qemu;
+    sharedDirectories = mkOption {
+      apply = shares: if cfg.keepSharedDirectories then shares else { };
     };
   };
 
@@ -100,16 +103,31 @@ in
           message = "virtualisation.useNixStoreImage makes a store image too: set it to false, or do without lazystore's module.";
         }
         {
-          assertion = lazy -> hostPkgs.stdenv.hostPlatform.isLinux;
+          assertion = !vm.useBootLoader;
+          message = "virtualisation.useBootLoader boots from a disk that has a store of its own, which lazystore's module would hide, and what is switched to would be lost at the next boot: set it to false, or do without lazystore's module.";
+        }
+        {
+          assertion = lazy -> hostIsLinux;
           message = ''virtualisation.qemu.isolation.nixStoreFilesystemType = "lazy" needs a Linux host: use "erofs".'';
         }
-      ];
+        {
+          assertion = config.fileSystems ? ${mountPoint};
+          message = "Nothing is mounted at ${mountPoint}, so the VM has no store: virtualisation.fileSystems was overridden (mkForce). Mount the disk with the label ${label} there, or leave lazystore's definitions in.";
+        }
+      ]
+      ++ lib.mapAttrsToList (name: share: {
+        assertion = !(showsHostStore share);
+        message = "virtualisation.sharedDirectories.${name} shares ${share.source}, and with it the host's Nix store: share another directory, or do without lazystore's module.";
+      }) vm.sharedDirectories;
 
       boot.initrd.kernelModules = lib.optional (fsType == "erofs") "erofs";
 
+      # The guest loads what this names into its Nix database; nixpkgs adds its own regInfo only to VMs that have the
+      # host's store or its own image. The first one on the command line counts. It is no path of the closure, as that
+      # cannot name itself.
+      boot.kernelParams = mkBefore [ "regInfo=/nix/store/.lazystore/registration" ];
+
       virtualisation = {
-        # Nothing of the host's.
-        sharedDirectories = mkForce { };
         mountHostNixStore = mkForce false;
 
         # As it is with the host's store.
@@ -137,22 +155,29 @@ in
     }
 
     (mkIf (!lazy) {
-      system.build.nixStoreImage = images.${fsType};
-      virtualisation.qemu.drives = [
+      system.build.nixStoreImage = image;
+
+      # After the disks that are there without it, which are then called /dev/vda, /dev/vdb ... as ever; the lazy disk
+      # comes last as well.
+      virtualisation.qemu.drives = mkAfter [
         {
-          file = config.system.build.nixStoreImage;
+          name = "nixstore";
+          file = "${image}/nixos.img";
           driveExtraOpts = {
             format = "raw";
             read-only = "on";
             werror = "report";
           };
+          # As the lazy disk says of itself: /dev/disk/by-id/virtio-nixstore.
+          deviceExtraOpts.serial = "nixstore";
         }
       ];
     })
 
     # The scripted initrd checks journaling file systems whatever noCheck says, and fails on a disk that it cannot write.
+    # systemd's does as it is told, and there the root file system is to be checked.
     (lib.optionalAttrs (options.boot.initrd ? checkJournalingFS) {
-      boot.initrd.checkJournalingFS = mkIf (fsType == "ext4") false;
+      boot.initrd.checkJournalingFS = mkIf (fsType == "ext4" && !config.boot.initrd.systemd.enable) false;
     })
   ];
 }

@@ -1,24 +1,15 @@
 //! `inspect` names what lies at every place of a disk, as an independent reader sees it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy.toml allows both in tests, but clippy does not see that helpers here are part of one"
-)]
-
-mod common;
-
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use common::reader::{now, open};
-use common::tree::any_dir;
-use common::{nar, store_image, tree_image};
-use lazystore::erofs::volume::Place;
-use lazystore::erofs::volume::nid_offset;
+use crate::common::reader::{now, open};
+use crate::common::tree::any_dir;
+use crate::common::{cases, memory_dir, nar, store_image, tree_image};
+use lazystore::erofs::volume::{Place, nid_offset};
 use lazystore::image::Image;
 use lazystore::tree::FileKind;
 use proptest::prelude::*;
@@ -103,15 +94,15 @@ fn check(image: &Arc<Image>, dir: &Path) {
         }
     }
     assert_eq!(inodes, nids.len());
-    assert_eq!(with_bytes, common::count_with_bytes(dir));
+    assert_eq!(with_bytes, crate::common::count_with_bytes(dir));
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn every_block_of_a_store_is_located(tree in any_dir()) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = memory_dir();
         tree.write(dir.path());
         let image = store_image(dir.path(), |path| Some(nar::size_bytes(path)));
         check(&Arc::new(image), dir.path());
@@ -119,7 +110,7 @@ proptest! {
 
     #[test]
     fn every_block_of_a_tree_is_located(tree in any_dir()) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = memory_dir();
         tree.write(dir.path());
         check(&Arc::new(tree_image(dir.path())), dir.path());
     }
@@ -135,7 +126,7 @@ fn inspect(dir: &Path, args: &[&str]) -> (Output, String) {
 }
 
 fn fixture() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     fs::create_dir(dir.path().join("sub")).unwrap();
     fs::write(dir.path().join("sub/file"), [1; 10_000]).unwrap();
     dir
@@ -167,7 +158,7 @@ fn the_command_names_a_byte_a_block_and_a_nid() {
         (["--at", "1030"], vec!["the superblock"]),
         (
             ["--at", &(data * 4096 + 10_000).to_string()],
-            vec!["zeros behind the end of", &file],
+            vec!["zeros after the end of", &file],
         ),
         (["--block", &(data + 3).to_string()], vec!["unused"]),
     ];
@@ -200,7 +191,10 @@ fn the_map_adds_up() {
         text.contains("uuid      eb176051-bd15-49b7-9e6b-462e0b467019"),
         "{text}"
     );
-    assert!(text.contains("1 paths, 3 files"), "{text}");
+    assert!(text.contains("1 path, 3 files"), "{text}");
+    // The columns are explained, and sizes have units.
+    assert!(text.contains("a bound from the NAR size"), "{text}");
+    assert!(text.contains("used, 12.3 kB"), "{text}");
     let (_, json) = inspect(dir.path(), &["--json"]);
     let map: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(map["superblock"]["label"], "nix-store");
@@ -222,7 +216,7 @@ fn json_says_the_same_of_a_place() {
 
 #[test]
 fn a_path_that_cannot_be_planned_is_named_in_the_map() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let store = dir.path().join("nix/store");
     fs::create_dir_all(store.join("bad")).unwrap();
     for index in 0..500 {
@@ -247,5 +241,5 @@ fn a_path_that_cannot_be_planned_is_named_in_the_map() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("/nix/store/bad: "), "{text}");
-    assert!(text.contains("1 paths cannot be planned"), "{text}");
+    assert!(text.contains("1 path cannot be planned"), "{text}");
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::errors::CliError;
+use super::numbers::whole;
 use super::{limits, pins};
 use crate::closure::{Closure, Graph, Source, StoreLocation};
 use crate::erofs::format::LABEL_LEN_MAX;
@@ -12,6 +13,7 @@ use crate::image::{Image, ImageOptions};
 
 /// Which closure, and how its disk looks.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Closure")]
 pub struct ClosureArgs {
     #[command(flatten)]
     source: SourceArgs,
@@ -19,10 +21,15 @@ pub struct ClosureArgs {
     #[arg(long, value_name = "FILE", requires = "store_paths", conflicts_with_all = ["tree", "closure_info", "roots", "all"])]
     registration: Option<PathBuf>,
     /// Where store paths are said to lie
-    #[arg(long, value_name = "DIR", default_value = "/nix/store")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/nix/store",
+        conflicts_with = "tree"
+    )]
     store_dir: PathBuf,
     /// Directory of a chroot store: paths are read from DIR/nix/store
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "tree")]
     store_root: Option<PathBuf>,
     /// Put the closure's registration on the disk, as .lazystore/registration, for `nix-store --load-db` in the guest
     #[arg(long, conflicts_with = "tree")]
@@ -53,24 +60,25 @@ struct SourceArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "How the disk looks")]
 struct ImageArgs {
-    /// Label to mount the disk by, at most 15 bytes
-    #[arg(long, default_value = "nix-store")]
+    /// Label to mount the disk by, 1 to 15 bytes
+    #[arg(long, default_value = "nix-store", value_parser = parse_label)]
     label: String,
     /// Identity of the file system
     #[arg(long, default_value = "eb176051-bd15-49b7-9e6b-462e0b467019", value_parser = parse_uuid)]
     uuid: [u8; 16],
     /// mtime of every file in seconds [default: 1; with --tree: the file's own]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>(0..=u64::MAX))]
     mtime: Option<u64>,
     /// Owner of every file [default: 0; with --tree: the file's own]
-    #[arg(long)]
+    #[arg(long, value_name = "ID", value_parser = whole::<u32>(0..=u32::MAX.into()))]
     uid: Option<u32>,
     /// Group of every file [default: 0; with --tree: the file's own]
-    #[arg(long)]
+    #[arg(long, value_name = "ID", value_parser = whole::<u32>(0..=u32::MAX.into()))]
     gid: Option<u32>,
     /// Memory for plans of store paths, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = whole::<usize>(0..=1 << 20))]
     plan_cache: usize,
 }
 
@@ -100,7 +108,7 @@ impl ClosureArgs {
     /// # Errors
     /// As [`ClosureArgs::image`].
     pub fn load(&self, max_open_files: usize) -> Result<Loaded, CliError> {
-        let mut options = self.image.options()?;
+        let mut options = self.image.options();
         options.max_open_files = options.max_open_files.min(max_open_files);
         let location = StoreLocation {
             store_dir: self.store_dir.clone(),
@@ -145,13 +153,8 @@ impl ClosureArgs {
 }
 
 impl ImageArgs {
-    fn options(&self) -> Result<ImageOptions, CliError> {
-        if self.label.len() > LABEL_LEN_MAX {
-            return Err(CliError::Label {
-                label: self.label.clone(),
-            });
-        }
-        Ok(ImageOptions {
+    fn options(&self) -> ImageOptions {
+        ImageOptions {
             label: self.label.clone(),
             uuid: self.uuid,
             uid: self.uid,
@@ -160,7 +163,17 @@ impl ImageArgs {
             plan_cache_bytes: self.plan_cache.saturating_mul(1 << 20),
             max_open_files: limits::raise_open_files(),
             ..ImageOptions::default()
-        })
+        }
+    }
+}
+
+fn parse_label(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=LABEL_LEN_MAX => Ok(text.to_owned()),
+        0 => Err("it is empty, and the guest mounts the disk by it".to_owned()),
+        len => Err(format!(
+            "it has {len} bytes, and EROFS has room for {LABEL_LEN_MAX}"
+        )),
     }
 }
 

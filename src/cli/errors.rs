@@ -1,6 +1,8 @@
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
+use super::hints;
 use crate::closure::ClosureError;
 use crate::device::TransportError;
 use crate::image::{ImageError, ReadError};
@@ -10,10 +12,10 @@ use crate::verify::VerifyError;
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The closure cannot be read.
-    #[error(transparent)]
+    #[error("{}{}", .0, hints::closure(.0))]
     Closure(#[from] ClosureError),
     /// There is no disk.
-    #[error(transparent)]
+    #[error("{}{}", .0, hints::image(.0))]
     Image(#[from] ImageError),
     /// It cannot be served.
     #[error(transparent)]
@@ -23,7 +25,7 @@ pub enum CliError {
     #[error(transparent)]
     Bench(#[from] super::bench::BenchError),
     /// A place of the disk cannot be read or named.
-    #[error(transparent)]
+    #[error("{}{}", .0, hints::read(.0))]
     Read(#[from] ReadError),
     /// There is nothing to compare.
     #[error(transparent)]
@@ -53,12 +55,68 @@ pub enum CliError {
         /// Why it failed.
         source: io::Error,
     },
+    /// There is no place for the socket that nobody else may enter.
+    #[error("cannot make a directory for the socket in {}: {source}: set XDG_RUNTIME_DIR to one that you may write to", dir.display())]
+    PrivateDir {
+        /// Where.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Two things in one place.
+    #[error(
+        "{} is given {}: choose another place for one of them",
+        path.display(),
+        if first == second { format!("twice with {first}") } else { format!("for both {first} and {second}") }
+    )]
+    GivenTwice {
+        /// The place.
+        path: PathBuf,
+        /// An option.
+        first: &'static str,
+        /// The other one.
+        second: &'static str,
+    },
+    /// A file below the mount.
+    #[error(
+        "{option} {} would be hidden by --fuse {}, which mounts over that directory: choose a place outside of it",
+        path.display(),
+        dir.display()
+    )]
+    Hidden {
+        /// The file.
+        path: PathBuf,
+        /// Its option.
+        option: &'static str,
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A mount that would hide files.
+    #[error("the directory {} is not empty, and --fuse would hide what is in it: choose an empty one", dir.display())]
+    MountNotEmpty {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A kernel that is not there.
+    #[error("cannot read the kernel {}: {source}: name another one with --kernel", path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Nobody knows the group.
     #[error("there is no group \"{group}\": name one that `getent group` knows, or a number")]
     Group {
         /// What was asked for.
         group: String,
     },
+    /// Measuring needs another build.
+    #[cfg(not(feature = "bench"))]
+    #[error(
+        "this lazystore was built without the feature `bench`: build it with cargo build --release --features bench"
+    )]
+    NoBench,
     /// There is no such page.
     #[error("lazystore has no subcommand {name}: see lazystore --help")]
     NoSuchPage {
@@ -73,13 +131,17 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
-    /// The label does not fit.
-    #[error(
-        "the label \"{label}\" has {} bytes, and EROFS has room for 15: choose a shorter --label",
-        label.len()
-    )]
-    Label {
-        /// What was asked for.
-        label: String,
-    },
 }
+
+impl CliError {
+    /// 2 if the command line contradicts itself, 1 for all else.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::GivenTwice { .. } | Self::Hidden { .. } => ExitCode::from(EXIT_USAGE),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Exit code for wrong usage, the same as clap's.
+pub const EXIT_USAGE: u8 = 2;

@@ -11,33 +11,52 @@ use serde::Serialize;
 
 use super::closure_args::{ClosureArgs, Loaded};
 use super::errors::CliError;
+use super::help;
+use super::numbers::whole;
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::volume::nid_offset;
 
 /// Arguments of `lazystore inspect`.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct InspectArgs {
     #[command(flatten)]
     closure: ClosureArgs,
     #[command(flatten)]
     place: PlaceArgs,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "What to print")]
     json: bool,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  lazystore inspect ./result
+  lazystore inspect ./result --nid 4294967424
+  lazystore inspect ./result --block 33554432 --json";
+
+const HELP: &str = "\
+Without --at, --block or --nid: the superblock, a line for each path, and totals. The columns of a path: the blocks that \
+are kept for its metadata (inodes, directories, small files) and for data of files, the first one and the one after the \
+last; whether that is exactly what it needs, or a bound computed from its NAR size; how many blocks of each it uses; how \
+many files it has.
+
+With one of them: what lies there, to which file it belongs, and which bytes of the disk it takes. A kernel message names \
+a nid.";
+
 /// Nothing given means the whole map.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "What to print")]
 #[group(required = false, multiple = false)]
 struct PlaceArgs {
     /// Say what lies at this byte of the disk
-    #[arg(long, value_name = "OFFSET")]
+    #[arg(long, value_name = "OFFSET", value_parser = whole::<u64>(0..=u64::MAX))]
     at: Option<u64>,
     /// Say what lies at the start of this block of 4096 bytes
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(0..=u64::MAX))]
     block: Option<u64>,
     /// Say whose inode this is, such as the nid in a kernel message
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(0..=u64::MAX))]
     nid: Option<u64>,
 }
 

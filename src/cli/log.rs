@@ -1,5 +1,6 @@
 //! Log lines on stderr.
 
+use std::io::{self, Write};
 use std::sync::OnceLock;
 
 use clap::ValueEnum;
@@ -7,6 +8,8 @@ use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use super::text;
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -36,7 +39,9 @@ pub fn init(verbose: u8, format: LogFormat) {
     let filter = parsed
         .and_then(Result::ok)
         .unwrap_or_else(|| EnvFilter::new(level));
-    let lines = fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    let lines = fmt::layer()
+        .with_ansi(format == LogFormat::Text && text::is_coloured(&io::stderr()))
+        .with_writer(|| Stderr);
     let registry = tracing_subscriber::registry().with(filter);
     // A subscriber that is there already belongs to a program that embeds this one.
     let _ = match format {
@@ -54,9 +59,30 @@ pub fn init(verbose: u8, format: LogFormat) {
 
 /// The sentence with which the program ends.
 pub fn fatal(error: &dyn std::error::Error) {
-    match is_json() {
-        true => tracing::error!("{error}"),
-        false => eprintln!("lazystore: {error}"),
+    if is_json() {
+        tracing::error!("{error}");
+        return;
+    }
+    let name = match text::is_coloured(&io::stderr()) {
+        true => "\x1b[1;31mlazystore:\x1b[0m",
+        false => "lazystore:",
+    };
+    // Nobody may be there to read it.
+    let _ = Stderr.write_all(format!("{name} {error}\n").as_bytes());
+}
+
+/// Where log lines go, each in one piece.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = text::without_errno(&String::from_utf8_lossy(line));
+        io::stderr().lock().write_all(text.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -1,5 +1,9 @@
 //! `lazystore completions` and `lazystore man`: from the same definitions as the command line itself.
 
+mod roff;
+mod sections;
+
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,13 +13,12 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::errors::CliError;
+use super::help;
+use sections::Sections;
 
 /// Arguments of `lazystore completions`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
-bash:  lazystore completions bash > ~/.local/share/bash-completion/completions/lazystore
-zsh:   lazystore completions zsh > ~/.zfunc/_lazystore        (with ~/.zfunc in fpath)
-fish:  lazystore completions fish > ~/.config/fish/completions/lazystore.fish")]
+#[command(after_help = COMPLETIONS_EXAMPLES)]
 pub struct CompletionsArgs {
     /// For which shell
     shell: Shell,
@@ -23,7 +26,7 @@ pub struct CompletionsArgs {
 
 /// Arguments of `lazystore man`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "To read one: lazystore man run | man -l -")]
+#[command(after_help = MAN_EXAMPLES)]
 pub struct ManArgs {
     /// The page of this subcommand; without it, of lazystore
     subcommand: Option<String>,
@@ -31,6 +34,17 @@ pub struct ManArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "subcommand")]
     dir: Option<PathBuf>,
 }
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  lazystore completions bash >~/.local/share/bash-completion/completions/lazystore
+  lazystore completions zsh >~/.zfunc/_lazystore     # with ~/.zfunc in fpath
+  lazystore completions fish >~/.config/fish/completions/lazystore.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  lazystore man run | man -l -
+  lazystore man --dir ~/.local/share/man/man1";
 
 /// Writes the completion script.
 pub fn completions(args: &CompletionsArgs) -> Result<ExitCode, CliError> {
@@ -47,48 +61,61 @@ pub fn completions(args: &CompletionsArgs) -> Result<ExitCode, CliError> {
 
 /// Writes a page, or all.
 pub fn man(args: &ManArgs) -> Result<ExitCode, CliError> {
-    let mut command = with_examples(super::Cli::command());
+    let mut command = super::Cli::command().disable_help_subcommand(true);
     command.build();
     if let Some(dir) = &args.dir {
-        write_all(command, dir)?;
+        write_all(&command, dir).map_err(|source| CliError::Pages {
+            dir: dir.to_owned(),
+            source,
+        })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let page = match &args.subcommand {
-        None => command,
-        Some(name) => page_of(&command, name)?,
-    };
-    let mut text = Vec::new();
-    Man::new(page).render(&mut text)?;
+    let found = args.subcommand.as_deref();
+    let found = found.map(|name| page_of(&command, name)).transpose()?;
+    let text = page(found.unwrap_or(&command))?;
     io::stdout().lock().write_all(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Pages show what stands behind the options, not the examples before them.
-fn with_examples(command: Command) -> Command {
-    let before = command.get_before_long_help().or(command.get_before_help());
-    let parts = [before, command.get_after_long_help()];
-    let text: Vec<_> = parts
-        .into_iter()
-        .flatten()
-        .map(ToString::to_string)
-        .collect();
-    let command = command.mut_subcommands(with_examples);
-    match text.is_empty() {
-        true => command,
-        false => command.after_long_help(text.join("\n\n")),
+/// One page in the language of man(7).
+fn page(command: &Command) -> io::Result<Vec<u8>> {
+    let man = Man::new(command.clone()).date("").manual("lazystore");
+    let mut text = Vec::new();
+    man.render_title(&mut text)?;
+    man.render_name_section(&mut text)?;
+    man.render_synopsis_section(&mut text)?;
+    man.render_description_section(&mut text)?;
+    let (examples, notes) = help::parts(command);
+    roff::paragraphs(&mut text, &notes);
+    man.render_options_section(&mut text)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut text)?;
     }
+    let is_main = command.has_subcommands();
+    let sections = Sections::of((!is_main).then(|| command.get_name()));
+    roff::entries(&mut text, "EXIT STATUS", sections.exit_status);
+    roff::entries(&mut text, "ENVIRONMENT", sections.environment);
+    roff::entries(&mut text, "FILES", sections.files);
+    roff::preformatted(&mut text, "EXAMPLES", &examples);
+    let main = (!is_main).then_some("lazystore(1)");
+    let others = sections.see_also.iter().copied();
+    roff::list(&mut text, "SEE ALSO", main.into_iter().chain(others));
+    Ok(text)
 }
 
-fn page_of(command: &Command, name: &str) -> Result<Command, CliError> {
-    let found = command.find_subcommand(name).cloned();
-    found.ok_or_else(|| CliError::NoSuchPage {
-        name: name.to_owned(),
-    })
+fn page_of<'c>(command: &'c Command, name: &str) -> Result<&'c Command, CliError> {
+    command
+        .find_subcommand(name)
+        .ok_or_else(|| CliError::NoSuchPage {
+            name: name.to_owned(),
+        })
 }
 
-fn write_all(command: Command, dir: &Path) -> Result<(), CliError> {
-    clap_mangen::generate_to(command, dir).map_err(|source| CliError::Pages {
-        dir: dir.to_owned(),
-        source,
-    })
+fn write_all(command: &Command, dir: &Path) -> io::Result<()> {
+    fs::write(dir.join("lazystore.1"), page(command)?)?;
+    for subcommand in command.get_subcommands().filter(|one| !one.is_hide_set()) {
+        let name = format!("lazystore-{}.1", subcommand.get_name());
+        fs::write(dir.join(name), page(subcommand)?)?;
+    }
+    Ok(())
 }

@@ -6,11 +6,15 @@ mod closure_args;
 mod device_args;
 mod doctor;
 mod errors;
+mod help;
+mod hints;
 mod inspect;
 mod limits;
 mod log;
 mod manual;
+mod numbers;
 mod pins;
+mod places;
 mod qemu_text;
 mod ranges;
 mod record_args;
@@ -18,25 +22,29 @@ mod run;
 mod serve;
 mod socket_args;
 mod systemd;
+mod text;
 mod verify;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+
+#[cfg(not(feature = "bench"))]
+use errors::CliError;
 
 /// What lazystore is told on the command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "lazystore",
     version,
+    long_version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LAZYSTORE_BUILD"), ")"),
     about = "A VM's /nix/store as a read-only EROFS disk that is never built",
-    before_help = EXAMPLES,
-    after_long_help = "In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store\n\n\
-What is wrong is said in one sentence on stderr. Exit code: 0; 1 for an error; 2 for wrong usage; `run` returns the VM's."
+    after_help = EXAMPLES,
+    after_long_help = help::long(EXAMPLES, HELP)
 )]
 pub struct Cli {
-    /// Say more: once for information, twice for debugging. `RUST_LOG` decides in detail
+    /// Say more; twice for still more. RUST_LOG decides in detail
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
     /// How log lines on stderr look
@@ -48,12 +56,18 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  lazystore run ./result -- qemu-system-x86_64 -M q35 -m 1G -kernel ./vmlinuz ...
+  lazystore run ./result -- qemu-system-x86_64 -M q35 -m 1G -kernel ...
   lazystore serve ./result --vhost-user /run/vm/store.sock
   lazystore serve --tree ./rootfs --fuse /run/vm/store
   lazystore serve --closure-info ./closure-info --vhost-user store.sock --once
   lazystore verify ./result --sample 20
   lazystore doctor";
+
+const HELP: &str = "\
+In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store
+
+What is wrong is said in one sentence on stderr. Exit code: 0; 1 for an error; 2 for wrong usage; `run` returns the VM's, \
+and 125 for an error of its own.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -62,10 +76,15 @@ enum Command {
     /// Serve a closure as a disk, at sockets or as a file.
     Serve(serve::ServeArgs),
     /// Print where file data lie in a closure's disk, for `lazystore bench --ranges`.
+    #[command(hide = true)]
     Ranges(ranges::RangesArgs),
     /// Measure a vhost-user-blk server, this one or another.
     #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
+    /// Measure a vhost-user-blk server: only in builds with the feature `bench`.
+    #[cfg(not(feature = "bench"))]
+    #[command(hide = true, disable_help_flag = true)]
+    Bench(Absent),
     /// Say what lies where on the disk: the map of all paths, or what a byte, block or inode belongs to.
     Inspect(inspect::InspectArgs),
     /// Compare the disk with the host's store through another EROFS reader, byte by byte.
@@ -78,16 +97,27 @@ enum Command {
     Man(manual::ManArgs),
 }
 
-/// Runs the program; `start` is when it began. Wrong usage exits with 2 from within clap.
+/// Any arguments, of a subcommand that this build lacks.
+#[cfg(not(feature = "bench"))]
+#[derive(Debug, clap::Args)]
+struct Absent {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _args: Vec<std::ffi::OsString>,
+}
+
+/// Runs the program; `start` is when it began. Wrong usage exits from within, with 2, or 125 for `run`.
 pub fn run(start: Instant) -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| exit_of_usage(&error));
     log::init(cli.verbose, cli.log_format);
+    let is_run = matches!(cli.command, Command::Run(_));
     let done = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::run(&args, start),
         Command::Ranges(args) => ranges::run(&args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => bench::run(&args),
+        #[cfg(not(feature = "bench"))]
+        Command::Bench(_) => Err(CliError::NoBench),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Doctor(args) => doctor::run(&args),
@@ -96,13 +126,35 @@ pub fn run(start: Instant) -> ExitCode {
     };
     done.unwrap_or_else(|error| {
         log::fatal(&error);
-        ExitCode::FAILURE
+        match is_run {
+            true => ExitCode::from(run::EXIT_OWN_FAILURE),
+            false => error.exit_code(),
+        }
     })
+}
+
+/// Prints help, or what is wrong with the arguments, and exits.
+fn exit_of_usage(error: &clap::Error) -> ! {
+    // Nobody may be there to read it.
+    let _ = error.print();
+    let code = match error.exit_code() {
+        0 => 0,
+        _ if is_run() => run::EXIT_OWN_FAILURE.into(),
+        code => code,
+    };
+    std::process::exit(code)
+}
+
+/// Whether the arguments, which need not be right, ask for `lazystore run`.
+fn is_run() -> bool {
+    let lenient = Cli::command().ignore_errors(true);
+    let matches = lenient.try_get_matches_from(std::env::args_os());
+    matches.is_ok_and(|matches| matches.subcommand_name() == Some("run"))
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::CommandFactory as _;
 
     #[test]
     fn the_arguments_are_consistent() {

@@ -10,7 +10,8 @@ pub fn qemu_options(socket: &Path) -> String {
     format!(
         "# SIZE is the VM's memory, the same as after -m
 -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem
--chardev socket,id=store,path={path}
+# from QEMU 9.2 on: reconnect-ms=1000 instead of reconnect=1
+-chardev socket,id=store,path={path},reconnect=1
 # q35, pc:
 -device vhost-user-blk-pci,chardev=store
 # instead of the last line with -M microvm:
@@ -37,7 +38,7 @@ mod tests {
     #[test]
     fn commas_in_the_path_are_doubled() {
         let options = qemu_options(Path::new("/run/a,b.sock"));
-        assert!(options.contains("-chardev socket,id=store,path=/run/a,,b.sock\n"));
+        assert!(options.contains("-chardev socket,id=store,path=/run/a,,b.sock,reconnect=1\n"));
         assert!(qemu_drive(Path::new("/a,b/c")).starts_with("-drive file=/a,,b/c,format=raw,"));
     }
 

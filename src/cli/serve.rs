@@ -11,9 +11,11 @@ use clap::Args;
 use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
+use super::help;
 use super::log;
+use super::places::{self, Place};
 use super::qemu_text::{qemu_drive, qemu_options};
-use super::record_args::RecordArgs;
+use super::record_args::{RecordArgs, Records};
 use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
 use crate::device::fuse::FuseOptions;
@@ -21,7 +23,7 @@ use crate::server::{InheritedSocket, ServeEvent, ServeOptions, ServeOutcome, Soc
 
 /// Arguments of `lazystore serve`.
 #[derive(Debug, Args)]
-#[command(before_long_help = EXAMPLES, after_long_help = HELP)]
+#[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct ServeArgs {
     #[command(flatten)]
     closure: ClosureArgs,
@@ -37,23 +39,25 @@ pub struct ServeArgs {
     recording: RecordArgs,
     /// End when the first VM has gone. With --fuse alone: when the file was opened and the last one who had it open has closed
     /// it, be it a VM or `cmp`
-    #[arg(long)]
+    #[arg(long, help_heading = "Where to serve")]
     once: bool,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  lazystore serve --closure-info ./closure-info --vhost-user /run/vm/store.sock
-  lazystore serve --closure-info ./closure-info --vhost-user a.sock --vhost-user b.sock --socket-group kvm
+  lazystore serve ./result --vhost-user /run/vm/store.sock
+  lazystore serve ./result --vhost-user a.sock --vhost-user b.sock \\
+      --socket-group kvm
   lazystore serve --closure-info ./closure-info --fuse /run/vm/store
-  systemd-socket-activate -l /run/vm/store.sock lazystore serve --closure-info ./closure-info";
+  systemd-socket-activate -l /run/vm/store.sock lazystore serve ./result";
 
 const HELP: &str = "\
-When it is ready it says so on stdout, one line for each place, and on stderr what QEMU needs to be told. A socket that
+When it is ready it says so on stdout, one line for each place, and on stderr what QEMU needs to be told. A socket that \
 systemd hands over (LISTEN_FDS) is served without being named here.";
 
 /// At least one transport, unless systemd hands one over.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Where to serve")]
 #[group(required = !InheritedSocket::are_there(), multiple = true)]
 struct TransportArgs {
     /// Serve a vhost-user-blk device at SOCKET; may be given several times
@@ -65,6 +69,7 @@ struct TransportArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "File options")]
 struct FuseArgs {
     /// Name of the file in --fuse DIR
     #[arg(long, value_name = "NAME", default_value = "nix-store.img", requires = "fuse", value_parser = parse_image_name)]
@@ -77,8 +82,10 @@ struct FuseArgs {
 /// Serves until told to stop. Also returns in every worker process, which then has nothing left to do.
 pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let inherited = InheritedSocket::take_all()?;
+    args.check_places()?;
     let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
-    let options = args.options()?;
+    let records = args.recording.records(&closure)?;
+    let options = args.options(&records)?;
     let names = inherited.iter().map(InheritedSocket::name);
     let names: Vec<_> = names
         .chain(options.sockets.iter().cloned().map(SocketName::Path))
@@ -89,15 +96,27 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
             announce(&names, &options, start);
         }
         systemd.tell(event);
-    })?;
-    Ok(match outcome {
+    });
+    if !matches!(outcome, Ok(ServeOutcome::Worker { .. })) {
+        records.remove_empty();
+    }
+    Ok(match outcome? {
         ServeOutcome::Parent => ExitCode::SUCCESS,
         ServeOutcome::Worker { exit_code } => ExitCode::from(exit_code),
     })
 }
 
 impl ServeArgs {
-    fn options(&self) -> Result<ServeOptions, CliError> {
+    fn check_places(&self) -> Result<(), CliError> {
+        let sockets = self.transports.vhost_user.iter();
+        let sockets = sockets.map(|path| Place::new("--vhost-user", path));
+        let record = self.recording.written();
+        let record = record.map(|(option, path)| Place::new(option, path));
+        let files: Vec<_> = sockets.chain(record).collect();
+        places::check(&files, self.transports.fuse.as_deref())
+    }
+
+    fn options(&self, records: &Records) -> Result<ServeOptions, CliError> {
         let device = self.device.options();
         let fuse = self.transports.fuse.as_ref().map(|dir| FuseOptions {
             dir: dir.clone(),
@@ -112,9 +131,9 @@ impl ServeArgs {
             once: self.once,
             sandbox: self.device.sandbox(),
             device,
-            record: self.recording.record.clone(),
+            record: records.record.clone(),
             private_dir: None,
-            prefetch: self.recording.recording()?,
+            prefetch: records.prefetch.clone(),
         })
     }
 }

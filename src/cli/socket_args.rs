@@ -8,6 +8,7 @@ use crate::server::SocketAccess;
 
 /// Who may connect to the sockets that --vhost-user makes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Socket options")]
 pub struct SocketArgs {
     /// Permissions of the sockets, octal; who may write may connect [default: 0600; with --socket-group 0660]
     #[arg(long, value_name = "OCTAL", requires = "vhost_user", value_parser = parse_mode)]

@@ -2,6 +2,7 @@
 
 use sd_notify::NotifyState;
 
+use super::text::counted;
 use crate::closure::{Closure, Contents};
 use crate::server::ServeEvent;
 
@@ -39,12 +40,5 @@ impl Systemd {
             ServeEvent::Vms(count) => format!("serving {}; {}", self.what, counted(count, "VM")),
             ServeEvent::Stopping => "stopping".to_owned(),
         }
-    }
-}
-
-fn counted(count: usize, what: &str) -> String {
-    match count {
-        1 => format!("1 {what}"),
-        _ => format!("{count} {what}s"),
     }
 }

@@ -10,8 +10,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::closure_args::{ClosureArgs, Loaded};
 use super::errors::CliError;
+use super::help;
+use super::numbers::{positive, whole};
+use super::text::{bytes, counted, without_errno};
 use crate::closure::{Closure, Contents};
 use crate::verify::{PathReport, Report, VerifyOptions, verify};
+use serde::Serialize;
 
 /// Every file is read once: keeping more of them open would only take descriptors from the host's directories,
 /// of which a deep tree needs many.
@@ -19,19 +23,33 @@ const MAX_OPEN_FILES: usize = 1024;
 
 /// Arguments of `lazystore verify`.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct VerifyArgs {
     #[command(flatten)]
     closure: ClosureArgs,
     /// Only N store paths, evenly chosen and always the same ones
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive(u64::MAX), help_heading = "What to compare")]
     sample: Option<NonZeroUsize>,
     /// Do not compute NAR hashes
-    #[arg(long)]
+    #[arg(long, help_heading = "What to compare")]
     no_hash: bool,
     /// Differences to print of each path
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<usize>(0..=u32::MAX.into()), help_heading = "What to compare")]
     differences: usize,
+    /// Print JSON
+    #[arg(long, help_heading = "What to compare")]
+    json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  lazystore verify ./result
+  lazystore verify --closure-info ./closure-info --sample 20
+  lazystore verify --tree ./rootfs --json";
+
+const HELP: &str = "\
+Reads the whole disk through an EROFS reader of others, and the host's store beside it: names, types, modes, owners, \
+times, targets, every byte, and the NAR hash of each path where one is registered. Exit code 1 if anything differs.";
 
 /// Compares the disk with the store; the exit code says whether they are the same.
 pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
@@ -51,7 +69,10 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
     let report = verify(&image, &closure, &options, &verify_options, &progress)?;
     let elapsed = start.elapsed();
     bar.finish_and_clear();
-    print(&report, &closure, elapsed)?;
+    match args.json {
+        true => print_json(&report, &closure, elapsed)?,
+        false => print(&report, &closure, elapsed)?,
+    }
     Ok(if report.is_clean() {
         ExitCode::SUCCESS
     } else {
@@ -92,23 +113,29 @@ fn print(report: &Report, closure: &Closure, elapsed: Duration) -> io::Result<()
         print_path(path, closure, &mut out)?;
     }
     let tally = report.tally;
-    let seconds = elapsed.as_secs_f64();
-    // Rounding a number of bytes for a person is no loss.
-    #[expect(clippy::cast_precision_loss)]
-    let megabytes = tally.bytes as f64 / 1e6;
     writeln!(
         out,
-        "{} paths, {} files, {megabytes:.1} MB in {seconds:.2} s ({:.0} MB/s), {} NAR hashes as registered",
-        report.paths,
-        tally.files,
-        megabytes / seconds.max(1e-9),
-        tally.nar_hashes,
+        "{}, {}, {} in {:.2} s ({}/s), {} as registered",
+        counted(report.paths, "path"),
+        counted(tally.files, "file"),
+        bytes(tally.bytes),
+        elapsed.as_secs_f64(),
+        bytes(per_second(tally.bytes, elapsed)),
+        match tally.nar_hashes {
+            1 => "1 NAR hash".to_owned(),
+            count => format!("{count} NAR hashes"),
+        },
     )?;
     match report.faulty.len() {
         0 => writeln!(out, "no differences"),
         1 => writeln!(out, "1 path differs"),
         count => writeln!(out, "{count} paths differ"),
     }
+}
+
+fn per_second(bytes: u64, elapsed: Duration) -> u64 {
+    let nanoseconds = elapsed.as_nanos().max(1);
+    u64::try_from(u128::from(bytes) * 1_000_000_000 / nanoseconds).unwrap_or(u64::MAX)
 }
 
 fn print_path(path: &PathReport, closure: &Closure, out: &mut impl Write) -> io::Result<()> {
@@ -121,11 +148,79 @@ fn print_path(path: &PathReport, closure: &Closure, out: &mut impl Write) -> io:
         } else {
             write!(out, " ")?;
         }
-        writeln!(out, " {difference}")?;
+        writeln!(out, " {}", without_errno(&difference.to_string()))?;
     }
     let more = path.count.saturating_sub(path.differences.len() as u64);
     if more > 0 {
         writeln!(out, "  and {more} more")?;
     }
     Ok(())
+}
+
+/// The result for a program.
+#[derive(Debug, Serialize)]
+struct ReportView {
+    is_clean: bool,
+    paths: usize,
+    files: u64,
+    bytes: u64,
+    nar_hashes: u64,
+    seconds: f64,
+    faulty: Vec<FaultyView>,
+}
+
+/// A path with differences.
+#[derive(Debug, Serialize)]
+struct FaultyView {
+    path: String,
+    /// How many there are; not all need be listed.
+    count: u64,
+    differences: Vec<DifferenceView>,
+}
+
+#[derive(Debug, Serialize)]
+struct DifferenceView {
+    /// Beneath the path; empty for the path itself.
+    file: String,
+    difference: String,
+}
+
+impl ReportView {
+    fn new(report: &Report, closure: &Closure, elapsed: Duration) -> Self {
+        Self {
+            is_clean: report.is_clean(),
+            paths: report.paths,
+            files: report.tally.files,
+            bytes: report.tally.bytes,
+            nar_hashes: report.tally.nar_hashes,
+            seconds: elapsed.as_secs_f64(),
+            faulty: report
+                .faulty
+                .iter()
+                .map(|path| FaultyView::new(path, closure))
+                .collect(),
+        }
+    }
+}
+
+impl FaultyView {
+    fn new(path: &PathReport, closure: &Closure) -> Self {
+        let name = String::from_utf8_lossy(&path.name);
+        let differences = path.differences.iter();
+        let differences = differences.map(|(file, difference)| DifferenceView {
+            file: String::from_utf8_lossy(file).into_owned(),
+            difference: without_errno(&difference.to_string()),
+        });
+        Self {
+            path: format!("{}/{name}", closure.store_dir.display()),
+            count: path.count,
+            differences: differences.collect(),
+        }
+    }
+}
+
+fn print_json(report: &Report, closure: &Closure, elapsed: Duration) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &ReportView::new(report, closure, elapsed))?;
+    writeln!(out)
 }

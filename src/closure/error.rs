@@ -54,17 +54,15 @@ pub enum ClosureError {
         fault: Fault,
     },
     /// The list of store paths has none.
-    #[error("{input} lists no store path (write one a line, such as /nix/store/<hash>-<name>)")]
+    #[error(
+        "{input} lists no store path (write one on each line, such as /nix/store/<hash>-<name>)"
+    )]
     Empty {
         /// Which file.
         input: Input,
     },
     /// A directory lacks a file that `closureInfo` makes.
-    #[error(
-        "--closure-info {}: {} does not exist (pass the output directory of nixpkgs' closureInfo)",
-        dir.display(),
-        file.display()
-    )]
+    #[error("{} is not the output of nixpkgs' closureInfo: {} does not exist", dir.display(), file.display())]
     NotClosureInfo {
         /// The directory.
         dir: PathBuf,
@@ -72,7 +70,7 @@ pub enum ClosureError {
         file: PathBuf,
     },
     /// The logical store directory is relative.
-    #[error("--store-dir {}: the store directory must be an absolute path", store_dir.display())]
+    #[error("the store directory {} must be an absolute path", store_dir.display())]
     RelativeStoreDir {
         /// The store directory.
         store_dir: PathBuf,
@@ -87,9 +85,8 @@ pub enum ClosureError {
     },
     /// Roots are not registered.
     #[error(
-        "{} {} not valid in the Nix database {} (build it or fetch it with `nix-store --realise`, or pass a list with \
-         --store-paths)",
-        paths.join(", "),
+        "{} {} not valid in the Nix database {}",
+        listed(paths),
         if paths.len() == 1 { "is" } else { "are" },
         file.display()
     )]
@@ -100,10 +97,7 @@ pub enum ClosureError {
         file: PathBuf,
     },
     /// There is no Nix here.
-    #[error(
-        "there is no Nix database {} (pass --store-root DIR for a store in DIR/nix/store, or a list with --store-paths)",
-        file.display()
-    )]
+    #[error("there is no Nix database {}", file.display())]
     NoDatabase {
         /// Where it would be.
         file: PathBuf,
@@ -115,7 +109,7 @@ pub enum ClosureError {
         file: PathBuf,
     },
     /// The database gives no answer.
-    #[error("the Nix database {} cannot be read: {error} (pass a list with --store-paths)", file.display())]
+    #[error("the Nix database {} cannot be read: {error}", file.display())]
     Database {
         /// The database.
         file: PathBuf,
@@ -123,18 +117,15 @@ pub enum ClosureError {
         error: String,
     },
     /// The registration of the closure lacks a path.
-    #[error(
-        "--with-registration: nothing is registered of {path} (pass roots, --closure-info, or --registration with what \
-         `nix-store --dump-db` prints of all paths)"
-    )]
+    #[error("nothing is registered of {path}, so the disk cannot carry the closure's registration")]
     Unregistered {
         /// A logical store path.
         path: String,
     },
     /// The registration of the closure refers to more than the closure.
     #[error(
-        "--with-registration: {path} refers to {reference}, which is not on the disk (list the whole closure, as \
-         `nix-store -qR` does)"
+        "{path} refers to {reference}, which is not on the disk, so the registration would be incomplete (list the \
+         whole closure, as `nix-store -qR` does)"
     )]
     NotClosed {
         /// A logical store path.
@@ -143,10 +134,10 @@ pub enum ClosureError {
         reference: String,
     },
     /// Only store paths are registered.
-    #[error("--with-registration: a --tree has no registration")]
+    #[error("a directory tree has no registration")]
     RegistrationOfTree,
     /// The tree cannot be found.
-    #[error("--tree {} cannot be opened: {error}", dir.display())]
+    #[error("the tree {} cannot be opened: {error}", dir.display())]
     Tree {
         /// The tree as it was given.
         dir: PathBuf,
@@ -154,7 +145,7 @@ pub enum ClosureError {
         error: io::Error,
     },
     /// The tree is something else.
-    #[error("--tree {} is not a directory (pass the directory that the disk is to show)", dir.display())]
+    #[error("the tree {} is not a directory", dir.display())]
     TreeNotADirectory {
         /// The tree as it was given.
         dir: PathBuf,
@@ -165,10 +156,7 @@ pub enum ClosureError {
 #[derive(Debug, thiserror::Error)]
 pub enum RootFault {
     /// It leads elsewhere.
-    #[error(
-        "is not in the store {} (pass a store path or a link to one; --tree DIR for a directory that is none)",
-        store_dir.display()
-    )]
+    #[error("is not in the store {}", store_dir.display())]
     NotInStore {
         /// The logical store directory.
         store_dir: PathBuf,
@@ -188,10 +176,7 @@ pub enum RootFault {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// A path does not have the form store directory, `/`, name.
-    #[error(
-        "{path} is not directly inside the store directory {store_dir} \
-         (pass --store-dir if the store is elsewhere)"
-    )]
+    #[error("{path} is not directly inside the store directory {store_dir}")]
     OutsideStore {
         /// The path.
         path: String,
@@ -212,6 +197,11 @@ pub enum Fault {
         /// The path.
         path: String,
     },
+    /// The line ends as lines do on Windows.
+    #[error(
+        "the line ends with a carriage return: save the file with Unix line ends (tr -d '\\r')"
+    )]
+    CarriageReturn,
     /// The file ends within a record.
     #[error("the file ends where {missing} should be (was it cut short?)")]
     Truncated {
@@ -271,6 +261,17 @@ pub enum Fault {
     },
 }
 
+/// How many of many paths a message names.
+const LISTED: usize = 3;
+
+/// Some of `paths` for a message: three, and how many more there are.
+pub fn listed(paths: &[String]) -> String {
+    match paths.len().saturating_sub(LISTED) {
+        0 => paths.join(", "),
+        more => format!("{} and {more} more", paths[..LISTED].join(", ")),
+    }
+}
+
 /// How much of a line a message repeats, in bytes: any store path, but not a whole binary file.
 const SHOWN: usize = 512;
 
@@ -293,7 +294,21 @@ pub(super) fn shown(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::shown;
+    use super::{listed, shown};
+
+    #[test]
+    fn of_many_paths_three_are_named() {
+        let paths: Vec<String> = (0..300_000).map(|n| format!("/nix/store/{n}")).collect();
+        assert_eq!(listed(&paths[..1]), "/nix/store/0");
+        assert_eq!(
+            listed(&paths[..3]),
+            "/nix/store/0, /nix/store/1, /nix/store/2"
+        );
+        assert_eq!(
+            listed(&paths),
+            "/nix/store/0, /nix/store/1, /nix/store/2 and 299997 more"
+        );
+    }
 
     #[test]
     fn messages_stay_on_one_line_and_short() {

@@ -38,7 +38,8 @@ impl<R: BufRead> Lines<R> {
         self.number
     }
 
-    /// Goes to the next line; false at the file's end. The last newline is optional.
+    /// Goes to the next line; false at the file's end. The last newline is optional. No line may end with a carriage
+    /// return: a name that has one looks like another in a message, and no store path has one.
     pub(super) fn advance(&mut self) -> Result<bool, ClosureError> {
         self.line.clear();
         let read = self.reader.read_until(b'\n', &mut self.line);
@@ -47,6 +48,9 @@ impl<R: BufRead> Lines<R> {
             self.line.pop();
         }
         self.number += 1;
+        if self.line.last() == Some(&b'\r') {
+            return Err(self.malformed(Fault::CarriageReturn));
+        }
         Ok(read > 0)
     }
 

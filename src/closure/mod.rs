@@ -22,7 +22,7 @@ use std::io::{self, BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-pub use error::{ClosureError, Fault, Input, RootFault};
+pub use error::{ClosureError, Fault, Input, RootFault, listed};
 pub use graph::Graph;
 pub use pins::Pins;
 pub use references::References;

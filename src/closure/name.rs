@@ -120,10 +120,7 @@ mod tests {
             "/nix/store/a/",
         ];
         for path in elsewhere.iter().chain(&not_names) {
-            let expected = format!(
-                "{path} is not directly inside the store directory /nix/store \
-                 (pass --store-dir if the store is elsewhere)"
-            );
+            let expected = format!("{path} is not directly inside the store directory /nix/store");
             assert_eq!(fault(path.as_bytes()), expected);
         }
     }

@@ -8,8 +8,7 @@ use super::name::StoreDir;
 
 /// The base names of the listed store paths, sorted and without duplicates; at least one.
 ///
-/// Empty lines are ignored, as is a slash at a line's end. Nothing else is: a carriage return is part
-/// of the name.
+/// Empty lines are ignored, as is a slash at a line's end. Nothing else is.
 pub(super) fn read<R: BufRead>(
     mut lines: Lines<R>,
     store_dir: StoreDir<'_>,
@@ -60,13 +59,23 @@ mod tests {
         let text =
             b"\n/nix/store/b\n/nix/store/a\xff/\n\n/nix/store/B\n/nix/store/b/\n/nix/store/a";
         assert_eq!(parse(text), names(&[b"B", b"a", b"a\xff", b"b"]));
-        assert_eq!(parse(b"/nix/store/a\r\n"), names(&[b"a\r"]));
+    }
+
+    #[test]
+    fn refuses_a_list_with_carriage_returns() {
+        let said = parse(b"/nix/store/a\n/nix/store/b\r\n").unwrap_err();
+        assert!(
+            said.contains("line 2: the line ends with a carriage return"),
+            "{said}"
+        );
+        assert!(!said.contains('\r'), "{said:?}");
+        assert_eq!(parse(b"/nix/store/a\rb"), names(&[b"a\rb"]));
     }
 
     #[test]
     fn refuses_what_is_outside_the_store_and_says_on_which_line() {
         let expected = "store-paths /x/store-paths, line 3: /tmp/foo is not directly inside the store directory \
-                        /nix/store (pass --store-dir if the store is elsewhere)";
+                        /nix/store";
         assert_eq!(parse(b"/nix/store/a\n\n/tmp/foo\n").unwrap_err(), expected);
         for line in [
             "/",
@@ -87,7 +96,7 @@ mod tests {
     #[test]
     fn refuses_an_empty_list() {
         let expected = "store-paths /x/store-paths lists no store path \
-                        (write one a line, such as /nix/store/<hash>-<name>)";
+                        (write one on each line, such as /nix/store/<hash>-<name>)";
         assert_eq!(parse(b"").unwrap_err(), expected);
         assert_eq!(parse(b"\n\n").unwrap_err(), expected);
     }

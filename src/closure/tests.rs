@@ -115,10 +115,8 @@ fn closure_info_needs_both_files() {
     );
     for (dir, file) in [(no_list, "store-paths"), (no_registration, "registration")] {
         let dir = dir.path().display();
-        let expected = format!(
-            "--closure-info {dir}: {dir}/{file} does not exist \
-             (pass the output directory of nixpkgs' closureInfo)"
-        );
+        let expected =
+            format!("{dir} is not the output of nixpkgs' closureInfo: {dir}/{file} does not exist");
         assert_eq!(
             load(&Source::ClosureInfo(dir.to_string().into())).unwrap_err(),
             expected
@@ -179,7 +177,7 @@ fn a_relative_store_directory_is_refused() {
     let error = Closure::load(&source, &location).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "--store-dir store: the store directory must be an absolute path"
+        "the store directory store must be an absolute path"
     );
 }
 
@@ -203,13 +201,10 @@ fn a_tree_is_a_directory_or_a_symlink_to_one() {
 fn a_tree_that_is_none() {
     let dir = directory(&[("file", "")]);
     let (file, absent) = (dir.path().join("file"), dir.path().join("absent"));
-    let expected = format!(
-        "--tree {} is not a directory (pass the directory that the disk is to show)",
-        file.display()
-    );
+    let expected = format!("the tree {} is not a directory", file.display());
     assert_eq!(load(&Source::Tree(file)).unwrap_err(), expected);
     let expected = format!(
-        "--tree {} cannot be opened: No such file or directory (os error 2)",
+        "the tree {} cannot be opened: No such file or directory (os error 2)",
         absent.display()
     );
     assert_eq!(load(&Source::Tree(absent)).unwrap_err(), expected);

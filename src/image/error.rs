@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use crate::closure::ClosureError;
+use crate::closure::{ClosureError, listed};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::space::TooBig;
 use crate::source::{Awaits, DestinationError, SourceError};
@@ -82,14 +82,16 @@ pub enum ImageError {
         "the registration cannot be put on the disk: the closure has a path named .lazystore itself"
     )]
     BuiltinName,
-    /// Paths of the closure are missing, all of them named.
+    /// Paths of the closure are missing.
     #[error(
-        "{} of the closure's paths do not exist: {} (realise them with `nix-store --realise`, or leave them out of the list)",
+        "{} of the closure's paths {} not exist: {} (realise {them} with `nix-store --realise`, or leave {them} out of the list)",
         paths.len(),
-        paths.join(", ")
+        if paths.len() == 1 { "does" } else { "do" },
+        listed(paths),
+        them = if paths.len() == 1 { "it" } else { "them" },
     )]
     Missing {
-        /// Logical store paths.
+        /// Logical store paths, all of them.
         paths: Vec<String>,
     },
 }

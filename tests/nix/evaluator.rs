@@ -1,5 +1,6 @@
 //! Debian's Nix on the fixtures in tests/nix, with a store of its own that programs can be run from.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Once;
@@ -49,8 +50,53 @@ pub fn printed(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// The value of an attribute of tests/nix, with arguments such as `("user", "{ }")`. Reads what it has to build first.
+/// A directory with the real thing that takes the place of an imitation.
+pub fn real(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from)
+}
+
+/// The real nixpkgs, as far as qemu-vm.nix needs it: lib and nixos.
+pub const NIXPKGS: &str = "LAZYSTORE_TEST_NIXPKGS";
+/// The real microvm.nix.
+pub const MICROVM: &str = "LAZYSTORE_TEST_MICROVM";
+
+/// A mkfs.erofs that is newer than Debian's.
+const MKFS_EROFS: &str = "LAZYSTORE_TEST_MKFS_EROFS";
+
+/// Says once what is evaluated; a test's own output would be shown only if it failed.
+fn say_what_is_evaluated() {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        for variable in [NIXPKGS, MICROVM] {
+            let said = match real(variable) {
+                Some(dir) => format!("{variable}: evaluating {}\n", dir.display()),
+                None => format!("{variable} is not set: evaluating the imitation in tests/nix\n"),
+            };
+            std::io::stderr().write_all(said.as_bytes()).unwrap();
+        }
+    });
+}
+
+/// The value of an attribute of tests/nix, of the real things where they are at hand. microvm.nix needs nixpkgs' lib.
 pub fn evaluated(attribute: &str, arguments: &[(&str, &str)]) -> Value {
+    say_what_is_evaluated();
+    let mut all: Vec<(&str, String)> = Vec::new();
+    for (name, variable) in [("nixpkgs", NIXPKGS), ("microvmNix", MICROVM)] {
+        if let Some(dir) = real(variable) {
+            all.push((name, format!("/. + \"{}\"", dir.display())));
+        }
+    }
+    all.extend(
+        arguments
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned())),
+    );
+    let all: Vec<(&str, &str)> = all.iter().map(|(name, value)| (*name, &**value)).collect();
+    imitated(attribute, &all)
+}
+
+/// The value of an attribute of tests/nix, with arguments such as `("user", "{ }")`. Reads what it has to build first.
+pub fn imitated(attribute: &str, arguments: &[(&str, &str)]) -> Value {
     let mut command = nix("nix-instantiate");
     command.args([
         "--eval",
@@ -75,12 +121,26 @@ pub fn value_of(expression: &str) -> Value {
 
 /// Builds an attribute of tests/nix, with this build's lazystore; `qemu` is what takes the place of QEMU.
 pub fn built(attribute: &str, qemu: &Path, arguments: &[(&str, &str)]) -> PathBuf {
+    let mut command = build(attribute, arguments);
+    command.args(["--argstr", "qemu", qemu.to_str().unwrap()]);
+    printed(&command.output().unwrap()).trim().into()
+}
+
+/// Builds it once more; the result must be the same.
+pub fn rebuilt(attribute: &str, arguments: &[(&str, &str)]) {
+    let mut command = build(attribute, arguments);
+    printed(&command.arg("--check").output().unwrap());
+}
+
+fn build(attribute: &str, arguments: &[(&str, &str)]) -> Command {
     let mut command = nix("nix-build");
     command.args(["--no-out-link", "tests/nix", "-A", attribute]);
     command.args(["--argstr", "lazystore", env!("CARGO_BIN_EXE_lazystore")]);
-    command.args(["--argstr", "qemu", qemu.to_str().unwrap()]);
+    if let Some(mkfs) = real(MKFS_EROFS) {
+        command.args(["--argstr", "mkfsErofs", mkfs.to_str().unwrap()]);
+    }
     for (name, expression) in arguments {
         command.args(["--arg", name, expression]);
     }
-    printed(&command.output().unwrap()).trim().into()
+    command
 }

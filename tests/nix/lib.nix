@@ -4,9 +4,9 @@
 let
   inherit (builtins)
     all attrNames concatLists concatMap concatStringsSep elem elemAt filter foldl' head isAttrs isBool isFunction isInt
-    isList isPath isString length listToAttrs map replaceStrings stringLength substring;
+    isList isPath isString length listToAttrs map replaceStrings sort stringLength substring;
 
-  # --- definitions: { value, priority, active }; `active` is only asked for where an option's value is ---
+  # --- definitions: { value, priority, order, active }; `active` is only asked for where an option's value is ---
 
   kind = value: if isAttrs value then value._type or "" else "";
 
@@ -21,10 +21,12 @@ let
       expand (definition // { value = value.content; active = definition.active && value.condition; })
     else if kind value == "override" then
       expand (definition // { value = value.content; inherit (value) priority; })
+    else if kind value == "order" then
+      expand (definition // { value = value.content; inherit (value) order; })
     else
       [ definition ];
 
-  define = value: expand { inherit value; priority = 100; active = true; };
+  define = value: expand { inherit value; priority = 100; order = 1000; active = true; };
 
   # The definitions of an attribute of what `definitions` define.
   below =
@@ -41,6 +43,7 @@ let
 
   names = sets: attrNames (foldl' (a: b: a // b) { } sets);
   values = map (d: d.value);
+  inOrder = definitions: values (sort (a: b: a.order < b.order) definitions);
   path = concatStringsSep ".";
 
   # --- options ---
@@ -79,7 +82,7 @@ let
   evaluateOption =
     loc: option: definitions:
     let
-      default = if option ? default then [ { value = option.default; priority = 1500; active = true; } ] else [ ];
+      default = if option ? default then [ { value = option.default; priority = 1500; order = 1000; active = true; } ] else [ ];
       defined = winners (definitions ++ default);
     in
     if defined == [ ] then throw "The option `${path loc}' is used but not defined." else option.type.merge loc defined;
@@ -114,9 +117,9 @@ let
       merge = loc: definitions: if values definitions == [ null ] then null else type.merge loc definitions;
     };
     raw.merge = loc: definitions: if length definitions == 1 then (head definitions).value else throw "The option `${path loc}' is defined twice.";
-    lines.merge = _loc: definitions: concatStringsSep "\n" (values definitions);
+    lines.merge = _loc: definitions: concatStringsSep "\n" (inOrder definitions);
     listOf = type: {
-      merge = loc: definitions: map (value: type.merge loc (define value)) (concatLists (values definitions));
+      merge = loc: definitions: map (value: type.merge loc (define value)) (concatLists (inOrder definitions));
     };
     attrsOf = type: {
       merge =
@@ -133,7 +136,8 @@ let
 
   # --- lib ---
 
-  override = priority: content: { _type = "override"; inherit priority content; };
+  mkOverride = priority: content: { _type = "override"; inherit priority content; };
+  mkOrder = order: content: { _type = "order"; inherit order content; };
   escapeShellArg =
     value:
     let
@@ -143,20 +147,37 @@ let
     if harmless then text else "'${replaceStrings [ "'" ] [ "'\\''" ] text}'";
 in
 {
-  inherit types escapeShellArg;
-  inherit (builtins) any;
+  inherit types escapeShellArg mkOverride;
+  inherit (builtins) any elem isFunction replaceStrings;
 
   mkOption = option: option // { _type = "option"; };
   mkIf = condition: content: { _type = "if"; inherit condition content; };
   mkMerge = contents: { _type = "merge"; inherit contents; };
-  mkForce = override 50;
-  mkDefault = override 1000;
+  mkForce = mkOverride 50;
+  mkDefault = mkOverride 1000;
+  mkVMOverride = mkOverride 10;
+  mkBefore = mkOrder 500;
+  mkAfter = mkOrder 1500;
 
   optional = condition: value: if condition then [ value ] else [ ];
   optionals = condition: list: if condition then list else [ ];
   optionalString = condition: text: if condition then text else "";
   optionalAttrs = condition: set: if condition then set else { };
   hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
+  removePrefix =
+    prefix: text:
+    let
+      begins = substring 0 (stringLength prefix) text == prefix;
+    in
+    if begins then substring (stringLength prefix) (-1) text else text;
+  removeSuffix =
+    suffix: text:
+    let
+      rest = stringLength text - stringLength suffix;
+      ends = rest >= 0 && substring rest (-1) text == suffix;
+    in
+    if ends then substring 0 rest text else text;
+  mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
   escapeShellArgs = list: concatStringsSep " " (map escapeShellArg list);
   genAttrs = list: f: mapNames f list;
   literalExpression = text: { _type = "literalExpression"; inherit text; };

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use nix::unistd::Pid;
+
 use crate::common::{from_env, tool};
-use crate::evaluator::built;
+use crate::evaluator::{built, store};
 
 /// Emulated guests take all of a core each: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -48,27 +50,44 @@ impl Machine {
         command
     }
 
-    /// Boots the test guest by a start script and returns what it saw. `disk` is the device for its findings.
-    pub fn boot(&self, script: &Path, mount_dir: &str, disk: &str) -> Seen {
+    /// Boots the test guest by a start script and returns what it saw.
+    pub fn boot(&self, script: &Path, guest: &Guest) -> Seen {
+        self.boot_and(script, guest, |_| {})
+    }
+
+    /// The same; does something to the VM, whose first process is given, while it runs.
+    pub fn boot_and(&self, script: &Path, guest: &Guest, meanwhile: impl FnOnce(Pid)) -> Seen {
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let results = fs::File::create(self.path("results.raw")).unwrap();
         results.set_len(64 << 20).unwrap();
         let mut vm = self.command(Path::new("timeout"), ".");
         vm.args(["--kill-after=5", "300"]).arg(script);
-        vm.args(self.guest_options(mount_dir, disk));
+        vm.args(self.guest_options(guest.disk));
+        vm.env("QEMU_KERNEL_PARAMS", guest.kernel_command_line());
+        vm.env("VIRTIOFS", "1");
+        if let Some(options) = guest.qemu_options {
+            vm.env("QEMU_OPTS", options);
+        }
         // Not a pipe: who waited for its end would wait for a server that outlives the VM.
         let console = fs::File::create(self.path("console")).unwrap();
         vm.stdout(console.try_clone().unwrap()).stderr(console);
-        let status = vm.status().unwrap();
-        let console = fs::read(self.path("console")).unwrap();
-        let console = String::from_utf8_lossy(&console);
+        let mut vm = vm.spawn().unwrap();
+        meanwhile(Pid::from_raw(i32::try_from(vm.id()).unwrap()));
+        let status = vm.wait().unwrap();
+        let console = self.console();
         assert!(status.success(), "{console}");
         assert!(console.contains("lazystore: done"), "{console}");
         self.seen()
     }
 
+    /// What the guest, and the script before it, have said so far.
+    pub fn console(&self) -> String {
+        let console = fs::read(self.path("console")).unwrap();
+        String::from_utf8_lossy(&console).into_owned()
+    }
+
     /// Beside what the script gives QEMU: a kernel, and a disk for what the guest found (see tests/vm/init).
-    fn guest_options(&self, mount_dir: &str, disk: &str) -> Vec<String> {
+    fn guest_options(&self, disk: &str) -> Vec<String> {
         let accel = from_env("LAZYSTORE_ACCEL");
         let accel = accel.split(',').next().unwrap();
         let cpu = if accel == "kvm" { "host" } else { "max" };
@@ -80,9 +99,7 @@ impl Machine {
             from_env("LAZYSTORE_TEST_INITRD"),
             results.display(),
         );
-        let mut options: Vec<String> = options.split_whitespace().map(str::to_owned).collect();
-        options.extend(["-append".to_owned(), kernel_command_line(mount_dir)]);
-        options
+        options.split_whitespace().map(str::to_owned).collect()
     }
 
     fn seen(&self) -> Seen {
@@ -114,18 +131,46 @@ impl Seen {
     }
 }
 
-/// The guest's program is busybox, from the disk. What matters to a microvm only is explained in scripts/vm. The check
-/// of the timer fails where an emulated guest gets too little time.
-fn kernel_command_line(mount_dir: &str) -> String {
-    let guest = built("guest", Path::new("/nowhere"), &[]);
-    let guest = guest.file_name().unwrap().to_str().unwrap();
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap();
-    let mhz = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1));
-    let khz = mhz.unwrap().parse::<f64>().unwrap() * 1e3;
-    format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check reboot=t tsc_early_khz={khz:.0} lazystore.mount={mount_dir} \
-         lazystore.run={mount_dir}/{guest}/bin/busybox,ls,{mount_dir}/{guest}"
-    )
+/// What a guest is told to do.
+pub struct Guest {
+    /// Where it mounts the disk.
+    pub mount_dir: &'static str,
+    pub fs_type: &'static str,
+    /// The device for its findings.
+    pub disk: &'static str,
+    /// The share that it mounts.
+    pub share: Option<&'static str>,
+    /// What a user of the script gives QEMU besides.
+    pub qemu_options: Option<&'static str>,
+    /// How long it reads everything, again and again.
+    pub hash_s: u32,
+}
+
+impl Guest {
+    /// The guest's program is busybox, from the disk; its Nix too. What matters to a microvm only is explained in
+    /// scripts/vm. The check of the timer fails where an emulated guest gets too little time.
+    fn kernel_command_line(&self) -> String {
+        let (mount_dir, fs_type) = (self.mount_dir, self.fs_type);
+        let guest = built("guest", Path::new("/nowhere"), &[]);
+        let absent = built("pv", Path::new("/nowhere"), &[]);
+        let name = guest.file_name().unwrap().to_str().unwrap();
+        let cpus = fs::read_to_string("/proc/cpuinfo").unwrap();
+        let mhz = cpus
+            .lines()
+            .find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1));
+        let khz = mhz.unwrap().parse::<f64>().unwrap() * 1e3;
+        let share = self
+            .share
+            .map_or(String::new(), |tag| format!(" lazystore.xchg={tag}"));
+        format!(
+            "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check reboot=t tsc_early_khz={khz:.0} \
+             lazystore.mount={mount_dir} lazystore.type={fs_type} \
+             lazystore.run={mount_dir}/{name}/bin/busybox,ls,{mount_dir}/{name} \
+             lazystore.nix={}:{} lazystore.absent={} lazystore.hash_s={}{share}",
+            store().display(),
+            guest.display(),
+            absent.display(),
+            self.hash_s,
+        )
+    }
 }

@@ -4,6 +4,8 @@
   # Programs of the host: the lazystore under test, and what the VM's script shall start.
   lazystore ? "/nowhere/lazystore",
   qemu ? "/nowhere/qemu-system-x86_64",
+  mkfsErofs ? "/nowhere/mkfs.erofs",
+  isLinux ? true,
 }:
 
 let
@@ -23,7 +25,7 @@ let
         args = [ "-euo" "pipefail" "-c" (keepLogOpen + script) ];
         PATH = "/usr/bin:/bin:/usr/sbin:/sbin";
       }
-      // removeAttrs attributes [ "meta" ]
+      // removeAttrs attributes [ "meta" "passthru" ]
     );
 
   # A package with programs of the host.
@@ -68,6 +70,11 @@ let
       echo "$paths" >$out/store-paths
       echo "$records" >$out/registration
     '';
+
+  hostPlatform = {
+    inherit isLinux;
+    isDarwin = !isLinux;
+  };
 in
 {
   inherit runCommand closureInfo;
@@ -81,12 +88,17 @@ in
     ''
     // { inherit text; };
 
-  stdenv.hostPlatform.isLinux = true;
+  stdenv = {
+    inherit hostPlatform;
+  };
 
   lazystore = programs "lazystore" [ lazystore ];
   util-linux = programs "util-linux" [ "/usr/bin/setpriv" ];
   gnutar = programs "gnutar" [ "/bin/tar" ];
-  erofs-utils = programs "erofs-utils" [ "/usr/bin/mkfs.erofs" ];
+  erofs-utils = programs "erofs-utils" [ mkfsErofs ];
+  e2fsprogs = programs "e2fsprogs" [ "/sbin/mke2fs" "/sbin/mkfs.ext4" "/sbin/resize2fs" "/sbin/debugfs" "/sbin/dumpe2fs" "/sbin/e2fsck" ];
+  fakeroot = programs "fakeroot" [ "/usr/bin/fakeroot" ];
+  virtiofsd = programs "virtiofsd" [ (toString ./fake/virtiofsd) ];
 
   # With a file beside its programs, as the firmware is.
   qemu =
@@ -97,19 +109,35 @@ in
       touch $out/share/qemu/bios.bin
     ''
     // {
-      stdenv.hostPlatform.isLinux = true;
+      stdenv = {
+        inherit hostPlatform;
+      };
       version = "7.2";
     };
 
-  # What a guest is made of: a static program and a path that it refers to. And what nothing refers to.
+  # Stands for two hypervisors that are not here.
+  cloud-hypervisor = programs "cloud-hypervisor" [ (toString ./fake/cloud-hypervisor) ] // { version = "50.0"; };
+  crosvm = programs "crosvm" [ (toString ./fake/crosvm) ] // { version = "120"; };
+
+  # What a guest is made of: a static program, a path that it refers to, and the machine's Nix with its libraries. And
+  # what nothing refers to.
   guest =
     let
       message = runCommand "message" { } "echo 'read in the guest' >$out";
+      nix = runCommand "nix" { } ''
+        mkdir -p $out/bin $out/lib
+        cp "$(readlink -f /usr/bin/nix)" $out/lib/nix
+        ldd /usr/bin/nix | sed -n 's/.*=> \(.*\) (.*/\1/p' | xargs cp --dereference --target-directory=$out/lib
+        cp --dereference /lib64/ld-linux-x86-64.so.2 $out/lib/ld.so
+        printf '#!/bin/sh\nexec %s/lib/ld.so --library-path %s/lib --argv0 nix-store %s/lib/nix "$@"\n' $out $out $out >$out/bin/nix-store
+        chmod 755 $out/bin/nix-store
+      '';
     in
     runCommand "guest" { } ''
       mkdir -p $out/bin
       cp /bin/busybox $out/bin/
       ln -s ${message} $out/message
+      ln -s ${nix}/bin/nix-store $out/bin/nix-store
     '';
   pv = runCommand "pv" { } "echo 'not for guests' >$out";
 }

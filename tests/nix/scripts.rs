@@ -1,15 +1,12 @@
-//! Start scripts as the modules make them, built and executed: with QEMU, and with a program that stands for it.
+//! Start scripts as the modules make them, built and executed with programs that stand for the VMMs.
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::common::process::wait_for;
-use crate::common::tool;
-use crate::evaluator::{ROOT, built};
-use crate::machine::{Machine, Seen};
-
-fn qemu() -> PathBuf {
-    tool("qemu-system-x86_64", "qemu-system-x86")
-}
+use crate::evaluator::{ROOT, built, rebuilt};
+use crate::machine::Machine;
 
 fn fake_qemu() -> PathBuf {
     Path::new(ROOT).join("tests/nix/fake/qemu-system-x86_64")
@@ -20,13 +17,19 @@ fn lines(path: &Path) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// How often an argument is there.
+fn count(arguments: &[String], argument: &str) -> usize {
+    arguments.iter().filter(|a| *a == argument).count()
+}
+
+/// As current NixOS starts QEMU: with memory that is shared already, for virtiofs.
 #[test]
 fn the_start_script_gives_qemu_the_disk_and_leaves_nothing() {
     let machine = Machine::new();
     let script = built("vm", &fake_qemu(), &[]);
     let mut vm = machine.command(&script, "vm");
     let status = vm
-        .env("QEMU_OPTS", "-m 2048 -nographic")
+        .env("QEMU_OPTS", "-smp 2 -nographic")
         .arg("-snapshot")
         .status()
         .unwrap();
@@ -34,16 +37,16 @@ fn the_start_script_gives_qemu_the_disk_and_leaves_nothing() {
     let arguments = lines(&machine.path("arguments"));
     let at = |argument: &str| arguments.iter().position(|a| a == argument).unwrap();
     assert!(at("-name") < at("-nographic") && at("-nographic") < at("-snapshot"));
-    assert!(at("-snapshot") < at("-chardev"), "{arguments:?}");
+    let disk = at("vhost-user-blk-pci,chardev=lazystore");
+    assert_eq!(disk, arguments.len() - 1);
+    // The memory is the one that is there.
+    assert_eq!(count(&arguments, "-object"), 1);
+    assert_eq!(count(&arguments, "memory-backend=mem0"), 1);
     let memory = &arguments[at("-object") + 1];
-    assert!(memory.ends_with("size=2G,share=on"), "{memory}");
-    assert_eq!(
-        arguments.last().unwrap(),
-        "vhost-user-blk-pci,chardev=lazystore"
-    );
+    assert_eq!(memory, "memory-backend-memfd,id=mem0,size=1024M,share=on");
     assert_eq!(
         lines(&machine.path("socket")),
-        ["socket 600", "directory 700"]
+        ["socket 600 root", "directory 700 root"]
     );
     assert_eq!(
         lines(&machine.path("directory")),
@@ -52,8 +55,24 @@ fn the_start_script_gives_qemu_the_disk_and_leaves_nothing() {
     let left: Vec<_> = std::fs::read_dir(machine.path("vm"))
         .unwrap()
         .map(|e| e.unwrap().file_name())
+        .filter(|name| !name.to_str().unwrap().starts_with("tmp."))
         .collect();
     assert_eq!(left, ["xchg"]);
+}
+
+/// As older NixOS starts it: then the memory becomes shared, whatever its size is in the end.
+#[test]
+fn memory_that_is_not_shared_becomes_so() {
+    let machine = Machine::new();
+    let user = "{ virtualisation.qemu = { enableSharedMemory = false; isolation.keepSharedDirectories = false; }; }";
+    let script = built("vm", &fake_qemu(), &[("user", user)]);
+    let mut vm = machine.command(&script, "vm");
+    let status = vm.env("QEMU_OPTS", "-m 2048").status().unwrap();
+    assert_eq!(status.code(), Some(7));
+    let arguments = lines(&machine.path("arguments"));
+    let at = arguments.iter().position(|a| a == "-object").unwrap();
+    let memory = &arguments[at + 1];
+    assert!(memory.ends_with("size=2G,share=on"), "{memory}");
 }
 
 /// A socket's path has 107 bytes at most.
@@ -68,14 +87,14 @@ fn a_vm_may_live_in_a_directory_with_a_long_name() {
     );
     assert_eq!(
         lines(&machine.path("socket")),
-        ["socket 600", "directory 700"]
+        ["socket 600 root", "directory 700 root"]
     );
 }
 
 #[test]
 fn what_asks_qemu_something_gets_no_disk() {
     let machine = Machine::new();
-    let package = built("qemu", &fake_qemu(), &[]);
+    let package = built("package", &fake_qemu(), &[]);
     for question in [
         &["-version"][..],
         &["-device", "help"],
@@ -96,65 +115,129 @@ fn what_asks_qemu_something_gets_no_disk() {
     }
 }
 
-#[test]
-fn a_vm_boots_by_its_start_script_and_sees_its_closure_only() {
-    let machine = Machine::new();
-    let script = built("vm", &qemu(), &[]);
-    let seen = machine.boot(&script, "/nix/.ro-store", "virtio-blk-pci");
-    assert_closure_only(&seen);
-    assert!(machine.path("xchg").is_dir());
-}
+// --- microvm.nix ---
 
-/// The guest saw its closure and nothing else that lies in the same store, and ran a program from it.
-fn assert_closure_only(seen: &Seen) {
-    let name = |path: PathBuf| format!("./{}", path.file_name().unwrap().to_str().unwrap());
-    let guest = name(built("guest", Path::new("/nowhere"), &[]));
-    let unreferenced = name(built("pv", Path::new("/nowhere"), &[]));
-    assert!(seen.names.contains(&guest), "{:?}", seen.names);
-    assert!(!seen.names.contains(&unreferenced), "{:?}", seen.names);
-    // The guest, the path that it refers to, and their registration.
-    let paths = seen
-        .names
-        .iter()
-        .filter(|name| name.matches('/').count() == 1);
-    assert_eq!(paths.count(), 3, "{:?}", seen.names);
-    assert_eq!(seen.program, "bin\nmessage\n");
-    assert_eq!(seen.fact("program_status"), "0");
-    assert_eq!(seen.fact("read_only"), "1");
-    assert_eq!(seen.fact("label"), "nix-store");
+/// systemd would take the unit for active before the VM has booted.
+#[test]
+fn systemd_does_not_hear_lazystore() {
+    let machine = Machine::new();
+    let heard = machine.path("notify");
+    let listener = UnixDatagram::bind(&heard).unwrap();
+    for hypervisor in ["qemu", "firecracker", "cloud-hypervisor", "crosvm"] {
+        let microvm = format!("{{ microvm.hypervisor = \"{hypervisor}\"; }}");
+        let runner = built("runner", &fake_qemu(), &[("microvmUser", &microvm)]);
+        let mut vm = machine.command(&runner, ".");
+        let status = vm.env("NOTIFY_SOCKET", &heard).status().unwrap();
+        assert_eq!(status.code(), Some(7), "{hypervisor}");
+        // The VM has run, so whatever was said before is here, and would come first.
+        let last = UnixDatagram::unbound().unwrap();
+        last.send_to(b"nothing", &heard).unwrap();
+        let mut message = [0; 64];
+        let len = listener.recv(&mut message).unwrap();
+        assert_eq!(&message[..len], b"nothing", "{hypervisor}");
+    }
 }
 
 #[test]
-fn a_microvm_boots_from_the_socket() {
+fn cloud_hypervisor_gets_the_socket_and_shared_memory() {
     let machine = Machine::new();
-    let seen = machine.boot(
-        &built("runner", &qemu(), &[]),
-        "/nix/store",
-        "virtio-blk-device",
+    let microvm = "{ microvm.hypervisor = \"cloud-hypervisor\"; }";
+    let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
+    let status = machine.command(&runner, ".").status().unwrap();
+    assert_eq!(status.code(), Some(7));
+    let arguments = lines(&machine.path("arguments"));
+    assert_eq!(arguments[..2], ["--memory", "size=512M,shared=on"]);
+    assert_eq!(arguments[2], "--disk");
+    assert!(
+        arguments[3].ends_with("-no-store-disk,readonly=on"),
+        "{arguments:?}"
     );
-    assert_closure_only(&seen);
-    // The letter before is the one that microvm.nix leaves to the store.
-    assert_eq!(seen.fact("device"), "/dev/vdb");
-    wait_for("the server's end", || {
-        (!machine.path("guest-lazystore.sock").exists()).then_some(())
-    });
+    assert!(
+        arguments[4].starts_with("vhost_user=true,socket=/"),
+        "{arguments:?}"
+    );
+    assert_eq!(arguments.len(), 5);
 }
 
-/// QEMU stands for the hypervisors that read a file.
 #[test]
-fn a_microvm_boots_from_the_file_which_goes_with_it() {
+fn crosvm_gets_the_socket_when_it_runs_a_vm_only() {
     let machine = Machine::new();
-    let dir = machine.path("disk");
-    let microvm = format!(
-        "{{ microvm = {{ hypervisor = \"firecracker\"; qemu.machine = \"q35\"; lazystore.mountPoint = \"{}\"; }}; }}",
-        dir.display()
-    );
-    let runner = built("runner", &qemu(), &[("microvmUser", &microvm)]);
-    let seen = machine.boot(&runner, "/nix/.ro-store", "virtio-blk-pci");
-    assert_closure_only(&seen);
-    assert_eq!(seen.fact("device"), "/dev/vda");
-    wait_for("the unmount", || {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        (!mounts.contains(dir.to_str().unwrap())).then_some(())
-    });
+    let microvm = "{ microvm.hypervisor = \"crosvm\"; }";
+    let arguments = [("microvmUser", microvm)];
+    let runner = built("runner", &fake_qemu(), &arguments);
+    let status = machine.command(&runner, ".").status().unwrap();
+    assert_eq!(status.code(), Some(7));
+    let said = lines(&machine.path("arguments"));
+    assert_eq!(said[..2], ["run", "--vhost-user"]);
+    assert!(said[2].starts_with("block,socket=/"), "{said:?}");
+    let program = built("crosvm", &fake_qemu(), &arguments).join("bin/crosvm");
+    let mut button = machine.command(&program, ".");
+    let status = button.args(["powerbtn", "vm.sock"]).status().unwrap();
+    assert_eq!(status.code(), Some(7));
+    assert_eq!(lines(&machine.path("arguments")), ["powerbtn", "vm.sock"]);
+}
+
+/// QEMU becomes that user after it has connected, and must be able to do it again.
+#[test]
+fn the_socket_is_the_users_that_qemu_becomes() {
+    let machine = Machine::new();
+    let microvm = "{ microvm.user = \"nobody\"; }";
+    let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
+    let status = machine.command(&runner, ".").status().unwrap();
+    assert_eq!(status.code(), Some(7));
+    let socket = &lines(&machine.path("socket"))[0];
+    assert_eq!(socket, "socket 600 nobody");
+}
+
+/// A PATH with some of the machine's programs only, and an `id` that says whom the script runs as.
+fn path_without_fuse(machine: &Machine, uid: u32) -> PathBuf {
+    let dir = machine.path("bin");
+    std::fs::create_dir(&dir).unwrap();
+    let id = dir.join("id");
+    std::fs::write(&id, format!("#!/bin/sh\necho {uid}\n")).unwrap();
+    std::fs::set_permissions(&id, PermissionsExt::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("/bin/mkdir", dir.join("mkdir")).unwrap();
+    dir
+}
+
+fn refused(vm: &mut Command) -> String {
+    let output = vm.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_host_without_fuse_for_users_is_told_what_to_set() {
+    let machine = Machine::new();
+    let microvm = "{ microvm.hypervisor = \"firecracker\"; }";
+    let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
+    let mut vm = machine.command(&runner, ".");
+    vm.env("PATH", path_without_fuse(&machine, 1000));
+    let said = refused(&mut vm);
+    assert!(said.contains("set programs.fuse.enable = true"), "{said}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let machine = Machine::new();
+    let microvm =
+        "{ microvm.hypervisor = \"firecracker\"; microvm.lazystore.mountPoint = \"/proc/none\"; }";
+    let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
+    let said = refused(&mut machine.command(&runner, "."));
+    assert!(said.contains("/proc/none, which cannot be made"), "{said}");
+}
+
+// --- images ---
+
+/// Whoever builds them, and whenever.
+#[test]
+fn images_are_the_same_each_time() {
+    for store_type in ["erofs", "ext4"] {
+        let user = format!(
+            "{{ virtualisation.qemu.isolation.nixStoreFilesystemType = \"{store_type}\"; }}"
+        );
+        let image = built("image", &fake_qemu(), &[("user", &user)]);
+        rebuilt("image", &[("user", &user)]);
+        assert!(image.join("nixos.img").is_file());
+    }
 }

@@ -1,7 +1,7 @@
 //! What the kernel and the file system offer.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::thread;
 
 use landlock::{AccessFs, LandlockStatus, Ruleset, RulesetAttr};
@@ -33,11 +33,17 @@ pub fn kernel() -> Finding {
 pub fn fuse() -> Finding {
     match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         Ok(_) => Finding::ok("/dev/fuse", "usable, for --fuse"),
-        Err(error) => Finding::note(
-            "/dev/fuse",
-            error.to_string(),
-            "only --fuse needs it: modprobe fuse, or give the container the device",
-        ),
+        Err(error) => Finding::note("/dev/fuse", error.to_string(), fuse_remedy(&error)),
+    }
+}
+
+fn fuse_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::PermissionDenied => {
+            "only --fuse needs it: its mode should be 0666 (chmod 666 /dev/fuse), and a container's device rules must \
+             let it in"
+        }
+        _ => "only --fuse needs it: modprobe fuse, or give the container the device",
     }
 }
 

@@ -4,7 +4,8 @@ mod checks;
 mod kvm;
 mod programs;
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,12 +13,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::errors::CliError;
+use super::text::without_errno;
 
 /// Arguments of `lazystore doctor`.
 #[derive(Debug, Args)]
-#[command(
-    after_long_help = "Exit code 1 when something is missing without which no VM gets a disk."
-)]
+#[command(after_help = "Exit code 1 when something is missing without which no VM gets a disk.")]
 pub struct DoctorArgs {
     /// Kernel for the trial boot on KVM [default: one that is found in /run/current-system or /boot]
     #[arg(long, value_name = "FILE")]
@@ -54,7 +54,7 @@ impl Finding {
         Self {
             name,
             status: Status::Ok,
-            found: found.into(),
+            found: without_errno(&found.into()),
             remedy: None,
         }
     }
@@ -77,6 +77,14 @@ impl Finding {
 
 /// Looks at everything. Takes as long as a trial boot, ten seconds at most.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
+    if let Some(path) = &args.kernel {
+        File::open(path)
+            .and_then(|mut file| file.read(&mut [0]))
+            .map_err(|source| CliError::Kernel {
+                path: path.clone(),
+                source,
+            })?;
+    }
     let findings = [
         checks::kernel(),
         programs::vmm(),

@@ -8,6 +8,7 @@ use zerocopy::FromBytes;
 
 use super::super::closure_args::Loaded;
 use super::super::errors::CliError;
+use super::super::text::{bytes, counted, without_errno};
 use super::shown;
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE, SUPERBLOCK_OFFSET, SuperBlock};
 use crate::image::Image;
@@ -100,13 +101,16 @@ impl MapView {
         if let Some(superblock) = &self.superblock {
             superblock.print(self.len_bytes, out)?;
         }
-        let heads = ["metadata", "data", "used", "files"];
-        let [meta, data, used, files] = heads;
-        writeln!(out, "\npaths, in blocks of {BLOCK_LEN_BYTES} bytes")?;
         writeln!(
             out,
-            "  {meta:>17} {data:>21} {:>5} {used:>15} {files:>7}  path",
-            "size"
+            "\npaths: blocks of {BLOCK_LEN_BYTES} bytes kept for metadata and data (first..after the last); whether that \
+             is exact\nor a bound from the NAR size; blocks of metadata + data used; files"
+        )?;
+        let heads = ["metadata", "data", "size", "used", "files"];
+        let [meta, data, size, used, files] = heads;
+        writeln!(
+            out,
+            "  {meta:>17} {data:>21} {size:>5} {used:>15} {files:>7}  path"
         )?;
         for path in &self.paths {
             path.print(out)?;
@@ -172,7 +176,8 @@ impl SuperBlockView {
         let (blocks, len) = (self.blocks, self.block_len_bytes);
         writeln!(
             out,
-            "  disk      {len_bytes} bytes, {blocks} blocks of {len}"
+            "  disk      {len_bytes} bytes ({}), {blocks} blocks of {len}",
+            bytes(len_bytes)
         )
     }
 }
@@ -193,7 +198,7 @@ fn path_view(loaded: &Loaded, index: usize) -> PathView {
                 files: usage.files,
             },
             Ok(Err(error)) => Used::Failed {
-                error: error.to_string(),
+                error: without_errno(&error.to_string()),
             },
             Err(error) => Used::Failed {
                 error: error.to_string(),
@@ -251,13 +256,19 @@ impl Totals {
 
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "\ntotals")?;
-        writeln!(out, "  {} paths, {} files", self.paths, self.files)?;
+        let (paths, files) = (counted(self.paths, "path"), counted(self.files, "file"));
+        writeln!(out, "  {paths}, {files}")?;
+        let in_use = |used: u64, all: u64| {
+            let len = bytes(used.saturating_mul(BLOCK_LEN_BYTES));
+            format!("{used} of {} used, {len}", counted(all, "block"))
+        };
         let (used, all) = (self.meta_blocks_used, self.meta_blocks);
-        writeln!(out, "  metadata  {used} of {all} blocks used")?;
+        writeln!(out, "  metadata  {}", in_use(used, all))?;
         let (used, all) = (self.data_blocks_used, self.data_blocks);
-        writeln!(out, "  data      {used} of {all} blocks used")?;
+        writeln!(out, "  data      {}", in_use(used, all))?;
         if self.failed > 0 {
-            writeln!(out, "  {} paths cannot be planned", self.failed)?;
+            let paths = counted(self.failed, "path");
+            writeln!(out, "  {paths} cannot be planned")?;
         }
         Ok(())
     }

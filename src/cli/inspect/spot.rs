@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::super::closure_args::Loaded;
 use super::super::errors::CliError;
+use super::super::text::counted;
 use super::shown;
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::volume::{FileRef, Place};
@@ -119,13 +120,13 @@ impl SpotView {
                 file.print("directory entries of", Some(*offset), out)?;
             }
             What::InlineData { file, offset } => {
-                file.print("data behind the inode of", Some(*offset), out)?
+                file.print("data after the inode of", Some(*offset), out)?
             }
             What::Data { file, offset } => file.print("data of", Some(*offset), out)?,
             What::SymlinkTarget { file, offset } => {
                 file.print("the target of", Some(*offset), out)?
             }
-            What::Padding { file } => file.print("zeros behind the end of", None, out)?,
+            What::Padding { file } => file.print("zeros after the end of", None, out)?,
             What::Unused {
                 kept_for: Some(path),
             } => writeln!(out, "  unused, kept for {path}")?,
@@ -148,7 +149,8 @@ impl FileView {
         let Self {
             kind, nid, size, ..
         } = self;
-        writeln!(out, "  which is a {kind} of {size} bytes, nid {nid}")
+        let size = counted(*size, "byte");
+        writeln!(out, "  which is a {kind} of {size}, nid {nid}")
     }
 }
 

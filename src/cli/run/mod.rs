@@ -3,6 +3,7 @@
 mod private_dir;
 mod quote;
 mod supervise;
+mod switched_user;
 mod vmm;
 
 use std::ffi::{OsStr, OsString};
@@ -16,11 +17,12 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, setsid};
 
-use super::closure_args::ClosureArgs;
+use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
+use super::help;
 use super::log;
-use super::record_args::RecordArgs;
+use super::record_args::{RecordArgs, Records};
 use crate::device::fuse::{FuseOptions, clear_mount};
 use crate::server::{
     Forked, ServeEvent, ServeOptions, ServeOutcome, SocketAccess, fork_tied, serve,
@@ -30,12 +32,15 @@ use supervise::{Child, End, Signals, Start};
 pub use vmm::VmmError;
 use vmm::{Attached, Disk, attach, qemu::Version};
 
-/// Exit code of shells for what cannot be started.
-const EXIT_NOT_STARTED: u8 = 127;
+/// Exit code when `run` itself fails, as of env(1) and timeout(1): the VM's own codes mean something else.
+pub const EXIT_OWN_FAILURE: u8 = 125;
+/// Exit codes of shells for what cannot be started, and for what is not there.
+const EXIT_NOT_STARTED: u8 = 126;
+const EXIT_NOT_FOUND: u8 = 127;
 
 /// Arguments of `lazystore run`.
 #[derive(Debug, Args)]
-#[command(before_long_help = EXAMPLES, after_long_help = HELP)]
+#[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct RunArgs {
     #[command(flatten)]
     closure: ClosureArgs,
@@ -44,27 +49,36 @@ pub struct RunArgs {
     #[command(flatten)]
     recording: RecordArgs,
     /// Show the command that would be started, quoted for a shell, and do nothing
-    #[arg(long)]
+    #[arg(long, help_heading = "The VM")]
     print: bool,
     /// The VMM and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(
+        last = true,
+        required = true,
+        value_name = "COMMAND",
+        help_heading = "The VM"
+    )]
     command: Vec<OsString>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  lazystore run --closure-info ./closure-info -- qemu-system-x86_64 -M q35 -m 1G -kernel ./vmlinuz -initrd ./initrd
-  lazystore run --closure-info ./closure-info -- cloud-hypervisor --memory size=1G --kernel ./vmlinux
+  lazystore run ./result -- qemu-system-x86_64 -M q35 -m 1G \\
+      -kernel ./vmlinuz -initrd ./initrd
+  lazystore run ./result -- cloud-hypervisor --memory size=1G --kernel ./vmlinux
   lazystore run --closure-info ./closure-info -- ./my-vmm --blk {socket}
-  lazystore run --closure-info ./closure-info -- ./other-vmm --drive {image},readonly";
+  lazystore run --tree ./rootfs -- ./other-vmm --drive {image},readonly";
 
 const HELP: &str = "\
-QEMU, cloud-hypervisor and crosvm, known by their names, get the disk and memory that is shared; to any other program
-say where the disk goes: {socket} is replaced by its vhost-user-blk socket, {image} by its file. --print shows what
-becomes of the command. Signals are passed on to the VM; its exit code is returned, 128 + N if signal N ended it.
-Nothing is left behind when it ends, however it ends.
+QEMU, cloud-hypervisor and crosvm, known by their names, get the disk and memory that is shared; to any other program \
+say where the disk goes: {socket} is replaced by its vhost-user-blk socket, {image} by its file. --print shows what \
+becomes of the command.
 
-In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store. \"unknown filesystem type\" there means that its kernel
+Signals are passed on to the VM. Its exit code is returned, 128 + N if signal N ended it; 125 means that lazystore \
+itself failed, 126 and 127 that the command cannot be started or does not exist. Nothing is left when it ends, however \
+it ends.
+
+In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store. \"unknown filesystem type\" there means that its kernel \
 lacks erofs (CONFIG_EROFS_FS, module erofs), and no disk at all that it lacks virtio_blk (or virtio_pci, virtio_mmio).";
 
 /// Runs the VM. Also returns in the processes that it forks, which then have nothing left to do.
@@ -77,7 +91,10 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
     let signals = Signals::block().map_err(run_error("wait for signals"))?;
-    let dir = PrivateDir::create().map_err(run_error("create a directory for the socket"))?;
+    let dir = PrivateDir::create().map_err(|source| CliError::PrivateDir {
+        dir: PrivateDir::base(),
+        source,
+    })?;
     let attached = attached(args, dir.path())?;
     let (words, sender) = io::pipe().map_err(run_error("create a pipe"))?;
     match fork_tied(getpid(), Signal::SIGTERM).map_err(run_error("start the server"))? {
@@ -92,7 +109,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
                 attached,
                 signals,
                 server: Child::new(pid),
-                _dir: dir,
+                dir,
             };
             vm.run(words)
         }
@@ -117,10 +134,11 @@ fn become_server(
     dir.adopt();
     // A terminal's signals are for the VM.
     setsid().map_err(run_error("leave the terminal"))?;
-    let image = Arc::new(args.closure.image()?);
-    let options = serve_options(args, dir.path(), attached)?;
+    let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
+    let records = args.recording.records(&closure)?;
+    let options = serve_options(args, dir.path(), attached, &records);
     let mut was_used = false;
-    let outcome = serve(image, &options, Vec::new(), |event| match event {
+    let outcome = serve(Arc::new(image), &options, Vec::new(), |event| match event {
         // The other end may be gone, and then so is this process in a moment.
         ServeEvent::Ready => _ = words.write_all(&[supervise::READY]),
         ServeEvent::Vms(1..) if !was_used => {
@@ -128,8 +146,11 @@ fn become_server(
             _ = words.write_all(&[supervise::CONNECTED]);
         }
         ServeEvent::Vms(_) | ServeEvent::Stopping => {}
-    })?;
-    Ok(match outcome {
+    });
+    if !matches!(outcome, Ok(ServeOutcome::Worker { .. })) {
+        records.remove_empty();
+    }
+    Ok(match outcome? {
         ServeOutcome::Parent => ExitCode::SUCCESS,
         ServeOutcome::Worker { exit_code } => exit_code.into(),
     })
@@ -139,7 +160,8 @@ fn serve_options(
     args: &RunArgs,
     dir: &Path,
     attached: &Attached,
-) -> Result<ServeOptions, CliError> {
+    records: &Records,
+) -> ServeOptions {
     let disk = Disk::in_dir(dir);
     let device = args.device.options();
     let fuse = attached.uses_image.then(|| FuseOptions {
@@ -149,17 +171,17 @@ fn serve_options(
         threads: device.threads,
     });
     let sockets = attached.uses_socket.then(|| disk.socket.clone());
-    Ok(ServeOptions {
+    ServeOptions {
         sockets: sockets.into_iter().collect(),
         access: SocketAccess::default(),
         fuse,
         once: false,
         sandbox: args.device.sandbox(),
         device,
-        record: args.recording.record.clone(),
+        record: records.record.clone(),
         private_dir: Some(dir.to_owned()),
-        prefetch: args.recording.recording()?,
-    })
+        prefetch: records.prefetch.clone(),
+    }
 }
 
 /// What the first process looks after.
@@ -169,7 +191,7 @@ struct Vm {
     signals: Signals,
     server: Child,
     /// Dropped last.
-    _dir: PrivateDir,
+    dir: PrivateDir,
 }
 
 impl Vm {
@@ -182,6 +204,10 @@ impl Vm {
                 self.clean_up();
                 return Ok(end.into());
             }
+        }
+        if self.attached.uses_socket {
+            switched_user::admit(&self.attached.command, self.dir.path(), &self.disk.socket)
+                .map_err(run_error("let the VM's user connect again"))?;
         }
         let forked = fork_tied(getpid(), Signal::SIGTERM).map_err(run_error("start the VM"))?;
         let mut vm = match forked {
@@ -207,9 +233,13 @@ impl Vm {
             .split_first()
             .ok_or(VmmError::NoCommand)?;
         let source = Command::new(program).args(args).exec();
+        let code = match source.kind() {
+            io::ErrorKind::NotFound => EXIT_NOT_FOUND,
+            _ => EXIT_NOT_STARTED,
+        };
         let program = PathBuf::from(program);
         log::fatal(&CliError::Start { program, source });
-        Ok(ExitCode::from(EXIT_NOT_STARTED))
+        Ok(ExitCode::from(code))
     }
 
     /// Detaches what a server that was killed left mounted.
@@ -228,7 +258,7 @@ impl Vm {
         let heard = words.read_to_end(&mut said).is_ok();
         if heard
             && self.attached.uses_socket
-            && end != End(EXIT_NOT_STARTED)
+            && !matches!(end, End(EXIT_NOT_STARTED | EXIT_NOT_FOUND))
             && !said.contains(&supervise::CONNECTED)
         {
             tracing::warn!(

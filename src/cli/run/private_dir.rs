@@ -34,11 +34,16 @@ impl PrivateDir {
         Ok(dir)
     }
 
-    /// What its path looks like.
-    pub fn example() -> PathBuf {
+    /// Where it is made.
+    pub fn base() -> PathBuf {
         let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let base = base.filter(|dir| dir.is_absolute() && dir.is_dir());
-        base.unwrap_or_else(std::env::temp_dir).join(TEMPLATE)
+        base.unwrap_or_else(std::env::temp_dir)
+    }
+
+    /// What its path looks like.
+    pub fn example() -> PathBuf {
+        Self::base().join(TEMPLATE)
     }
 
     pub fn path(&self) -> &Path {

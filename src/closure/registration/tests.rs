@@ -96,14 +96,13 @@ fn faulty_hashes() {
 
 #[test]
 fn faulty_numbers() {
-    for number in ["", "12a", "-1", "+1", " 1", "1\r", "0x1"] {
-        let shown = number.replace('\r', "\\r");
-        let expected = format!("line 3: the NAR size \"{shown}\" is not a number");
+    for number in ["", "12a", "-1", "+1", " 1", "0x1"] {
+        let expected = format!("line 3: the NAR size \"{number}\" is not a number");
         assert_eq!(
             fault(&format!("/nix/store/a\n{HASH}\n{number}\n\n0\n")),
             expected
         );
-        let expected = format!("line 5: the number of references \"{shown}\" is not a number");
+        let expected = format!("line 5: the number of references \"{number}\" is not a number");
         assert_eq!(
             fault(&format!("/nix/store/a\n{HASH}\n1\n\n{number}\n")),
             expected
@@ -151,8 +150,7 @@ fn lines_that_should_be_paths() {
         fault(&format!("{record}\n0\n\n")),
         not_a_path(6, "a store path", "")
     );
-    let expected = "line 6: /tmp/x is not directly inside the store directory /nix/store \
-                    (pass --store-dir if the store is elsewhere)";
+    let expected = "line 6: /tmp/x is not directly inside the store directory /nix/store";
     assert_eq!(fault(&format!("{record}\n0\n/tmp/x\n")), expected);
 }
 

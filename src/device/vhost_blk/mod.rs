@@ -31,12 +31,16 @@ pub mod execute;
 pub mod guest;
 mod idle;
 pub mod inflight;
+#[cfg(test)]
+mod model;
 pub mod offload;
 mod poller;
 mod pool;
 pub mod request;
 pub mod ring;
 mod stats;
+#[cfg(test)]
+mod stress;
 mod sync;
 #[cfg(test)]
 mod testing;

@@ -111,6 +111,22 @@ impl Driver {
         self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
     }
 
+    pub fn avail_index(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// Whether the device asked to be told of requests that were made available since the index was `before`
+    /// (virtio 1.2, section 2.7.10).
+    pub fn wants_kick(&self, event_idx: bool, before: u16) -> bool {
+        let word = |at: u64| -> u16 { self.memory.read_obj(GuestAddress(at)).unwrap() };
+        if event_idx {
+            let event = word(USED + 4 + 8 * u64::from(self.size));
+            event.wrapping_sub(before) < self.next_avail.wrapping_sub(before)
+        } else {
+            word(USED) & 1 == 0
+        }
+    }
+
     /// Asks for an interrupt with the next answer, as a driver with EVENT_IDX does (virtio 1.2, section 2.7.7).
     pub fn want_interrupt(&self) {
         let event = AVAIL + 4 + 2 * u64::from(self.size);

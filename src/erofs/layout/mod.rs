@@ -34,9 +34,7 @@ pub enum LayoutError {
     #[error("has more entries or data than one EROFS disk can hold")]
     TooBig,
     /// A file that no Nix store can hold.
-    #[error(
-        "holds a device, socket or FIFO, which a store path cannot (use --tree for such files)"
-    )]
+    #[error("holds a device, socket or FIFO, which a store path cannot")]
     NotInANar,
     /// A name longer than the format allows, or empty.
     #[error("holds a name that EROFS cannot (1 to 255 bytes)")]

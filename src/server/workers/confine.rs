@@ -55,6 +55,7 @@ pub(super) fn confine_worker(
 fn cleaned_dirs(image: &Image, options: &ServeOptions) -> Vec<PathBuf> {
     let removed = options.sockets.iter().map(PathBuf::as_path);
     let removed = removed.chain(options.private_dir.as_deref());
+    let removed = removed.chain(options.record.as_deref());
     removed.chain(image.pins_file()).map(dir_of).collect()
 }
 

@@ -1,5 +1,7 @@
 //! A hostile frontend: any messages with any payloads and descriptors over a real socket, to the code that serves a
-//! connection from accept to the end. It must end by itself when the frontend has left, and leave nothing behind.
+//! connection from accept to the end. It must end by itself when the frontend has left, and leave nothing behind. Rings
+//! are stopped, reset and renegotiated while requests are under way; a base that the frontend was told last is what has
+//! been answered.
 
 #[path = "disk.rs"]
 mod disk;
@@ -22,7 +24,7 @@ use lazystore::device::vhost_blk::{DeviceOptions, serve_connection};
 use lazystore::image::Image;
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::input::Input;
+use super::input::Input;
 use files::Files;
 use leaks::Leaks;
 use protocol::{request, table, words32, words64};
@@ -89,11 +91,29 @@ impl Stage {
             wire: Wire::new(&stream),
             files: Files::new(),
             messages: 0,
+            bases: 0,
+            orderly: true,
         };
-        let _files = frontend.speak();
+        let (files, stopped) = frontend.speak();
         let listener = self.listener.try_clone().unwrap();
         // Any end will do.
         let _ = serve_connection(Arc::clone(&self.image), &self.options, listener, || {});
+        if let Some(bases) = stopped {
+            check_base(&stream, &files, bases);
+        }
+    }
+}
+
+/// The last thing that the frontend was told is the base of the first ring, unless the device hung up before it had
+/// answered all `asked` questions for one.
+fn check_base(stream: &UnixStream, files: &Files, asked: usize) {
+    let mut bases = wire::answers(stream);
+    bases.retain(|(number, _)| *number == request::GET_VRING_BASE);
+    if bases.len() == asked
+        && let Some((_, payload)) = bases.last()
+    {
+        let base = u16::from_le_bytes([payload[4], payload[5]]);
+        assert_eq!(base, files.word(USED + 2), "base and used index");
     }
 }
 
@@ -102,20 +122,33 @@ struct Frontend<'a> {
     wire: Wire<'a>,
     files: Files,
     messages: usize,
+    /// How often it has asked for the base of a ring.
+    bases: usize,
+    /// It has done nothing that could make rings overlap anything.
+    orderly: bool,
 }
 
 impl Frontend<'_> {
-    /// Says everything and hangs up; the files live on, as they do in a frontend that only closed its socket.
-    fn speak(mut self) -> Files {
+    /// Says everything and hangs up; the files live on, as they do in a frontend that only closed its socket. Returns
+    /// how many bases it has asked for, if the last one can be known.
+    fn speak(mut self) -> (Files, Option<usize>) {
+        let last = self.input.byte();
         while !self.input.is_empty() && self.messages < MESSAGES_MAX {
             self.step();
         }
+        // Only the first ring overlaps no other one.
+        let known = last.is_multiple_of(2) && self.orderly;
+        if known {
+            self.stop(0);
+        }
         self.wire.end();
-        self.files
+        (self.files, known.then_some(self.bases))
     }
 
     fn step(&mut self) {
-        match self.input.byte() % 16 {
+        let step = self.input.byte() % 20;
+        self.orderly &= matches!(step, 0 | 1 | 4 | 8 | 12..=14 | 16..);
+        match step {
             0 => self.greet(PROTOCOL),
             1 => self.share_memory(),
             2 => self.memory_table(),
@@ -137,6 +170,11 @@ impl Frontend<'_> {
             }
             12..=13 => self.disk_request(),
             14 => self.files.kick(self.input.byte()),
+            16 => {
+                let index = self.input.byte() % 4;
+                self.stop(index);
+            }
+            17..=19 => self.renegotiate(),
             _ => {
                 let protocol = self.number();
                 self.greet(protocol);
@@ -226,6 +264,11 @@ impl Frontend<'_> {
     /// A ring as it should be, but for the descriptors.
     fn ring(&mut self) {
         let index = self.input.byte() % 4;
+        self.ring_of(index);
+    }
+
+    fn ring_of(&mut self, index: u8) {
+        self.orderly &= index == 0;
         let (kick, call) = (self.input.byte(), self.input.byte());
         let base = USER + RING_STEP * u64::from(index);
         let number = u32::from(index);
@@ -248,6 +291,39 @@ impl Frontend<'_> {
             &[call],
         );
         self.message(request::SET_VRING_ENABLE, &words32(&[number, 1]), &[]);
+    }
+
+    /// What a frontend does when a ring's driver goes away.
+    fn stop(&mut self, index: u8) {
+        let state = words32(&[u32::from(index), 0]);
+        if !self.input.byte().is_multiple_of(4) {
+            self.message(request::SET_VRING_ENABLE, &state, &[]);
+        }
+        self.message(request::GET_VRING_BASE, &state, &[]);
+        self.bases += 1;
+    }
+
+    /// Another driver takes a ring over, with other features and any base; requests of the old one may lie in it.
+    fn renegotiate(&mut self) {
+        let (index, shape) = (self.input.byte() % 4, self.input.byte());
+        self.stop(index);
+        let event_idx = u64::from(shape & 1) << 29;
+        let features = VERSION_1 | PROTOCOL_FEATURES | event_idx | 1 << 28;
+        self.message(request::SET_FEATURES, &features.to_le_bytes(), &[]);
+        if shape & 2 != 0 {
+            // The rings of a driver that begins anew are empty.
+            let base = RING_STEP * u64::from(index);
+            self.files.poke(base + AVAIL + 2, &[0; 2]);
+            self.files.poke(base + USED + 2, &[0; 2]);
+        }
+        let base = match shape >> 6 {
+            0 => 0,
+            1 => self.files.word(RING_STEP * u64::from(index) + AVAIL + 2),
+            _ => self.input.word16(),
+        };
+        let state = words32(&[u32::from(index), u32::from(base)]);
+        self.message(request::SET_VRING_BASE, &state, &[]);
+        self.ring_of(index);
     }
 
     fn ring_state(&mut self) {
@@ -359,8 +435,12 @@ impl Frontend<'_> {
         let at = 0x1000 + 0x100 * slot;
         let data = match self.input.byte() {
             0..=199 => 0x4000 + 0x1000 * slot,
-            byte => u64::from(byte - 200) * 0x20,
+            byte => {
+                self.orderly = false;
+                u64::from(byte - 200) * 0x20
+            }
         };
+        self.orderly &= index == 0;
         self.files.poke(at, &words64(&[0, sector]));
         let first = 3 * slot;
         let next = |by: u64| (first + by) << 48;

@@ -1,12 +1,17 @@
 //! A hostile guest: what lies in its memory, where its ring is said to lie, and what it does, in any order; served by the
-//! device's own event handler and compared with a model of what virtio allows.
+//! device's own event handler and compared with a model of what virtio allows. A frontend stops, resets and renegotiates
+//! the ring between any two of these, and while the device serves it.
 
 #[path = "disk.rs"]
 mod disk;
+#[path = "guest/frontend.rs"]
+mod frontend;
 #[path = "guest/memory.rs"]
 mod memory;
 #[path = "guest/model.rs"]
 mod model;
+#[path = "guest/server.rs"]
+mod server;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -17,14 +22,16 @@ use lazystore::device::vhost_blk::guest::{Memory, SharedMemory};
 use lazystore::device::vhost_blk::ring::{Found, Ring, WhenEmpty};
 use lazystore::device::vhost_blk::{DeviceOptions, QUEUES};
 use lazystore::image::Image;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use vhost_user_backend::{VhostUserBackend, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
-use crate::input::Input;
+use super::input::Input;
 use memory::{DATA, Layout, layouts};
 use model::{Addresses, Expected, Verdict};
+use server::Server;
 
 /// More steps say nothing new.
 const STEPS_MAX: usize = 40;
@@ -42,7 +49,11 @@ const REQUEST_BYTES: u64 = 0x40;
 
 /// What all executions share.
 struct Stage {
-    device: BlkDevice,
+    device: Arc<BlkDevice>,
+    /// Serves a ring while something else happens.
+    server: Server,
+    /// How all guests are interrupted.
+    call: EventFd,
     image: Arc<Image>,
     shared: SharedMemory,
     layouts: Vec<Layout>,
@@ -59,8 +70,11 @@ impl Stage {
         };
         let shared = SharedMemory::new(Memory::new());
         let device = BlkDevice::new(Arc::clone(&image), &options, shared.clone()).unwrap();
+        let device = Arc::new(device);
         Self {
+            server: Server::new(Arc::clone(&device)),
             device,
+            call: EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap(),
             image,
             shared,
             layouts: layouts(),
@@ -78,6 +92,10 @@ struct Guest<'s> {
     addresses: Addresses,
     /// The ring has been seen to be broken.
     broken: bool,
+    /// The frontend has asked for a size that a ring may have.
+    size_is_good: bool,
+    /// How many requests the device has answered, as an index of the used ring. Only of a ring that is not broken.
+    answered: u16,
 }
 
 impl<'s> Guest<'s> {
@@ -94,7 +112,13 @@ impl<'s> Guest<'s> {
             size: 1 << (shape % 8),
             addresses: ORDINARY,
             broken: true,
+            size_is_good: true,
+            answered: 0,
         };
+        let call = std::os::fd::AsFd::as_fd(&stage.call)
+            .try_clone_to_owned()
+            .unwrap();
+        guest.ring.set_call(Some(call.into()));
         guest.ring.set_queue_size(guest.size);
         guest.ring.set_queue_event_idx(shape & 8 != 0);
         if shape & 16 != 0 {
@@ -131,12 +155,12 @@ impl<'s> Guest<'s> {
         let running = self.ring.get_ref().get_queue().ready();
         if self.ring.set_queue_info(descriptors, avail, used).is_ok() {
             self.addresses = addresses;
-            if running {
-                self.resumed();
-            }
         } else {
             // Some of the addresses may have been taken.
             self.addresses = Addresses::of(&self.ring);
+        }
+        if running {
+            self.resumed();
         }
     }
 
@@ -148,10 +172,16 @@ impl<'s> Guest<'s> {
     /// The device goes on from the index in memory, whatever it was told.
     fn resumed(&mut self) {
         let index = self.used_index();
-        self.broken = index.is_none();
-        if let Some(index) = index {
+        self.broken = index.is_none() || !self.size_is_good;
+        if let Some(index) = index.filter(|_| self.size_is_good) {
             assert_eq!(self.ring.queue_next_avail(), index);
+            self.answered = index;
         }
+    }
+
+    fn avail_index(&self) -> u16 {
+        let at = self.addresses.avail.wrapping_add(2);
+        self.memory().read_obj(GuestAddress(at)).unwrap_or(0)
     }
 
     /// Somewhere in memory, at its edges, in the ring or anywhere at all.
@@ -198,6 +228,7 @@ impl<'s> Guest<'s> {
             9 => self.set_up_again(input),
             10 => self.indirect(input),
             11 => self.long_chain(input),
+            12 => self.race(input),
             _ => self.serve(),
         }
     }
@@ -319,8 +350,7 @@ impl<'s> Guest<'s> {
 
     /// Makes a head available.
     fn offer(&self, head: u16) {
-        let index_at = self.addresses.avail.wrapping_add(2);
-        let index: u16 = self.memory().read_obj(GuestAddress(index_at)).unwrap_or(0);
+        let index = self.avail_index();
         let slot = u64::from(index % self.size.max(1));
         let element = self.addresses.avail.wrapping_add(4 + 2 * slot);
         self.put(element, &head.to_le_bytes());
@@ -328,38 +358,8 @@ impl<'s> Guest<'s> {
     }
 
     fn advance(&self, by: u16) {
-        let at = self.addresses.avail.wrapping_add(2);
-        let index: u16 = self.memory().read_obj(GuestAddress(at)).unwrap_or(0);
-        self.put(at, &index.wrapping_add(by).to_le_bytes());
-    }
-
-    /// What a frontend may do to a ring at any time.
-    fn set_up_again(&mut self, input: &mut Input<'_>) {
-        match input.byte() % 8 {
-            0 => self.ring.set_queue_ready(false),
-            1 => self.start(),
-            2 => self.ring.set_enabled(input.byte().is_multiple_of(2)),
-            3 => {
-                self.ring.set_queue_size(input.word16());
-                self.size = self.ring.get_ref().get_queue().size();
-            }
-            4 => self
-                .ring
-                .set_queue_event_idx(input.byte().is_multiple_of(2)),
-            5 => self.ring.set_queue_next_avail(input.word16()),
-            6 => {
-                self.ring.set_queue_ready(false);
-                self.start();
-            }
-            _ => {
-                let addresses = Addresses {
-                    descriptors: self.address(input) & !0xf,
-                    avail: self.address(input) & !1,
-                    used: self.address(input) & !3,
-                };
-                self.place_ring(addresses);
-            }
-        }
+        let index = self.avail_index().wrapping_add(by);
+        self.put(self.addresses.avail.wrapping_add(2), &index.to_le_bytes());
     }
 
     /// Has the device look at the ring, and holds it to the model.
@@ -367,6 +367,8 @@ impl<'s> Guest<'s> {
         let before = self.layout.bytes();
         let expected = Expected::new(&self.ring, self.broken, self.memory(), &self.stage.image);
         let rings = std::slice::from_ref(&self.ring);
+        // What was not seen before is no answer to what is asked now.
+        let _ = self.stage.call.read();
         self.stage
             .device
             .handle_event(0, EventSet::IN, rings, 0)
@@ -375,14 +377,16 @@ impl<'s> Guest<'s> {
             Verdict::Nothing => {
                 assert!(before == self.layout.bytes(), "a ring at rest was touched")
             }
-            // The guest had its own ring overwritten: it may get any answer.
-            Verdict::Anything => {
-                self.ring.set_queue_ready(false);
-                self.start();
-                self.layout.check_outside(&self.layout.bytes());
-            }
+            Verdict::Anything => self.start_over(),
             Verdict::Exactly => self.check(&before, &expected),
         }
+    }
+
+    /// The guest had its own ring overwritten: it may get any answer.
+    fn start_over(&mut self) {
+        self.ring.set_queue_ready(false);
+        self.start();
+        self.layout.check_outside(&self.layout.bytes());
     }
 
     fn check(&mut self, before: &[u8], expected: &Expected) {
@@ -399,6 +403,23 @@ impl<'s> Guest<'s> {
             }
         });
         expected.check_answers(self.memory(), self.broken);
+        if !self.broken {
+            self.answered = expected.answered(self.memory());
+            let wanted = expected.wants_interrupt(&self.ring, self.memory(), self.answered);
+            assert!(!wanted || self.is_interrupted(), "an interrupt was lost");
+        }
+    }
+
+    /// A thread of the pool interrupts after it has published.
+    fn is_interrupted(&self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.stage.call.read().is_err() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
     }
 
     /// Requests that the pool carries out are published later.

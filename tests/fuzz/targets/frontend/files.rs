@@ -75,11 +75,16 @@ impl Files {
         }
     }
 
+    /// A number in guest memory.
+    pub fn word(&self, at: u64) -> u16 {
+        let mut word = [0; 2];
+        self.memory.read_exact_at(&mut word, at).unwrap();
+        u16::from_le_bytes(word)
+    }
+
     /// Makes a head available in the ring whose available part is at `avail`.
     pub fn offer(&self, avail: u64, size: u16, head: u16) {
-        let mut index = [0; 2];
-        self.memory.read_exact_at(&mut index, avail + 2).unwrap();
-        let index = u16::from_le_bytes(index);
+        let index = self.word(avail + 2);
         self.poke(avail + 4 + 2 * u64::from(index % size), &head.to_le_bytes());
         self.poke(avail + 2, &index.wrapping_add(1).to_le_bytes());
     }

@@ -1,5 +1,6 @@
 //! Bytes and descriptors on the socket.
 
+use std::io::Read;
 use std::net::Shutdown;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
@@ -60,4 +61,25 @@ impl<'s> Wire<'s> {
         self.flush();
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
+}
+
+/// All messages in the socket that are whole: numbers and payloads. The device has hung up.
+pub fn answers(mut stream: &UnixStream) -> Vec<(u32, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    // A device that hung up with something unread is an error at the end of what it has said.
+    let _ = stream.read_to_end(&mut bytes);
+    let mut rest = bytes.as_slice();
+    let mut answers = Vec::new();
+    while let Some((header, after)) = rest.split_first_chunk::<12>() {
+        let [number, _, len] = [0, 4, 8].map(|at| {
+            let word = header[at..at + 4].try_into().unwrap();
+            u32::from_le_bytes(word)
+        });
+        let Some(payload) = after.get(..len as usize) else {
+            break;
+        };
+        answers.push((number, payload.to_vec()));
+        rest = &after[payload.len()..];
+    }
+    answers
 }

@@ -5,7 +5,7 @@ pub mod options;
 
 use std::ffi::OsString;
 
-use super::{Disk, VmmError};
+use super::{Disk, Vmm, VmmError};
 use crate::cli::qemu_text::qemu_escape;
 use options::{Options, last};
 
@@ -54,6 +54,18 @@ pub fn attach(
     Ok(out)
 }
 
+/// The user that a QEMU becomes, as its command line names it; other programs have no such option.
+pub fn switched_user(command: &[OsString]) -> Option<String> {
+    let (program, args) = command.split_first()?;
+    if Vmm::of(program) != Some(Vmm::Qemu) {
+        return None;
+    }
+    let options = Options::parse(args);
+    let run_with = options.properties("run-with", "");
+    let named = last(&run_with, "user").or_else(|| options.values("runas").next_back());
+    named.map(str::to_owned)
+}
+
 /// A worker that dies is replaced: QEMU should connect again after a second. Not told to a QEMU that is not known to
 /// understand it.
 fn reconnect(version: Option<Version>) -> &'static str {
@@ -91,6 +103,18 @@ mod tests {
         let args = attach(&os(args), &Disk::in_dir(Path::new(dir)), version).unwrap();
         let args: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
         args.join(" ")
+    }
+
+    #[test]
+    fn the_user_that_qemu_becomes_is_known() {
+        let user = |args: &[&str]| switched_user(&os(args));
+        let named = |name: &str| Some(name.to_owned());
+        assert_eq!(user(&["qemu-kvm", "-runas", "vm"]), named("vm"));
+        let run_with = ["qemu-kvm", "-run-with", "async-teardown=on,user=1:2"];
+        assert_eq!(user(&run_with), named("1:2"));
+        assert_eq!(user(&["qemu-kvm", "-run-with", "chroot=/x"]), None);
+        assert_eq!(user(&["qemu-kvm", "-append", "-runas", "-m", "1G"]), None);
+        assert_eq!(user(&["other-vmm", "-runas", "vm"]), None);
     }
 
     #[test]

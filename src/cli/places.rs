@@ -1,0 +1,118 @@
+//! Whether the places that a command line names can be there together.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::errors::CliError;
+
+/// A place, and the option that named it.
+#[derive(Debug, Clone)]
+pub struct Place {
+    option: &'static str,
+    given: PathBuf,
+    /// Without links in its directory, to be compared.
+    real: PathBuf,
+}
+
+impl Place {
+    pub fn new(option: &'static str, path: &Path) -> Self {
+        Self {
+            option,
+            given: path.to_owned(),
+            real: real(path),
+        }
+    }
+}
+
+/// The last component need not exist, and is not followed.
+fn real(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(dir), Some(name)) => dir
+            .canonicalize()
+            .map_or(absolute.clone(), |dir| dir.join(name)),
+        _ => absolute,
+    }
+}
+
+/// Checks files that are made (sockets, recordings) and the directory `mount` that is mounted on.
+///
+/// # Errors
+/// When two of them are one, one would be hidden by the mount, or the mount would hide what is there.
+pub fn check(files: &[Place], mount: Option<&Path>) -> Result<(), CliError> {
+    for (index, place) in files.iter().enumerate() {
+        if let Some(other) = files[..index].iter().find(|other| other.real == place.real) {
+            return Err(CliError::GivenTwice {
+                path: place.given.clone(),
+                first: other.option,
+                second: place.option,
+            });
+        }
+    }
+    let Some(mount) = mount else { return Ok(()) };
+    let dir = mount.canonicalize().unwrap_or_else(|_| real(mount));
+    match files.iter().find(|place| place.real.starts_with(&dir)) {
+        Some(place) => Err(CliError::Hidden {
+            path: place.given.clone(),
+            option: place.option,
+            dir: mount.to_owned(),
+        }),
+        None => check_empty(mount),
+    }
+}
+
+/// What a server left mounted there is looked at elsewhere.
+fn check_empty(dir: &Path) -> Result<(), CliError> {
+    let is_fuse = rustix::fs::statfs(dir).is_ok_and(|stat| stat.f_type == FUSE_SUPER_MAGIC);
+    // What cannot be listed is explained by the attempt to mount.
+    let is_empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+    match is_fuse || is_empty {
+        true => Ok(()),
+        false => Err(CliError::MountNotEmpty {
+            dir: dir.to_owned(),
+        }),
+    }
+}
+
+/// linux/magic.h
+const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(files: &[(&'static str, &Path)], mount: Option<&Path>) -> String {
+        let files: Vec<_> = files.iter().map(|(o, p)| Place::new(o, p)).collect();
+        check(&files, mount).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn places_are_compared_without_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real");
+        fs::create_dir(&real).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        let (one, other) = (real.join("x.sock"), link.join("./x.sock"));
+        let text = said(&[("--record", &one), ("--vhost-user", &other)], None);
+        assert!(text.contains("--record and --vhost-user"), "{text}");
+        let text = said(&[("--vhost-user", &one), ("--vhost-user", &other)], None);
+        assert!(text.contains("twice with --vhost-user"), "{text}");
+        assert_eq!(
+            said(&[("--record", &one), ("--vhost-user", &link)], None),
+            ""
+        );
+        let text = said(&[("--vhost-user", &other)], Some(&real));
+        assert!(text.contains("would be hidden"), "{text}");
+    }
+
+    #[test]
+    fn a_mount_must_not_hide_files() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(said(&[], Some(dir.path())), "");
+        assert_eq!(said(&[], Some(&dir.path().join("absent"))), "");
+        fs::write(dir.path().join("file"), "").unwrap();
+        let text = said(&[], Some(dir.path()));
+        assert!(text.contains("is not empty"), "{text}");
+    }
+}

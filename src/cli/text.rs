@@ -1,0 +1,105 @@
+//! How numbers and reasons are written for people.
+
+use std::io::IsTerminal;
+
+/// `1 path`, `2 paths`.
+pub fn counted(count: impl TryInto<u64>, what: &str) -> String {
+    match count.try_into() {
+        Ok(1) => format!("1 {what}"),
+        Ok(count) => format!("{count} {what}s"),
+        Err(_) => format!("many {what}s"),
+    }
+}
+
+/// A number of bytes in decimal units, as disks and networks count: `512 bytes`, `10.4 MB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if count < 1000 {
+        return counted(count, "byte");
+    }
+    // Rounding for a person is no loss.
+    #[expect(clippy::cast_precision_loss)]
+    let mut value = count as f64 / 1e3;
+    let mut unit = 0;
+    // What would be written as 1000.0 is 1.0 of the next unit.
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1e3;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// `text` without Rust's ` (os error 2)`, which tells a person nothing that the words before it do not.
+pub fn without_errno(text: &str) -> String {
+    const START: &str = " (os error ";
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(START) {
+        out.push_str(before);
+        let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+        match after[digits..].strip_prefix(')') {
+            Some(tail) if digits > 0 => rest = tail,
+            _ => {
+                out.push_str(START);
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Whether colours help whoever reads `stream` (no-color.org).
+pub fn is_coloured(stream: &impl IsTerminal) -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    stream.is_terminal() && !is_set("NO_COLOR") && !is_dumb
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_thing_is_not_plural() {
+        assert_eq!(counted(1_u64, "path"), "1 path");
+        assert_eq!(counted(0_usize, "path"), "0 paths");
+        assert_eq!(counted(-1, "path"), "many paths");
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        let cases = [
+            (0, "0 bytes"),
+            (1, "1 byte"),
+            (999, "999 bytes"),
+            (1000, "1.0 kB"),
+            (10_400_000, "10.4 MB"),
+            (999_949_999, "999.9 MB"),
+            (999_950_000, "1.0 GB"),
+            (6_200_000_000, "6.2 GB"),
+            (u64::MAX, "18.4 EB"),
+        ];
+        for (count, text) in cases {
+            assert_eq!(bytes(count), text);
+        }
+    }
+
+    #[test]
+    fn reasons_are_words() {
+        let error = std::io::Error::from_raw_os_error(2);
+        assert_eq!(
+            without_errno(&format!("a: {error}; b: {error}")),
+            "a: No such file or directory; b: No such file or directory"
+        );
+        for text in [
+            "",
+            "x (os error )",
+            "x (os error 2",
+            "(os error 2)",
+            "é (os error x) y",
+        ] {
+            assert_eq!(without_errno(text), text);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Rings and the pool under all interleavings that `shuttle` tries.
+//!
+//! The modules are compiled a second time here, with locks, atomics and threads that `shuttle` schedules: it decides at
+//! each of their operations which thread goes on. What is not scheduled, the lock inside `VringMutex` and guest memory,
+//! is never held or half-written across such an operation.
+
+// Not everything of the product is used here, and compiling it twice is the point.
+#![allow(dead_code, clippy::duplicate_mod)]
+
+mod sync {
+    pub(super) use std::sync::Arc;
+
+    pub(super) use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    pub(super) use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+    pub(super) use shuttle::thread;
+
+    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wait<'m, T>(condvar: &Condvar, guard: MutexGuard<'m, T>) -> MutexGuard<'m, T> {
+        condvar.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+use super::{config, execute, guest, idle, testing};
+
+#[path = "call.rs"]
+mod call;
+#[path = "inflight.rs"]
+mod inflight;
+#[path = "offload.rs"]
+mod offload;
+#[path = "pool.rs"]
+mod pool;
+#[path = "ring.rs"]
+mod ring;
+#[path = "used.rs"]
+mod used;
+#[path = "vring.rs"]
+mod vring;
+
+#[path = "model/world.rs"]
+mod world;
+
+use world::{Change, World};
+
+/// Schedules tried for each test and each way of choosing them; `LAZYSTORE_SCHEDULES` sets another number.
+const SCHEDULES: usize = 1500;
+
+fn schedules() -> usize {
+    let asked = std::env::var("LAZYSTORE_SCHEDULES").ok();
+    asked.map_or(SCHEDULES, |count| count.parse().unwrap())
+}
+
+/// Runs `world` under random schedules, and under those with few and well-placed preemptions, which find other faults.
+fn check(world: impl Fn() + Send + Sync + Copy + 'static) {
+    shuttle::check_random(world, schedules());
+    shuttle::check_pct(world, schedules(), 3);
+}
+
+/// Stops the ring while the queue's thread and the pool work, and starts it again.
+#[test]
+fn a_stop_among_queue_thread_and_pool() {
+    check(|| World::run(&[8], [Change::Stop]));
+}
+
+#[test]
+fn a_ring_is_disabled_and_enabled_again() {
+    check(|| World::run(&[8], [Change::Disable]));
+}
+
+#[test]
+fn a_reset_and_another_driver_with_and_without_event_idx() {
+    check(|| {
+        World::run(
+            &[4],
+            [
+                Change::Reset { event_idx: true },
+                Change::Reset { event_idx: false },
+            ],
+        )
+    });
+}
+
+#[test]
+fn a_ring_is_changed_while_it_runs() {
+    check(|| {
+        World::run(
+            &[8],
+            [
+                Change::Addresses,
+                Change::EventIdx(true),
+                Change::EventIdx(false),
+            ],
+        )
+    });
+}
+
+#[test]
+fn several_queues_share_a_thread_and_the_pool() {
+    check(|| World::run(&[4, 8], [Change::Stop, Change::Reset { event_idx: true }]));
+}
+
+#[test]
+fn the_frontend_leaves() {
+    check(|| World::run(&[8], [Change::Leave]));
+}

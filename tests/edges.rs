@@ -1,0 +1,311 @@
+//! Sharp edges of the command line: arguments that contradict each other, values that cannot be meant, and advice.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use lazystore::image::recording::Recording;
+
+const NAME: &str = "00000000000000000000000000000000-hello";
+
+/// A chroot store in `root`, a tree, and a directory that is not empty.
+struct Fixture {
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root/nix/store").join(NAME)).unwrap();
+        fs::create_dir(dir.path().join("tree")).unwrap();
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        fs::write(dir.path().join("tree/file"), "content").unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn lazystore(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
+        command.current_dir(self.dir.path()).args(args);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let files = fs::read_dir(self.dir.path()).unwrap();
+        let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+
+    /// What is said by a command that must fail with `code` and leave nothing.
+    fn said(&self, args: &[&str], code: i32) -> String {
+        let before = self.files();
+        let output = self.lazystore(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
+        assert_eq!(self.files(), before, "{args:?} left something behind");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// The one sentence of it.
+    fn sentence(&self, args: &[&str], code: i32) -> String {
+        let said = self.said(args, code);
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+        assert!(!said.contains("os error"), "{said}");
+        said
+    }
+}
+
+#[test]
+fn arguments_that_contradict_each_other_are_refused_in_one_sentence() {
+    let fixture = Fixture::new();
+    let cases: [(&[&str], i32, &[&str]); 6] = [
+        (
+            &["--record", "x.sock", "--vhost-user", "x.sock"],
+            2,
+            &["x.sock", "--record", "--vhost-user"],
+        ),
+        (
+            &["--recording", "./x.sock", "--vhost-user", "x.sock"],
+            2,
+            &["x.sock", "--recording", "--vhost-user"],
+        ),
+        (
+            &["--vhost-user", "x.sock", "--vhost-user", "tree/../x.sock"],
+            2,
+            &["x.sock", "twice"],
+        ),
+        (
+            &["--fuse", "empty", "--vhost-user", "empty/x.sock"],
+            2,
+            &["empty/x.sock", "hidden", "--fuse"],
+        ),
+        (
+            &["--fuse", "empty", "--record", "empty/x"],
+            2,
+            &["empty/x", "hidden", "--fuse"],
+        ),
+        (&["--fuse", "."], 1, &["is not empty", "--fuse"]),
+    ];
+    for (args, code, words) in cases {
+        let said = fixture.sentence(&[&["serve", "--tree", "tree"], args].concat(), code);
+        assert!(
+            words.iter().all(|word| said.contains(word)),
+            "{said} should mention {words:?}"
+        );
+    }
+}
+
+#[test]
+fn values_that_cannot_be_meant_are_refused() {
+    let fixture = Fixture::new();
+    let serial = "s".repeat(21);
+    let cases: [(&[&str], &str); 10] = [
+        (&["--store-root", "root"], "--store-root"),
+        (&["--store-dir", "/nix/store"], "--store-dir"),
+        (&["--serial", &serial], "room for 20"),
+        (&["--label", ""], "empty"),
+        (&["--label", "sixteen-letters!"], "room for 15"),
+        (&["--threads", "0"], "from 1 to 64"),
+        (&["--threads", "100000"], "from 1 to 64"),
+        (&["--threads", "many"], "from 1 to 64"),
+        (&["--mtime", "-1"], "unexpected argument"),
+        (&["--uid", "x"], "expected a whole number"),
+    ];
+    for (args, words) in cases {
+        let all = [&["serve", "--tree", "tree", "--vhost-user", "x.sock"], args].concat();
+        let said = fixture.said(&all, 2);
+        assert!(said.contains(words), "{said}");
+        for rust in ["digit", "non-zero", "type"] {
+            assert!(!said.contains(rust), "{said}");
+        }
+    }
+}
+
+#[test]
+fn many_missing_paths_are_three_and_a_number() {
+    let fixture = Fixture::new();
+    let list = |count: u32| -> String {
+        let lines = (0..count).map(|n| format!("/nix/store/{n:032}-x\n"));
+        lines.collect()
+    };
+    let said = |count: u32| {
+        fs::write(fixture.path("list"), list(count)).unwrap();
+        let said = fixture.said(
+            &["verify", "--store-paths", "list", "--store-root", "root"],
+            1,
+        );
+        // A warning about descriptors may come first.
+        said.lines().next_back().unwrap().to_owned()
+    };
+    let one = said(1);
+    assert!(
+        one.contains("1 of the closure's paths does not exist:"),
+        "{one}"
+    );
+    assert!(!one.contains("more"), "{one}");
+    let many = said(300_000);
+    assert!(
+        many.contains("300000 of the closure's paths do not exist:"),
+        "{many}"
+    );
+    assert!(many.contains(" and 299997 more "), "{many}");
+    assert!(many.len() < 500, "{} bytes", many.len());
+}
+
+#[test]
+fn a_list_with_carriage_returns_is_explained() {
+    let fixture = Fixture::new();
+    fs::write(fixture.path("list"), format!("/nix/store/{NAME}\r\n")).unwrap();
+    let said = fixture.sentence(
+        &["verify", "--store-paths", "list", "--store-root", "root"],
+        1,
+    );
+    assert!(
+        said.contains("line 1: the line ends with a carriage return"),
+        "{said}"
+    );
+    assert!(!said.contains('\r'), "{said:?}");
+}
+
+#[test]
+fn a_root_gets_advice_that_fits() {
+    let fixture = Fixture::new();
+    let store_path = format!("root/nix/store/{NAME}");
+    symlink(fixture.path(&store_path), fixture.path("result")).unwrap();
+    let chroot = format!("--store-root {}", fixture.path("root").display());
+    let cases = [
+        (vec!["absent"], "nix build"),
+        (vec!["tree"], "--tree"),
+        (vec!["result"], chroot.as_str()),
+        (vec![store_path.as_str()], chroot.as_str()),
+        (vec!["root/nix/store"], "--all --store-root"),
+        (vec!["/nix/store"], "pass --all"),
+        (vec!["--closure-info", "result"], "without an option"),
+        (vec!["--store-paths", "result"], "without an option"),
+        (vec!["--tree", "tree/file"], "--tree takes"),
+    ];
+    for (args, advice) in cases {
+        let said = fixture.sentence(&[&["verify"], &args[..]].concat(), 1);
+        assert!(said.contains(advice), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn what_run_itself_cannot_do_has_its_own_exit_code() {
+    let fixture = Fixture::new();
+    let run = |args: &[&str]| fixture.lazystore(&[&["run"], args].concat()).status.code();
+    assert_eq!(
+        run(&["--tree", "absent", "--", "true", "{socket}"]),
+        Some(125)
+    );
+    assert_eq!(run(&["--tree", "tree", "--", "true"]), Some(125));
+    assert_eq!(run(&["--no-such-option"]), Some(125));
+    assert_eq!(
+        run(&["--tree", "tree", "--", "/absent", "{socket}"]),
+        Some(127)
+    );
+    assert_eq!(
+        run(&["--tree", "tree", "--", "./tree/file", "{socket}"]),
+        Some(126)
+    );
+    assert_eq!(
+        run(&["--tree", "tree", "--", "sh", "-c", ": {socket}; exit 2"]),
+        Some(2)
+    );
+    assert_eq!(run(&["--help"]), Some(0));
+    assert_eq!(
+        fixture
+            .lazystore(&["--log-format", "json", "run"])
+            .status
+            .code(),
+        Some(125)
+    );
+    assert_eq!(
+        fixture.lazystore(&["serve", "--tree", "run"]).status.code(),
+        Some(2)
+    );
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let fixture = Fixture::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
+    command.args(["run", "--tree", "tree", "--", "true", "{socket}"]);
+    command.current_dir(fixture.dir.path());
+    command
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("TMPDIR", "/absent");
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(said.contains(" in /absent: No such file"), "{said}");
+}
+
+#[test]
+fn the_doctor_refuses_a_kernel_that_is_not_there() {
+    let fixture = Fixture::new();
+    for kernel in ["absent", "tree"] {
+        let said = fixture.sentence(&["doctor", "--kernel", kernel], 1);
+        assert!(
+            said.contains(&format!("cannot read the kernel {kernel}: ")),
+            "{said}"
+        );
+    }
+}
+
+/// `lazystore run` with `FILE` for a recording, and a program in place of a VMM that reads from the disk as a file.
+fn run_recorded(fixture: &Fixture, tree: &str, file: &str, script: &str) -> (bool, String) {
+    let command = format!("{script} # {{image}}");
+    let output = fixture.lazystore(&[
+        "run",
+        "--tree",
+        tree,
+        "--recording",
+        file,
+        "--",
+        "sh",
+        "-c",
+        &command,
+    ]);
+    (
+        output.status.success(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+fn is_recording(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|text| Recording::parse(&text).is_ok())
+}
+
+#[test]
+fn a_recording_keeps_itself() {
+    let fixture = Fixture::new();
+    let file = fixture.path("boot.rec");
+    let read = "head -c 200000 {image} >/dev/null";
+    // A start that reads nothing, or fails, leaves nothing.
+    let (ok, said) = run_recorded(&fixture, "tree", "boot.rec", "true");
+    assert!(ok && !file.exists(), "{said}");
+    let (ok, said) = run_recorded(&fixture, "absent", "boot.rec", "true");
+    assert!(!ok && !file.exists(), "{said}");
+    // The first boot records.
+    let (ok, said) = run_recorded(&fixture, "tree", "boot.rec", read);
+    assert!(ok, "{said}");
+    assert!(is_recording(&file));
+    // The second one leaves the recording alone.
+    let before = fs::read(&file).unwrap();
+    let (ok, said) = run_recorded(&fixture, "tree", "boot.rec", read);
+    assert!(ok, "{said}");
+    assert_eq!(fs::read(&file).unwrap(), before);
+    // What is no recording is a warning, and is replaced.
+    fs::write(&file, "something else\n").unwrap();
+    let (ok, said) = run_recorded(&fixture, "tree", "boot.rec", read);
+    assert!(ok && said.contains("recorded anew"), "{said}");
+    assert!(is_recording(&file));
+    // So is a place that cannot be written to.
+    let (ok, said) = run_recorded(&fixture, "tree", "absent/boot.rec", read);
+    assert!(ok && said.contains("cannot write the recording"), "{said}");
+}
