@@ -15,6 +15,8 @@ mod frontend;
 #[path = "hostile/raw.rs"]
 mod raw;
 #[allow(dead_code)]
+#[path = "hostile/rings.rs"]
+mod rings;
 #[path = "vhost_user/server.rs"]
 mod server;
 
