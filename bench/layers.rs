@@ -13,6 +13,7 @@ use lazystore::device::vhost_blk::execute::Disk;
 use lazystore::device::vhost_blk::guest::Memory;
 use lazystore::device::vhost_blk::request::parse;
 use lazystore::erofs::layout::attributes::{Attributes, Origin};
+use lazystore::erofs::layout::bounds::Limits;
 use lazystore::erofs::layout::plan::Plan;
 use lazystore::erofs::layout::planner::Planner;
 use lazystore::image::{Image, ImageOptions};
@@ -89,7 +90,7 @@ fn plan(files: usize) -> Plan {
         (0..count).for_each(|index| listing.push(format!("{index:05}").as_bytes(), *stat, b""));
         listing
     };
-    let limits = (u32::MAX, u32::MAX);
+    let limits = Limits::NONE;
     let mut planner = Planner::new(b"0", attributes, limits, &dir, b"").unwrap();
     planner.push(&listing(files / 1000, &dir)).unwrap();
     let files = listing(1000, &file);

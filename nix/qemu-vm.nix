@@ -168,6 +168,8 @@ in
             read-only = "on";
             werror = "report";
           };
+          # As the lazy disk says of itself: /dev/disk/by-id/virtio-nixstore.
+          deviceExtraOpts.serial = "nixstore";
         }
       ];
     })

@@ -1,24 +1,13 @@
 //! Real boots: a Debian kernel under QEMU mounts the disk by its label, and what it read is compared with the host.
 //!
 //! `scripts/test` prepares kernel, initrd and store, and says where they are.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::from_env;
-use common::process::first_line;
-use common::vm::{fact, script};
-
-/// Emulated guests take all of a core each: one at a time.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::common::from_env;
+use crate::common::process::first_line;
+use crate::common::vm::{fact, script, turn};
 
 /// A served store and a directory for what guests saw of it.
 struct Served {
@@ -96,6 +85,7 @@ impl Drop for Served {
 }
 
 #[test]
+#[ignore = "boots a VM"]
 fn q35_boots_reads_everything_runs_a_program_and_reboots() {
     let _turn = turn();
     let served = Served::start();
@@ -109,6 +99,7 @@ fn q35_boots_reads_everything_runs_a_program_and_reboots() {
 }
 
 #[test]
+#[ignore = "boots a VM"]
 fn microvm_boots_and_reads_everything_and_another_vm_follows() {
     let _turn = turn();
     let served = Served::start();
@@ -119,6 +110,7 @@ fn microvm_boots_and_reads_everything_and_another_vm_follows() {
 }
 
 #[test]
+#[ignore = "boots a VM"]
 fn sixteen_cpus_read_through_sixteen_queues() {
     let _turn = turn();
     let served = Served::start();
@@ -128,6 +120,7 @@ fn sixteen_cpus_read_through_sixteen_queues() {
 }
 
 #[test]
+#[ignore = "boots a VM"]
 fn a_vm_boots_from_the_file_in_every_way_that_qemu_reads_it() {
     let _turn = turn();
     let served = Served::start();

@@ -1,17 +1,15 @@
 //! The command line as a person meets it: one sentence for what is wrong, the right exit code, nothing left behind.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
-use common::process::first_line;
-use common::{nar, tool};
+use crate::common::process::{first_line, wait_for};
+use crate::common::{nar, tool};
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
 
@@ -290,6 +288,8 @@ fn a_list_from_stdin_is_served() {
 fn systemd_is_told() {
     let fixture = Fixture::new();
     let notify = UnixDatagram::bind(fixture.path("notify")).unwrap();
+    let minute = Some(Duration::from_secs(60));
+    notify.set_read_timeout(minute).unwrap();
     let mut command = fixture.serve(&["--store-paths", "store-paths", "--vhost-user", "socket"]);
     command.env("NOTIFY_SOCKET", fixture.path("notify"));
     let server = Server::start(command);
@@ -319,8 +319,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
 }
 
 /// Directories that `strace` saw opened or listed inside the store.
-fn opened_inside(trace: &Path) -> Vec<String> {
-    let trace = fs::read_to_string(trace).unwrap();
+fn opened_inside(trace: &str) -> Vec<String> {
     assert!(
         trace.contains("aaa-one"),
         "the trace shows nothing of the store"
@@ -336,7 +335,7 @@ fn opened_inside(trace: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Serves under strace, with `more` arguments; says what was opened of the store before the socket listened.
+/// Serves under strace, with `more` arguments; says what was opened of the store until its end.
 fn opened_before_ready(more: &[&str]) -> Vec<String> {
     let fixture = Fixture::new();
     let trace = fixture.path("trace");
@@ -350,18 +349,24 @@ fn opened_before_ready(more: &[&str]) -> Vec<String> {
         .args(more);
     let server = Server::start(command);
     assert!(server.ready.starts_with("ready"), "{}", server.ready);
-    let opened = opened_inside(&trace);
     server.stop(rustix::process::Signal::TERM);
-    opened
+    // strace may still be writing.
+    let seen = || fs::read_to_string(&trace).unwrap();
+    wait_for("the whole trace", || {
+        seen().contains("+++ exited with 0 +++").then_some(())
+    });
+    opened_inside(&seen())
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn nothing_inside_a_store_path_is_opened_before_a_guest_asks() {
     let opened = opened_before_ready(&["--registration", "registration"]);
     assert_eq!(opened, Vec::<String>::new());
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn a_path_without_a_nar_size_is_planned_before() {
     // The same look at the trace must be able to find something.
     assert!(!opened_before_ready(&[]).is_empty());

@@ -1,11 +1,12 @@
 //! Every input that fuzzing has kept, run again by the ordinary compiler. Crashes that were found join the corpus.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::fs;
 use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+
+use crate::common::cases;
 
 #[path = "fuzz/targets/closure.rs"]
 mod closure;
@@ -53,7 +54,7 @@ fn guests_get_what_virtio_allows() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..cases(2000) })]
 
     /// Rings, chains and events as the fuzzer's target reads them from bytes.
     #[test]

@@ -1,5 +1,4 @@
 //! Sharp edges of the command line: arguments that contradict each other, values that cannot be meant, and advice.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
 use std::os::unix::fs::symlink;

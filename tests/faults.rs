@@ -1,24 +1,9 @@
 //! Faults in the store while it is served: an I/O error and a line in the log, never wrong bytes, and no harm to
 //! anything else; and when the fault goes away, reads work again. Each is injected for real.
-// A helper that cannot go on should panic, as a test does.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "vhost_user/client.rs"]
-#[allow(dead_code)]
-mod client;
-mod common;
-#[path = "faults/flaky.rs"]
 mod flaky;
-#[path = "fuse/server.rs"]
-#[allow(dead_code)]
-mod fuse_server;
-#[path = "faults/readers.rs"]
 mod readers;
-#[path = "faults/resources.rs"]
 mod resources;
-#[path = "vhost_user/server.rs"]
-#[allow(dead_code)]
-mod server;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -30,12 +15,12 @@ use std::time::SystemTime;
 use lazystore::image::Image;
 use nix::sys::signal::Signal;
 
-use common::process::{copy_program, wait_for};
-use common::small_store::{FileOnDisk, SmallStore};
+use crate::common::fuse::Place;
+use crate::common::process::{copy_program, wait_for};
+use crate::common::server::Server;
+use crate::common::small_store::{FileOnDisk, SmallStore};
 use flaky::Flaky;
-use fuse_server::Place;
 use readers::{Found, Reader};
-use server::Server;
 
 const NEIGHBOUR: &str = "zzz-neighbour";
 
@@ -47,7 +32,7 @@ struct Served {
 }
 
 impl Served {
-    /// Serves `closure`, whose disk is that of `image`; `before` as in [`server::command_after`].
+    /// Serves `closure`, whose disk is that of `image`; `before` as in [`crate::common::server::command_after`].
     fn start(store: &SmallStore, image: &Image, before: &[&str], closure: &[String]) -> Self {
         let place = Place::new();
         let mount = place.path().to_str().unwrap().to_owned();
@@ -218,6 +203,7 @@ fn check_log(log: &[String], paths: &[&str]) {
 
 /// Before anything of the path was read, so that neither a plan nor an open file helps.
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_fault_in_what_nobody_has_read_is_an_error_until_it_goes_away() {
     let store = new_store();
     let served = Served::start(&store, &store.image(), &[], &store.args());
@@ -253,6 +239,7 @@ fn a_fault_in_what_nobody_has_read_is_an_error_until_it_goes_away() {
 /// When everything is planned and open, what is served is right or an error; and a file that is not what was planned
 /// is an error, soon.
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_fault_in_what_is_being_read_is_noticed_and_undone() {
     let store = new_store();
     let served = Served::start(&store, &store.image(), &[], &store.args());
@@ -292,6 +279,7 @@ fn a_fault_in_what_is_being_read_is_noticed_and_undone() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_wrong_nar_size_makes_one_path_an_error() {
     let store = new_store();
     store.register(&BTreeMap::from([("ccc-shrinks", 200)]));
@@ -341,6 +329,7 @@ fn a_wrong_nar_size_makes_one_path_an_error() {
 
 /// Root may read everything, so somebody else serves.
 #[test]
+#[ignore = "needs root"]
 fn what_may_not_be_read_is_an_error_until_it_may() {
     let store = new_store();
     fs::set_permissions(store.root(), Permissions::from_mode(0o755)).unwrap();
@@ -382,6 +371,7 @@ fn what_may_not_be_read_is_an_error_until_it_may() {
 
 /// A disk that fails, for file data and for directories.
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_disk_that_fails_is_an_error_until_it_works() {
     let store = new_store();
     let image = store.image();

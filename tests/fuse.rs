@@ -1,25 +1,16 @@
 //! The disk as a file: what the kernel and other programs make of it, and how it comes and goes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
-#[path = "fuse/compare.rs"]
-mod compare;
-#[path = "fuse/lifetime.rs"]
 mod lifetime;
-#[path = "fuse/reads.rs"]
 mod reads;
-#[path = "fuse/server.rs"]
-mod server;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::nasty;
-use common::reader::Expect;
-use common::tool;
-use server::{Server, mount_file, mount_loop, run};
+use crate::common::fuse::{Server, mount_file, mount_loop, run};
+use crate::common::nasty;
+use crate::common::reader::Expect;
+use crate::common::tool;
 
 /// Serves some paths of the nasty store.
 fn serve_paths(names: &[&str]) -> Server {
@@ -54,24 +45,29 @@ fn diff(theirs: &Path, ours: &Path) {
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn the_kernel_finds_every_name_through_a_loop_device() {
     let server = serve_paths(&[&nasty::PATHS[..], &[nasty::HUGE]].concat());
     let mounted = mount_loop(&server.image());
     let names = [&nasty::PATHS[..], &[nasty::HUGE]].concat();
-    let count = compare::entries(nasty::store(), mounted.path(), &names, Expect::Nar);
+    let count =
+        crate::common::compare::entries(nasty::store(), mounted.path(), &names, Expect::Nar);
     assert!(count > nasty::MANY + 500, "{count}");
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn the_kernel_finds_every_name_in_a_file_without_a_device() {
     let server = serve_tree(nasty::store());
     let mounted = mount_file(&server.image());
     let names = [&nasty::PATHS[..], &[nasty::HUGE, nasty::SPECIAL]].concat();
-    let count = compare::entries(nasty::store(), mounted.path(), &names, Expect::Host);
+    let count =
+        crate::common::compare::entries(nasty::store(), mounted.path(), &names, Expect::Host);
     assert!(count > nasty::MANY + 500, "{count}");
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn diff_finds_no_difference() {
     let server = serve_paths(&nasty::PATHS);
     let mounted = mount_file(&server.image());
@@ -81,6 +77,7 @@ fn diff_finds_no_difference() {
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn fsck_and_dump_read_it() {
     let server = serve_paths(&nasty::PATHS);
     let out = tempfile::tempdir().unwrap();
@@ -112,6 +109,7 @@ fn found(dir: &Path) -> Vec<Vec<u8>> {
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn mkfs_makes_the_same_of_a_tree() {
     let theirs = tempfile::tempdir().unwrap();
     let theirs = theirs.path().join("theirs.img");
@@ -151,6 +149,7 @@ fn nar_hash(path: &Path) -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn nix_hashes_the_mounted_paths_as_on_the_host() {
     let server = serve_paths(&nasty::PATHS);
     let mounted = mount_loop(&server.image());

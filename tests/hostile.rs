@@ -1,22 +1,7 @@
 //! Frontends and guests that mean harm, against the real program: whatever they do, everybody else is served.
-// A helper that cannot go on should panic, as a test does.
-#![allow(clippy::unwrap_used)]
 
-// Of what is shared with other test programs each uses a part.
-#[allow(dead_code)]
-#[path = "vhost_user/client.rs"]
-mod client;
-mod common;
-#[path = "hostile/cut.rs"]
 mod cut;
-#[allow(dead_code)]
-#[path = "vhost_user/frontend.rs"]
-mod frontend;
-#[path = "hostile/raw.rs"]
 mod raw;
-#[allow(dead_code)]
-#[path = "vhost_user/server.rs"]
-mod server;
 
 use std::fs;
 use std::fs::File;
@@ -25,10 +10,10 @@ use std::os::fd::AsRawFd;
 use lazystore::image::Image;
 use tempfile::TempDir;
 
-use common::process::wait_for;
-use frontend::{F_PROTOCOL_FEATURES, F_VERSION_1, Frontend, Guest};
+use crate::common::frontend::{F_PROTOCOL_FEATURES, F_VERSION_1, Frontend, Guest};
+use crate::common::process::wait_for;
+use crate::common::server::{Server, tree};
 use raw::{Raw, Shared, USER, request};
-use server::{Server, tree};
 
 const ORDINARY: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
 
@@ -46,7 +31,7 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let tree = tree();
-        let image = common::tree_image(tree.path());
+        let image = crate::common::tree_image(tree.path());
         let server = Server::start(tree.path(), &["--threads", "2"]);
         let descriptors = descriptors(&server);
         Self {

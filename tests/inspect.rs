@@ -1,24 +1,16 @@
 //! `inspect` names what lies at every place of a disk, as an independent reader sees it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy.toml allows both in tests, but clippy does not see that helpers here are part of one"
-)]
-
-mod common;
-
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use common::reader::{now, open};
-use common::tree::any_dir;
-use common::{nar, store_image, tree_image};
-use lazystore::image::locate::nid_offset;
-use lazystore::image::{Image, Place};
+use crate::common::reader::{now, open};
+use crate::common::tree::any_dir;
+use crate::common::{cases, memory_dir, nar, store_image, tree_image};
+use lazystore::erofs::volume::{Place, nid_offset};
+use lazystore::image::Image;
 use lazystore::tree::FileKind;
 use proptest::prelude::*;
 
@@ -102,15 +94,15 @@ fn check(image: &Arc<Image>, dir: &Path) {
         }
     }
     assert_eq!(inodes, nids.len());
-    assert_eq!(with_bytes, common::count_with_bytes(dir));
+    assert_eq!(with_bytes, crate::common::count_with_bytes(dir));
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn every_block_of_a_store_is_located(tree in any_dir()) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = memory_dir();
         tree.write(dir.path());
         let image = store_image(dir.path(), |path| Some(nar::size_bytes(path)));
         check(&Arc::new(image), dir.path());
@@ -118,7 +110,7 @@ proptest! {
 
     #[test]
     fn every_block_of_a_tree_is_located(tree in any_dir()) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = memory_dir();
         tree.write(dir.path());
         check(&Arc::new(tree_image(dir.path())), dir.path());
     }
@@ -134,7 +126,7 @@ fn inspect(dir: &Path, args: &[&str]) -> (Output, String) {
 }
 
 fn fixture() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     fs::create_dir(dir.path().join("sub")).unwrap();
     fs::write(dir.path().join("sub/file"), [1; 10_000]).unwrap();
     dir
@@ -224,7 +216,7 @@ fn json_says_the_same_of_a_place() {
 
 #[test]
 fn a_path_that_cannot_be_planned_is_named_in_the_map() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let store = dir.path().join("nix/store");
     fs::create_dir_all(store.join("bad")).unwrap();
     for index in 0..500 {

@@ -1,58 +1,220 @@
-//! Data flows one way: a module uses only modules to its left.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! Data flows one way: a module uses only modules to its left. And every file of tests is part of a program.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From left to right; `erofs` has an order of its own inside.
-const LAYERS: [&str; 11] = [
-    "parallel", "tree", "closure", "source", "erofs", "image", "verify", "sandbox", "device",
-    "server", "cli",
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+use crate::common::memory_dir;
+
+/// The order inside one folder of `src`.
+struct Order {
+    /// The module whose parts these are; empty for the crate.
+    parent: &'static str,
+    /// From left to right.
+    chain: &'static [&'static str],
+    /// Modules that use nothing of the chain, and who may use them.
+    beside: &'static [(&'static str, &'static [&'static str])],
+}
+
+/// To be edited when a module comes, goes or moves.
+const ORDERS: [Order; 2] = [
+    Order {
+        parent: "",
+        chain: &[
+            "parallel", "tree", "closure", "source", "erofs", "image", "verify", "device",
+            "server", "cli",
+        ],
+        beside: &[("sandbox", &["device", "server", "cli"])],
+    },
+    Order {
+        parent: "erofs",
+        chain: &["format", "dirent", "layout", "encode", "volume"],
+        beside: &[],
+    },
 ];
-const EROFS_LAYERS: [&str; 4] = ["format", "dirent", "layout", "encode"];
 
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
+/// Names of modules from the crate's root on.
+type ModulePath = Vec<String>;
+
+/// A source file, and the paths in this crate that it names.
+struct Source {
+    file: PathBuf,
+    module: ModulePath,
+    uses: BTreeSet<ModulePath>,
+}
+
+fn path_of(text: &str) -> ModulePath {
+    let names = text.split("::").filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
+}
+
+/// All files with Rust's ending beneath `dir`.
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| match path.is_dir() {
+        true => rust_files(&path),
+        false => vec![path],
+    });
+    files
+        .filter(|file| file.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
+}
+
+/// The sources beneath `root` but those of tests, which may look from all sides.
+fn sources(root: &Path) -> Vec<Source> {
+    let is_test = |module: &ModulePath| module.iter().any(|n| n == "tests" || n == "testing");
+    let files = rust_files(root).into_iter();
+    let named = files.map(|file| (module_of(root, &file), file));
+    let named = named.filter(|(module, _)| !module.is_empty() && !is_test(module));
+    named
+        .map(|(module, file)| Source::read(file, module))
+        .collect()
+}
+
+/// The module that a file holds; empty for the crate's root.
+fn module_of(root: &Path, file: &Path) -> ModulePath {
+    let inside = file.strip_prefix(root).unwrap().with_extension("");
+    let names = inside.iter().map(|name| name.to_str().unwrap().to_owned());
+    let mut module: ModulePath = names.collect();
+    let roots = ["lib", "main"];
+    if module.last().is_some_and(|n| n == "mod") || roots.contains(&&*module[0]) {
+        module.pop();
     }
+    module
 }
 
-/// Names right behind `prefix` in `text`.
-fn uses<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
-    let name = |rest: &'a str| {
-        rest.split(|c: char| !c.is_alphanumeric() && c != '_')
-            .next()
-            .unwrap()
-    };
-    text.match_indices(prefix)
-        .map(move |(at, _)| name(&text[at + prefix.len()..]))
-}
-
-/// Uses in `dir/<layer>` of what stands further right.
-fn violations(root: &Path, prefix: &str, layers: &[&str]) -> Vec<String> {
-    let mut files = Vec::new();
-    sources(root, &mut files);
-    let mut wrong = Vec::new();
-    for file in files {
-        // Tests may look from all sides.
-        if file.ends_with("tests.rs") || file.ends_with("testing.rs") {
-            continue;
-        }
-        let inside = file.strip_prefix(root).unwrap().with_extension("");
-        let first = inside.iter().next().unwrap().to_str().unwrap();
-        let Some(own) = layers.iter().position(|layer| *layer == first) else {
-            continue;
-        };
+impl Source {
+    fn read(file: PathBuf, module: ModulePath) -> Self {
         let text = fs::read_to_string(&file).unwrap();
-        let right = uses(&text, prefix).filter(|name| layers[own + 1..].contains(name));
-        wrong.extend(right.map(|name| format!("{} uses {name}", file.display())));
+        let stream: TokenStream = text.parse().unwrap();
+        let mut uses = BTreeSet::new();
+        collect(stream, &module, &mut uses);
+        Self { file, module, uses }
     }
-    wrong
+}
+
+fn is(token: Option<&TokenTree>, text: &str) -> bool {
+    token.is_some_and(|token| token.to_string() == text)
+}
+
+fn braces(token: Option<&TokenTree>) -> Option<TokenStream> {
+    match token {
+        Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => {
+            Some(group.stream())
+        }
+        _ => None,
+    }
+}
+
+/// Adds the paths that begin with `crate`, `self` or `super` somewhere in `stream`, a part of `module`.
+fn collect(stream: TokenStream, module: &ModulePath, uses: &mut BTreeSet<ModulePath>) {
+    let tokens: Vec<TokenTree> = stream.into_iter().collect();
+    for (at, token) in tokens.iter().enumerate() {
+        let continues = at > 0 && is(tokens.get(at - 1), ":");
+        let inline_module = at > 1 && is(tokens.get(at - 2), "mod");
+        match token {
+            TokenTree::Group(group) if inline_module => {
+                let is_test = at > 2 && is(tokens.get(at - 3), "[cfg (test)]");
+                if !is_test {
+                    let inner = [module.clone(), vec![tokens[at - 1].to_string()]].concat();
+                    collect(group.stream(), &inner, uses);
+                }
+            }
+            TokenTree::Group(group) => collect(group.stream(), module, uses),
+            TokenTree::Ident(name) if !continues => match &*name.to_string() {
+                "crate" => follow(&tokens[at + 1..], Vec::new(), uses),
+                "self" => follow(&tokens[at + 1..], module.clone(), uses),
+                "super" => follow(&tokens[at + 1..], parent(module), uses),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+}
+
+fn parent(module: &ModulePath) -> ModulePath {
+    module[..module.len().saturating_sub(1)].to_vec()
+}
+
+/// Follows a path after its beginning, which led to `path`, through groups of `use`.
+fn follow(tokens: &[TokenTree], mut path: ModulePath, uses: &mut BTreeSet<ModulePath>) {
+    let mut rest = tokens;
+    while is(rest.first(), ":") && is(rest.get(1), ":") {
+        if let Some(group) = braces(rest.get(2)) {
+            let items: Vec<TokenTree> = group.into_iter().collect();
+            for item in items.split(|token| is(Some(token), ",")) {
+                follow_item(item, &path, uses);
+            }
+            return;
+        }
+        match rest.get(2).map(ToString::to_string) {
+            Some(name) if name == "super" => path = parent(&path),
+            Some(name) => path.push(name),
+            None => break,
+        }
+        rest = &rest[3..];
+    }
+    uses.insert(path);
+}
+
+/// Follows one item of a group.
+fn follow_item(item: &[TokenTree], path: &ModulePath, uses: &mut BTreeSet<ModulePath>) {
+    let Some(first) = item.first().map(ToString::to_string) else {
+        return;
+    };
+    let path = match &*first {
+        "self" => path.clone(),
+        "super" => parent(path),
+        _ => [path.clone(), vec![first]].concat(),
+    };
+    follow(&item[1..], path, uses);
+}
+
+impl Order {
+    /// The part of this folder that a path leads into.
+    fn part<'p>(&self, path: &'p ModulePath) -> Option<&'p str> {
+        let inside = path.strip_prefix(&path_of(self.parent)[..])?;
+        inside.first().map(String::as_str)
+    }
+
+    fn allows(&self, from: &str, to: &str) -> bool {
+        let position = |name: &str| self.chain.iter().position(|part| *part == name);
+        let beside = |name: &str| self.beside.iter().find(|(part, _)| *part == name);
+        if from == to {
+            return true;
+        }
+        if let Some((_, users)) = beside(to) {
+            return users.contains(&from);
+        }
+        match (position(from), position(to)) {
+            (Some(from), Some(to)) => to < from,
+            // What is beside uses nothing of the chain; and names that are no parts are not modules.
+            (None, Some(_)) => false,
+            (_, None) => to != "*",
+        }
+    }
+
+    fn violations(&self, sources: &[Source]) -> Vec<String> {
+        let mut wrong = BTreeSet::new();
+        for source in sources {
+            let Some(from) = self.part(&source.module) else {
+                continue;
+            };
+            let to = source.uses.iter().filter_map(|path| self.part(path));
+            let forbidden = to.filter(|to| !self.allows(from, to));
+            wrong.extend(forbidden.map(|to| format!("{} uses {to}", source.file.display())));
+        }
+        wrong.into_iter().collect()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let beside = self.beside.iter().map(|(part, _)| *part);
+        self.chain.iter().copied().chain(beside)
+    }
 }
 
 fn src() -> PathBuf {
@@ -61,33 +223,150 @@ fn src() -> PathBuf {
 
 #[test]
 fn no_module_uses_what_stands_to_its_right() {
-    assert_eq!(violations(&src(), "crate::", &LAYERS), Vec::<String>::new());
-    assert_eq!(
-        violations(&src().join("erofs"), "erofs::", &EROFS_LAYERS),
-        Vec::<String>::new()
-    );
-    assert_eq!(
-        violations(&src().join("erofs"), "super::", &EROFS_LAYERS),
-        Vec::<String>::new()
-    );
-}
-
-#[test]
-fn every_module_has_a_layer() {
-    for entry in fs::read_dir(src()).unwrap() {
-        let name = entry.unwrap().path().with_extension("");
-        let name = name.file_name().unwrap().to_str().unwrap();
-        assert!(
-            ["lib", "main"].contains(&name) || LAYERS.contains(&name),
-            "{name} has no layer"
-        );
+    let sources = sources(&src());
+    for order in ORDERS {
+        assert_eq!(order.violations(&sources), Vec::<String>::new());
     }
 }
 
 #[test]
-fn a_use_to_the_right_is_found() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("tree")).unwrap();
-    fs::write(dir.path().join("tree/mod.rs"), "use crate::image::Image;").unwrap();
-    assert_eq!(violations(dir.path(), "crate::", &LAYERS).len(), 1);
+fn every_module_has_its_place() {
+    for order in ORDERS {
+        let parts: BTreeSet<String> = sources(&src())
+            .iter()
+            .filter_map(|source| order.part(&source.module).map(str::to_owned))
+            .collect();
+        assert!(parts.len() > 2);
+        for part in parts {
+            assert!(
+                order.names().any(|name| name == part),
+                "{part} has no place"
+            );
+        }
+    }
+}
+
+/// What the modules of a folder use of each other must have an order, whichever it is.
+fn circles(sources: &[Source]) -> Vec<String> {
+    let mut uses: BTreeMap<(ModulePath, String), BTreeSet<String>> = BTreeMap::new();
+    for source in sources {
+        for path in &source.uses {
+            let shared = source
+                .module
+                .iter()
+                .zip(path)
+                .take_while(|(a, b)| a == b)
+                .count();
+            if let (Some(from), Some(to)) = (source.module.get(shared), path.get(shared)) {
+                let folder = source.module[..shared].to_vec();
+                uses.entry((folder, from.clone()))
+                    .or_default()
+                    .insert(to.clone());
+            }
+        }
+    }
+    // Whoever uses nothing that is left, or is used by nothing, is taken away until only circles are left.
+    loop {
+        let users: BTreeSet<_> = uses.keys().cloned().collect();
+        let used: BTreeSet<_> = uses
+            .iter()
+            .flat_map(|((folder, _), to)| to.iter().map(|to| (folder.clone(), to.clone())))
+            .collect();
+        uses.retain(|user, _| used.contains(user));
+        for ((folder, _), to) in &mut uses {
+            to.retain(|to| users.contains(&(folder.clone(), to.clone())));
+        }
+        uses.retain(|_, to| !to.is_empty());
+        if uses.len() == users.len() {
+            break;
+        }
+    }
+    let shown = |((folder, from), to): (&(ModulePath, String), &BTreeSet<String>)| {
+        format!("{}::{from} uses {to:?}", folder.join("::"))
+    };
+    uses.iter().map(shown).collect()
+}
+
+/// Where there still is one: `cli::errors` knows the errors of the commands, and they know it.
+const STILL_CIRCULAR: &str = "cli::";
+
+#[test]
+fn no_circle_of_modules() {
+    let mut found = circles(&sources(&src()));
+    found.retain(|arrow| !arrow.starts_with(STILL_CIRCULAR));
+    assert_eq!(found, Vec::<String>::new());
+}
+
+/// Every way to name a module of this crate.
+#[test]
+fn a_use_to_the_right_is_found_however_it_is_written() {
+    let texts = [
+        "use crate::image::Image;",
+        "use crate::{erofs, image::Image};",
+        "use crate::{\n    erofs::{format, layout::{self, plan}},\n    image,\n};",
+        "use super::image;",
+        "use super::{closure, image::{Image, ReadError}};",
+        "pub(crate) use crate::image as other;",
+        "fn f() -> Vec<crate::image::Image> { Vec::new() }",
+        "fn f() { g!(a, crate::image::LEN) }",
+        "mod inner { use super::super::image::Image; }",
+        "mod inner { use crate::{self, image}; }",
+        "use self::super::image::Image;",
+        "use crate::*;",
+    ];
+    let harmless = [
+        "// use crate::image::Image;",
+        "/// See [`crate::image`].\nconst A: &str = \"crate::image::Image\";",
+        "use crate::tree::Name; use other::image;",
+        "#[cfg(test)] mod tests { use crate::image::Image; }",
+        "mod image; use self::image::Image;",
+        "pub(crate) fn image() -> char { '\"' }",
+    ];
+    let found = |text: &str| {
+        let root = memory_dir();
+        fs::create_dir(root.path().join("closure")).unwrap();
+        fs::write(root.path().join("closure/mod.rs"), text).unwrap();
+        ORDERS[0].violations(&sources(root.path()))
+    };
+    for text in texts {
+        let uses = |line: &String| line.ends_with("uses image") || line.ends_with("uses *");
+        assert!(found(text).iter().any(uses), "{text}");
+    }
+    for text in harmless {
+        assert_eq!(found(text), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn a_circle_is_found() {
+    let root = memory_dir();
+    let write = |name: &str, text: &str| fs::write(root.path().join(name), text).unwrap();
+    fs::create_dir(root.path().join("image")).unwrap();
+    write("image/mod.rs", "mod a; mod b; mod c; use a::A;");
+    write("image/a.rs", "use super::b::B;");
+    write("image/b.rs", "use crate::image::c;");
+    write("image/c.rs", "");
+    assert_eq!(circles(&sources(root.path())), Vec::<String>::new());
+    write("image/c.rs", "use super::a;");
+    let found = ["a uses {\"b\"}", "b uses {\"c\"}", "c uses {\"a\"}"];
+    let found = found.map(|arrow| format!("image::{arrow}"));
+    assert_eq!(circles(&sources(root.path())), found);
+}
+
+/// Files that are neither a module of the program `main` nor a program would never be compiled.
+#[test]
+fn every_file_of_tests_is_run() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let main = fs::read_to_string(root.join("tests/main.rs")).unwrap();
+    for entry in fs::read_dir(root.join("tests")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let module = format!("\nmod {name};\n");
+        let program = format!("path = \"tests/{name}.rs\"");
+        assert!(
+            path.is_dir() || main.contains(&module) || manifest.contains(&program),
+            "tests/{name}.rs is part of no program: add it to tests/main.rs"
+        );
+    }
 }

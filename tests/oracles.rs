@@ -2,17 +2,6 @@
 //! asks the same of a store of nasty cases.
 //!
 //! The store is made by `scripts/test`, which says where it is.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-#[path = "vhost_user/client.rs"]
-#[allow(dead_code)]
-mod client;
-mod common;
-#[path = "fuse/compare.rs"]
-mod compare;
-#[path = "fuse/server.rs"]
-#[allow(dead_code)]
-mod server;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use common::reader::Expect;
-use common::{nasty, tool};
+use crate::common::fuse::{Server, mount_file, mount_loop, run};
+use crate::common::reader::Expect;
+use crate::common::{nasty, tool};
 use lazystore::closure::{Closure, Contents, Source, StoreLocation, StorePath};
 use proptest::prelude::*;
-use server::{Server, mount_file, mount_loop, run};
 
 /// The store that `scripts/test` has made, and its closure.
 struct Realistic {
@@ -88,11 +77,12 @@ fn diff(theirs: &Path, ours: &Path) {
 }
 
 #[test]
+#[ignore = "needs the store of scripts/test"]
 fn the_kernel_finds_every_name_with_and_without_a_loop_device() {
     let realistic = Realistic::new();
     let server = realistic.serve();
     for mounted in [mount_loop(&server.image()), mount_file(&server.image())] {
-        let count = compare::entries(
+        let count = crate::common::compare::entries(
             realistic.store(),
             mounted.path(),
             &realistic.names(),
@@ -109,6 +99,7 @@ fn the_kernel_finds_every_name_with_and_without_a_loop_device() {
 }
 
 #[test]
+#[ignore = "needs the store of scripts/test"]
 fn fsck_extracts_the_store() {
     let realistic = Realistic::new();
     let server = realistic.serve();
@@ -127,6 +118,7 @@ fn fsck_extracts_the_store() {
 }
 
 #[test]
+#[ignore = "needs the store of scripts/test"]
 fn erofs_rs_reads_both_stores() {
     let realistic = Realistic::new();
     let verify = |args: &[OsString]| {
@@ -142,6 +134,7 @@ fn erofs_rs_reads_both_stores() {
 }
 
 #[test]
+#[ignore = "needs the store of scripts/test"]
 fn nix_hashes_the_mounted_paths_as_registered() {
     let realistic = Realistic::new();
     let server = realistic.serve();
@@ -183,6 +176,7 @@ fn found(dir: &Path) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs the store of scripts/test"]
 fn mkfs_makes_the_same_of_the_tree() {
     /// Holds names of 255 bytes, which mkfs.erofs 1.5 cuts off and then cannot find.
     const CORNERS: &str = "-corners";
@@ -212,7 +206,7 @@ fn mkfs_makes_the_same_of_the_tree() {
 
 /// What is on the disk, as plain bytes: the parts that may hold something, and where they start.
 fn model(dir: &Path) -> (Arc<lazystore::image::Image>, Vec<(u64, Vec<u8>)>) {
-    let image = Arc::new(common::tree_image(dir));
+    let image = Arc::new(crate::common::tree_image(dir));
     let used = image.usage(0).unwrap();
     let region = image.space().region(0);
     let parts = [
@@ -230,16 +224,17 @@ fn model(dir: &Path) -> (Arc<lazystore::image::Image>, Vec<(u64, Vec<u8>)>) {
 }
 
 #[test]
+#[ignore = "needs the store of scripts/test"]
 fn all_ways_to_read_agree_with_a_vector() {
     let tree = tempfile::tempdir().unwrap();
-    for (index, len) in common::tree::SIZES
+    for (index, len) in crate::common::tree::SIZES
         .into_iter()
         .chain([300_000, 70_001])
         .enumerate()
     {
         fs::create_dir_all(tree.path().join(format!("d{}", index % 3))).unwrap();
         let path = tree.path().join(format!("d{}/f{index}", index % 3));
-        fs::write(path, common::tree::contents(index, len)).unwrap();
+        fs::write(path, crate::common::tree::contents(index, len)).unwrap();
     }
     let (image, parts) = model(tree.path());
     let dir = tempfile::tempdir().unwrap();
@@ -252,8 +247,8 @@ fn all_ways_to_read_agree_with_a_vector() {
     ];
     let server = Server::start(&args);
     let file = File::open(server.image()).unwrap();
-    let client = std::cell::RefCell::new(client::Client::start(&socket, 2));
-    proptest!(ProptestConfig::with_cases(300), |(part in 0..2_usize, at in 0..1_000_000_usize, len in 1..100_000_usize, queue in 0..2_usize)| {
+    let client = std::cell::RefCell::new(crate::common::client::Client::start(&socket, 2));
+    proptest!(crate::common::cases(300), |(part in 0..2_usize, at in 0..1_000_000_usize, len in 1..100_000_usize, queue in 0..2_usize)| {
         let (start, bytes) = &parts[part];
         let at = at % bytes.len();
         let end = (at + len).min(bytes.len());

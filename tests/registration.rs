@@ -1,18 +1,10 @@
 //! The closure as a real Nix registers it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy.toml allows both in tests, but clippy does not see that helpers here are part of one"
-)]
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::nix::{ChrootStore, stdin};
+use crate::common::nix::{ChrootStore, stdin};
 use lazystore::closure::{Closure, Contents, Source, StoreLocation, StorePath};
 use sha2::{Digest, Sha256};
 
@@ -57,6 +49,7 @@ fn name(store_path: &str) -> &str {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn what_dump_db_prints_gives_every_size_and_hash() {
     let store = ChrootStore::new();
     let added = ["one", "two", "three"].map(|file| store.add(file, &file.repeat(1000)));
@@ -81,6 +74,7 @@ fn what_dump_db_prints_gives_every_size_and_hash() {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn what_load_db_accepts_means_the_same_here() {
     let store = ChrootStore::new();
     let [one, two] = ["one", "two"].map(|file| store.add(file, file));

@@ -1,7 +1,4 @@
 //! `lazystore run`: the command, its disk, its end, and what is left behind.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,9 +7,10 @@ use std::process::{Child, Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use common::proc::children;
-use common::process::{first_line, wait_for};
-use common::{from_env, tool};
+use crate::common::proc::children;
+use crate::common::process::{first_line, wait_for};
+use crate::common::vm::turn;
+use crate::common::{from_env, tool};
 
 /// A tree to serve and a runtime directory that shows what is left behind.
 struct Fixture {
@@ -97,6 +95,7 @@ fn is_alive(pid: Pid) -> bool {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_command_gets_socket_and_file_and_its_exit_code_is_returned() {
     let fixture = Fixture::new();
     let script =
@@ -131,6 +130,7 @@ fn signals_are_passed_on() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_vm_that_never_connects_is_mentioned() {
     let fixture = Fixture::new();
     let output = fixture.output(&["true", "{socket}"]);
@@ -175,6 +175,7 @@ impl Running {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn nothing_is_left_when_the_first_process_is_killed() {
     let fixture = Fixture::new();
     let mut running = Running::start(&fixture);
@@ -183,6 +184,7 @@ fn nothing_is_left_when_the_first_process_is_killed() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn nothing_is_left_when_the_server_is_killed() {
     let fixture = Fixture::new();
     let running = Running::start(&fixture);
@@ -191,6 +193,7 @@ fn nothing_is_left_when_the_server_is_killed() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn nothing_is_left_when_the_vm_is_killed() {
     let fixture = Fixture::new();
     let running = Running::start(&fixture);
@@ -250,6 +253,7 @@ fn what_is_wrong_is_said_in_one_sentence() {
 }
 
 #[test]
+#[ignore = "needs QEMU"]
 fn print_shows_the_command_and_does_nothing() {
     let fixture = Fixture::new();
     let tree = fixture.tree();
@@ -343,6 +347,7 @@ fn clock(machine: &str) -> String {
 }
 
 fn boots(machine: &str) {
+    let _turn = turn();
     let (output, fixture) = boot(machine);
     let console = stdout(&output);
     assert_eq!(
@@ -358,16 +363,19 @@ fn boots(machine: &str) {
 }
 
 #[test]
+#[ignore = "boots a VM"]
 fn a_real_vm_runs_a_program_from_the_disk() {
     boots("q35");
 }
 
 #[test]
+#[ignore = "boots a VM"]
 fn a_microvm_runs_a_program_from_the_disk() {
     boots("microvm");
 }
 
 #[test]
+#[ignore = "needs QEMU"]
 fn the_exit_code_of_a_real_qemu_is_returned() {
     let fixture = Fixture::new();
     let qemu = tool("qemu-system-x86_64", "qemu-system-x86");

@@ -1,14 +1,6 @@
 //! What confined processes cannot do, tried from inside and looked up from outside.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "sandbox/attempt.rs"]
 mod attempt;
-// It can do more than is needed here.
-#[allow(dead_code)]
-#[path = "vhost_user/client.rs"]
-mod client;
-mod common;
-#[path = "sandbox/served.rs"]
 mod served;
 
 use std::fs;
@@ -19,9 +11,9 @@ use std::path::Path;
 use lazystore::sandbox::Process;
 use nix::sys::signal::Signal;
 
+use crate::common::client::Client;
+use crate::common::tool;
 use attempt::{CALLS, End, FILES, Refused, try_in};
-use client::Client;
-use common::tool;
 use served::{Served, Status, store, store_args};
 
 const WORKERS: [Process; 2] = [Process::VhostWorker, Process::FuseWorker];
@@ -95,6 +87,7 @@ fn a_listener_runs_nothing_and_reaches_no_network() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_served_closure_leaves_no_capability_to_anyone() {
     let store = store();
     let server = Served::at_socket(&store_args(store.path()), store.path());
@@ -126,6 +119,7 @@ fn without_a_sandbox_nothing_is_confined() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_mount_leaves_its_worker_nothing_and_its_parent_the_right_to_unmount() {
     let store = store();
     let server = Served::as_file(&store_args(store.path()), store.path());
@@ -148,6 +142,7 @@ fn first_data(socket: &Path, len: usize) -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_trees_private_files_are_read_with_the_one_right_that_takes() {
     let tree = tempfile::tempdir().unwrap();
     let private = tree.path().join("private");
@@ -180,6 +175,7 @@ fn descriptors(user: u32, pid: u32) -> String {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn an_ordinary_user_is_confined_and_pins_the_store_for_its_own_garbage_collector() {
     const USER: u32 = 65534;
     let store = store();

@@ -2,19 +2,6 @@
 //! are dropped, paths of the store that vanish and come back; and nothing grows.
 //!
 //! `LAZYSTORE_SOAK_SECONDS` says how long (60); see `scripts/soak`.
-// A helper that cannot go on should panic, as a test does.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-#[path = "recovery/driver.rs"]
-#[allow(dead_code)]
-mod driver;
-#[path = "vhost_user/frontend.rs"]
-#[allow(dead_code)]
-mod frontend;
-#[path = "vhost_user/server.rs"]
-#[allow(dead_code)]
-mod server;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -30,13 +17,13 @@ use lazystore::image::Image;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use common::proc::{fds, threads, written_kib};
-use common::process::wait_for;
-use common::random::Random;
-use common::small_store::SmallStore;
-use driver::{Counts, Driver, Health, Woken, places};
-use frontend::Frontend;
-use server::{Server, command_after};
+use crate::common::driver::{Counts, Driver, Health, Woken, places};
+use crate::common::frontend::Frontend;
+use crate::common::proc::{fds, threads, written_kib};
+use crate::common::process::wait_for;
+use crate::common::random::Random;
+use crate::common::server::{Server, command_after};
+use crate::common::small_store::SmallStore;
 
 const CLIENTS: u64 = 8;
 /// Every plan but the last is dropped.
@@ -193,7 +180,7 @@ impl Soak {
             end: data + 4096,
         }];
         let before = driver.counts.expected_errors;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while driver.counts.expected_errors == before {
             assert!(
                 Instant::now() < deadline,
@@ -304,6 +291,7 @@ fn seconds() -> u64 {
 }
 
 #[test]
+#[ignore = "loads the machine for a minute"]
 fn nothing_is_wrong_or_grows_under_load_and_faults() {
     let soak = Soak::new(Duration::from_secs(seconds()));
     let (counts, samples) = thread::scope(|scope| {

@@ -1,13 +1,5 @@
 //! `verify` finds what differs, names the path, and finds nothing where nothing differs.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy.toml allows both in tests, but clippy does not see that helpers here are part of one"
-)]
-
-mod common;
-
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
@@ -17,8 +9,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::nar;
-use common::tree::any_dir;
+use crate::common::tree::any_dir;
+use crate::common::{cases, memory_dir, nar};
 use lazystore::closure::{Closure, Contents, StorePath};
 use lazystore::image::{Image, ImageOptions};
 use lazystore::verify::{Difference, Report, Side, VerifyOptions, verify};
@@ -78,7 +70,7 @@ fn verified(closure: &Closure) -> Report {
 
 /// A store of three paths.
 fn small_store() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     for name in ["aaa", "bbb", "ccc"] {
         fs::create_dir_all(dir.path().join(name).join("sub")).unwrap();
         fs::write(dir.path().join(name).join("big"), [1; 300_000]).unwrap();
@@ -106,26 +98,26 @@ fn changed(change: impl Fn(&Path)) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(cases(32))]
 
     #[test]
     fn random_stores_are_as_registered(tree in any_dir()) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = memory_dir();
         tree.write(dir.path());
         let closure = closure(dir.path());
         let report = verified(&closure);
         prop_assert_eq!(&report.faulty, &[]);
         prop_assert_eq!(report.tally.nar_hashes, report.paths as u64);
-        prop_assert_eq!(report.tally.files, common::count(dir.path()));
+        prop_assert_eq!(report.tally.files, crate::common::count(dir.path()));
     }
 
     #[test]
     fn random_trees_are_as_on_the_host(random in any_dir()) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = memory_dir();
         random.write(dir.path());
         let report = verified(&tree(dir.path()));
         prop_assert_eq!(&report.faulty, &[]);
-        prop_assert_eq!(report.tally.files, common::count(dir.path()));
+        prop_assert_eq!(report.tally.files, crate::common::count(dir.path()));
     }
 }
 
@@ -137,7 +129,7 @@ fn nothing_differs_from_itself() {
 #[test]
 fn every_kind_of_difference_is_named() {
     type Case = (fn(&Path), &'static [&'static str]);
-    let cases: [Case; 8] = [
+    let changes: [Case; 8] = [
         (
             |dir| {
                 let mut bytes = vec![1; 300_000];
@@ -184,7 +176,7 @@ fn every_kind_of_difference_is_named() {
             &["aaa  is not on the host"],
         ),
     ];
-    for (change, expected) in cases {
+    for (change, expected) in changes {
         assert_eq!(changed(change), expected);
     }
 }
@@ -208,7 +200,7 @@ fn a_byte_that_changed_since_registration_shows_in_the_hash_alone() {
         hash: false,
         ..VerifyOptions::default()
     };
-    assert!(crate::report(&image(&closure), &closure, &no_hash).is_clean());
+    assert!(self::report(&image(&closure), &closure, &no_hash).is_clean());
 }
 
 #[test]
@@ -295,7 +287,7 @@ fn a_path_that_the_disk_does_not_have_is_missing_and_one_too_many_is_too() {
 
 #[test]
 fn differences_are_counted_and_the_first_kept() {
-    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (one, other) = (memory_dir(), memory_dir());
     for dir in [&one, &other] {
         fs::create_dir(dir.path().join("path")).unwrap();
     }
@@ -323,8 +315,9 @@ fn a_sample_takes_so_many_paths() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn what_only_a_tree_can_hold_is_compared_too() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let at = |name: &str| dir.path().join(name);
     let mknod = |args: &[&str]| {
         let status = Command::new("mknod")
@@ -360,7 +353,7 @@ fn command(dir: &Path, args: &[&str]) -> Output {
 
 #[test]
 fn the_command_says_what_differs_and_its_exit_code_too() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let store = dir.path().join("nix/store");
     fs::create_dir_all(store.join("aaa-one/bin")).unwrap();
     fs::write(store.join("aaa-one/bin/tool"), "tool").unwrap();

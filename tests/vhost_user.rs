@@ -1,20 +1,6 @@
 //! The disk over a real socket: served by the binary, read by clients.
-// A helper that cannot go on should panic, as a test does.
-#![allow(clippy::unwrap_used)]
 
-#[path = "vhost_user/client.rs"]
-#[allow(dead_code)]
-mod client;
-mod common;
-#[path = "vhost_user/descriptors.rs"]
 mod descriptors;
-#[path = "vhost_user/frontend.rs"]
-#[allow(dead_code)]
-mod frontend;
-#[path = "vhost_user/server.rs"]
-#[allow(dead_code)]
-mod server;
-#[path = "vhost_user/sockets.rs"]
 mod sockets;
 
 use std::fs;
@@ -28,10 +14,10 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use client::{Client, DEPTH, READ_MAX};
-use common::process::wait_for;
-use frontend::{F_PROTOCOL_FEATURES, F_VERSION_1, Frontend, Guest, SLOTS};
-use server::{Server, command, start_at, tree, wait};
+use crate::common::client::{Client, DEPTH, READ_MAX};
+use crate::common::frontend::{F_PROTOCOL_FEATURES, F_VERSION_1, Frontend, Guest, SLOTS};
+use crate::common::process::wait_for;
+use crate::common::server::{Server, command, start_at, tree, wait};
 
 const ORDINARY: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
 
@@ -62,7 +48,7 @@ fn bytes(image: &Image, start: u64, len: usize) -> Vec<u8> {
 
 /// Reads `rounds` batches of random ranges in every queue and compares them with the image.
 fn compare(client: &mut Client, image: &Image, rounds: usize) {
-    let mut runner = TestRunner::default();
+    let mut runner = TestRunner::new(crate::common::cases(1));
     let batch = prop::collection::vec(places(image.len_bytes()), 1..=DEPTH);
     for _ in 0..rounds {
         for queue in 0..client.queues.len() {
@@ -80,7 +66,7 @@ fn compare(client: &mut Client, image: &Image, rounds: usize) {
 #[test]
 fn random_reads_in_several_queues_are_what_the_image_says() {
     let tree = tree();
-    let image = common::tree_image(tree.path());
+    let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &["--threads", "3"]);
     let mut client = Client::start(&server.socket, 5);
     assert_eq!(
@@ -93,7 +79,7 @@ fn random_reads_in_several_queues_are_what_the_image_says() {
 #[test]
 fn clients_come_and_go_and_overlap() {
     let tree = tree();
-    let image = common::tree_image(tree.path());
+    let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
     for _ in 0..5 {
         let mut one = Client::start(&server.socket, 1);
@@ -115,8 +101,12 @@ fn clients_come_and_go_and_overlap() {
 fn a_client_that_wants_to_write_is_turned_away() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
-    assert!(client::connect(&server.socket, false).start().is_err());
-    let image = common::tree_image(tree.path());
+    assert!(
+        crate::common::client::connect(&server.socket, false)
+            .start()
+            .is_err()
+    );
+    let image = crate::common::tree_image(tree.path());
     let mut client = Client::start(&server.socket, 1);
     assert!(client.write(0, 4096) < 0);
     compare(&mut client, &image, 3);
@@ -125,7 +115,7 @@ fn a_client_that_wants_to_write_is_turned_away() {
 #[test]
 fn writes_fail_on_the_wire_and_harm_nothing() {
     let tree = tree();
-    let image = common::tree_image(tree.path());
+    let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
     let mut guest = Guest::new();
     let frontend = Frontend::start(&server.socket, &guest, ORDINARY);
@@ -160,7 +150,7 @@ fn the_serial_is_told() {
 #[test]
 fn a_frontend_without_version_1_or_protocol_features_is_served() {
     let tree = tree();
-    let image = common::tree_image(tree.path());
+    let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
     for features in [0, F_VERSION_1, F_PROTOCOL_FEATURES] {
         let mut guest = Guest::new();
@@ -175,7 +165,7 @@ fn a_frontend_without_version_1_or_protocol_features_is_served() {
 #[test]
 fn configuration_is_as_long_as_asked_for() {
     let tree = tree();
-    let image = common::tree_image(tree.path());
+    let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
     let frontend = Frontend::connect(&server.socket);
     frontend.negotiate(ORDINARY);
@@ -205,7 +195,7 @@ fn a_queue_can_be_stopped_and_started_again() {
 #[test]
 fn a_killed_worker_is_replaced_without_loss() {
     let tree = tree();
-    let image = common::tree_image(tree.path());
+    let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
     let mut guest = Guest::new();
     let mut frontend = Frontend::start(&server.socket, &guest, ORDINARY);
@@ -327,10 +317,12 @@ fn paths_that_cannot_be_are_explained() {
 #[test]
 fn once_ends_with_the_first_vm_and_not_with_a_probe() {
     let tree = tree();
-    let mut server = Server::start(tree.path(), &["--once"]);
-    drop(UnixStream::connect(&server.socket).unwrap());
-    std::thread::sleep(std::time::Duration::from_millis(200));
-    assert!(server.is_running());
+    let server = Server::start(tree.path(), &["--once"]);
+    let probe = UnixStream::connect(&server.socket).unwrap();
+    wait_for("the probe's worker", || server.workers().pop());
+    drop(probe);
+    wait_for("its end", || server.workers().is_empty().then_some(()));
+    // A server that had taken the probe for a VM would serve nobody now.
     drop(Client::start(&server.socket, 1));
     let socket = server.socket.clone();
     let (status, log) = server.end();

@@ -14,7 +14,7 @@ use super::errors::CliError;
 use super::help;
 use super::numbers::whole;
 use crate::erofs::format::BLOCK_LEN_BYTES;
-use crate::image::locate::nid_offset;
+use crate::erofs::volume::nid_offset;
 
 /// Arguments of `lazystore inspect`.
 #[derive(Debug, Args)]

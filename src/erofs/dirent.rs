@@ -33,19 +33,20 @@ impl Packing {
     }
 
     /// Blocks in front of the last one; all of them count as full.
-    pub fn full_blocks(&self) -> usize {
-        self.starts.len() - 1
+    pub fn full_blocks(&self) -> u32 {
+        // An entry has a 32-bit number, and a block has more than one.
+        u32::try_from(self.starts.len() - 1).unwrap_or(u32::MAX)
     }
 
     /// `i_size` of the directory.
     pub fn size_bytes(&self) -> u64 {
-        self.full_blocks() as u64 * BLOCK_LEN_BYTES + u64::from(self.last_len)
+        u64::from(self.full_blocks()) * BLOCK_LEN_BYTES + u64::from(self.last_len)
     }
 }
 
 /// What stands at a place of a directory's sorted entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Slot {
+pub enum EntryRef {
     /// The directory itself.
     Dot,
     /// Its parent.
@@ -77,15 +78,37 @@ impl Dots {
         }
     }
 
+    /// Packs `.`, `..` and `children` names of these lengths.
+    pub fn pack(self, children: u32, name_len: impl Fn(u32) -> u8) -> Packing {
+        let entries = (0..children + 2).map(|index| self.entry(index));
+        Packing::new(entries.map(|entry| match entry {
+            EntryRef::Dot => 1,
+            EntryRef::DotDot => 2,
+            EntryRef::Child(child) => name_len(child),
+        }))
+    }
+
+    /// What stands in block `block` of a directory of `children`, whose blocks start with the entries `starts`.
+    pub fn in_block(
+        self,
+        starts: &[u32],
+        block: u32,
+        children: u32,
+    ) -> impl Iterator<Item = EntryRef> + Clone + use<> {
+        let first = starts[block as usize];
+        let end = starts.get(block as usize + 1).copied();
+        (first..end.unwrap_or(children + 2)).map(move |index| self.entry(index))
+    }
+
     /// What stands at place `index`.
-    pub fn slot(self, index: u32) -> Slot {
+    pub fn entry(self, index: u32) -> EntryRef {
         let (dot, dot_dot) = (self.before_dot, self.before_dot_dot + 1);
         match index {
-            i if i < dot => Slot::Child(i),
-            i if i == dot => Slot::Dot,
-            i if i < dot_dot => Slot::Child(i - 1),
-            i if i == dot_dot => Slot::DotDot,
-            i => Slot::Child(i - 2),
+            i if i < dot => EntryRef::Child(i),
+            i if i == dot => EntryRef::Dot,
+            i if i < dot_dot => EntryRef::Child(i - 1),
+            i if i == dot_dot => EntryRef::DotDot,
+            i => EntryRef::Child(i - 2),
         }
     }
 }
@@ -122,10 +145,10 @@ mod tests {
             let mut expected = children.clone();
             expected.extend([".", ".."]);
             expected.sort_unstable();
-            let got: Vec<&str> = (0..).take(expected.len()).map(|i| match dots.slot(i) {
-                Slot::Dot => ".",
-                Slot::DotDot => "..",
-                Slot::Child(child) => children[child as usize],
+            let got: Vec<&str> = (0..).take(expected.len()).map(|i| match dots.entry(i) {
+                EntryRef::Dot => ".",
+                EntryRef::DotDot => "..",
+                EntryRef::Child(child) => children[child as usize],
             }).collect();
             prop_assert_eq!(got, expected);
         }

@@ -3,15 +3,15 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::dirent::Slot;
+use super::dirent::EntryRef;
 use super::format::{
     BLOCK_BITS, BLOCK_LEN_USIZE, DIRENT_LEN, Dirent, DirentType, FEATURE_COMPAT_MTIME,
     FEATURE_COMPAT_SB_CHKSUM, FORMAT_EXTENDED, FORMAT_FLAT_INLINE, FORMAT_FLAT_PLAIN, InodeCompact,
     InodeExtended, LABEL_LEN_MAX, MAGIC, ModeType, SLOT_LEN, SLOTS_PER_BLOCK, SUPERBLOCK_OFFSET,
     SuperBlock,
 };
-use super::layout::attributes::dirent_type;
-use super::layout::plan::{Dir, Form, Node, NodeIndex, Plan};
+use super::layout::attributes::{Owner, dirent_type};
+use super::layout::plan::{Content, Dir, Form, Node, NodeIndex, Plan};
 use super::layout::space::{ROOT_NID, Region};
 use crate::tree::FileKind;
 
@@ -19,7 +19,7 @@ use crate::tree::FileKind;
 pub type Block = [u8; BLOCK_LEN_USIZE];
 
 /// What the superblock says.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct SuperBlockFields {
     /// At most 15 bytes.
     pub label: String,
@@ -147,7 +147,7 @@ impl Writer<'_> {
     }
 
     fn fields(&self, node: &Node, form: Form) -> InodeFields {
-        let (uid, gid) = self.plan.owner(node);
+        let Owner { uid, gid } = self.plan.owner(node);
         let (mtime_sec, mtime_nsec) = {
             let stamp = node.stamp();
             let attributes = self.plan.attributes();
@@ -167,30 +167,31 @@ impl Writer<'_> {
     }
 
     fn block_addr(&self, node: &Node, form: Form) -> u32 {
-        match node.kind() {
-            FileKind::Directory => self
+        match node.content() {
+            Content::Directory { dir, .. } => self
                 .plan
-                .dir(node)
-                .and_then(|(_, dir)| dir.first_dirent_block())
+                .dir_at(dir)
+                .first_dirent_block()
                 .map_or(0, |first| self.region.meta.start + first),
-            FileKind::Regular | FileKind::Symlink
+            Content::Regular { data_block, .. } | Content::Symlink { data_block, .. }
                 if form.inline_len == 0 && node.size_bytes() > 0 =>
             {
-                self.region.data.start + node.data_block()
+                self.region.data.start + data_block
             }
-            _ => node.device(),
+            Content::CharDevice(number) | Content::BlockDevice(number) => number,
+            _ => 0,
         }
     }
 
     fn dirents(&self, dir: &Dir, nth: u32, out: &mut [u8]) {
-        let slots = self.plan.block_slots(dir, nth);
+        let slots = self.plan.block_entries(dir, nth);
         let entries = slots.map(|slot| match slot {
-            Slot::Dot => {
+            EntryRef::Dot => {
                 let own = self.plan.node(dir.node()).slot();
                 (self.region.nid_at(own), DirentType::Directory, &b"."[..])
             }
-            Slot::DotDot => (self.parent_of(dir), DirentType::Directory, &b".."[..]),
-            Slot::Child(child) => {
+            EntryRef::DotDot => (self.parent_of(dir), DirentType::Directory, &b".."[..]),
+            EntryRef::Child(child) => {
                 let node = self.plan.node(dir.child(child));
                 let nid = self.region.nid_at(node.slot());
                 (nid, dirent_type(node.kind()), self.plan.name(node))

@@ -3,15 +3,14 @@
 use std::sync::{Arc, OnceLock};
 
 use super::plans::Plans;
-use super::root::RootDir;
 use super::{Image, ImageError, Origin, builtin, walk};
 use crate::closure::{Closure, Contents, Pins, StorePath};
-use crate::erofs::encode::{self, SuperBlockFields};
-use crate::erofs::format::BLOCK_LEN_BYTES;
+use crate::erofs::encode::SuperBlockFields;
 use crate::erofs::layout::attributes::{self, Attributes};
 use crate::erofs::layout::bounds::Size;
 use crate::erofs::layout::plan::Plan;
 use crate::erofs::layout::space::{self, Claim, Space, TooBig};
+use crate::erofs::volume::{RootDir, Volume};
 use crate::parallel;
 use crate::source::{HostTree, Identity, PathTree, SourceError, TreeSource};
 use crate::tree::{FileKind, Stat};
@@ -139,22 +138,18 @@ impl Image {
             root,
         } = parts;
         let attributes = options.attributes(attributes::Origin::Nar);
-        let blocks = space.len_bytes() / BLOCK_LEN_BYTES;
-        let superblock = encode::superblock(&SuperBlockFields {
+        let fields = SuperBlockFields {
             label: options.label.clone(),
             uuid: options.uuid,
             build_time_sec: attributes.build_time_sec(),
-            inodes: space.regions().len() as u64 + 1,
-            blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
-        });
+            ..SuperBlockFields::default()
+        };
         Self {
             host,
             sources,
-            space,
+            volume: Volume::new(space, root, fields),
             origins,
             plans,
-            superblock: Box::new(superblock),
-            root,
             recorder: OnceLock::new(),
             pins: Pins::default(),
         }

@@ -38,9 +38,10 @@ mod tests {
     use std::fs;
 
     use super::super::testing::store_image;
-    use super::super::{ImageOptions, Place, Seek};
+    use super::super::{ImageOptions, Seek};
     use super::*;
     use crate::erofs::layout::bounds::INLINE_LIMIT_BYTES;
+    use crate::erofs::volume::Place;
 
     /// Names on both sides of the directory's.
     fn store() -> tempfile::TempDir {

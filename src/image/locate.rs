@@ -1,68 +1,11 @@
-//! What lies at a place of the disk: the answer to a kernel message that names a nid or a block.
-
-use std::ops::Range;
+//! What lies at a place of the disk, planned as far as must be to know it.
 
 use super::plans::Need;
-use super::root::RootPart;
 use super::{Image, ReadError};
-use crate::erofs::format::{
-    BLOCK_LEN_BYTES, BLOCK_LEN_USIZE, SLOT_LEN, SLOTS_PER_BLOCK, SUPERBLOCK_OFFSET, SuperBlock,
-};
-use crate::erofs::layout::plan::{Node, NodeIndex, Plan};
-use crate::erofs::layout::space::{Area, DATA_ARENA_START, ROOT_NID, Region};
+use crate::erofs::format::BLOCK_LEN_BYTES;
+use crate::erofs::layout::space::Area;
+use crate::erofs::volume::{Spot, in_superblock, nid_offset};
 use crate::source::IoMode;
-use crate::tree::FileKind;
-
-/// A file of the disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileRef {
-    /// Its path beneath the root of the disk; empty for the root.
-    pub path: Vec<u8>,
-    /// Its inode.
-    pub nid: u64,
-    /// Its type.
-    pub kind: FileKind,
-    /// Its `i_size`.
-    pub size_bytes: u64,
-}
-
-/// What a range of the disk is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// The superblock.
-    Superblock,
-    /// An inode.
-    Inode(FileRef),
-    /// Names and nids in a directory, `offset` being where in the directory the range starts.
-    Entries {
-        /// The directory.
-        dir: FileRef,
-        /// First byte of the range in the directory.
-        offset: u64,
-    },
-    /// A small file, whole, behind its inode.
-    InlineData(FileRef),
-    /// A file in blocks of its own, whole.
-    Data(FileRef),
-    /// The target of a symlink, whole.
-    Target(FileRef),
-    /// Zeros between the end of a file and the end of its last block.
-    Padding(FileRef),
-    /// Zeros that nothing uses.
-    Unused {
-        /// Name of the store path for which the range is kept; none if it belongs to nothing.
-        kept_for: Option<Box<[u8]>>,
-    },
-}
-
-/// A place, and where it starts and ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spot {
-    /// What it is.
-    pub place: Place,
-    /// All bytes of the disk that belong to it.
-    pub range: Range<u64>,
-}
 
 /// What one path takes of its ranges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,23 +26,20 @@ impl Image {
     pub fn locate(&self, at: u64) -> Result<Spot, ReadError> {
         self.checked_end(at, 1)?;
         let block = u32::try_from(at / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
-        match self.space.area(block) {
-            Area::Superblock => Ok(in_superblock(at)),
-            Area::Root(block) => Ok(self.in_root(block, at)),
+        match self.space().area(block) {
             Area::Meta { region, block } => {
                 self.with_plan(IoMode::Blocking, region, Need::Meta(block), |plan| {
-                    View::new(self, region, plan).in_meta(block, at)
+                    self.volume.placed(region, plan).in_meta(block, at)
                 })
             }
             Area::Data { region, block } => {
                 self.with_plan(IoMode::Blocking, region, Need::Data(block), |plan| {
-                    View::new(self, region, plan).in_data(block, at)
+                    self.volume.placed(region, plan).in_data(block, at)
                 })
             }
-            Area::Unused { end } => Ok(Spot {
-                place: Place::Unused { kept_for: None },
-                range: self.unused_from(block)..block_start(end).min(self.len_bytes()),
-            }),
+            Area::Superblock => Ok(in_superblock(at)),
+            Area::Root(block) => Ok(self.volume.locate_in_root(block, at)),
+            Area::Unused { end } => Ok(self.volume.locate_unused(block, end)),
         }
     }
 
@@ -122,188 +62,6 @@ impl Image {
             data_blocks: plan.data_blocks(),
             files: plan.len(),
         })
-    }
-
-    /// Where the unused range starts that block `block` is in: behind the last path of its arena.
-    fn unused_from(&self, block: u32) -> u64 {
-        let last = self.space.regions().last();
-        let start = last.map(|region| match block {
-            block if block < DATA_ARENA_START => region.meta.end,
-            _ => region.data.end,
-        });
-        block_start(start.unwrap_or(block))
-    }
-
-    fn in_root(&self, block: u32, at: u64) -> Spot {
-        let in_block = usize::try_from(at % BLOCK_LEN_BYTES).unwrap_or(0);
-        let part = self
-            .root
-            .as_ref()
-            .map(|root| (root, root.part(block, in_block)));
-        let (place, range) = match part {
-            Some((root, (RootPart::Inode, range))) => {
-                (Place::Inode(root_ref(root.size_bytes())), range)
-            }
-            Some((root, (RootPart::Entries { offset }, range))) => {
-                let dir = root_ref(root.size_bytes());
-                (Place::Entries { dir, offset }, range)
-            }
-            Some((_, (RootPart::Unused, range))) => (Place::Unused { kept_for: None }, range),
-            None => (Place::Unused { kept_for: None }, 0..BLOCK_LEN_USIZE),
-        };
-        spot(place, at, range)
-    }
-}
-
-/// Byte at which the inode `nid` lies. Saturates for nids that no disk has.
-pub fn nid_offset(nid: u64) -> u64 {
-    nid.saturating_mul(u64::from(SLOT_LEN))
-}
-
-fn root_ref(size_bytes: u64) -> FileRef {
-    FileRef {
-        path: Vec::new(),
-        nid: u64::from(ROOT_NID),
-        kind: FileKind::Directory,
-        size_bytes,
-    }
-}
-
-fn in_superblock(at: u64) -> Spot {
-    let start = SUPERBLOCK_OFFSET as u64;
-    let end = start + size_of::<SuperBlock>() as u64;
-    let unused = Place::Unused { kept_for: None };
-    let (place, range) = match at {
-        at if at < start => (unused, 0..start),
-        at if at < end => (Place::Superblock, start..end),
-        _ => (unused, end..BLOCK_LEN_BYTES),
-    };
-    Spot { place, range }
-}
-
-fn block_start(block: u32) -> u64 {
-    u64::from(block) * BLOCK_LEN_BYTES
-}
-
-/// `range` counts from the start of the block that `at` is in.
-fn spot(place: Place, at: u64, range: Range<usize>) -> Spot {
-    let start = at - at % BLOCK_LEN_BYTES;
-    Spot {
-        place,
-        range: start + range.start as u64..start + range.end as u64,
-    }
-}
-
-/// One path's plan and its place on the disk.
-struct View<'a> {
-    region: &'a Region,
-    plan: &'a Plan,
-}
-
-impl<'a> View<'a> {
-    fn new(image: &'a Image, region: u32, plan: &'a Plan) -> Self {
-        Self {
-            region: image.space.region(region),
-            plan,
-        }
-    }
-
-    fn file(&self, index: NodeIndex) -> FileRef {
-        let node = self.plan.node(index);
-        FileRef {
-            path: self.plan.path(index),
-            nid: self.region.nid_at(node.slot()),
-            kind: node.kind(),
-            size_bytes: node.size_bytes(),
-        }
-    }
-
-    fn unused(&self) -> Place {
-        Place::Unused {
-            kept_for: Some(self.region.name.clone()),
-        }
-    }
-
-    fn in_meta(&self, block: u32, at: u64) -> Spot {
-        if let Some((dir, nth)) = self.plan.dirents_in_block(block) {
-            return self.in_entries(self.plan.dir_at(dir).node(), nth, at);
-        }
-        let in_block = usize::try_from(at % BLOCK_LEN_BYTES).unwrap_or(0);
-        let nodes = self.plan.nodes_in_block(block);
-        let start = |index: &NodeIndex| {
-            let slot = self.plan.node(*index).slot() % SLOTS_PER_BLOCK;
-            slot as usize * usize::from(SLOT_LEN)
-        };
-        let after = nodes.partition_point(|index| start(index) <= in_block);
-        let end = nodes.get(after).map_or(BLOCK_LEN_USIZE, start);
-        let Some(index) = after.checked_sub(1).map(|last| nodes[last]) else {
-            return spot(self.unused(), at, 0..end);
-        };
-        self.around_inode(index, start(&index)..end, at)
-    }
-
-    /// In `room`, which starts with an inode and ends before the next.
-    fn around_inode(&self, index: NodeIndex, room: Range<usize>, at: u64) -> Spot {
-        let node = self.plan.node(index);
-        let form = self.plan.form(node);
-        let behind = room.start + usize::from(form.header_len());
-        let end = behind + usize::from(form.inline_len);
-        let in_block = usize::try_from(at % BLOCK_LEN_BYTES).unwrap_or(0);
-        match in_block {
-            at_byte if at_byte < behind => {
-                spot(Place::Inode(self.file(index)), at, room.start..behind)
-            }
-            at_byte if at_byte < end => spot(self.inlined(index, node), at, behind..end),
-            _ => spot(self.unused(), at, end..room.end),
-        }
-    }
-
-    /// What stands behind an inode.
-    fn inlined(&self, index: NodeIndex, node: &Node) -> Place {
-        let file = self.file(index);
-        match node.kind() {
-            FileKind::Directory => Place::Entries {
-                offset: file.size_bytes - file.size_bytes % BLOCK_LEN_BYTES,
-                dir: file,
-            },
-            FileKind::Symlink => Place::Target(file),
-            _ => Place::InlineData(file),
-        }
-    }
-
-    /// In block `nth` of a directory.
-    fn in_entries(&self, index: NodeIndex, nth: u32, at: u64) -> Spot {
-        let dir = self.file(index);
-        let offset = block_start(nth);
-        let used = dir.size_bytes.saturating_sub(offset).min(BLOCK_LEN_BYTES);
-        let used = usize::try_from(used).unwrap_or(BLOCK_LEN_USIZE);
-        if at % BLOCK_LEN_BYTES < used as u64 {
-            spot(Place::Entries { dir, offset }, at, 0..used)
-        } else {
-            spot(self.unused(), at, used..BLOCK_LEN_USIZE)
-        }
-    }
-
-    fn in_data(&self, block: u32, at: u64) -> Spot {
-        let Some((index, nth)) = self.plan.data_in_block(block) else {
-            let start = block_start(self.region.data.start + self.plan.data_blocks());
-            return Spot {
-                place: self.unused(),
-                range: start..block_start(self.region.data.end),
-            };
-        };
-        let file = self.file(index);
-        let start = block_start(self.region.data.start + block - nth);
-        let end = start + file.size_bytes;
-        let (place, range) = if at >= end {
-            let padded = end.next_multiple_of(BLOCK_LEN_BYTES);
-            (Place::Padding(file), end..padded)
-        } else if file.kind == FileKind::Symlink {
-            (Place::Target(file), start..end)
-        } else {
-            (Place::Data(file), start..end)
-        };
-        Spot { place, range }
     }
 }
 

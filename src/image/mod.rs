@@ -7,13 +7,12 @@
 mod build;
 mod builtin;
 mod error;
-pub mod locate;
+mod locate;
 mod plans;
 mod prefetch;
 mod ranges;
 mod recorder;
 pub mod recording;
-mod root;
 mod seek;
 #[cfg(test)]
 pub mod testing;
@@ -32,6 +31,7 @@ use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, ROOT_NID, Space};
+use crate::erofs::volume::{DataPart, Volume, data_parts};
 use crate::source::{
     Awaits, Destination, File, FileId, HostTree, Identity, IoMode, PathTree, SourceError,
     TreeSource,
@@ -41,14 +41,13 @@ use crate::tree::FileKind;
 pub use build::ImageOptions;
 pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
 pub use error::{ImageError, ReadError};
-pub use locate::{FileRef, Place, Spot, Usage};
+pub use locate::Usage;
 pub use prefetch::Prefetched;
 pub use seek::Seek;
 pub use walk::LISTERS_MAX;
 
 use plans::{Need, Plans, Wanted};
 use recorder::Recorder;
-use root::RootDir;
 
 /// A part of a range, in the order of the disk.
 #[derive(Debug)]
@@ -76,13 +75,10 @@ pub enum Piece<'a> {
 pub struct Image {
     host: Arc<HostTree>,
     sources: Vec<TreeSource>,
-    space: Space,
+    volume: Volume,
     /// Of each region.
     origins: Vec<Origin>,
     plans: Plans,
-    superblock: Box<Block>,
-    /// None for a tree, whose root is the top node of its only region.
-    root: Option<RootDir>,
     recorder: OnceLock<Recorder>,
     /// Held as long as the disk may be read.
     pins: Pins,
@@ -122,7 +118,7 @@ impl Cursor {
 impl Image {
     /// Length of the disk, a multiple of 2 MiB.
     pub fn len_bytes(&self) -> u64 {
-        self.space.len_bytes()
+        self.space().len_bytes()
     }
 
     /// The file that holds the closure, if a file does; it is removed with the disk.
@@ -147,12 +143,12 @@ impl Image {
 
     /// Whether the disk is a directory as it is, and not a closure.
     pub fn is_tree(&self) -> bool {
-        self.root.is_none()
+        self.volume.is_tree()
     }
 
     /// The disk's address ranges.
     pub fn space(&self) -> &Space {
-        &self.space
+        self.volume.space()
     }
 
     /// From now on writes down which blocks are read, as a [`recording`], to `file`, which is open for appending; with
@@ -188,11 +184,11 @@ impl Image {
     ) -> Result<(), ReadError> {
         let end = self.checked_end(offset, len_bytes)?;
         if let Some(recorder) = self.recorder.get() {
-            recorder.note(&self.space, offset..end);
+            recorder.note(self.space(), offset..end);
         }
         let mut cursor = Cursor { offset, end };
         while cursor.offset < cursor.end {
-            match self.space.area(cursor.block()) {
+            match self.space().area(cursor.block()) {
                 Area::Data { region, block } => {
                     self.visit_data(mode, region, block, &mut cursor, sink)?;
                 }
@@ -262,17 +258,15 @@ impl Image {
 
     /// The bytes of a block that is not file data.
     fn render(&self, mode: IoMode, area: Area) -> Result<Block, ReadError> {
-        match (area, &self.root) {
-            (Area::Superblock, _) => Ok(*self.superblock),
-            (Area::Root(block), Some(root)) => Ok(root.render(block, self.space.regions())),
-            (Area::Meta { region, block }, _) => self.render_metadata(mode, region, block),
-            _ => Ok([0; BLOCK_LEN_USIZE]),
+        match area {
+            Area::Meta { region, block } => self.render_metadata(mode, region, block),
+            area => Ok(self.volume.block(area)),
         }
     }
 
     fn render_metadata(&self, mode: IoMode, region: u32, block: u32) -> Result<Block, ReadError> {
         let mut out = [0; BLOCK_LEN_USIZE];
-        let here = self.space.region(region);
+        let here = self.space().region(region);
         let files = self.with_plan(mode, region, Need::Meta(block), |plan| {
             let nid = u64::from(ROOT_NID);
             let files = encode::metadata_block(plan, here, nid, block, &mut out);
@@ -303,7 +297,7 @@ impl Image {
         let Origin { source, identity } = self.origins[region as usize];
         PathTree {
             source: &self.sources[source],
-            name: &self.space.region(region).name,
+            name: &self.space().region(region).name,
             identity,
         }
     }
@@ -319,7 +313,7 @@ impl Image {
         let path = Wanted {
             tree: self.tree(region),
             region,
-            limits: self.space.region(region).limits(),
+            limits: self.space().region(region).limits(),
         };
         self.plans.with(&path, mode, need, f)
     }
@@ -345,7 +339,7 @@ impl Image {
         cursor: &mut Cursor,
         sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
     ) -> Result<(), ReadError> {
-        let here = self.space.region(region);
+        let here = self.space().region(region);
         let len = cursor.left_before(u64::from(here.data.end));
         let last = cursor.offset + len - 1;
         let last_block =
@@ -353,7 +347,7 @@ impl Image {
         let start = u64::from(block) * BLOCK_LEN_BYTES + cursor.in_block() as u64;
         let extents = self
             .with_plan(mode, region, Need::Data(last_block), |plan| {
-                self.extents(plan, mode, region, start, len)
+                self.extents(plan, mode, region, start..start + len)
             })?
             .map_err(ReadError::from)?;
         for extent in extents {
@@ -362,34 +356,22 @@ impl Image {
         Ok(())
     }
 
-    /// What `len` bytes from `start` of a region's data consist of.
+    /// What a range of a region's data consists of.
     fn extents(
         &self,
         plan: &Plan,
         mode: IoMode,
         region: u32,
-        start: u64,
-        len: u64,
+        wanted: Range<u64>,
     ) -> Result<Extents, SourceError> {
         let mut extents = Extents::new();
-        let (mut at, end) = (start, start + len);
-        let first = u32::try_from(start / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
-        let nodes = plan.data_position(first).map(|p| plan.data_from(p));
-        for &(block, index) in nodes.unwrap_or_default() {
-            let node = plan.node(index);
-            let from = u64::from(block) * BLOCK_LEN_BYTES;
-            if from >= end {
-                break;
-            }
-            let stop = (from + node.size_bytes()).min(end);
-            if at < stop {
-                extents.push(self.extent(plan, mode, region, index, at - from..stop - from)?);
-                at = stop;
-            }
-            let padded = from + plan.data_blocks_of(node) * BLOCK_LEN_BYTES;
-            push_zeros(&mut extents, &mut at, padded.min(end));
-        }
-        push_zeros(&mut extents, &mut at, end);
+        data_parts::<SourceError>(plan, wanted, &mut |part| {
+            extents.push(match part {
+                DataPart::Zeros(len_bytes) => Extent::Zeros(len_bytes),
+                DataPart::Node { node, range } => self.extent(plan, mode, region, node, range)?,
+            });
+            Ok(())
+        })?;
         Ok(extents)
     }
 
@@ -433,13 +415,6 @@ enum Extent {
 
 /// A block has two pieces at most; longer reads may have more.
 type Extents = SmallVec<[Extent; 2]>;
-
-fn push_zeros(extents: &mut Extents, at: &mut u64, until: u64) {
-    if *at < until {
-        extents.push(Extent::Zeros(until - *at));
-        *at = until;
-    }
-}
 
 fn emit_extent(
     extent: Extent,

@@ -17,6 +17,7 @@ use super::ReadError;
 use super::walk::{self, layout_error};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
+use crate::erofs::layout::bounds::Limits;
 use crate::erofs::layout::plan::{DirIndex, Plan};
 use crate::erofs::layout::planner::Planner;
 use crate::source::{Awaits, IoMode, PathTree, SourceError};
@@ -72,7 +73,7 @@ struct Past {
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct CacheEntry {
     cell: ArcSwapOption<Cell>,
     /// Read since the cache last looked.
     touched: AtomicBool,
@@ -90,7 +91,7 @@ struct Sizes {
 /// All plans.
 #[derive(Debug)]
 pub(super) struct Plans {
-    slots: Vec<Slot>,
+    slots: Vec<CacheEntry>,
     attributes: Attributes,
     sizes: Mutex<Sizes>,
     limit_bytes: usize,
@@ -106,8 +107,8 @@ pub(super) struct Wanted<'a> {
     pub(super) tree: PathTree<'a>,
     /// Index of its region.
     pub(super) region: u32,
-    /// Most metadata and data blocks that it may take.
-    pub(super) limits: (u32, u32),
+    /// Most blocks that it may take.
+    pub(super) limits: Limits,
 }
 
 /// What a reader needs planned.
@@ -125,7 +126,9 @@ impl Plans {
     /// Room for the plans of `paths` paths, in about `limit_bytes`.
     pub(super) fn new(paths: usize, attributes: Attributes, limit_bytes: usize) -> Self {
         Self {
-            slots: std::iter::repeat_with(Slot::default).take(paths).collect(),
+            slots: std::iter::repeat_with(CacheEntry::default)
+                .take(paths)
+                .collect(),
             attributes,
             sizes: Mutex::new(Sizes {
                 lru: LruCache::unbounded(),
@@ -326,7 +329,7 @@ impl Plans {
 
 impl Sizes {
     /// Drops a plan and keeps what must be remembered of it. False when somebody is growing it.
-    fn forget(&mut self, region: u32, slot: &Slot) -> bool {
+    fn forget(&mut self, region: u32, slot: &CacheEntry) -> bool {
         let past = slot.cell.load().as_ref().map(|cell| Past::of(cell));
         match past {
             Some(Err(InUse)) => return false,
@@ -343,7 +346,7 @@ impl Sizes {
     }
 }
 
-impl Slot {
+impl CacheEntry {
     /// Writes at most once between two looks of the cache.
     fn touch(&self) {
         if !self.touched.load(Ordering::Relaxed) {

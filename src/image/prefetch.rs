@@ -28,7 +28,7 @@ impl Image {
     /// Waits for names and metadata, and only asks for contents.
     pub fn prefetch(&self, recording: &Recording) -> Prefetched {
         let index: HashMap<&[u8], u32> = (0..)
-            .zip(self.space.regions())
+            .zip(self.space().regions())
             .map(|(region, here)| (&*here.name, region))
             .collect();
         let regions: Vec<Option<u32>> = recording
@@ -61,7 +61,7 @@ impl Image {
     }
 
     fn prefetch_touch(&self, region: u32, touch: &Touch) -> Result<(), ReadError> {
-        let range = touch.part.range(self.space.region(region));
+        let range = touch.part.range(self.space().region(region));
         let block = |count: u32| range.start.saturating_add(count).min(range.end);
         let (start, end) = (block(touch.blocks.start), block(touch.blocks.end));
         let len_bytes = u64::from(end - start) * BLOCK_LEN_BYTES;

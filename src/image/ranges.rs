@@ -17,7 +17,7 @@ impl Image {
     /// # Errors
     /// When a path cannot be planned.
     pub fn file_ranges(&self, sink: &mut dyn FnMut(u64, u64)) -> Result<(), ReadError> {
-        for (region, here) in (0..).zip(self.space.regions()) {
+        for (region, here) in (0..).zip(self.space().regions()) {
             if here.data.is_empty() {
                 continue;
             }

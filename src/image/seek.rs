@@ -45,20 +45,20 @@ impl Image {
 
     /// The sort of `block`, and of how many behind it.
     fn stretch(&self, block: u32) -> Stretch {
-        match self.space.area(block) {
+        match self.space().area(block) {
             Area::Superblock => data_until(block + 1),
             Area::Root(_) => {
-                let first = self.space.regions().first();
+                let first = self.space().regions().first();
                 data_until(first.map_or(DATA_ARENA_START, |region| region.meta.start))
             }
             Area::Unused { end } => hole_until(end),
             Area::Meta { region, .. } => {
-                let meta = &self.space.region(region).meta;
+                let meta = &self.space().region(region).meta;
                 let used = self.usage(region).map(|usage| usage.meta_blocks);
                 part(block, meta, used)
             }
             Area::Data { region, .. } => {
-                let data = &self.space.region(region).data;
+                let data = &self.space().region(region).data;
                 let used = self.usage(region).map(|usage| usage.data_blocks);
                 part(block, data, used)
             }

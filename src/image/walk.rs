@@ -3,6 +3,7 @@
 use super::ReadError;
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
+use crate::erofs::layout::bounds::Limits;
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::planner::Planner;
 use crate::parallel;
@@ -19,7 +20,7 @@ pub const LISTERS_MAX: usize = 4;
 pub(super) fn start(
     tree: &PathTree<'_>,
     attributes: Attributes,
-    limits: (u32, u32),
+    limits: Limits,
 ) -> Result<Planner, ReadError> {
     let (stat, target) = tree.top()?;
     Planner::new(tree.name, attributes, limits, &stat, &target)
@@ -53,7 +54,7 @@ pub(super) fn stride(tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), R
 
 /// Plans `tree` whole, however big it is.
 pub(super) fn plan_whole(tree: &PathTree<'_>, attributes: Attributes) -> Result<Plan, ReadError> {
-    let mut planner = start(tree, attributes, (u32::MAX, u32::MAX))?;
+    let mut planner = start(tree, attributes, Limits::NONE)?;
     while !planner.is_complete() {
         step(tree, &mut planner)?;
     }

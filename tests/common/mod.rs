@@ -1,7 +1,12 @@
 //! What several integration tests share. Each test program uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod client;
+pub mod compare;
 pub mod direct;
+pub mod driver;
+pub mod frontend;
+pub mod fuse;
 pub mod nar;
 pub mod nasty;
 pub mod nix;
@@ -9,6 +14,7 @@ pub mod proc;
 pub mod process;
 pub mod random;
 pub mod reader;
+pub mod server;
 pub mod small_store;
 pub mod tree;
 pub mod vm;
@@ -18,6 +24,8 @@ use std::path::Path;
 
 use lazystore::closure::{Closure, Contents, Source, StoreLocation, StorePath};
 use lazystore::image::{Image, ImageOptions};
+use proptest::prelude::ProptestConfig;
+use proptest::test_runner::RngSeed;
 
 /// The disk of a directory as it is.
 pub fn tree_image(dir: &Path) -> Image {
@@ -46,8 +54,39 @@ pub fn store_image(dir: &Path, sizes: impl Fn(&Path) -> Option<u64>) -> Image {
     Image::new(&closure, &ImageOptions::default()).unwrap()
 }
 
+/// Fails in a test that belongs to the full tier and does not say so: it would fail on a bare checkout.
+fn assert_full_tier(what: &str) {
+    let asked_for = |arg: String| arg == "--ignored" || arg == "--include-ignored";
+    assert!(
+        std::env::args().any(asked_for),
+        "a test that needs {what} must be marked #[ignore = \"needs ...\"]"
+    );
+}
+
+/// A directory in memory: trees of thousands of files are made and read in a tenth of the time.
+pub fn memory_dir() -> tempfile::TempDir {
+    // A tmpfs on every Linux (shm_overview(7)).
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+/// How property tests draw: the same in every run, so that a run that fails fails again. `PROPTEST_RNG_SEED` draws
+/// others.
+pub fn cases(cases: u32) -> ProptestConfig {
+    let drawn = ProptestConfig::default();
+    ProptestConfig {
+        cases,
+        max_shrink_iters: 200,
+        rng_seed: match drawn.rng_seed {
+            RngSeed::Random => RngSeed::Fixed(1),
+            fixed => fixed,
+        },
+        ..drawn
+    }
+}
+
 /// The path of a tool, or a failure that says how to install it: no test is skipped.
 pub fn tool(name: &str, package: &str) -> std::path::PathBuf {
+    assert_full_tier(name);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     dirs.map(|dir| dir.join(name))
@@ -57,6 +96,7 @@ pub fn tool(name: &str, package: &str) -> std::path::PathBuf {
 
 /// What `scripts/test` tells the tests.
 pub fn from_env(name: &str) -> String {
+    assert_full_tier(name);
     std::env::var(name).unwrap_or_else(|_| {
         panic!("{name} is not set: run scripts/test, which prepares what boots need")
     })

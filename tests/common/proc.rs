@@ -1,7 +1,7 @@
 //! What `/proc` says of a process.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 
@@ -32,6 +32,40 @@ pub fn is_traced(worker: Pid) -> bool {
     tasks
         .map(status)
         .all(|status| !status.contains("TracerPid:\t0\n"))
+}
+
+/// Inodes and paths of listening Unix sockets. Asking the kernel instead of connecting leaves no trace.
+fn listening_sockets() -> Vec<(String, String)> {
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+    let fields = sockets
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // Fields: Num RefCount Protocol Flags Type St Inode Path; 00010000 means that it listens (__SO_ACCEPTCON).
+    let listening = fields.filter(|fields| fields[3] == "00010000");
+    let path = |fields: &[&str]| fields.get(7).copied().unwrap_or_default().to_owned();
+    listening
+        .map(|fields| (fields[6].to_owned(), path(&fields)))
+        .collect()
+}
+
+/// Whether anybody listens at a socket.
+pub fn is_listening(socket: &Path) -> bool {
+    let mut sockets = listening_sockets().into_iter();
+    sockets.any(|(_, path)| Path::new(&path) == socket)
+}
+
+/// How many listening Unix sockets a process has open.
+pub fn listening(pid: Pid) -> usize {
+    let sockets = listening_sockets();
+    let names: Vec<String> = sockets
+        .iter()
+        .map(|(inode, _)| format!("socket:[{inode}]"))
+        .collect();
+    let open = fs::read_dir(of(pid, "fd")).unwrap();
+    let targets = open.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+    targets
+        .filter(|target| names.iter().any(|name| target.as_os_str() == name.as_str()))
+        .count()
 }
 
 /// Child processes, zombies included.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::proc::is_traced;
+use super::proc::{is_listening, is_traced};
 use super::tool;
 
 /// Copies the program under test to `to`, for users who may not enter the build directory.
@@ -60,6 +60,14 @@ pub fn end_strace(mut strace: Child) {
     strace.wait().unwrap();
 }
 
+/// Waits until a socket is listened at. Its file is there before that, and whoever connects then is refused.
+pub fn wait_for_listener(child: &mut Child, socket: &Path) {
+    wait_for("somebody to listen", || {
+        assert_eq!(child.try_wait().unwrap(), None, "nobody will listen");
+        is_listening(socket).then_some(())
+    });
+}
+
 /// Polls until `look` finds something; fails after a minute: a disk that writes back much may stop everyone for long.
 pub fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     wait_long_for(what, Duration::from_secs(60), look)
@@ -83,9 +91,11 @@ pub struct Deadline(Sender<()>);
 impl Deadline {
     pub fn new(what: &'static str, limit: Duration) -> Self {
         let (sender, receiver) = channel();
+        let test = std::thread::current();
         std::thread::spawn(move || {
             if receiver.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("waited in vain for {what}");
+                let test = test.name().unwrap_or("a thread of a test");
+                eprintln!("{test} waited in vain for {what}");
                 std::process::abort();
             }
         });

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use lazystore::closure::{Closure, Source, StoreLocation};
 use lazystore::erofs::layout::space::Region;
-use lazystore::image::{Image, ImageOptions, Place};
+use lazystore::erofs::volume::Place;
+use lazystore::image::{Image, ImageOptions};
 use tempfile::TempDir;
 
 use super::nar;

@@ -2,6 +2,15 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Emulated guests take all of a core each: one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// To be held while a guest runs.
+pub fn turn() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A script of this project.
 pub fn script(name: &str) -> Command {

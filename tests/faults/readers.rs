@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::client::Client;
-use super::common::direct::aligned;
-use super::common::small_store::FileOnDisk;
+use crate::common::client::Client;
+use crate::common::direct::aligned;
+use crate::common::small_store::FileOnDisk;
 
 /// Bytes asked for at once.
 const READ: u64 = 64 << 10;

@@ -7,12 +7,12 @@ use std::process::{Child, Command, Stdio};
 
 use nix::unistd::Pid;
 
-use super::client::Client;
-use super::common::process::{first_line, stderr_of, wait_for};
-use super::common::tool;
 use super::new_store;
 use super::readers::{Found, Reader};
-use super::server::Server;
+use crate::common::client::Client;
+use crate::common::process::{first_line, stderr_of, wait_for};
+use crate::common::server::Server;
+use crate::common::tool;
 
 /// User and group `nobody`, on Debian.
 const NOBODY: u32 = 65534;
@@ -70,6 +70,7 @@ fn start_with_few(limit: u32, closure: &[String]) -> Result<Server, String> {
 
 /// What is refused is refused at the start; after that, everyone is answered, and every byte is right.
 #[test]
+#[ignore = "needs prlimit"]
 fn with_few_descriptors_a_server_serves_or_says_so() {
     let store = new_store();
     let files = store.files(&store.image());
@@ -99,6 +100,7 @@ fn with_few_descriptors_a_server_serves_or_says_so() {
 
 /// A frontend that wants more queues than there are descriptors for is told so, and does not wait for ever.
 #[test]
+#[ignore = "needs prlimit"]
 fn too_many_queues_for_the_descriptors_are_refused() {
     let store = new_store();
     let server = start_with_few(96, &store.args()).unwrap();
@@ -113,6 +115,7 @@ fn too_many_queues_for_the_descriptors_are_refused() {
 
 /// Descriptors that are taken away while a VM reads: its reads are right or errors, and right again once they are back.
 #[test]
+#[ignore = "needs root and strace"]
 fn when_descriptors_run_out_bytes_are_right_or_not_there() {
     let store = new_store();
     let files = store.files(&store.image());
@@ -221,6 +224,7 @@ impl Drop for MemoryGroup {
 /// The limit is less than a tenth of what is read, and the rest is taken by a process that wants all there is, and is
 /// killed for it again and again.
 #[test]
+#[ignore = "needs root"]
 fn with_little_memory_reads_are_right() {
     const FILES: usize = 12;
     const FILE_BYTES: usize = 8 << 20;
@@ -239,7 +243,7 @@ fn with_little_memory_reads_are_right() {
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     }
-    let image = super::common::tree_image(tree.path());
+    let image = crate::common::tree_image(tree.path());
     let data = 4096 * u64::from(image.space().regions()[0].data.start);
     let group = MemoryGroup::new(LIMIT_BYTES);
     let enter = group.enter();

@@ -7,9 +7,9 @@ use std::process::{Command, Output};
 
 use rustix::process::{Signal, kill_process};
 
-use super::common::process::wait_for;
-use super::common::tool;
-use super::server::{Place, Server};
+use crate::common::fuse::{Place, Server};
+use crate::common::process::wait_for;
+use crate::common::tool;
 
 fn tree() -> tempfile::TempDir {
     let tree = tempfile::tempdir().unwrap();
@@ -25,6 +25,7 @@ fn start_at(place: &Place, tree: &Path, extra: &[&str]) -> Server {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn signals_unmount() {
     for signal in [Signal::TERM, Signal::INT] {
         let (place, tree) = (Place::new(), tree());
@@ -40,6 +41,7 @@ fn signals_unmount() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn what_a_killed_server_left_is_replaced() {
     let (place, tree) = (Place::new(), tree());
     let mut server = start_at(&place, tree.path(), &[]);
@@ -65,6 +67,7 @@ fn what_a_killed_server_left_is_replaced() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_busy_mount_is_detached() {
     let (place, tree) = (Place::new(), tree());
     let mut server = start_at(&place, tree.path(), &[]);
@@ -75,6 +78,7 @@ fn a_busy_mount_is_detached() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_live_mount_is_left_alone() {
     let (place, tree) = (Place::new(), tree());
     let server = start_at(&place, tree.path(), &[]);
@@ -87,6 +91,7 @@ fn a_live_mount_is_left_alone() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_dead_worker_is_replaced() {
     let (place, tree) = (Place::new(), tree());
     let server = start_at(&place, tree.path(), &[]);
@@ -100,6 +105,7 @@ fn a_dead_worker_is_replaced() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn once_ends_with_the_last_reader() {
     let (place, tree) = (Place::new(), tree());
     let mut server = start_at(&place, tree.path(), &["--once"]);
@@ -116,6 +122,7 @@ fn once_ends_with_the_last_reader() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn unmounting_ends_the_server() {
     let (place, tree) = (Place::new(), tree());
     let mut server = start_at(&place, tree.path(), &[]);
@@ -124,6 +131,7 @@ fn unmounting_ends_the_server() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn both_transports_at_once() {
     let (place, tree) = (Place::new(), tree());
     let socket = tree.path().with_extension("sock");
@@ -152,7 +160,7 @@ fn both_transports_at_once() {
 
 fn output(program: PathBuf, before: &[&str], dir: &Path, tree: &Path, extra: &[&str]) -> Output {
     let mut command = Command::new(tool("timeout", "coreutils"));
-    command.arg("20").arg(program).args(before);
+    command.arg("120").arg(program).args(before);
     command
         .arg("serve")
         .arg("--fuse")
@@ -185,6 +193,7 @@ fn sentence(output: &Output, code: i32) -> String {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn what_is_wrong_is_explained() {
     let tree = tree();
     let said = refused(&tree.path().join("nowhere"), tree.path(), &[]);
@@ -205,6 +214,7 @@ fn what_is_wrong_is_explained() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn without_fuse_the_socket_is_recommended() {
     let (place, tree) = (Place::new(), tree());
     let hide_device =
@@ -233,6 +243,7 @@ fn without_fuse_the_socket_is_recommended() {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn without_fusermount_it_is_named() {
     let (place, tree) = (Place::new(), tree());
     // Without the right to mount, root is like any other user.
@@ -270,6 +281,7 @@ fn another_user_reads(image: &Path) -> bool {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn other_users_read_it_only_if_allowed() {
     use std::os::unix::fs::PermissionsExt;
     for (extra, allowed) in [(&[][..], false), (&["--allow-other"][..], true)] {

@@ -6,15 +6,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::common::direct::aligned;
-use super::common::process::{end_strace, strace};
-use super::common::{nar, tool, tree_image};
 use super::serve_tree;
-use super::server::{Server, run};
+use crate::common::direct::aligned;
+use crate::common::fuse::{Server, run};
+use crate::common::process::{end_strace, strace};
+use crate::common::{cases, nar, tool, tree_image};
 
 const MIB: usize = 1 << 20;
 /// Where file data begins.
@@ -30,7 +29,7 @@ fn small() -> (tempfile::TempDir, Server) {
     fs::write(store.join("aaa-one/pattern"), vec![PATTERN; 4 * MIB]).unwrap();
     fs::write(
         store.join("aaa-one/sub/random"),
-        super::common::tree::contents(3, 3 * MIB + 5),
+        crate::common::tree::contents(3, 3 * MIB + 5),
     )
     .unwrap();
     fs::write(store.join("bbb-two"), "two").unwrap();
@@ -58,12 +57,13 @@ fn small() -> (tempfile::TempDir, Server) {
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn random_reads_agree_with_the_core() {
     let tree = tempfile::tempdir().unwrap();
     for (name, len) in [("a", 5 * MIB), ("b", 100), ("c", 70_000)] {
         fs::write(
             tree.path().join(name),
-            super::common::tree::contents(len, len),
+            crate::common::tree::contents(len, len),
         )
         .unwrap();
     }
@@ -76,7 +76,7 @@ fn random_reads_agree_with_the_core() {
         image.len_bytes() - 2 * MIB as u64,
     ];
     let places = (0..starts.len(), 0..MIB as u64, 0..=MIB);
-    proptest!(ProptestConfig::with_cases(200), |((start, offset, len) in places)| {
+    proptest!(cases(200), |((start, offset, len) in places)| {
         let at = starts[start] + offset;
         let (mut theirs, mut ours) = (vec![1; len], vec![2; len]);
         image.read_exact_at(&mut theirs, at).unwrap();
@@ -88,6 +88,7 @@ fn random_reads_agree_with_the_core() {
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn a_mebibyte_arrives_as_one_request() {
     let (_dir, server) = small();
     let bdi = fs::metadata(server.image()).unwrap().dev();
@@ -119,6 +120,7 @@ fn a_mebibyte_arrives_as_one_request() {
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn direct_reads_and_shared_mappings_work() {
     let (_dir, server) = small();
     let direct = OpenOptions::new()
@@ -152,6 +154,7 @@ fn mapped_bytes(file: &File) -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn holes_are_told() {
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join("a"), vec![PATTERN; MIB]).unwrap();
@@ -196,11 +199,11 @@ fn same_as_the_disk(copy: &Path, original: &Path) {
 }
 
 #[test]
-fn sparse_copies_are_made_quickly_and_are_normal_images() {
+#[ignore = "needs root, /dev/fuse and tools"]
+fn sparse_copies_are_normal_images() {
     let (_dir, server) = small();
     let out = tempfile::tempdir().unwrap();
     let (copied, converted) = (out.path().join("copied"), out.path().join("converted"));
-    let begin = Instant::now();
     run(Command::new(tool("cp", "coreutils"))
         .arg("--sparse=always")
         .arg(server.image())
@@ -213,19 +216,18 @@ fn sparse_copies_are_made_quickly_and_are_normal_images() {
     let said = run(Command::new(&qemu_img)
         .args(["info", "-f", "raw"])
         .arg(server.image()));
-    assert!(
-        begin.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        begin.elapsed()
-    );
     assert!(String::from_utf8(said).unwrap().contains("virtual size"));
     for copy in [&copied, &converted] {
+        // Whoever read the holes would not be here yet: they are 16 TiB.
+        let allocated_bytes = 512 * fs::metadata(copy).unwrap().blocks();
+        assert!(allocated_bytes < 32 * MIB as u64, "{allocated_bytes}");
         same_as_the_disk(copy, &server.image());
         run(Command::new(tool("fsck.erofs", "erofs-utils")).arg(copy));
     }
 }
 
 #[test]
+#[ignore = "needs root, /dev/fuse and tools"]
 fn qemu_reads_it_in_every_way() {
     let (_dir, server) = small();
     let read = format!("read -P {PATTERN} {DATA} 4M");

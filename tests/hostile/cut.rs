@@ -6,9 +6,9 @@ use lazystore::image::Image;
 use nix::sys::signal::Signal;
 
 use super::Stage;
-use super::client::Client;
-use super::common::process::wait_for;
 use super::raw::{self, Shared, USER, request};
+use crate::common::client::Client;
+use crate::common::process::wait_for;
 
 /// Ends what waits for it, also when the test fails.
 struct Done<'a>(&'a AtomicBool);

@@ -72,6 +72,7 @@ fn assert_letters(seen: &Seen, store: &str) {
     assert_eq!(seen.fact("disk_vda"), "root");
     assert_eq!(seen.fact("disk_vdb"), "");
     assert_eq!(seen.fact("device"), store);
+    assert_eq!(seen.fact("serial"), "nixstore");
 }
 
 fn assert_exchanged(machine: &Machine, seen: &Seen) {

@@ -60,7 +60,7 @@ in
   inherit (vm.qemu) package;
   image = nixos.system.build.nixStoreImage;
   inherit (nixos.system.build) vm;
-  inherit (guest.system.build) runner;
+  runner = guest.system.build.runner or guest.microvm.runner.${guest.microvm.hypervisor};
   crosvm = guest.microvm.crosvm.package;
 
   # For nix-instantiate --eval --strict --json.

@@ -118,3 +118,84 @@ fn the_package_has_what_cargo_needs() {
         );
     }
 }
+
+/// What the package installs besides the program, by the script that Nix runs for it.
+#[test]
+fn the_package_installs_units_pages_and_completions() {
+    let package = value_of(
+        "let lib = { importTOML = file: builtins.fromTOML (builtins.readFile file); licenses = { mit = 1; asl20 = 2; };
+                     fileset = { unions = _: 1; toSource = _: 1; }; platforms.linux = [ ];
+                     optionalString = condition: text: if condition then text else \"\"; };
+         in import ./nix/package.nix { inherit lib; installShellFiles = 1; buildPackages = { };
+              stdenv.hostPlatform = { emulator = _: \"env\"; emulatorAvailable = _: true; };
+              rustPlatform.buildRustPackage = package: { inherit (package) postInstall; }; }",
+    );
+    let out = tempfile::tempdir().unwrap();
+    let bin = out.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_lazystore"), bin.join("lazystore")).unwrap();
+    // The functions of nixpkgs' stdenv that it calls.
+    let functions = r#"
+        set -euo pipefail
+        substituteInPlace() { chmod u+w "$1"; [[ $2 == --replace-fail ]]; grep -q "$3" "$1"; sed -i "s|$3|$4|" "$1"; }
+        installManPage() { printf '%s\n' "$@" >"$out/pages"; }
+        installShellCompletion() { grep -l lazystore "$4" "$6" "$8" >"$out/completions"; }
+    "#;
+    let work = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp")
+        .args(["-r", &format!("{ROOT}/scripts"), "."])
+        .current_dir(work.path())
+        .status();
+    assert!(copied.unwrap().success());
+    let script = format!("{functions}\n{}", package["postInstall"].as_str().unwrap());
+    let bash = Command::new("bash")
+        .args(["-c", &script])
+        .env("out", out.path())
+        .current_dir(work.path())
+        .output();
+    printed(&bash.unwrap());
+    let read = |name: &str| std::fs::read_to_string(out.path().join(name)).unwrap();
+    assert!(read("pages").contains("pages/lazystore-serve.1"));
+    assert_eq!(read("completions").lines().count(), 3);
+    let unit = read("lib/systemd/system/lazystore@.service");
+    let start = format!("ExecStart={}/bin/lazystore serve", out.path().display());
+    assert!(unit.contains(&start), "{unit}");
+    assert!(read("lib/systemd/system/lazystore@.socket").contains("ListenStream"));
+}
+
+/// As nixpkgs does it for useNixStoreImage: the guests get what the test script names.
+#[test]
+fn paths_of_a_test_script_are_added_to_its_guests() {
+    let paths = |test: &str| {
+        value_of(&format!(
+            "let lib = import ./tests/nix/lib.nix;
+                 named = builtins.toFile \"named\" \"x\";
+                 parallel = {{ nodesCompat.machine.toplevel = builtins.toFile \"toplevel\" \"x\"; }};
+                 test = {{ includeTestScriptReferences = true; withoutTestScriptReferences = parallel; }} // ({test});
+                 module = import ./nix/test.nix {{ }} {{
+                   inherit lib; config = test; options.${{if test ? old then \"x\" else \"nodeDefaults\"}} = 1;
+                   hostPkgs.writeStringReferencesToFile = text: builtins.attrNames (builtins.getContext text); }};
+                 node = module.config.${{if test ? old then \"defaults\" else \"nodeDefaults\"}};
+                 of = useNixStoreImage: (node {{ config.virtualisation = {{ inherit useNixStoreImage; }}; }});
+             in {{ paths = builtins.concatLists (of false).virtualisation.additionalPaths;
+                  image = (of true).virtualisation.additionalPaths;
+                  imports = map toString (of false).imports; }}"
+        ))
+    };
+    let script = paths("{ testScript = \"cat ${named}\"; }");
+    assert_eq!(script["paths"].as_array().unwrap().len(), 1);
+    assert!(script["paths"][0].as_str().unwrap().ends_with("-named"));
+    assert_eq!(script["image"], json!([]));
+    assert_eq!(
+        script["imports"],
+        json!([format!("{ROOT}/nix/qemu-vm.nix")])
+    );
+    let of_nodes = paths("{ testScript = { nodes }: \"${nodes.machine.toplevel} ${named}\"; }");
+    assert_eq!(of_nodes["paths"].as_array().unwrap().len(), 2);
+    let old = paths("{ old = true; testScript = \"cat ${named}\"; }");
+    assert_eq!(old["paths"].as_array().unwrap().len(), 1);
+    let none = paths("{ testScript = \"true\"; }");
+    assert_eq!(none["paths"], json!([]));
+    let left_out = paths("{ includeTestScriptReferences = false; testScript = \"${named}\"; }");
+    assert_eq!(left_out["paths"], json!([]));
+}

@@ -10,7 +10,7 @@ use lazystore::closure::{Graph, Source, StoreLocation};
 use rusqlite::Connection;
 
 use crate::common::nix::{ChrootStore, NIX_CONFIG};
-use crate::common::process::{copy_program, wait_for};
+use crate::common::process::{copy_program, wait_for_listener};
 use crate::common::tool;
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
@@ -104,6 +104,7 @@ fn sorted(paths: &[&String]) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn roots_give_the_closure_that_nix_store_gives() {
     let fixture = Fixture::new();
     let Fixture { store, app, .. } = &fixture;
@@ -134,6 +135,7 @@ fn roots_give_the_closure_that_nix_store_gives() {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn all_is_every_valid_path() {
     let fixture = Fixture::new();
     let all = fixture.store.lines(&["--dump-db"]);
@@ -149,6 +151,7 @@ fn all_is_every_valid_path() {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn a_user_who_may_only_read_sees_the_same() {
     let fixture = Fixture::new();
     let before = fixture.store.database_files();
@@ -179,6 +182,7 @@ fn add_reference(writer: &Connection, from: &str, to: &str) -> usize {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn a_database_without_a_log_is_read_too() {
     let fixture = Fixture::new();
     let expected = fixture.lists_graph(&[&fixture.app]);
@@ -193,6 +197,7 @@ fn a_database_without_a_log_is_read_too() {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn a_store_that_is_added_to_is_read_whole_at_every_moment() {
     const ADDED: usize = 12;
     let fixture = Fixture::new();
@@ -241,6 +246,7 @@ fn fails(args: &[&str], store_root: &Path) -> String {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn a_root_that_is_not_valid_is_named_with_what_to_do() {
     let fixture = Fixture::new();
     let gone = "/nix/store/00000000000000000000000000000000-gone";
@@ -270,6 +276,7 @@ fn a_root_that_is_not_valid_is_named_with_what_to_do() {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn what_is_no_database_is_told() {
     let fixture = Fixture::new();
     fs::write(
@@ -293,10 +300,7 @@ impl Daemon {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        wait_for("the daemon's socket", || {
-            assert!(child.try_wait().unwrap().is_none(), "nix-daemon ended");
-            store.path("daemon.sock").exists().then_some(())
-        });
+        wait_for_listener(&mut child, &store.path("daemon.sock"));
         Self(child)
     }
 }
@@ -320,6 +324,7 @@ pub fn in_its_place(store: &ChrootStore, program: &str) -> Command {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn who_may_not_read_the_database_asks_the_daemon() {
     let fixture = Fixture::new();
     let store = &fixture.store;

@@ -78,6 +78,7 @@ impl Drop for Server {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn a_chroot_store_keeps_what_is_served() {
     for signal in [Signal::TERM, Signal::KILL] {
         let fixture = Fixture::new();
@@ -103,12 +104,14 @@ fn check_in_its_place(fixture: &Fixture, args: &[&str]) {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn roots_are_held() {
     let fixture = Fixture::new();
     check_in_its_place(&fixture, &[&fixture.app]);
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn lists_are_held_with_and_without_a_registration() {
     for with in [true, false] {
         let fixture = Fixture::new();
@@ -120,6 +123,7 @@ fn lists_are_held_with_and_without_a_registration() {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn what_cannot_be_held_is_told_once() {
     let store = ChrootStore::new();
     let paths = store.add_many(40);

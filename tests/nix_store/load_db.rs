@@ -7,9 +7,9 @@ use std::process::Command;
 
 use rustix::mount::{UnmountFlags, unmount};
 
+use crate::common::fuse::{Place, Server, mount_file, mount_loop, run};
 use crate::common::nix::{ChrootStore, nix_store, stdin, succeed};
 use crate::common::tool;
-use crate::server::{Place, Server, mount_file, mount_loop, run};
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
 
@@ -84,6 +84,7 @@ fn overlay(lower: &Path, work: &Path, root: &Path) -> Mounted {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn another_nix_knows_the_closure_from_the_disk() {
     let fixture = Fixture::new(30);
     let server = Server::start(&fixture.args());
@@ -116,6 +117,7 @@ fn another_nix_knows_the_closure_from_the_disk() {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn everyone_reads_the_same_registration() {
     // Behind its inode, in a block, in many.
     for more in [0, 3, 300] {
@@ -181,6 +183,7 @@ fn refused(args: &[&str], store: &ChrootStore) -> String {
 }
 
 #[test]
+#[ignore = "needs Nix"]
 fn a_list_that_says_too_little_is_refused() {
     let fixture = Fixture::new(1);
     let store = &fixture.store;

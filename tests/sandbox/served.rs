@@ -13,8 +13,8 @@ use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
 use super::attempt;
-use super::common::process::{copy_program, wait_for};
-use super::common::tool;
+use crate::common::process::{copy_program, wait_for};
+use crate::common::tool;
 
 /// A chroot store with one path.
 pub fn store() -> TempDir {

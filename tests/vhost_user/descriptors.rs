@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use lazystore::image::Image;
 use tempfile::TempDir;
 
-use crate::client::{Client, DEPTH};
+use crate::common::client::{Client, DEPTH};
 use crate::common::process::{first_line, wait_for};
+use crate::common::server::{command, wait};
 use crate::common::tree_image;
-use crate::server::{command, wait};
 
 /// Soft and hard limit of open files.
 const LIMIT: usize = 400;
@@ -65,6 +65,7 @@ fn scattered(image: &Image) -> Vec<(u64, usize)> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn open_files_stay_within_the_limit_whatever_is_read() {
     let tree = many_files();
     let image = tree_image(tree.path());

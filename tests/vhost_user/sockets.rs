@@ -8,13 +8,15 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::client::Client;
-use super::common::process::{first_line, wait_for};
-use super::common::{tool, tree_image};
 use super::compare;
-use super::server::{Server, command, tree, wait};
+use crate::common::client::Client;
+use crate::common::proc::listening;
+use crate::common::process::{first_line, wait_for, wait_for_listener};
+use crate::common::server::{Server, command, tree, wait};
+use crate::common::{tool, tree_image};
 
 #[test]
+#[ignore = "needs root"]
 fn a_client_at_each_of_several_sockets_is_served() {
     let tree = tree();
     let image = tree_image(tree.path());
@@ -39,28 +41,6 @@ fn a_client_at_each_of_several_sockets_is_served() {
     assert!(!socket.exists() && !other.exists());
 }
 
-/// How many listening sockets a process has open.
-fn listening(pid: Pid) -> usize {
-    let sockets = fs::read_to_string("/proc/net/unix").unwrap();
-    // Fields: Num RefCount Protocol Flags Type St Inode Path; 00010000 means that it listens (__SO_ACCEPTCON).
-    let fields = sockets
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let listening: Vec<_> = fields
-        .filter(|fields| fields[3] == "00010000")
-        .map(|fields| format!("socket:[{}]", fields[6]))
-        .collect();
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let targets = open.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
-    targets
-        .filter(|target| {
-            listening
-                .iter()
-                .any(|socket| target.as_os_str() == socket.as_str())
-        })
-        .count()
-}
-
 #[test]
 fn one_socket_given_twice_is_refused() {
     let tree = tree();
@@ -79,6 +59,7 @@ fn one_socket_given_twice_is_refused() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn mode_and_group_are_what_was_asked_for_whatever_the_umask() {
     let tree = tree();
     let cases: [(&[&str], u32, u32); 5] = [
@@ -110,6 +91,7 @@ fn mode_and_group_are_what_was_asked_for_whatever_the_umask() {
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn nobody_is_let_in_too_early() {
     let tree = tree();
     let dir = tempfile::tempdir().unwrap();
@@ -187,15 +169,16 @@ fn activated(tree: &Path, sockets: &[&Path]) -> Command {
 }
 
 #[test]
+#[ignore = "needs systemd"]
 fn sockets_that_systemd_hands_over_are_served_and_left_alone() {
     let tree = tree();
     let image = tree_image(tree.path());
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
     let mut child = activated(tree.path(), &[&one, &two]).spawn().unwrap();
-    wait_for("the sockets", || {
-        (one.exists() && two.exists()).then_some(())
-    });
+    for socket in [&one, &two] {
+        wait_for_listener(&mut child, socket);
+    }
     // The first connection is what starts the server.
     for socket in [&two, &one, &two] {
         compare(&mut Client::start(socket, 2), &image, 3);

@@ -9,7 +9,7 @@ use super::super::errors::CliError;
 use super::super::text::counted;
 use super::shown;
 use crate::erofs::format::BLOCK_LEN_BYTES;
-use crate::image::{FileRef, Place};
+use crate::erofs::volume::{FileRef, Place};
 use crate::tree::FileKind;
 
 /// The answer.

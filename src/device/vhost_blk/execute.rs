@@ -140,7 +140,7 @@ impl Disk {
         finish(parsed, result, memory)
     }
 
-    /// Like [`execute`](Self::execute), as long as `wanted` says so: that is asked after every [`SLICE_BYTES`]. None once
+    /// Like [`execute`](Self::execute), as long as `wanted` says so: that is asked after every MiB. None once
     /// it does not; part of the data may have been written then.
     pub fn execute_while(
         &self,

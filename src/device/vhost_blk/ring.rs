@@ -22,7 +22,7 @@
 //!
 //! # Halts
 //!
-//! GET_VRING_BASE, disabling, and every change to a ring that runs go through [`Ring::halt`]. It publishes what has been
+//! GET_VRING_BASE, disabling, and every change to a ring that runs go through `Ring::halt`. It publishes what has been
 //! carried out, abandons what has not, and sets `next_avail = next_used`, so that the base that the frontend is told and
 //! `used.idx` agree (rule 2 carries the rest out after the next start). Once it has returned no thread writes to guest
 //! memory for this ring: whoever does holds the ring's lock or a [`Claim`], the halt has had the one and waited for the
@@ -40,7 +40,7 @@
 //!   descriptors after it.
 //! - *The answer before its index.* Data and status are stored by the thread that carries a request out, by `preadv` or
 //!   by copies. On the queue thread they come before `add_used` in program order; on a thread of the pool, they come
-//!   before the unlock of [`Offload`]'s mutex, which the publishing thread locks afterwards. `add_used` stores the
+//!   before the unlock of `Offload`'s mutex, which the publishing thread locks afterwards. `add_used` stores the
 //!   element plainly and then the index with release (`stlr`), which orders everything before it, including what another
 //!   thread wrote and this one synchronised with: release is cumulative.
 //! - *Publish, then look for the wish to be interrupted* (and the driver: state the wish, then look at `used.idx`).

@@ -15,6 +15,15 @@ pub enum Origin {
     Host,
 }
 
+/// Who owns a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
 /// The attributes of every file of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
@@ -60,12 +69,15 @@ impl Attributes {
     }
 
     /// Owner and group that the guest sees.
-    pub fn owner(&self, stat: &Stat) -> (u32, u32) {
+    pub fn owner(&self, stat: &Stat) -> Owner {
         let (uid, gid) = match self.origin {
             Origin::Nar => (0, 0),
             Origin::Host => (stat.uid, stat.gid),
         };
-        (self.uid.unwrap_or(uid), self.gid.unwrap_or(gid))
+        Owner {
+            uid: self.uid.unwrap_or(uid),
+            gid: self.gid.unwrap_or(gid),
+        }
     }
 
     /// The mtime, seconds and nanoseconds, that the guest sees of a file whose own mtime is given.

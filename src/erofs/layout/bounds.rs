@@ -28,8 +28,6 @@
 //!
 //! `tests.rs` holds both against random trees.
 
-use super::LayoutError;
-
 /// Regular files up to this many bytes lie behind their inode.
 ///
 /// A guest reads such a file with its inode, in one request instead of two; but each makes a walk over all inodes
@@ -70,13 +68,21 @@ impl Size {
             exact: false,
         }
     }
+}
 
-    /// The bound as limits for a planner.
-    ///
-    /// # Errors
-    /// When no arena is that big.
-    pub fn limits(self) -> Result<(u32, u32), LayoutError> {
-        let narrow = |blocks| u32::try_from(blocks).map_err(|_| LayoutError::TooBig);
-        Ok((narrow(self.meta_blocks)?, narrow(self.data_blocks)?))
-    }
+/// Most blocks that a path may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Blocks of inodes and directories.
+    pub meta_blocks: u32,
+    /// Blocks of file data.
+    pub data_blocks: u32,
+}
+
+impl Limits {
+    /// As much as block numbers allow.
+    pub const NONE: Self = Self {
+        meta_blocks: u32::MAX,
+        data_blocks: u32::MAX,
+    };
 }

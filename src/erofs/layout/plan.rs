@@ -5,8 +5,8 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::attributes::{Attributes, mode_type};
-use crate::erofs::dirent::{Dots, Slot};
+use super::attributes::{Attributes, Owner, mode_type};
+use crate::erofs::dirent::{Dots, EntryRef};
 use crate::erofs::format::{BLOCK_LEN_BYTES, COMPACT_LEN, EXTENDED_LEN, SLOT_LEN, SLOTS_PER_BLOCK};
 use crate::tree::{FileKind, Stamp};
 
@@ -18,11 +18,52 @@ pub type DirIndex = u32;
 /// A directory that has not been listed yet has no place.
 pub(super) const UNPLACED: u32 = u32::MAX;
 
+/// What a node is, and where what it holds lies.
+#[derive(Debug, Clone, Copy)]
+pub enum Content {
+    /// A file.
+    Regular {
+        /// Its length.
+        size_bytes: u64,
+        /// First data block; 0 if it has none.
+        data_block: u32,
+    },
+    /// A directory.
+    Directory {
+        /// Length of its entries, with the full length of every block but the last; 0 before it is listed.
+        size_bytes: u64,
+        /// What else there is to it.
+        dir: DirIndex,
+    },
+    /// A symlink.
+    Symlink {
+        /// Length of its target.
+        target_len_bytes: u32,
+        /// First data block; 0 if it has none.
+        data_block: u32,
+    },
+    /// A character device, with its number in the kernel's `new_encode_dev` form.
+    CharDevice(u32),
+    /// A block device, likewise.
+    BlockDevice(u32),
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+impl Content {
+    pub(super) fn set_data_block(&mut self, first: u32) {
+        if let Self::Regular { data_block, .. } | Self::Symlink { data_block, .. } = self {
+            *data_block = first;
+        }
+    }
+}
+
 /// A file of any type.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// Length; for a directory its entries' bytes, for a device its number as EROFS stores it.
-    pub(super) size: u64,
+    pub(super) content: Content,
     pub(super) mtime_sec: i64,
     pub(super) mtime_nsec: u32,
     /// Where its name starts in the plan's bytes; a symlink's target follows it.
@@ -31,55 +72,58 @@ pub struct Node {
     pub(super) slot: u32,
     /// The directory it is in; its own index for the path's top node.
     pub(super) parent: DirIndex,
-    /// First data block, or index of the directory.
-    pub(super) place: u32,
     /// Which of the plan's owners.
     pub(super) owner: u32,
     pub(super) permissions: u16,
     pub(super) name_len: u8,
-    pub(super) kind: FileKind,
 }
+
+// There are hundreds of thousands of them.
+const _: () = assert!(size_of::<Node>() == 48);
 
 impl Node {
     /// Its type.
     pub fn kind(&self) -> FileKind {
-        self.kind
+        match self.content {
+            Content::Regular { .. } => FileKind::Regular,
+            Content::Directory { .. } => FileKind::Directory,
+            Content::Symlink { .. } => FileKind::Symlink,
+            Content::CharDevice(_) => FileKind::CharDevice,
+            Content::BlockDevice(_) => FileKind::BlockDevice,
+            Content::Fifo => FileKind::Fifo,
+            Content::Socket => FileKind::Socket,
+        }
+    }
+
+    /// What it is, and where what it holds lies.
+    pub fn content(&self) -> Content {
+        self.content
     }
 
     /// Type and permissions, as in `st_mode`.
     pub fn mode(&self) -> u16 {
-        mode_type(self.kind) as u16 | self.permissions
+        mode_type(self.kind()) as u16 | self.permissions
     }
 
     /// What must not change between planning and reading.
     pub fn stamp(&self) -> Stamp {
         Stamp {
-            size_bytes: self.size,
+            size_bytes: self.size_bytes(),
             mtime_sec: self.mtime_sec,
             mtime_nsec: self.mtime_nsec,
         }
     }
 
-    /// First data block.
-    pub fn data_block(&self) -> u32 {
-        self.place
-    }
-
     /// `i_size`.
     pub fn size_bytes(&self) -> u64 {
-        match self.kind {
-            FileKind::Regular | FileKind::Directory | FileKind::Symlink => self.size,
-            FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => 0,
-        }
-    }
-
-    /// Device number in the kernel's `new_encode_dev` form, zero for what is no device.
-    pub fn device(&self) -> u32 {
-        match self.kind {
-            FileKind::CharDevice | FileKind::BlockDevice => {
-                u32::try_from(self.size).unwrap_or(u32::MAX)
+        match self.content {
+            Content::Regular { size_bytes, .. } | Content::Directory { size_bytes, .. } => {
+                size_bytes
             }
-            _ => 0,
+            Content::Symlink {
+                target_len_bytes, ..
+            } => u64::from(target_len_bytes),
+            Content::CharDevice(_) | Content::BlockDevice(_) | Content::Fifo | Content::Socket => 0,
         }
     }
 }
@@ -110,14 +154,14 @@ pub struct Dir {
 /// A guest that looks names up or lists directories then reads no block that is full of files' data, and this host
 /// opens no file for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
+pub enum InodeGroup {
     /// Directories with their entries, symlinks with their targets, files without data behind their inodes.
     Names,
     /// Small files, whole.
     SmallFiles,
 }
 
-impl Stream {
+impl InodeGroup {
     /// How many there are.
     pub(super) const COUNT: usize = 2;
 }
@@ -131,7 +175,22 @@ pub struct Form {
     pub inline_len: u16,
 }
 
+/// Whether a field is too large for a compact inode.
+pub fn needs_extended(size_bytes: u64, owner: Owner, nlink: u32) -> bool {
+    let widest = owner.uid.max(owner.gid).max(nlink);
+    size_bytes > u64::from(u32::MAX) || widest > u32::from(u16::MAX)
+}
+
 impl Form {
+    /// A directory whose last block holds `last_len` bytes: that one lies behind the inode if it fits.
+    pub fn of_directory(extended: bool, last_len: u16) -> Self {
+        let fits = fits_behind(extended, u64::from(last_len));
+        Self {
+            extended,
+            inline_len: if fits { last_len } else { 0 },
+        }
+    }
+
     /// Length of the inode alone.
     pub fn header_len(self) -> u16 {
         if self.extended {
@@ -155,11 +214,11 @@ pub struct Plan {
     pub(super) root_name: Box<[u8]>,
     pub(super) nodes: Vec<Node>,
     pub(super) dirs: Vec<Dir>,
-    pub(super) owners: Vec<(u32, u32)>,
+    pub(super) owners: Vec<Owner>,
     /// Names and targets.
     pub(super) bytes: Vec<u8>,
     /// Nodes in the order of their slots, by the kind of their blocks.
-    pub(super) placed: [Vec<NodeIndex>; Stream::COUNT],
+    pub(super) placed: [Vec<NodeIndex>; InodeGroup::COUNT],
     /// Nodes in the order of their data blocks, and the first of these.
     pub(super) with_data: Vec<(u32, NodeIndex)>,
     /// First block and directory of entries that are not inlined, in order.
@@ -204,7 +263,10 @@ impl Plan {
 
     /// A node's directory part, if it is a directory that has been listed.
     pub fn dir(&self, node: &Node) -> Option<(DirIndex, &Dir)> {
-        (node.kind == FileKind::Directory).then(|| (node.place, &self.dirs[node.place as usize]))
+        match node.content {
+            Content::Directory { dir, .. } => Some((dir, &self.dirs[dir as usize])),
+            _ => None,
+        }
     }
 
     /// A directory by its index.
@@ -213,7 +275,7 @@ impl Plan {
     }
 
     /// Owner and group of a node.
-    pub fn owner(&self, node: &Node) -> (u32, u32) {
+    pub fn owner(&self, node: &Node) -> Owner {
         self.owners[node.owner as usize]
     }
 
@@ -226,7 +288,7 @@ impl Plan {
     /// Target of a symlink.
     pub fn target(&self, node: &Node) -> &[u8] {
         let start = node.name as usize + usize::from(node.name_len);
-        let len = usize::try_from(node.size).unwrap_or(0);
+        let len = usize::try_from(node.size_bytes()).unwrap_or(0);
         &self.bytes[start..start + len]
     }
 
@@ -259,9 +321,10 @@ impl Plan {
     /// How a node's inode is stored. Both placing and writing it ask here.
     pub fn form(&self, node: &Node) -> Form {
         let extended = self.needs_extended(node);
-        let inline_len = match node.kind {
-            FileKind::Regular if node.size <= super::bounds::INLINE_LIMIT_BYTES => node.size,
-            FileKind::Symlink if fits_behind(extended, node.size) => node.size,
+        let size_bytes = node.size_bytes();
+        let inline_len = match node.kind() {
+            FileKind::Regular if size_bytes <= super::bounds::INLINE_LIMIT_BYTES => size_bytes,
+            FileKind::Symlink if fits_behind(extended, size_bytes) => size_bytes,
             FileKind::Directory => self.inline_dirents_len(node),
             _ => 0,
         };
@@ -272,36 +335,34 @@ impl Plan {
     }
 
     /// Where the inode of node `index` goes. The path's top node is the first of all, whatever it is.
-    pub(super) fn stream(&self, index: NodeIndex) -> Stream {
+    pub(super) fn group(&self, index: NodeIndex) -> InodeGroup {
         let node = self.node(index);
-        let small = node.kind == FileKind::Regular && self.form(node).inline_len > 0;
+        let small = node.kind() == FileKind::Regular && self.form(node).inline_len > 0;
         if small && index != 0 {
-            Stream::SmallFiles
+            InodeGroup::SmallFiles
         } else {
-            Stream::Names
+            InodeGroup::Names
         }
     }
 
     fn inline_dirents_len(&self, node: &Node) -> u64 {
         match self.dir(node) {
-            Some((_, dir)) if dir.inlined => node.size % BLOCK_LEN_BYTES,
+            Some((_, dir)) if dir.inlined => node.size_bytes() % BLOCK_LEN_BYTES,
             _ => 0,
         }
     }
 
     pub(super) fn needs_extended(&self, node: &Node) -> bool {
-        let (uid, gid) = self.owner(node);
         let mtime = self.attributes.mtime(node.mtime_sec, node.mtime_nsec);
-        node.size_bytes() > u64::from(u32::MAX)
-            || uid.max(gid).max(self.nlink(node)) > u32::from(u16::MAX)
+        needs_extended(node.size_bytes(), self.owner(node), self.nlink(node))
             || mtime != (self.attributes.build_time_sec(), 0)
     }
 
     /// Data blocks that a node takes.
     pub fn data_blocks_of(&self, node: &Node) -> u64 {
-        match node.kind {
+        match node.kind() {
             FileKind::Regular | FileKind::Symlink if self.form(node).inline_len == 0 => {
-                node.size.div_ceil(BLOCK_LEN_BYTES)
+                node.size_bytes().div_ceil(BLOCK_LEN_BYTES)
             }
             _ => 0,
         }
@@ -361,15 +422,13 @@ impl Plan {
     }
 
     /// Entries `range` of a directory's block: what stands there.
-    pub fn block_slots(&self, dir: &Dir, block: u32) -> impl Iterator<Item = Slot> + Clone + use<> {
+    pub fn block_entries(
+        &self,
+        dir: &Dir,
+        block: u32,
+    ) -> impl Iterator<Item = EntryRef> + Clone + use<> {
         let starts = &self.starts[dir.starts as usize..(dir.starts + dir.blocks) as usize];
-        let first = starts[block as usize];
-        let end = match starts.get(block as usize + 1) {
-            Some(next) => *next,
-            None => dir.children + 2,
-        };
-        let dots = dir.dots;
-        (first..end).map(move |index| dots.slot(index))
+        dir.dots.in_block(starts, block, dir.children)
     }
 
     /// A digest of all that the first `dirs` directories made known, and of what must not change. Only plans of one
@@ -380,12 +439,15 @@ impl Plan {
         let mut hasher = DefaultHasher::new();
         for node in &self.nodes[..known as usize] {
             // The sizes of directories follow from the names in them.
-            let stamp = (node.kind == FileKind::Regular).then(|| node.stamp());
-            let device = node.device();
+            let stamp = (node.kind() == FileKind::Regular).then(|| node.stamp());
+            let device = match node.content {
+                Content::CharDevice(number) | Content::BlockDevice(number) => number,
+                _ => 0,
+            };
             let shown = self.attributes.mtime(node.mtime_sec, node.mtime_nsec);
-            (node.kind, node.permissions, device, shown, stamp).hash(&mut hasher);
+            (node.kind(), node.permissions, device, shown, stamp).hash(&mut hasher);
             (node.parent, self.owner(node), self.name(node)).hash(&mut hasher);
-            if node.kind == FileKind::Symlink {
+            if node.kind() == FileKind::Symlink {
                 self.target(node).hash(&mut hasher);
             }
         }
@@ -397,7 +459,7 @@ impl Plan {
         self.nodes.capacity() * size_of::<Node>()
             + self.dirs.capacity() * size_of::<Dir>()
             + self.dirent_blocks.capacity() * size_of::<(u32, DirIndex)>()
-            + self.owners.capacity() * size_of::<(u32, u32)>()
+            + self.owners.capacity() * size_of::<Owner>()
             + self.placed.iter().map(Vec::capacity).sum::<usize>() * size_of::<NodeIndex>()
             + self.with_data.capacity() * size_of::<(u32, NodeIndex)>()
             + self.starts.capacity() * size_of::<u32>()
@@ -428,7 +490,7 @@ impl Dir {
 }
 
 /// Whether `len` bytes and their inode share one block.
-pub(super) fn fits_behind(extended: bool, len: u64) -> bool {
+fn fits_behind(extended: bool, len: u64) -> bool {
     let header = if extended { EXTENDED_LEN } else { COMPACT_LEN };
     len > 0 && u64::from(header) + len <= BLOCK_LEN_BYTES
 }

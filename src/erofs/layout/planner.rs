@@ -2,13 +2,14 @@
 //!
 //! A directory's group is its inode with its entries, then the inodes of its children that are no
 //! directories; the groups of its subdirectories come later, in the order in which they were met. Small files,
-//! which lie behind their inodes, fill blocks of their own ([`Stream`]). What has been placed never moves, so a
+//! which lie behind their inodes, fill blocks of their own ([`InodeGroup`]). What has been placed never moves, so a
 //! planner may stop after any directory, and the plan does not depend on where it stopped.
 
 use super::LayoutError;
-use super::attributes::{Attributes, Origin};
-use super::plan::{Dir, DirIndex, Form, Node, NodeIndex, Plan, Stream, UNPLACED, fits_behind};
-use crate::erofs::dirent::{Dots, Packing};
+use super::attributes::{Attributes, Origin, Owner};
+use super::bounds::Limits;
+use super::plan::{Content, Dir, DirIndex, Form, InodeGroup, Node, NodeIndex, Plan, UNPLACED};
+use crate::erofs::dirent::{Dots, EntryRef};
 use crate::erofs::format::{NAME_LEN_MAX, SLOTS_PER_BLOCK};
 use crate::tree::{DeviceNumber, FileKind, Listing, Stat};
 
@@ -16,12 +17,11 @@ use crate::tree::{DeviceNumber, FileKind, Listing, Stat};
 #[derive(Debug)]
 pub struct Planner {
     plan: Plan,
-    /// Most metadata and data blocks that the path may take.
-    limits: (u32, u32),
+    limits: Limits,
     /// Directories that have been listed.
     listed: DirIndex,
     /// The blocks that take inodes.
-    open: [OpenBlock; Stream::COUNT],
+    open: [OpenBlock; InodeGroup::COUNT],
 }
 
 /// A block that is being filled with inodes.
@@ -43,15 +43,15 @@ impl OpenBlock {
 impl Planner {
     /// Starts with the path's top node: `stat` and, for a symlink, `target`.
     ///
-    /// `name` is the path's name in the store, empty for the whole of a tree. `limits` are the most metadata
-    /// and data blocks it may take.
+    /// `name` is the path's name in the store, empty for the whole of a tree. `limits` are the most blocks
+    /// it may take.
     ///
     /// # Errors
     /// When the top node alone cannot be laid out.
     pub fn new(
         name: &[u8],
         attributes: Attributes,
-        limits: (u32, u32),
+        limits: Limits,
         stat: &Stat,
         target: &[u8],
     ) -> Result<Self, LayoutError> {
@@ -148,10 +148,9 @@ impl Planner {
 
     /// Whether all that block `nth` of a directory names has an inode.
     fn dirents_placed(&self, dir: &Dir, nth: u32) -> bool {
-        use crate::erofs::dirent::Slot;
-        self.plan.block_slots(dir, nth).all(|slot| match slot {
-            Slot::Child(child) => self.plan.node(dir.child(child)).slot != UNPLACED,
-            Slot::Dot | Slot::DotDot => true,
+        self.plan.block_entries(dir, nth).all(|slot| match slot {
+            EntryRef::Child(child) => self.plan.node(dir.child(child)).slot != UNPLACED,
+            EntryRef::Dot | EntryRef::DotDot => true,
         })
     }
 
@@ -168,12 +167,12 @@ impl Planner {
         self.place_dirents(index)?;
         let first = self.plan.dirs[index as usize].first_child;
         for child in first..self.next_node()? {
-            if self.plan.node(child).kind != FileKind::Directory {
+            if self.plan.node(child).kind() != FileKind::Directory {
                 self.place(child)?;
             }
         }
         if index == 0 {
-            self.open_next(Stream::Names)?;
+            self.open_next(InodeGroup::Names)?;
         }
         self.listed += 1;
         Ok(())
@@ -220,22 +219,15 @@ impl Planner {
         plan.bytes.extend_from_slice(target);
         let owner = intern(&mut plan.owners, plan.attributes.owner(stat))?;
         plan.nodes.push(Node {
-            size: match stat.kind {
-                FileKind::Regular => stat.size_bytes,
-                FileKind::Symlink => target.len() as u64,
-                FileKind::CharDevice | FileKind::BlockDevice => encode_device(stat.device),
-                FileKind::Directory | FileKind::Fifo | FileKind::Socket => 0,
-            },
+            content: content(stat, target)?,
             mtime_sec: stat.mtime_sec,
             mtime_nsec: stat.mtime_nsec,
             name: start,
             slot: UNPLACED,
             parent,
-            place: 0,
             owner,
             permissions: plan.attributes.permissions(stat),
             name_len: u8::try_from(name.len()).map_err(|_| LayoutError::BadName)?,
-            kind: stat.kind,
         });
         Ok(())
     }
@@ -257,7 +249,10 @@ impl Planner {
 
     fn add_dir(&mut self, node: NodeIndex) -> Result<(), LayoutError> {
         let index = narrow(self.plan.dirs.len())?;
-        self.plan.nodes[node as usize].place = index;
+        self.plan.nodes[node as usize].content = Content::Directory {
+            size_bytes: 0,
+            dir: index,
+        };
         self.plan.dirs.push(Dir {
             node,
             first_child: 0,
@@ -277,22 +272,19 @@ impl Planner {
     fn pack_dirents(&mut self, index: DirIndex) -> Result<(), LayoutError> {
         let dir = &self.plan.dirs[index as usize];
         let (node, first_child) = (dir.node, dir.first_child);
-        let slots = (0..dir.children + 2).map(|slot| dir.dots.slot(slot));
-        let packing = Packing::new(slots.map(|slot| match slot {
-            crate::erofs::dirent::Slot::Dot => 1,
-            crate::erofs::dirent::Slot::DotDot => 2,
-            crate::erofs::dirent::Slot::Child(child) => {
-                self.plan.node(first_child + child).name_len
-            }
-        }));
+        let name_len = |child| self.plan.node(first_child + child).name_len;
+        let packing = dir.dots.pack(dir.children, name_len);
         let starts = narrow(self.plan.starts.len())?;
         self.plan.starts.extend_from_slice(&packing.starts);
-        self.plan.nodes[node as usize].size = packing.size_bytes();
+        self.plan.nodes[node as usize].content = Content::Directory {
+            size_bytes: packing.size_bytes(),
+            dir: index,
+        };
         let extended = self.plan.needs_extended(self.plan.node(node));
         let dir = &mut self.plan.dirs[index as usize];
         dir.starts = starts;
         dir.blocks = narrow(packing.starts.len())?;
-        dir.inlined = fits_behind(extended, u64::from(packing.last_len));
+        dir.inlined = Form::of_directory(extended, packing.last_len).inline_len > 0;
         Ok(())
     }
 
@@ -313,24 +305,26 @@ impl Planner {
         let node = self.plan.node(index);
         let form = self.plan.form(node);
         let blocks = self.plan.data_blocks_of(node);
-        let stream = self.plan.stream(index);
-        let slot = self.take_slots(stream, form)?;
+        let group = self.plan.group(index);
+        let slot = self.take_slots(group, form)?;
         self.plan.nodes[index as usize].slot = slot;
-        self.plan.placed[stream as usize].push(index);
+        self.plan.placed[group as usize].push(index);
         if blocks > 0 {
             let first = self.take_data_blocks(blocks)?;
-            self.plan.nodes[index as usize].place = first;
+            self.plan.nodes[index as usize]
+                .content
+                .set_data_block(first);
             self.plan.with_data.push((first, index));
         }
         Ok(())
     }
 
     /// An inode and what is inlined behind it never cross a block.
-    fn take_slots(&mut self, stream: Stream, form: Form) -> Result<u32, LayoutError> {
-        if self.open[stream as usize].slots + form.slots() > SLOTS_PER_BLOCK {
-            self.open_next(stream)?;
+    fn take_slots(&mut self, group: InodeGroup, form: Form) -> Result<u32, LayoutError> {
+        if self.open[group as usize].slots + form.slots() > SLOTS_PER_BLOCK {
+            self.open_next(group)?;
         }
-        let open = &mut self.open[stream as usize];
+        let open = &mut self.open[group as usize];
         let slot = open
             .block
             .checked_mul(SLOTS_PER_BLOCK)
@@ -341,23 +335,23 @@ impl Planner {
         Ok(slot)
     }
 
-    fn open_next(&mut self, stream: Stream) -> Result<(), LayoutError> {
+    fn open_next(&mut self, group: InodeGroup) -> Result<(), LayoutError> {
         let block = self.take_meta_blocks(1)?;
-        self.open[stream as usize] = OpenBlock { block, slots: 0 };
+        self.open[group as usize] = OpenBlock { block, slots: 0 };
         Ok(())
     }
 
     fn take_meta_blocks(&mut self, count: u32) -> Result<u32, LayoutError> {
         let taken = &mut self.plan.meta_blocks;
         let first = *taken;
-        *taken = advance(first, u64::from(count), self.limits.0)?;
+        *taken = advance(first, u64::from(count), self.limits.meta_blocks)?;
         Ok(first)
     }
 
     fn take_data_blocks(&mut self, count: u64) -> Result<u32, LayoutError> {
         let taken = &mut self.plan.data_blocks;
         let first = *taken;
-        *taken = advance(first, count, self.limits.1)?;
+        *taken = advance(first, count, self.limits.data_blocks)?;
         Ok(first)
     }
 }
@@ -375,7 +369,7 @@ fn narrow(count: usize) -> Result<u32, LayoutError> {
 }
 
 /// Index of `owner` among `owners`. Neighbours mostly share one, and a store has one at all.
-fn intern(owners: &mut Vec<(u32, u32)>, owner: (u32, u32)) -> Result<u32, LayoutError> {
+fn intern(owners: &mut Vec<Owner>, owner: Owner) -> Result<u32, LayoutError> {
     /// How far back a repeated owner is looked for.
     const RECENT: usize = 32;
     let recent = owners.len().saturating_sub(RECENT);
@@ -386,7 +380,29 @@ fn intern(owners: &mut Vec<(u32, u32)>, owner: (u32, u32)) -> Result<u32, Layout
     narrow(owners.len() - 1)
 }
 
+/// What a node is before its data or its entries have a place.
+fn content(stat: &Stat, target: &[u8]) -> Result<Content, LayoutError> {
+    Ok(match stat.kind {
+        FileKind::Regular => Content::Regular {
+            size_bytes: stat.size_bytes,
+            data_block: 0,
+        },
+        FileKind::Directory => Content::Directory {
+            size_bytes: 0,
+            dir: 0,
+        },
+        FileKind::Symlink => Content::Symlink {
+            target_len_bytes: narrow(target.len())?,
+            data_block: 0,
+        },
+        FileKind::CharDevice => Content::CharDevice(encode_device(stat.device)),
+        FileKind::BlockDevice => Content::BlockDevice(encode_device(stat.device)),
+        FileKind::Fifo => Content::Fifo,
+        FileKind::Socket => Content::Socket,
+    })
+}
+
 /// Linux `include/linux/kdev_t.h`, `new_encode_dev`.
-fn encode_device(DeviceNumber { major, minor }: DeviceNumber) -> u64 {
-    u64::from((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+fn encode_device(DeviceNumber { major, minor }: DeviceNumber) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }

@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::bounds::Size;
+use super::bounds::{Limits, Size};
 use crate::erofs::format::{BLOCK_LEN_BYTES, SLOTS_PER_BLOCK};
 use crate::tree::FileKind;
 
@@ -55,12 +55,12 @@ impl Region {
         u64::from(self.meta.start) * u64::from(SLOTS_PER_BLOCK) + u64::from(slot)
     }
 
-    /// Most metadata and data blocks that the path may take.
-    pub fn limits(&self) -> (u32, u32) {
-        (
-            self.meta.end - self.meta.start,
-            self.data.end - self.data.start,
-        )
+    /// Most blocks that the path may take.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            meta_blocks: self.meta.end - self.meta.start,
+            data_blocks: self.data.end - self.data.start,
+        }
     }
 }
 

@@ -4,7 +4,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::attributes::{Attributes, Origin};
-use super::bounds::{INLINE_LIMIT_BYTES, Size};
+use super::bounds::{INLINE_LIMIT_BYTES, Limits, Size};
+use super::plan::Content;
 use super::plan::Plan;
 use super::planner::Planner;
 use super::space::{self, Area, Claim, DATA_ARENA_START, Region, Space};
@@ -147,7 +148,14 @@ fn attributes() -> Attributes {
     Attributes::new(Origin::Nar)
 }
 
-fn planner(tree: &Tree, limits: (u32, u32)) -> Planner {
+fn limits(size: Size) -> Limits {
+    Limits {
+        meta_blocks: size.meta_blocks.try_into().unwrap(),
+        data_blocks: size.data_blocks.try_into().unwrap(),
+    }
+}
+
+fn planner(tree: &Tree, limits: Limits) -> Planner {
     Planner::new(b"path", attributes(), limits, &tree.stat(), &tree.target()).unwrap()
 }
 
@@ -203,7 +211,12 @@ fn check_places(plan: &Plan) -> Result<(), TestCaseError> {
     let mut next = 0;
     for (start, index) in plan.data_from(0) {
         let node = plan.node(*index);
-        prop_assert_eq!(u64::from(node.data_block()), next);
+        let (Content::Regular { data_block, .. } | Content::Symlink { data_block, .. }) =
+            node.content()
+        else {
+            panic!("{node:?} has no data");
+        };
+        prop_assert_eq!(u64::from(data_block), next);
         prop_assert_eq!(u64::from(*start), next);
         next += node.size_bytes().div_ceil(BLOCK_LEN_BYTES);
     }
@@ -213,7 +226,7 @@ fn check_places(plan: &Plan) -> Result<(), TestCaseError> {
 
 fn check_bound(tree: &Tree) -> Result<(), TestCaseError> {
     let bound = Size::bound(nar_size(tree));
-    let mut planner = planner(tree, bound.limits().unwrap());
+    let mut planner = planner(tree, limits(bound));
     while !planner.is_complete() {
         step(&mut planner, tree);
     }
@@ -235,7 +248,7 @@ proptest! {
 
     #[test]
     fn a_covered_block_never_changes(tree in any_tree()) {
-        let mut planner = planner(&tree, (u32::MAX, u32::MAX));
+        let mut planner = planner(&tree, Limits::NONE);
         let mut early = std::collections::BTreeMap::new();
         while !planner.is_complete() {
             for block in 0..planner.plan().meta_blocks() {
@@ -258,7 +271,7 @@ fn the_first_block_needs_only_the_top_directories() {
         Tree::Dir(vec![(b"d".to_vec(), Tree::Dir(Vec::new()))]),
     )]);
     let tree = Tree::Dir(vec![(b"a".to_vec(), deep.clone()), (b"b".to_vec(), deep)]);
-    let mut planner = planner(&tree, (u32::MAX, u32::MAX));
+    let mut planner = planner(&tree, Limits::NONE);
     let mut steps = 0;
     while !planner.covers_meta(0) {
         step(&mut planner, &tree);
@@ -274,7 +287,7 @@ fn the_first_block_needs_only_the_top_directories() {
 fn a_wrong_nar_size_is_noticed() {
     let file = |index: usize| (format!("{index:0>200}").into_bytes(), Tree::File(5000));
     let tree = Tree::Dir((0..100).map(file).collect());
-    let mut planner = planner(&tree, Size::bound(1000).limits().unwrap());
+    let mut planner = planner(&tree, limits(Size::bound(1000)));
     let error = planner.push(&tree.listing()).unwrap_err();
     assert_eq!(error, super::LayoutError::OutgrewRange);
 }

@@ -1,6 +1,7 @@
 use std::fs;
 
 use super::*;
+use crate::erofs::volume::Place;
 use crate::image::ImageOptions;
 use crate::image::testing::{store_image, tree_image};
 

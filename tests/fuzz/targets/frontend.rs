@@ -24,7 +24,7 @@ use lazystore::device::vhost_blk::{DeviceOptions, serve_connection};
 use lazystore::image::Image;
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::input::Input;
+use super::input::Input;
 use files::Files;
 use leaks::Leaks;
 use protocol::{request, table, words32, words64};

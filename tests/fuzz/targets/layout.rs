@@ -15,7 +15,7 @@ use lazystore::erofs::layout::planner::Planner;
 use lazystore::erofs::layout::space::{Area, Region, Space};
 use lazystore::tree::{FileKind, Listing, Stat};
 
-use crate::input::Input;
+use super::input::Input;
 
 enum Tree {
     File(u64),

@@ -222,10 +222,9 @@ fn serve_large_until(end: impl FnOnce(&Engine, &Ring)) -> (u16, u16) {
         guest.memory.read_obj::<u32>(begun).unwrap() != 0
     });
     end(&engine, &ring);
-    let published: u16 = guest.memory.read_obj(GuestAddress(USED + 2)).unwrap();
-    assert_eq!(ring.queue_next_avail().min(published), published);
     engine.ended.store(true, Ordering::Relaxed);
     server.join().unwrap();
+    let published: u16 = guest.memory.read_obj(GuestAddress(USED + 2)).unwrap();
     (published, all)
 }
 

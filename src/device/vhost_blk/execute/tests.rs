@@ -269,6 +269,27 @@ fn reads_past_the_end_leave_the_buffer_alone() {
     }
 }
 
+/// A large request is given up between two slices, and nothing is written from then on.
+#[test]
+fn a_request_that_is_not_wanted_any_more_is_abandoned() {
+    let (_tree, disk) = disk();
+    for asked_for in 0..3 {
+        let memory = memory(MEMORY);
+        put_header(&memory, HEADER, VIRTIO_BLK_T_IN, 8);
+        memory
+            .write_slice(&vec![0xee; MEMORY - 0x10000], GuestAddress(0x10000))
+            .unwrap();
+        let parsed = parse_parts(&memory, &read(3 << 20), disk.image.len_bytes());
+        let asked = std::cell::Cell::new(0);
+        let wanted = || asked.replace(asked.get() + 1) < asked_for;
+        let outcome = disk.execute_while(&wanted, &parsed, &memory);
+        let written = DATA + (asked_for + 1) * (1 << 20);
+        assert_eq!(outcome.is_some(), asked_for == 2, "asked {asked_for} times");
+        assert_eq!(bytes_at(&memory, written - 1, 1), [0]);
+        assert_eq!(bytes_at(&memory, written, 1), [0xee]);
+    }
+}
+
 /// Two regions with a gap between them; addresses are drawn from below 0x30000.
 const REGIONS: [(GuestAddress, usize); 2] =
     [(GuestAddress(0), 0x10000), (GuestAddress(0x18000), 0x10000)];

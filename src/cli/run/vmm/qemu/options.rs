@@ -199,6 +199,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs QEMU"]
     fn the_installed_qemu_knows_the_same_options_without_a_value() {
         let qemu = |args: &[&str]| {
             std::process::Command::new("qemu-system-x86_64")

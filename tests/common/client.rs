@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 
-use crate::common::process::Deadline;
+use super::process::Deadline;
 
 /// Largest read.
 pub const READ_MAX: usize = 128 * 1024;

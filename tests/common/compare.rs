@@ -4,7 +4,7 @@ use std::fs::{self, File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use crate::common::reader::Expect;
+use super::reader::Expect;
 
 /// Files up to this are read whole, of larger ones the parts where the host has data, and some more.
 const WHOLE_BYTES: u64 = 8 << 20;

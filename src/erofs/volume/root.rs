@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use crate::erofs::dirent::{Dots, Packing, Slot};
+use crate::erofs::dirent::{Dots, EntryRef, Packing};
 use crate::erofs::encode::{self, Block, InodeFields};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE, DirentType};
-use crate::erofs::layout::attributes::{Attributes, dirent_type};
-use crate::erofs::layout::plan::Form;
+use crate::erofs::layout::attributes::{Attributes, Owner, dirent_type};
+use crate::erofs::layout::plan::{Form, needs_extended};
 use crate::erofs::layout::space::{ROOT_BLOCK, ROOT_NID, Region};
 use crate::tree::FileKind;
 
@@ -17,7 +17,7 @@ pub struct RootDir {
     packing: Packing,
     dots: Dots,
     form: Form,
-    entries: u32,
+    children: u32,
     fields: InodeFields,
 }
 
@@ -43,14 +43,9 @@ impl RootDir {
     ) -> Self {
         let dots = Dots::among(paths.clone().map(|(name, _)| name));
         let lens: Vec<u8> = paths.clone().map(|(name, _)| name_len(name)).collect();
-        let entries = u32::try_from(lens.len())
-            .unwrap_or(u32::MAX)
-            .saturating_add(2);
-        let packing = Packing::new((0..entries).map(|index| match dots.slot(index) {
-            Slot::Dot => 1,
-            Slot::DotDot => 2,
-            Slot::Child(child) => lens[child as usize],
-        }));
+        // Every path has a block of metadata at the least, so there are fewer than 2^25.
+        let children = u32::try_from(lens.len()).unwrap_or(u32::MAX - 2);
+        let packing = dots.pack(children, |child| lens[child as usize]);
         let dirs = paths
             .filter(|(_, kind)| *kind == FileKind::Directory)
             .count();
@@ -59,7 +54,11 @@ impl RootDir {
         let mut fields = InodeFields::directory(nlink, size, 0, u64::from(ROOT_NID));
         (fields.uid, fields.gid) = (attributes.uid.unwrap_or(0), attributes.gid.unwrap_or(0));
         fields.mtime_sec = attributes.build_time_sec();
-        let form = form(&fields, packing.last_len);
+        let owner = Owner {
+            uid: fields.uid,
+            gid: fields.gid,
+        };
+        let form = Form::of_directory(needs_extended(size, owner, nlink), packing.last_len);
         if packing.full_blocks() > 0 || form.inline_len == 0 {
             fields.block_addr = ROOT_BLOCK + 1;
         }
@@ -67,15 +66,14 @@ impl RootDir {
             packing,
             dots,
             form,
-            entries,
+            children,
             fields,
         }
     }
 
     /// Blocks of inode and entries.
     pub fn blocks(&self) -> u32 {
-        let plain = self.packing.full_blocks() + usize::from(self.form.inline_len == 0);
-        1 + u32::try_from(plain).unwrap_or(u32::MAX - 1)
+        1 + self.packing.full_blocks() + u32::from(self.form.inline_len == 0)
     }
 
     /// Length of the entries, with the full length of every block but the last.
@@ -90,11 +88,11 @@ impl RootDir {
         let (start, nth, len) = match block.checked_sub(1) {
             None if at < behind => return (RootPart::Inode, 0..behind),
             None => (behind, full, usize::from(self.form.inline_len)),
-            Some(nth) if (nth as usize) < full => (0, nth as usize, BLOCK_LEN_USIZE),
-            Some(nth) => (0, nth as usize, usize::from(self.packing.last_len)),
+            Some(nth) if nth < full => (0, nth, BLOCK_LEN_USIZE),
+            Some(nth) => (0, nth, usize::from(self.packing.last_len)),
         };
         if at < start + len {
-            let offset = nth as u64 * BLOCK_LEN_BYTES;
+            let offset = u64::from(nth) * BLOCK_LEN_BYTES;
             (RootPart::Entries { offset }, start..start + len)
         } else {
             (RootPart::Unused, start + len..BLOCK_LEN_USIZE)
@@ -112,41 +110,24 @@ impl RootDir {
             }
             return out;
         };
-        self.entries(entries_block as usize, regions, &mut out);
+        self.entries(entries_block, regions, &mut out);
         out
     }
 
-    fn entries(&self, block: usize, regions: &[Region], out: &mut [u8]) {
-        let first = self.packing.starts[block];
-        let end = self.packing.starts.get(block + 1).copied();
-        let slots = (first..end.unwrap_or(self.entries)).map(|index| self.dots.slot(index));
+    fn entries(&self, block: u32, regions: &[Region], out: &mut [u8]) {
+        let slots = self
+            .dots
+            .in_block(&self.packing.starts, block, self.children);
         let root = u64::from(ROOT_NID);
         let entries = slots.map(|slot| match slot {
-            Slot::Dot => (root, DirentType::Directory, &b"."[..]),
-            Slot::DotDot => (root, DirentType::Directory, &b".."[..]),
-            Slot::Child(child) => {
+            EntryRef::Dot => (root, DirentType::Directory, &b"."[..]),
+            EntryRef::DotDot => (root, DirentType::Directory, &b".."[..]),
+            EntryRef::Child(child) => {
                 let region = &regions[child as usize];
                 (region.nid(), dirent_type(region.kind), &*region.name)
             }
         });
         encode::dirents(entries, out);
-    }
-}
-
-fn form(fields: &InodeFields, last_len: u16) -> Form {
-    let widest = fields.uid.max(fields.gid).max(fields.nlink);
-    let extended = widest > u32::from(u16::MAX) || fields.size > u64::from(u32::MAX);
-    let plain = Form {
-        extended,
-        inline_len: 0,
-    };
-    if usize::from(plain.header_len()) + usize::from(last_len) <= BLOCK_LEN_USIZE {
-        Form {
-            inline_len: last_len,
-            ..plain
-        }
-    } else {
-        plain
     }
 }
 

@@ -9,8 +9,8 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::common::process::{first_line, stderr_of, wait_for};
-use crate::common::tool;
+use super::process::{first_line, stderr_of, wait_for};
+use super::tool;
 
 /// A directory to mount on, with nothing mounted on it when this is dropped.
 pub struct Place(TempDir);
@@ -59,10 +59,10 @@ pub fn mount_file(image: &Path) -> Place {
     place
 }
 
-/// Runs a command that must succeed within a minute; returns its stdout.
+/// Runs a command that must succeed within some minutes; returns its stdout.
 pub fn run(command: &mut Command) -> Vec<u8> {
     let output = Command::new(tool("timeout", "coreutils"))
-        .args(["-k", "5", "60"])
+        .args(["-k", "5", "300"])
         .arg(command.get_program())
         .args(command.get_args())
         .output()

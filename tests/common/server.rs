@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::common::proc::children;
-use crate::common::process::{first_line, stderr_of, wait_for};
+use super::proc::{children, is_listening};
+use super::process::{first_line, stderr_of, wait_for};
 
 /// A tree to serve: files of many sizes in two directories.
 pub fn tree() -> TempDir {
@@ -107,10 +107,15 @@ impl Server {
         }
     }
 
-    /// Kills the server, and with it its workers, and starts another one in its place as a supervisor would.
+    /// Kills the server, and with it its workers, and starts another one in its place as a supervisor would: when all
+    /// processes of the old one are gone. A worker that was just forked listens, too, and outlives its parent by a
+    /// moment.
     pub fn kill_and_restart(&mut self, command: Command) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        wait_for("its workers to be gone", || {
+            (!is_listening(&self.socket)).then_some(())
+        });
         self.child = start(command);
     }
 
@@ -161,7 +166,12 @@ pub fn start_at(tree: &Path, socket: &Path, extra: &[&str]) -> Child {
 fn start(mut command: Command) -> Child {
     let mut child = command.spawn().unwrap();
     let line = first_line(&mut child);
-    assert!(line.starts_with("ready "), "{line:?}");
+    if !line.starts_with("ready ") {
+        let _ = child.kill();
+        let piped = child.stderr.is_some();
+        let said = piped.then(|| stderr_of(&mut child));
+        panic!("{line:?} {said:?}");
+    }
     child
 }
 

@@ -15,9 +15,9 @@ use lazystore::image::Image;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::common::process::wait_for;
-use super::common::random::Random;
 use super::frontend::{Frontend, Layout};
+use super::process::wait_for;
+use super::random::Random;
 
 const QUEUE: u16 = 256;
 const AVAIL: u64 = 0x1000;
@@ -378,8 +378,8 @@ impl Driver {
     pub fn sleep(&self, frontend: &Frontend) -> Woken {
         let mut fds = [frontend.call.as_fd(), frontend.connection()]
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let ten_seconds = PollTimeout::from(20_000u16);
-        let count = poll(&mut fds, ten_seconds).unwrap();
+        let minute = PollTimeout::from(60_000u16);
+        let count = poll(&mut fds, minute).unwrap();
         assert!(
             count > 0,
             "{} requests wait, and no interrupt comes",

@@ -1,0 +1,137 @@
+//! What is left when a ring is stopped or changed.
+
+use super::*;
+use crate::device::vhost_blk::offload::Period;
+
+/// Stops the ring from another thread, and returns when that has begun.
+fn begin_to_stop(ring: &Ring) -> std::thread::JoinHandle<()> {
+    let stopped = ring.clone();
+    let stop = std::thread::spawn(move || stopped.set_queue_ready(false));
+    while !ring.is_halting() {
+        std::thread::yield_now();
+    }
+    stop
+}
+
+/// A stop waits for the batch, so that the base the frontend is told is the number of answered requests.
+#[test]
+fn stopping_waits_for_the_batch() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    driver.submit(3);
+    let guard = process.memory.memory();
+    let mut locked = process.ring.lock();
+    let mut chains = Vec::new();
+    let (_, first) = locked
+        .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
+        .unwrap();
+    let stop = begin_to_stop(&process.ring);
+    assert!(!stop.is_finished());
+    publish(&mut locked, first, &[0, 1, 2]).unwrap();
+    drop(locked);
+    stop.join().unwrap();
+    assert_eq!(process.ring.queue_next_avail(), driver.used_index());
+}
+
+/// Takes three requests, of which the queue's thread carries out the first and the last.
+fn with_a_gap(driver: &mut Driver, process: &Process) -> (Period, Ticket) {
+    driver.submit(3);
+    let guard = process.memory.memory();
+    let mut locked = process.ring.lock();
+    let mut chains = Vec::new();
+    let (_, first) = locked
+        .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
+        .unwrap();
+    for head in [0, 2] {
+        execute(&guard, head);
+        locked.complete(first.later(usize::from(head)), done(head));
+    }
+    locked.publish().unwrap();
+    // Request 2 has been carried out, but 1 is in front of it.
+    assert_eq!(driver.used_index(), 1);
+    (locked.period(), first)
+}
+
+/// Nor is the ring at rest while another thread carries out what the queue's thread gave away. What it has carried out
+/// is published before the stop returns, and by nobody afterwards: the base and the used index agree.
+#[test]
+fn stopping_waits_for_other_threads_and_nothing_is_published_after_it() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let (period, first) = with_a_gap(&mut driver, &process);
+    let claim = process.ring.claim(period).unwrap();
+    let stop = begin_to_stop(&process.ring);
+    assert!(!stop.is_finished());
+    execute(&process.memory.memory(), 1);
+    // What `answer` does before it takes the lock.
+    claim.finish(&[(first.later(1), done(1))]);
+    stop.join().unwrap();
+    assert_eq!(
+        (driver.used_index(), process.ring.queue_next_avail()),
+        (3, 3)
+    );
+    // And what it does then.
+    process.ring.lock().publish().unwrap();
+    assert_eq!(driver.used_index(), 3);
+    driver.check_prefix().unwrap();
+    driver.take_back().unwrap();
+    driver.check_nothing_lost().unwrap();
+}
+
+/// What no thread has begun is carried out after the next start, and the thread that comes too late is sent away.
+#[test]
+fn stopping_abandons_what_no_thread_has_begun() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let (period, _) = with_a_gap(&mut driver, &process);
+    process.ring.set_queue_ready(false);
+    assert_eq!(
+        (driver.used_index(), process.ring.queue_next_avail()),
+        (1, 1)
+    );
+    assert!(process.ring.claim(period).is_none());
+    process.ring.set_queue_ready(true);
+    process.serve(&driver, Death::Never, Order::Ring);
+    driver.take_back().unwrap();
+    driver.check_nothing_lost().unwrap();
+}
+
+/// A ring that is changed while it runs goes on by itself: the guest has kicked already.
+#[test]
+fn a_ring_that_is_changed_while_it_runs_has_its_thread_look() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let kick = eventfd();
+    process.ring.set_kick(Some(kick.try_clone().unwrap()));
+    let (descriptors, avail, used) = driver.addresses();
+    let changes: [&dyn Fn(); 3] = [
+        &|| process.ring.set_queue_event_idx(true),
+        &|| process.ring.set_queue_size(8),
+        &|| {
+            process
+                .ring
+                .set_queue_info(descriptors, avail, used)
+                .unwrap()
+        },
+    ];
+    for change in changes {
+        with_a_gap_of_one(&mut driver, &process);
+        change();
+        assert!(is_signalled(&kick));
+        process.serve(&driver, Death::Never, Order::Ring);
+        driver.take_back().unwrap();
+        driver.check_nothing_lost().unwrap();
+    }
+}
+
+/// Takes a request that nobody carries out.
+fn with_a_gap_of_one(driver: &mut Driver, process: &Process) {
+    driver.submit(1);
+    let guard = process.memory.memory();
+    let mut chains = Vec::new();
+    let mut locked = process.ring.lock();
+    locked
+        .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
+        .unwrap();
+    assert_eq!(chains.len(), 1);
+}

@@ -1,0 +1,67 @@
+//! A whole disk: superblock, root directory and ranges of paths; what lies at each block.
+
+mod data;
+mod locate;
+mod root;
+
+pub use data::{DataPart, data_parts};
+pub use locate::{FileRef, Place, PlacedPlan, Spot, in_superblock, nid_offset};
+pub use root::RootDir;
+
+use super::encode::{self, Block, SuperBlockFields};
+use super::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
+use super::layout::plan::Plan;
+use super::layout::space::{Area, Space};
+
+/// A disk without what is in its paths.
+#[derive(Debug)]
+pub struct Volume {
+    space: Space,
+    superblock: Box<Block>,
+    /// None for a tree, whose root is the top node of its only region.
+    root: Option<RootDir>,
+}
+
+impl Volume {
+    /// A volume with these ranges; the superblock counts blocks and paths itself.
+    pub fn new(space: Space, root: Option<RootDir>, fields: SuperBlockFields) -> Self {
+        let blocks = space.len_bytes() / BLOCK_LEN_BYTES;
+        let superblock = encode::superblock(&SuperBlockFields {
+            inodes: space.regions().len() as u64 + 1,
+            blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
+            ..fields
+        });
+        Self {
+            space,
+            superblock: Box::new(superblock),
+            root,
+        }
+    }
+
+    /// The address ranges.
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// Whether the disk is one tree, and not a directory of paths.
+    pub fn is_tree(&self) -> bool {
+        self.root.is_none()
+    }
+
+    /// A plan of region `region` in its place.
+    pub fn placed<'a>(&'a self, region: u32, plan: &'a Plan) -> PlacedPlan<'a> {
+        PlacedPlan {
+            region: self.space.region(region),
+            plan,
+        }
+    }
+
+    /// The bytes of a block that belongs to no path.
+    pub fn block(&self, area: Area) -> Block {
+        match (area, &self.root) {
+            (Area::Superblock, _) => *self.superblock,
+            (Area::Root(block), Some(root)) => root.render(block, self.space.regions()),
+            _ => [0; BLOCK_LEN_USIZE],
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What a frontend does to the ring of a guest: it stops, resets, renegotiates and changes it.
+
+use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
+
+use super::model::{Addresses, Expected, Verdict};
+use super::{Guest, Input};
+
+impl Guest<'_> {
+    /// GET_VRING_BASE: nothing is under way, so nothing changes, and the base is what has been answered.
+    pub(super) fn stop(&mut self) {
+        let before = self.layout.bytes();
+        let running = self.ring.get_ref().get_queue().ready();
+        self.ring.set_queue_ready(false);
+        assert!(before == self.layout.bytes(), "a stop wrote to the guest");
+        if running && !self.broken {
+            assert_eq!(self.ring.queue_next_avail(), self.answered, "base");
+        }
+    }
+
+    /// Another driver takes over, as after a reset: all is set up anew, with a base of the frontend's own idea.
+    fn renegotiate(&mut self, input: &mut Input<'_>) {
+        let shape = input.byte();
+        self.stop();
+        self.set_size(1 << (shape % 8));
+        self.ring.set_queue_event_idx(shape & 8 != 0);
+        if shape & 16 != 0 {
+            // Both indexes at zero, or at any other place.
+            let start = if shape & 32 != 0 { input.word16() } else { 0 };
+            self.put(self.addresses.avail.wrapping_add(2), &start.to_le_bytes());
+            self.put(self.addresses.used.wrapping_add(2), &start.to_le_bytes());
+        }
+        let base = match shape >> 6 {
+            0 => 0,
+            1 => self.avail_index(),
+            2 => self.answered,
+            _ => input.word16(),
+        };
+        self.ring.set_queue_next_avail(base);
+        self.place_ring(self.addresses);
+        self.start();
+        self.ring.set_enabled(true);
+    }
+
+    fn set_size(&mut self, size: u16) {
+        let running = self.ring.get_ref().get_queue().ready();
+        self.ring.set_queue_size(size);
+        // The device was made for 1024 at most; what virtio itself does not allow is not a size at all.
+        self.size_is_good = size.is_power_of_two();
+        self.size = self.ring.get_ref().get_queue().size();
+        if running {
+            self.resumed();
+        }
+    }
+
+    /// A ring that runs resumes when it is changed.
+    fn set_event_idx(&mut self, enabled: bool) {
+        let (running, was) = {
+            let state = self.ring.get_ref();
+            let queue = state.get_queue();
+            (queue.ready(), queue.event_idx_enabled())
+        };
+        self.ring.set_queue_event_idx(enabled);
+        if running && was != enabled {
+            self.resumed();
+        }
+    }
+
+    /// What a frontend may do to a ring at any time.
+    pub(super) fn set_up_again(&mut self, input: &mut Input<'_>) {
+        match input.byte() % 10 {
+            0 => self.stop(),
+            1 => self.start(),
+            2 => self.ring.set_enabled(input.byte().is_multiple_of(2)),
+            3 => self.set_size(input.word16()),
+            4 => self.set_event_idx(input.byte().is_multiple_of(2)),
+            5 => self.ring.set_queue_next_avail(input.word16()),
+            6 => {
+                self.stop();
+                self.start();
+            }
+            8..=9 => self.renegotiate(input),
+            _ => {
+                let addresses = Addresses {
+                    descriptors: self.address(input) & !0xf,
+                    avail: self.address(input) & !1,
+                    used: self.address(input) & !3,
+                };
+                self.place_ring(addresses);
+            }
+        }
+    }
+
+    /// Stops or disables the ring while the device serves it. What has been answered by then is a prefix, the base and the
+    /// used index agree, and no byte of memory changes afterwards.
+    pub(super) fn race(&mut self, input: &mut Input<'_>) {
+        let expected = Expected::new(&self.ring, self.broken, self.memory(), &self.stage.image);
+        self.stage.server.begin(&self.ring);
+        let (turns, kind) = (32 * u32::from(input.byte()), input.byte());
+        (0..turns).for_each(|_| std::hint::spin_loop());
+        match kind % 4 {
+            0 => self.ring.set_enabled(false),
+            _ => self.ring.set_queue_ready(false),
+        }
+        let base = self.ring.queue_next_avail();
+        let at_rest = self.layout.bytes();
+        self.stage.server.finish();
+        assert!(at_rest == self.layout.bytes(), "written to after a stop");
+        self.layout.check_outside(&at_rest);
+        if expected.verdict() == Verdict::Exactly && !expected.is_flawed() {
+            assert_eq!(self.used_index(), Some(base), "base and used index");
+            expected.check_prefix(self.memory());
+        }
+        self.ring.set_enabled(true);
+        self.start();
+    }
+}

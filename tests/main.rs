@@ -1,0 +1,59 @@
+//! The integration tests, one program: it is linked once, and tests of all modules share its threads.
+//!
+//! To add a test, add a function to a module; to add a module, add `tests/NAME.rs` and its line below. There are two
+//! tiers. A test that needs root, a tool, or what `scripts/test` prepares belongs to the full one and says so:
+//! `#[ignore = "needs root"]`. `cargo test` runs the others, on a bare checkout; `scripts/test` runs all.
+//!
+//! Tests are threads of one process: none may change the working directory, the environment, limits, or what signals
+//! do. A test that has to, or that counts what its own process holds, gets a program of its own in Cargo.toml.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a helper that cannot go on should panic, as a test does"
+)]
+
+mod common;
+
+mod boot;
+mod boot_faults;
+mod cli;
+mod corpus;
+mod edges;
+mod faults;
+mod fuse;
+mod golden;
+mod help;
+mod hostile;
+mod inspect;
+mod isolation;
+mod layers;
+mod leaks;
+mod nix_store;
+mod oracles;
+mod packaging;
+mod readback;
+mod recording;
+mod recovery;
+mod registration;
+mod run;
+mod sandbox;
+mod soak;
+mod syscalls;
+mod systemd;
+mod verify;
+mod vhost_user;
+
+/// A file that nobody names is never compiled, and its tests never run.
+#[test]
+fn every_file_of_tests_is_named() {
+    let own = include_str!("main.rs");
+    let manifest = include_str!("../Cargo.toml");
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        let named = own.contains(&format!("\nmod {stem};"))
+            || manifest.contains(&format!("path = \"tests/{stem}.rs\""));
+        assert!(named || path.is_dir(), "{} is not compiled", path.display());
+    }
+}
