@@ -282,6 +282,7 @@ fn is_recording(path: &Path) -> bool {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_recording_keeps_itself() {
     let fixture = Fixture::new();
     let file = fixture.path("boot.rec");
@@ -323,6 +324,7 @@ fn on_a_terminal(fixture: &Fixture, args: &str, no_color: &str) -> String {
 }
 
 #[test]
+#[ignore = "needs script"]
 fn a_terminal_gets_colours_unless_they_are_not_wanted() {
     let fixture = Fixture::new();
     let sentence = "verify --tree absent";
