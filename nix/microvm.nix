@@ -67,6 +67,9 @@ let
   # A relative path for the shell, which stays in the directory that the VM is started in.
   mountDir = lib.removePrefix "/proc/self/cwd/" cfg.mountPoint;
 
+  # Within double quotes.
+  absolute = path: if lib.hasPrefix "/" path then path else "$(pwd -P)/${path}";
+
   transport =
     if isQemu then
       "--vhost-user ${lib.escapeShellArg socket}"
@@ -75,10 +78,11 @@ let
 
   # Users other than root mount through fusermount3, which must be a wrapper with root's rights.
   prepareMount = ''
-    mkdir -p ${lib.escapeShellArg mountDir} || {
+    # What a server that was killed has left mounted cannot be looked at, and is replaced by the new one.
+    if ! mkdir -p ${lib.escapeShellArg mountDir} && [[ $(</proc/self/mounts) != *" ${absolute mountDir} "* ]]; then
       echo ${lib.escapeShellArg "The store disk needs the directory ${mountDir}, which cannot be made here: see microvm.lazystore.mountPoint."} >&2
       exit 1
-    }
+    fi
     PATH=/run/wrappers/bin:$PATH
     if [ "$(id -u)" != 0 ] && ! [ -u "$(command -v fusermount3)" ]; then
       echo 'The store disk is a FUSE mount, and this host lets only root mount: set programs.fuse.enable = true on the host.' >&2

@@ -282,6 +282,7 @@ fn is_recording(path: &Path) -> bool {
 }
 
 #[test]
+#[ignore = "needs root and /dev/fuse"]
 fn a_recording_keeps_itself() {
     let fixture = Fixture::new();
     let file = fixture.path("boot.rec");
@@ -308,4 +309,68 @@ fn a_recording_keeps_itself() {
     // So is a place that cannot be written to.
     let (ok, said) = run_recorded(&fixture, "tree", "absent/boot.rec", read);
     assert!(ok && said.contains("cannot write the recording"), "{said}");
+}
+
+/// What `lazystore ARGS` prints to a terminal.
+fn on_a_terminal(fixture: &Fixture, args: &str, no_color: &str) -> String {
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command"]);
+    script.arg(format!("{} {args}", env!("CARGO_BIN_EXE_lazystore")));
+    script.arg("/dev/null").current_dir(fixture.dir.path());
+    script.env("TERM", "xterm").env("NO_COLOR", no_color);
+    let output = script.stdin(Stdio::null()).output();
+    let output = output.expect("script of util-linux, which every Linux has");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs script"]
+fn a_terminal_gets_colours_unless_they_are_not_wanted() {
+    let fixture = Fixture::new();
+    let sentence = "verify --tree absent";
+    let coloured = on_a_terminal(&fixture, sentence, "");
+    assert!(
+        coloured.contains("\x1b[1;31mlazystore:\x1b[0m the tree absent"),
+        "{coloured:?}"
+    );
+    let plain = on_a_terminal(&fixture, sentence, "1");
+    assert!(plain.starts_with("lazystore: the tree absent"), "{plain:?}");
+    // What is no terminal gets none in any case.
+    assert!(
+        !fixture
+            .sentence(&["verify", "--tree", "absent"], 1)
+            .contains('\x1b')
+    );
+}
+
+/// The library says what is wrong; which flag helps is known to the command line alone.
+#[test]
+fn errors_of_the_closure_and_the_disk_name_no_flags() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut dirs: Vec<_> = ["closure", "erofs", "image", "verify"]
+        .map(|dir| src.join(dir))
+        .into();
+    let mut texts = 0;
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            for error in text.split("#[error(").skip(1) {
+                let message = error.split(")]").next().unwrap();
+                texts += 1;
+                // `nix-store --realise` is another program's.
+                let own = message.replace("nix-store --", "");
+                assert!(
+                    !own.contains(" --") && !own.contains("\"--"),
+                    "{}: {message}",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(texts > 20, "{texts} messages were looked at");
 }

@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 /// Layout version, case, digest.
-const GOLDEN: [(u32, &str, &str); 10] = [
+const GOLDEN: [(u32, &str, &str); 20] = [
     (
         1,
         "sized",
@@ -75,6 +75,56 @@ const GOLDEN: [(u32, &str, &str); 10] = [
         1,
         "tree-of-root",
         "f44643b881e91fe1f5c3c30e588a4bfb73c8142ca1213b05dcb5dc80207edae1",
+    ),
+    (
+        2,
+        "sized",
+        "6080dae1a614db61b80143e35b9320a8f22c78dd1dcf16e0bca9a7f10c6c17cc",
+    ),
+    (
+        2,
+        "unsized",
+        "dffb16a32efa1170c23b103951a7217616e3ee2866c272a6959e72203fc1a2e9",
+    ),
+    (
+        2,
+        "too-big-bounds",
+        "bffcdef63897d203d127be1ec9b05b77753639738f2f71b992eaedf8c999210a",
+    ),
+    (
+        2,
+        "options",
+        "6bcb6c161c22ccd1221b3d38884a029468bf206525c788c1a86d6c1ca149e87a",
+    ),
+    (
+        2,
+        "registration-inline",
+        "0c714f87a920b9014457569de8542db0392abaf8f03de72a5090196832e30fc7",
+    ),
+    (
+        2,
+        "registration-in-blocks",
+        "a9cbf78cc675e7bba35e185adbd5f74e0b6e6e49c234b38dd78f9dba718ed4bc",
+    ),
+    (
+        2,
+        "wide-root",
+        "2707a6a7e9325c78dd02c87c23b5e2c5695830a8d807fc8c7ac88cbca960097d",
+    ),
+    (
+        2,
+        "huge-file",
+        "4d525a086c551429b44f185420d054a424a97c398a5ad6b96500616e1c3391d0",
+    ),
+    (
+        2,
+        "tree",
+        "04cb117c2d15201ccfd2e4c8a748f0b9650d3447b53d71d5af36adf3f021f747",
+    ),
+    (
+        2,
+        "tree-of-root",
+        "8239c66a960cfb302991fec574c8f5757fc2b2545628d8d193319d74bbc698fd",
     ),
 ];
 

@@ -2,6 +2,7 @@
 
 mod cut;
 mod raw;
+mod rings;
 
 use std::fs;
 use std::fs::File;

@@ -121,8 +121,8 @@ impl ClosureArgs {
         // Before the disk is made, which looks whether all paths exist.
         let pins = pins::hold(&graph, &location, options.max_open_files / 2);
         options.max_open_files -= pins.open_files();
-        let mut image = Image::new(&graph.closure, &options)?;
-        image.keep(pins);
+        options.pins = pins.into();
+        let image = Image::new(&graph.closure, &options)?;
         Ok(Loaded {
             closure: graph.closure,
             options,
@@ -162,7 +162,7 @@ impl ImageArgs {
             mtime_sec: self.mtime,
             plan_cache_bytes: self.plan_cache.saturating_mul(1 << 20),
             max_open_files: limits::raise_open_files(),
-            registration: None,
+            ..ImageOptions::default()
         }
     }
 }

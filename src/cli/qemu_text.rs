@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// The options that make QEMU use the disk behind `socket`, with comments, to be pasted.
+/// The options that make QEMU use the disk at `socket`, with comments, to be pasted.
 ///
 /// `SIZE` is for the reader to replace: it must be what `-m` says, because the memory backend is the VM's memory.
 pub fn qemu_options(socket: &Path) -> String {

@@ -24,7 +24,7 @@ pub fn run(args: &RangesArgs) -> Result<ExitCode, CliError> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut closed = false;
     image.file_ranges(&mut |start, len_bytes| {
-        // Whoever reads this may have seen enough.
+        // The reader may have seen enough.
         closed |= closed || writeln!(out, "{start} {len_bytes}").is_err();
     })?;
     let failed = closed || out.flush().is_err();

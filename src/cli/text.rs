@@ -49,7 +49,7 @@ pub fn without_errno(text: &str) -> String {
     out
 }
 
-/// Whether colours help whoever reads `stream` (no-color.org).
+/// Whether `stream` is a terminal that shows colours, and they are wanted (no-color.org).
 pub fn is_coloured(stream: &impl IsTerminal) -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");

@@ -31,6 +31,14 @@ pub(super) enum Trouble {
     Memory,
 }
 
+/// What a line says of those that were left out before it: nothing if there were none.
+pub(super) fn more_like_it(dropped: u64) -> String {
+    match dropped {
+        0 => String::new(),
+        count => format!(" ({count} more like it)"),
+    }
+}
+
 /// When each kind was last logged.
 #[derive(Debug)]
 pub(super) struct LogLimit {

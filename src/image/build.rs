@@ -37,6 +37,8 @@ pub struct ImageOptions {
     pub max_open_files: usize,
     /// The closure's registration, which the disk carries at `.lazystore/registration`.
     pub registration: Option<Arc<[u8]>>,
+    /// What holds the closure against garbage collection as long as there is the disk.
+    pub pins: Arc<Pins>,
 }
 
 impl Default for ImageOptions {
@@ -51,6 +53,7 @@ impl Default for ImageOptions {
             plan_cache_bytes: 64 << 20,
             max_open_files: 1024,
             registration: None,
+            pins: Arc::default(),
         }
     }
 }
@@ -62,14 +65,15 @@ impl Image {
     /// When paths are missing (all are named), a path without a NAR size cannot be planned, or there is no
     /// room.
     pub fn new(closure: &Closure, options: &ImageOptions) -> Result<Self, ImageError> {
-        let host = Arc::new(HostTree::open(&closure.dir, options.max_open_files)?);
+        let host = HostTree::open(&closure.dir, options.max_open_files)?;
         match &closure.contents {
-            Contents::Tree => Ok(Self::of_tree(host, options)),
-            Contents::StorePaths(paths) => Self::of_paths(host, closure, paths, options),
+            Contents::Tree => Ok(Self::of_tree(host.without_mounts(), options)),
+            Contents::StorePaths(paths) => Self::of_paths(host.into(), closure, paths, options),
         }
     }
 
-    fn of_tree(host: Arc<HostTree>, options: &ImageOptions) -> Self {
+    fn of_tree(host: HostTree, options: &ImageOptions) -> Self {
+        let host = Arc::new(host);
         let attributes = options.attributes(attributes::Origin::Host);
         let parts = Parts {
             sources: vec![TreeSource::Host(Arc::clone(&host))],
@@ -151,7 +155,7 @@ impl Image {
             origins,
             plans,
             recorder: OnceLock::new(),
-            pins: Pins::default(),
+            pins: Arc::clone(&options.pins),
         }
     }
 }

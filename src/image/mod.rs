@@ -81,7 +81,7 @@ pub struct Image {
     plans: Plans,
     recorder: OnceLock<Recorder>,
     /// Held as long as the disk may be read.
-    pins: Pins,
+    pins: Arc<Pins>,
 }
 
 /// Where a path comes from.
@@ -124,11 +124,6 @@ impl Image {
     /// The file that holds the closure, if a file does; it is removed with the disk.
     pub fn pins_file(&self) -> Option<&Path> {
         self.pins.file()
-    }
-
-    /// Holds `pins` as long as there is the disk.
-    pub fn keep(&mut self, pins: Pins) {
-        self.pins = pins;
     }
 
     /// How many host files it may keep open.
@@ -268,6 +263,7 @@ impl Image {
         let mut out = [0; BLOCK_LEN_USIZE];
         let here = self.space().region(region);
         let files = self.with_plan(mode, region, Need::Meta(block), |plan| {
+            self.check_listed(plan, region, block)?;
             let nid = u64::from(ROOT_NID);
             let files = encode::metadata_block(plan, here, nid, block, &mut out);
             let open = |inline: &encode::InlineFile| {
@@ -290,6 +286,18 @@ impl Image {
             })?;
         }
         Ok(out)
+    }
+
+    /// Metadata block `block` of a region must not be the entries of a directory that could not be listed.
+    fn check_listed(&self, plan: &Plan, region: u32, block: u32) -> Result<(), SourceError> {
+        let dir = plan.dirents_in_block(block);
+        let dir = dir.map(|(dir, _)| plan.dir_at(dir));
+        match dir.filter(|dir| dir.is_unreadable()) {
+            Some(dir) => Err(SourceError::Unlisted {
+                path: self.tree(region).path_of(&plan.path(dir.node())),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// The tree of a region.

@@ -12,16 +12,33 @@ use super::recording::{FIRST_LINE, Part, Touch};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::space::{Area, Space};
 
+/// A recording gets no longer than this: a guest decides what is in it. A million touches are more than are worth reading
+/// in advance. It bounds the memory for what was seen, too.
+const LIMIT_BYTES: u64 = 16 << 20;
+
+/// Why a recording ends before its VM does.
+#[derive(Debug, thiserror::Error)]
+enum RecordError {
+    #[error("cannot write the recording any further: {0}")]
+    Io(#[from] io::Error),
+    #[error(
+        "the recording is cut off at {LIMIT_BYTES} bytes: the VM touches more than is worth reading in advance"
+    )]
+    Full,
+}
+
 /// Where to write, and what is there already.
 #[derive(Debug)]
 pub(super) struct Recorder {
-    /// None once writing has failed.
-    state: Mutex<Option<State>>,
+    /// None once the recording has ended.
+    log: Mutex<Option<Log>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Log {
     file: File,
+    /// Length of the file.
+    len_bytes: u64,
     /// What the file held is thrown away with the first line.
     replace: bool,
     /// Whether there has been a first line.
@@ -35,7 +52,9 @@ impl Recorder {
     /// Writes to `file`, which is open for appending; with `replace`, instead of what is in it, once there is something
     /// to write.
     pub(super) fn new(file: File, replace: bool) -> Self {
-        let state = State {
+        let len_bytes = file.metadata().map_or(0, |found| found.len());
+        let log = Log {
+            len_bytes: if replace { 0 } else { len_bytes },
             file,
             replace,
             begun: false,
@@ -43,25 +62,25 @@ impl Recorder {
             numbers: HashMap::new(),
         };
         Self {
-            state: Mutex::new(Some(state)),
+            log: Mutex::new(Some(log)),
         }
     }
 
     /// Notes that bytes were asked for. Each block is written down once.
     pub(super) fn note(&self, space: &Space, bytes: Range<u64>) {
-        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(state) = guard.as_mut() else {
+        let mut guard = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(log) = guard.as_mut() else {
             return;
         };
-        if let Err(error) = state.note(space, bytes) {
-            tracing::warn!("cannot write the recording any further: {error}");
+        if let Err(error) = log.note(space, bytes) {
+            tracing::warn!("{error}");
             *guard = None;
         }
     }
 }
 
-impl State {
-    fn note(&mut self, space: &Space, bytes: Range<u64>) -> io::Result<()> {
+impl Log {
+    fn note(&mut self, space: &Space, bytes: Range<u64>) -> Result<(), RecordError> {
         let block = |bytes: u64| u32::try_from(bytes / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
         let blocks = block(bytes.start)..block(bytes.end.next_multiple_of(BLOCK_LEN_BYTES));
         if blocks.is_empty() {
@@ -71,6 +90,10 @@ impl State {
         let mut lines = Vec::new();
         for blocks in fresh {
             self.describe(space, blocks, &mut lines);
+        }
+        // What is not written down takes no memory either.
+        if lines.is_empty() {
+            return Ok(());
         }
         self.seen.insert(blocks);
         self.write(&lines)
@@ -113,20 +136,19 @@ impl State {
         })
     }
 
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        if lines.is_empty() {
-            return Ok(());
+    fn write(&mut self, lines: &[u8]) -> Result<(), RecordError> {
+        let first_line = format!("{FIRST_LINE}\n");
+        let first_line = if self.begun { "" } else { &first_line };
+        let lines = [first_line.as_bytes(), lines].concat();
+        self.len_bytes += lines.len() as u64;
+        if self.len_bytes > LIMIT_BYTES {
+            return Err(RecordError::Full);
         }
-        if self.begun {
-            return self.file.write_all(lines);
-        }
-        self.begun = true;
-        if self.replace {
+        if self.replace && !self.begun {
             self.file.set_len(0)?;
         }
-        let first_line = format!("{FIRST_LINE}\n");
-        self.file
-            .write_all(&[first_line.as_bytes(), lines].concat())
+        self.begun = true;
+        Ok(self.file.write_all(&lines)?)
     }
 }
 
@@ -189,6 +211,34 @@ mod tests {
         ];
         assert_eq!(text, wanted.join("\n"));
         Recording::parse(text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn a_recording_does_not_grow_without_limit() {
+        let store = tempfile::tempdir().unwrap();
+        let big = File::create(store.path().join("a")).unwrap();
+        big.set_len(1 << 40).unwrap();
+        let image = store_image(store.path(), &ImageOptions::default());
+        let space = image.space();
+        let data = space.region(0).data.clone();
+        let out = tempfile::NamedTempFile::new().unwrap();
+        let len_bytes = || out.as_file().metadata().unwrap().len();
+        let note = |recorder: &Recorder, block: u32| {
+            let at = u64::from(block) * BLOCK_LEN_BYTES;
+            recorder.note(space, at..at + BLOCK_LEN_BYTES);
+        };
+        let recorder = Recorder::new(append_to(out.path()), true);
+        // Every other block is a line of its own.
+        for block in data.clone().step_by(2).take(2_000_000) {
+            note(&recorder, block);
+        }
+        let cut = len_bytes();
+        assert!((LIMIT_BYTES - 100..=LIMIT_BYTES).contains(&cut), "{cut}");
+        Recording::parse(&fs::read(out.path()).unwrap()).unwrap();
+        // The next worker, which goes on, finds it full.
+        note(&Recorder::new(append_to(out.path()), false), data.start + 1);
+        note(&Recorder::new(append_to(out.path()), false), data.start + 3);
+        assert!(len_bytes() <= LIMIT_BYTES);
     }
 
     #[test]

@@ -420,3 +420,5 @@ fn plans_take_no_more_than_the_cache_allows_and_one_path() {
         assert!((each..=5 * each).contains(&total), "{total} of {each} each");
     }
 }
+
+mod broken_trees;

@@ -2,7 +2,7 @@
 
 use super::ReadError;
 use crate::erofs::layout::LayoutError;
-use crate::erofs::layout::attributes::Attributes;
+use crate::erofs::layout::attributes::{Attributes, Origin};
 use crate::erofs::layout::bounds::Limits;
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::planner::Planner;
@@ -33,7 +33,7 @@ pub(super) fn step(tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), Rea
         return Ok(());
     };
     let listing = list(tree, planner.plan(), dir)?;
-    push(tree, planner, &listing)
+    push(tree, planner, listing.as_ref())
 }
 
 /// Lists one more directory, or several at once where many are known.
@@ -47,7 +47,7 @@ pub(super) fn stride(tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), R
     let list_one = |(): &mut (), index: usize| list(tree, plan, dirs[index]);
     let listings = parallel::for_each_on(threads, dirs.len(), || (), list_one);
     for listing in listings {
-        push(tree, planner, &listing?)?;
+        push(tree, planner, listing?.as_ref())?;
     }
     Ok(())
 }
@@ -62,14 +62,29 @@ pub(super) fn plan_whole(tree: &PathTree<'_>, attributes: Attributes) -> Result<
     Ok(planner.into_plan())
 }
 
-fn list(tree: &PathTree<'_>, plan: &Plan, dir: NodeIndex) -> Result<Listing, SourceError> {
-    tree.list(&plan.path(dir), plan.attributes().detail())
+/// None for a directory in a tree that this process may not enter: a directory like any other fails alone, and the rest
+/// is of use. In a store everything can be read, and a path is whole or an error.
+fn list(tree: &PathTree<'_>, plan: &Plan, dir: NodeIndex) -> Result<Option<Listing>, SourceError> {
+    let attributes = plan.attributes();
+    match tree.list(&plan.path(dir), attributes.detail()) {
+        Err(error) if attributes.origin == Origin::Host && dir != 0 && error.is_forbidden() => {
+            tracing::warn!("{error}: it is empty on the disk, and an I/O error");
+            Ok(None)
+        }
+        listed => listed.map(Some),
+    }
 }
 
-fn push(tree: &PathTree<'_>, planner: &mut Planner, listing: &Listing) -> Result<(), ReadError> {
-    planner
-        .push(listing)
-        .map_err(|source| layout_error(tree, source))
+fn push(
+    tree: &PathTree<'_>,
+    planner: &mut Planner,
+    listing: Option<&Listing>,
+) -> Result<(), ReadError> {
+    let pushed = match listing {
+        Some(listing) => planner.push(listing),
+        None => planner.push_unreadable(),
+    };
+    pushed.map_err(|source| layout_error(tree, source))
 }
 
 pub(super) fn layout_error(tree: &PathTree<'_>, source: LayoutError) -> ReadError {

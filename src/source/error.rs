@@ -35,6 +35,12 @@ pub enum SourceError {
         /// Where.
         path: PathBuf,
     },
+    /// A directory that could not be listed when it was planned.
+    #[error("{}: could not be listed", path.display())]
+    Unlisted {
+        /// Where.
+        path: PathBuf,
+    },
     /// The store path is not the one that was there at the start.
     #[error("{}: replaced while it was served (restart lazystore to serve what lies there now)", path.display())]
     Replaced {
@@ -59,9 +65,21 @@ impl SourceError {
             Self::Io { path, .. }
             | Self::Changed { path }
             | Self::Replaced { path }
+            | Self::Unlisted { path }
             | Self::Shrank { path } => Some(path),
             Self::WouldBlock(_) | Self::Destination(_) => None,
         }
+    }
+
+    /// This process may not go there: for lack of rights, or because another file system is mounted there.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(
+            self,
+            Self::Io {
+                errno: Errno::ACCESS | Errno::PERM | Errno::XDEV,
+                ..
+            }
+        )
     }
 
     /// Nothing lies there.

@@ -76,9 +76,14 @@ impl PathTree<'_> {
 
     /// Its path for messages.
     pub fn display_path(&self) -> PathBuf {
+        self.path_of(self.name)
+    }
+
+    /// A path of its source for messages.
+    pub fn path_of(&self, path: &[u8]) -> PathBuf {
         match self.source {
-            TreeSource::Host(host) => host.host_path(self.name),
-            TreeSource::Memory(_) => String::from_utf8_lossy(self.name).into_owned().into(),
+            TreeSource::Host(host) => host.host_path(path),
+            TreeSource::Memory(_) => String::from_utf8_lossy(path).into_owned().into(),
         }
     }
 

@@ -66,13 +66,21 @@ impl Raw {
     }
 
     pub fn set_up(&self, index: u32, len: u16, places: [u64; 3], shared: &Shared) {
+        self.set_up_as(index, len, places, shared.kick.as_fd().as_raw_fd());
+    }
+
+    /// A ring with any descriptor for kicks.
+    pub fn set_up_with(&self, index: u32, places: [u64; 3], kick: RawFd) {
+        self.set_up_as(index, RING, places, kick);
+    }
+
+    fn set_up_as(&self, index: u32, len: u16, places: [u64; 3], kick: RawFd) {
         let length = words32(&[index, u32::from(len)]);
         self.send(&message(request::SET_VRING_NUM, &length), &[]);
         let mut addresses = words32(&[index, 0]);
         addresses.extend(words64(&places.map(|at| USER.wrapping_add(at))));
         addresses.extend(words64(&[0]));
         self.send(&message(request::SET_VRING_ADDR, &addresses), &[]);
-        let kick = shared.kick.as_fd().as_raw_fd();
         let number = words64(&[u64::from(index)]);
         self.send(&message(request::SET_VRING_KICK, &number), &[kick]);
     }
@@ -159,6 +167,17 @@ impl Shared {
     /// Flags of the used ring.
     pub fn flags(&self, used: u64) -> u16 {
         self.word(used)
+    }
+
+    /// Whether anything but zeros lies in the word at `at`.
+    pub fn holds(&self, at: u64) -> bool {
+        self.word(at) != 0
+    }
+
+    pub fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, at).unwrap();
+        bytes
     }
 
     /// Index of the used ring.

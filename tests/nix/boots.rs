@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::evaluator::built;
+use super::machine::{Guest, Machine, Seen};
 use crate::common::proc::children;
 use crate::common::process::wait_for;
 use crate::common::tool;
-use crate::evaluator::built;
-use crate::machine::{Guest, Machine, Seen};
 
 /// A NixOS VM, as qemu-vm.nix starts it.
 const NIXOS: Guest = Guest {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::evaluator::{MICROVM, evaluated, real};
+use super::evaluator::{MICROVM, evaluated, real};
 
 /// Those that read the disk as a file.
 const FILE_HYPERVISORS: [&str; 4] = ["firecracker", "kvmtool", "stratovirt", "alioth"];

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::unistd::Pid;
 
+use super::evaluator::{built, store};
 use crate::common::{from_env, tool};
-use crate::evaluator::{built, store};
 
 /// Emulated guests take all of a core each: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

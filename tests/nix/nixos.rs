@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::evaluator::{evaluated, store};
+use super::evaluator::{evaluated, store};
 
 const IMAGE_TYPES: [&str; 2] = ["ext4", "erofs"];
 const REGISTRATION: &str = "regInfo=/nix/store/.lazystore/registration";

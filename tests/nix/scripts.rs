@@ -3,10 +3,15 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::evaluator::{ROOT, built, rebuilt};
-use crate::machine::Machine;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::evaluator::{ROOT, built, rebuilt};
+use super::machine::Machine;
+use crate::common::proc::children;
+use crate::common::process::{first_line, wait_for};
 
 fn fake_qemu() -> PathBuf {
     Path::new(ROOT).join("tests/nix/fake/qemu-system-x86_64")
@@ -215,6 +220,36 @@ fn a_host_without_fuse_for_users_is_told_what_to_set() {
     vm.env("PATH", path_without_fuse(&machine, 1000));
     let said = refused(&mut vm);
     assert!(said.contains("set programs.fuse.enable = true"), "{said}");
+}
+
+/// microvm.nix starts a VM again whose processes were all killed.
+#[test]
+fn a_dead_mount_is_replaced() {
+    let machine = Machine::new();
+    let dir = machine.path("guest-lazystore");
+    std::fs::create_dir(&dir).unwrap();
+    let mut server = Command::new(env!("CARGO_BIN_EXE_lazystore"))
+        .args(["serve", "--tree", ROOT, "--fuse", dir.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert!(first_line(&mut server).starts_with("ready "));
+    let pid = Pid::from_raw(i32::try_from(server.id()).unwrap());
+    let workers = children(pid);
+    server.kill().unwrap();
+    for worker in workers {
+        // It may have seen already that the server is gone.
+        let _ = kill(worker, Signal::SIGKILL);
+    }
+    server.wait().unwrap();
+    let microvm = "{ microvm.hypervisor = \"kvmtool\"; }";
+    let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
+    let status = machine.command(&runner, ".").status().unwrap();
+    assert_eq!(status.code(), Some(7));
+    wait_for("the unmount", || {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        (!mounts.contains(dir.to_str().unwrap())).then_some(())
+    });
 }
 
 #[test]

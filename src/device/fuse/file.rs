@@ -17,7 +17,7 @@ use fuser::{
     ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
 
-use super::super::log_limit::LogLimit;
+use super::super::log_limit::{LogLimit, more_like_it};
 use crate::image::{Image, ReadError, Seek};
 
 /// Number of the file; the directory's is 1.
@@ -118,9 +118,8 @@ impl ImageFile {
     /// The only place where an error becomes an errno: whatever it is, the reader gets to know only that it failed.
     fn fail(&self, offset: u64, len_bytes: u32, error: &ReadError) -> Errno {
         if let Some(dropped) = self.limit.pass_request(self.image.culprit(error)) {
-            tracing::warn!(
-                "read of {len_bytes} bytes at {offset} failed: {error} ({dropped} more like it)"
-            );
+            let more = more_like_it(dropped);
+            tracing::warn!("read of {len_bytes} bytes at {offset} failed: {error}{more}");
         }
         Errno::EIO
     }

@@ -56,6 +56,12 @@ impl Attributes {
         }
     }
 
+    /// Whether small files lie behind their inodes. Not if they may change or be unreadable on the host: such a file
+    /// would take all that is in its block along.
+    pub fn inlines_files(&self) -> bool {
+        self.origin == Origin::Nar
+    }
+
     /// Permission bits that the guest sees.
     pub fn permissions(&self, stat: &Stat) -> u16 {
         match (self.origin, stat.kind) {

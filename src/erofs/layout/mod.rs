@@ -19,7 +19,10 @@ mod tests;
 ///
 /// The golden test compares the disks of fixed stores with the digests of this version. Whoever changes a byte of a
 /// disk raises it, on purpose.
-pub const LAYOUT_VERSION: u32 = 1;
+///
+/// 2: small files of a tree (not of store paths) have blocks of their own, so that one that changed or cannot be read fails
+/// alone.
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Why a path cannot be laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -147,6 +147,8 @@ pub struct Dir {
     pub(super) dirent_block: u32,
     /// The last block lies behind the inode.
     pub(super) inlined: bool,
+    /// Its entries are not known: they have a block of their own, which cannot be read.
+    pub(super) unreadable: bool,
 }
 
 /// Two kinds of metadata blocks with inodes, each filled on its own.
@@ -323,7 +325,12 @@ impl Plan {
         let extended = self.needs_extended(node);
         let size_bytes = node.size_bytes();
         let inline_len = match node.kind() {
-            FileKind::Regular if size_bytes <= super::bounds::INLINE_LIMIT_BYTES => size_bytes,
+            FileKind::Regular
+                if self.attributes.inlines_files()
+                    && size_bytes <= super::bounds::INLINE_LIMIT_BYTES =>
+            {
+                size_bytes
+            }
             FileKind::Symlink if fits_behind(extended, size_bytes) => size_bytes,
             FileKind::Directory => self.inline_dirents_len(node),
             _ => 0,
@@ -451,6 +458,9 @@ impl Plan {
                 self.target(node).hash(&mut hasher);
             }
         }
+        for dir in dirs.iter().filter(|dir| dir.unreadable) {
+            dir.node.hash(&mut hasher);
+        }
         hasher.finish()
     }
 
@@ -481,6 +491,11 @@ impl Dir {
     /// The block of entries that lies behind the inode.
     pub fn inline_block(&self) -> Option<u32> {
         self.inlined.then(|| self.blocks - 1)
+    }
+
+    /// Its entries are not known.
+    pub fn is_unreadable(&self) -> bool {
+        self.unreadable
     }
 
     /// First metadata block with entries; meaningless if all are inlined.

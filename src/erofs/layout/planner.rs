@@ -154,6 +154,16 @@ impl Planner {
         })
     }
 
+    /// The directory that [`Planner::next_dir`] named cannot be listed. It fails alone: what its entries would lie in is
+    /// a block of its own ([`Dir::is_unreadable`]).
+    ///
+    /// # Errors
+    /// As [`Planner::push`].
+    pub fn push_unreadable(&mut self) -> Result<(), LayoutError> {
+        self.plan.dirs[self.listed as usize].unreadable = true;
+        self.push(&Listing::default())
+    }
+
     /// Takes the entries of the directory that [`Planner::next_dir`] named.
     ///
     /// # Errors
@@ -264,6 +274,7 @@ impl Planner {
             blocks: 0,
             dirent_block: 0,
             inlined: false,
+            unreadable: false,
         });
         Ok(())
     }
@@ -284,7 +295,8 @@ impl Planner {
         let dir = &mut self.plan.dirs[index as usize];
         dir.starts = starts;
         dir.blocks = narrow(packing.starts.len())?;
-        dir.inlined = Form::of_directory(extended, packing.last_len).inline_len > 0;
+        let form = Form::of_directory(extended, packing.last_len);
+        dir.inlined = form.inline_len > 0 && !dir.unreadable;
         Ok(())
     }
 

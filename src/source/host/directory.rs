@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, FileType, RawDir, Statx};
+use rustix::fs::{AtFlags, FileType, OFlags, RawDir, ResolveFlags, Statx};
 use rustix::io::Errno;
 
-use super::statx;
+use super::{resolve, statx};
 use crate::parallel;
 use crate::tree::{Detail, DeviceNumber, FileKind, Listing, Stat};
 
@@ -141,6 +141,7 @@ impl Names {
         let stat = match (detail, self.entries[index].1) {
             (Detail::Nar, FileType::Directory) => Stat::of_kind(FileKind::Directory),
             (Detail::Nar, FileType::Symlink) => Stat::of_kind(FileKind::Symlink),
+            (Detail::Full, FileType::Directory) => examine_dir(dir, name)?,
             _ => Stat::from(&statx(dir, name, AtFlags::SYMLINK_NOFOLLOW)?),
         };
         let target = match stat.kind {
@@ -148,6 +149,22 @@ impl Names {
             _ => Vec::new(),
         };
         Ok((stat, target))
+    }
+}
+
+/// A directory may be a mount point. To ask what is mounted there for attributes could wait for this very process, so such a
+/// one has none of its own.
+fn examine_dir(dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    match resolve(
+        dir,
+        name,
+        flags,
+        ResolveFlags::BENEATH | ResolveFlags::NO_XDEV,
+    ) {
+        Ok(found) => Ok(Stat::from(&statx(&found, c"", AtFlags::EMPTY_PATH)?)),
+        Err(Errno::XDEV) => Ok(Stat::of_kind(FileKind::Directory)),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -35,6 +35,8 @@ pub struct HostTree {
     dir: OwnedFd,
     path: PathBuf,
     files: FileCache,
+    /// How every path beneath it is resolved.
+    resolve: ResolveFlags,
     /// The host lets this process read without leaving access times behind.
     noatime: AtomicBool,
 }
@@ -56,8 +58,17 @@ impl HostTree {
             dir,
             path: path.to_owned(),
             files: FileCache::new(max_open_files),
+            resolve: ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
             noatime: AtomicBool::new(true),
         })
+    }
+
+    /// The same, without what is mounted inside: that may be a file system which this process serves, and it would wait
+    /// for itself.
+    #[must_use]
+    pub fn without_mounts(mut self) -> Self {
+        self.resolve |= ResolveFlags::NO_XDEV;
+        self
     }
 
     /// How many files may stay open.
@@ -245,7 +256,7 @@ impl HostTree {
 
     /// Opens `path` if all names in it are in memory. Linux before 5.12 cannot tell.
     fn open_cached(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let how = beneath() | ResolveFlags::CACHED;
+        let how = self.resolve | ResolveFlags::CACHED;
         if path.is_empty() || path.len() > MAX_PATH_LEN_BYTES {
             return Err(Errno::AGAIN);
         }
@@ -267,26 +278,19 @@ impl HostTree {
                 .rposition(|&byte| byte == b'/')
                 .ok_or(Errno::NAMETOOLONG)?;
             let step = OFlags::PATH | OFlags::DIRECTORY;
-            at = Some(resolve(
-                at.as_ref().unwrap_or(&self.dir),
-                &rest[..cut],
-                step,
-            )?);
+            let dir = at.as_ref().unwrap_or(&self.dir);
+            at = Some(resolve(dir, &rest[..cut], step, self.resolve)?);
             rest = &rest[cut + 1..];
         }
-        resolve(at.as_ref().unwrap_or(&self.dir), rest, flags)
+        resolve(at.as_ref().unwrap_or(&self.dir), rest, flags, self.resolve)
     }
 }
 
-fn beneath() -> ResolveFlags {
-    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS
-}
-
-fn resolve(dir: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+fn resolve(dir: &OwnedFd, path: &[u8], flags: OFlags, how: ResolveFlags) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { b"." } else { path };
     // With O_PATH | O_NOFOLLOW a final symlink is opened itself, which NO_SYMLINKS allows.
     for _ in 0..MAX_RESOLVE_TRIES {
-        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), beneath()) {
+        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             done => return done,
         }

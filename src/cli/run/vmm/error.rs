@@ -18,7 +18,7 @@ pub enum VmmError {
         program: OsString,
     },
     /// crosvm, but not to run a VM.
-    #[error("crosvm starts a VM with `crosvm run`: write `run` behind it")]
+    #[error("crosvm starts a VM with `crosvm run`: write `run` after it")]
     NotCrosvmRun,
     /// QEMU would go into the background.
     #[error(
