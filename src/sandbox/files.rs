@@ -21,12 +21,28 @@ const FUSE_DEVICE: &str = "/dev/fuse";
 /// Where the listener counts its threads before it forks.
 const THREADS: &str = "/proc/self/task";
 
-/// Whether this kernel cannot confine a process to some files.
-pub fn is_landlock_missing() -> bool {
-    Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V1))
-        .is_err()
+/// What this kernel lacks for confining processes, one sentence each; nothing on Linux 6.12 and newer.
+pub fn missing_protections() -> Vec<&'static str> {
+    let hard = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let lacks = |abi| hard().handle_access(AccessFs::from_all(abi)).is_err();
+    if lacks(ABI::V1) {
+        return vec![
+            "this kernel has no Landlock (Linux 5.13, in the lsm= list): workers may read whatever this user may read",
+        ];
+    }
+    let mut missing = Vec::new();
+    if lacks(ABI::V3) {
+        missing.push(
+            "this kernel's Landlock (before Linux 6.2) lets workers truncate files that this user may write to",
+        );
+    }
+    if hard().scope(Scope::from_all(ABI::V6)).is_err() {
+        missing.push(
+            "this kernel's Landlock (before Linux 6.12) has no scopes: only the filter of system calls keeps workers \
+             from signalling other processes",
+        );
+    }
+    missing
 }
 
 /// Leaves `process` what it needs, as far as the kernel can.

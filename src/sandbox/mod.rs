@@ -29,7 +29,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 pub use error::SandboxError;
-pub use files::is_landlock_missing;
+pub use files::missing_protections;
 
 /// Which part of the program a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct Reach<'a> {
 
 /// Confines the calling process, which must have one thread.
 ///
-/// A kernel without Landlock is no error: see [`is_landlock_missing`].
+/// A kernel without Landlock is no error: see [`missing_protections`].
 ///
 /// # Errors
 /// When the kernel refuses anything else; the process may be confined in part then.

@@ -5,10 +5,11 @@ use std::io::pipe;
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Command, Stdio};
 
-use super::common::process::wait_for;
+use super::Stage;
 use super::raw::{Raw, Shared, message, request, words32};
-use super::server::{Server, command};
-use super::{Stage, common};
+use crate::common;
+use crate::common::process::wait_for;
+use crate::common::server::{Server, command};
 
 /// Where rings lie that share a descriptor table: descriptors, used, available.
 fn places(index: u64) -> [u64; 3] {
