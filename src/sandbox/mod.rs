@@ -61,6 +61,10 @@ impl Process {
 pub struct Reach<'a> {
     /// The directory whose files are served.
     pub store: BorrowedFd<'a>,
+    /// The entries of it that are; none: all.
+    pub paths: Vec<&'a [u8]>,
+    /// The process writes a file that is open already: a recording.
+    pub writes_file: bool,
     /// Its files may belong to anyone, and are read with whatever right to that the process has.
     pub any_owner: bool,
     /// Directories in which the listener removes something at its end: sockets, and what was made for them.
@@ -75,6 +79,7 @@ pub struct Reach<'a> {
 /// When the kernel refuses anything else; the process may be confined in part then.
 pub fn confine(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     rights::disable_core_dumps(process)?;
+    rights::limit_files(process, reach)?;
     if process == Process::Mounter && !rights::may_mount()? {
         return Ok(());
     }

@@ -27,10 +27,28 @@ pub(super) fn confine(
     }
     let reach = Reach {
         store: image.store_dir(),
+        paths: paths(process, image, options),
+        writes_file: options.record.is_some(),
         any_owner: image.is_tree(),
         cleaned_dirs: cleaned_dirs(image, options),
     };
     sandbox::confine(process, &reach)
+}
+
+/// What of the store is served, for the process that is confined first. Those that it starts inherit that, and the kernel
+/// would only have more to look up.
+fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<&'i [u8]> {
+    let is_first = match process {
+        Process::Listener => true,
+        Process::Mounter => false,
+        // Mounting takes more than Landlock leaves, so the parent is not confined by it.
+        Process::VhostWorker | Process::FuseWorker | Process::Prefetcher => options.fuse.is_some(),
+    };
+    if !is_first || image.is_tree() {
+        return Vec::new();
+    }
+    let regions = image.space().regions().iter();
+    regions.map(|region| &*region.name).collect()
 }
 
 /// Where the parent, or its caller, removes something at the end.

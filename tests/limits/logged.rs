@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::common::proc::children;
 use crate::common::process::wait_for;
-use crate::server::{start_at, wait};
+use crate::common::server::{start_at, wait};
 
 /// A server that is killed when the test ends.
 pub struct Logged {
