@@ -26,7 +26,10 @@ const ORDERS: [Order; 2] = [
             "parallel", "tree", "closure", "source", "erofs", "image", "verify", "device",
             "server", "cli",
         ],
-        beside: &[("sandbox", &["device", "server", "cli"])],
+        beside: &[
+            ("process", &["device", "server", "cli"]),
+            ("sandbox", &["device", "server", "cli"]),
+        ],
     },
     Order {
         parent: "erofs",

@@ -28,6 +28,7 @@ mod inspect;
 mod isolation;
 mod layers;
 mod leaks;
+mod limits;
 mod nix_store;
 mod oracles;
 mod packaging;

@@ -9,6 +9,7 @@ mod errors;
 mod help;
 mod hints;
 mod inspect;
+mod limit_args;
 mod limits;
 mod log;
 mod manual;

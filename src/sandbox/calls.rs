@@ -132,6 +132,7 @@ const RUNTIME: &[Call] = &[
     Call::fcntl(libc::F_GETFL),
     Call::set_flags(libc::O_ASYNC, 0),
     Call::any(libc::SYS_dup),
+    Call::any(libc::SYS_dup3),
     Call::any(libc::SYS_fstat),
     Call::any(libc::SYS_newfstatat),
     Call::any(libc::SYS_lseek),
@@ -166,6 +167,8 @@ const RUNTIME: &[Call] = &[
     Call::any(libc::SYS_eventfd2),
     Call::any(libc::SYS_exit),
     Call::any(libc::SYS_exit_group),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_dup2),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_poll),
     #[cfg(target_arch = "x86_64")]

@@ -21,6 +21,11 @@ const PROCESS: &str = "LAZYSTORE_TEST_PROCESS";
 /// The full name of [`inside`].
 const INSIDE: &str = "sandbox::attempt::inside";
 
+thread_local! {
+    /// Made before the process is confined.
+    static LENGTHENED: std::fs::File = tempfile::tempfile().unwrap();
+}
+
 /// Exit code of a process whose attempt was not refused; no errno has this number.
 const DONE: i32 = 200;
 
@@ -271,7 +276,9 @@ pub const CALLS: [Call; 47] = [
 ];
 
 /// Opening files, and whether a confined process may.
-pub const FILES: [(&str, bool); 6] = [
+pub const FILES: [(&str, bool); 8] = [
+    ("read a file of another store path", false),
+    ("list the store", false),
     ("read a file of the store", true),
     ("list a directory of the store", true),
     ("read a file beside the store", false),
@@ -325,30 +332,47 @@ fn attempt(name: &str) -> Result<(), Errno> {
     let outside = tempfile::tempdir().unwrap();
     let store = outside.path().join("store");
     std::fs::create_dir(&store).unwrap();
-    std::fs::write(store.join("file"), "content").unwrap();
+    std::fs::create_dir(store.join("path")).unwrap();
+    std::fs::create_dir(store.join("other")).unwrap();
+    std::fs::write(store.join("path/file"), "content").unwrap();
+    std::fs::write(store.join("other/file"), "content").unwrap();
     std::fs::write(outside.path().join("file"), "content").unwrap();
     let dir = open(&store, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
     let reach = Reach {
         store: dir.as_fd(),
+        paths: vec![b"path"],
+        writes_file: false,
         any_owner: false,
         cleaned_dirs: Vec::new(),
     };
+    LENGTHENED.with(|_| ());
     if let Some(process) = confined_as(&std::env::var(PROCESS).unwrap_or_default()) {
         confine(process, &reach).unwrap();
     }
     let read = OFlags::RDONLY;
     match name {
-        "read a file of the store" => opens(&store.join("file"), read),
-        "list a directory of the store" => opens(&store, read | OFlags::DIRECTORY),
+        "read a file of the store" => opens(&store.join("path/file"), read),
+        "list a directory of the store" => opens(&store.join("path"), read | OFlags::DIRECTORY),
+        "read a file of another store path" => opens(&store.join("other/file"), read),
+        "list the store" => opens(&store, read | OFlags::DIRECTORY),
+        "make a file longer" => lengthen(),
         "read a file beside the store" => opens(&outside.path().join("file"), read),
         "read a file of the system" => opens("/etc/passwd".as_ref(), read),
-        "write to a file of the store" => opens(&store.join("file"), OFlags::WRONLY),
-        "make a file in the store" => opens(&store.join("new"), OFlags::WRONLY | OFlags::CREATE),
+        "write to a file of the store" => opens(&store.join("path/file"), OFlags::WRONLY),
+        "make a file in the store" => {
+            opens(&store.join("path/new"), OFlags::WRONLY | OFlags::CREATE)
+        }
         other => {
             let call = CALLS.iter().find(|(name, ..)| *name == other).unwrap();
             make(call.1, call.2)
         }
     }
+}
+
+/// In a file that is open already, as a recording would be.
+fn lengthen() -> Result<(), Errno> {
+    let file = LENGTHENED.with(|file| file.try_clone().unwrap());
+    rustix::io::write(&file, b"more").map(drop)
 }
 
 fn confined_as(name: &str) -> Option<Process> {

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub struct BlkDevice {
     /// Made in advance: a thread without one could never be joined.
     exits: Mutex<Vec<Option<ExitEvent>>>,
     /// Whether a frontend has said anything at all.
-    addressed: AtomicBool,
+    addressed: OnceLock<()>,
 }
 
 impl BlkDevice {
@@ -116,7 +116,7 @@ impl BlkDevice {
             queues,
             threads: (0..threads).map(queue_thread).collect(),
             exits: Mutex::new(exits),
-            addressed: AtomicBool::new(false),
+            addressed: OnceLock::new(),
         })
     }
 
@@ -142,7 +142,12 @@ impl BlkDevice {
 
     /// Whether a frontend has asked for the features, which is the first thing all of them do.
     pub fn was_addressed(&self) -> bool {
-        self.addressed.load(Ordering::Relaxed)
+        self.addressed.get().is_some()
+    }
+
+    /// Waits until a frontend has said something.
+    pub fn wait_until_addressed(&self) {
+        self.addressed.wait();
     }
 
     /// Whether the frontend has shared any memory.
@@ -152,7 +157,7 @@ impl BlkDevice {
 
     fn warn_of_missing_memory(&self) {
         if self.engine.limit.pass(Trouble::Memory).is_some() {
-            tracing::error!("{}", crate::device::TransportError::MemoryNotShared);
+            tracing::error!("{}", super::error::ConnectionError::MemoryNotShared);
         }
     }
 }
@@ -170,7 +175,7 @@ impl VhostUserBackend for BlkDevice {
     }
 
     fn features(&self) -> u64 {
-        self.addressed.store(true, Ordering::Relaxed);
+        let _ = self.addressed.set(());
         config::features()
     }
 

@@ -20,6 +20,7 @@
 //! | `sync` | the locks, atomics and threads of rings and the pool |
 //! | `engine` | batches of requests, from the ring and back to it |
 //! | [`blk`] | the device: what a frontend asks of it, and its threads |
+//! | `error` | why a connection ended badly |
 //! | `connection` | one connection, from accept to the frontend's leaving |
 
 pub mod blk;
@@ -27,6 +28,7 @@ mod call;
 pub mod config;
 mod connection;
 mod engine;
+mod error;
 pub mod execute;
 pub mod guest;
 mod idle;
@@ -49,6 +51,7 @@ mod tests;
 mod used;
 mod vring;
 
-pub use blk::{DeviceOptions, Stats};
+pub use blk::{BlkDevice, DeviceOptions, Stats};
 pub use config::QUEUES;
 pub use connection::{Served, serve_connection};
+pub use error::ConnectionError;
