@@ -14,9 +14,9 @@ mod cut;
 mod frontend;
 #[path = "hostile/raw.rs"]
 mod raw;
-#[allow(dead_code)]
 #[path = "hostile/rings.rs"]
 mod rings;
+#[allow(dead_code)]
 #[path = "vhost_user/server.rs"]
 mod server;
 
