@@ -93,7 +93,7 @@ fn a_kick_that_is_always_readable_does_not_keep_a_worker_busy() {
     let worker = stage.server.workers()[0];
     wait_for("a thread that sleeps", || {
         let tasks = fs::read_dir(format!("/proc/{worker}/task")).ok()?;
-        let calls =
+        let mut calls =
             tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("syscall")).ok());
         let sleeps = |call: &String| {
             let number = call
