@@ -40,7 +40,7 @@ pub enum RequestError {
     /// The data come from a disk, and the caller does not want to wait for them.
     #[error("a disk has to be waited for")]
     Underway,
-    /// The caller lost interest: the ring is being halted, or the frontend has gone.
+    /// The answer is not wanted any more: the ring is being halted, or the frontend has left.
     #[error("the request was abandoned")]
     Abandoned,
 }
@@ -111,7 +111,7 @@ pub enum Attempt {
 struct Effort<'w> {
     patience: Patience,
     slice_bytes: u64,
-    /// Whether anybody still wants the answer.
+    /// Whether the answer is still wanted.
     wanted: &'w dyn Fn() -> bool,
 }
 
