@@ -42,7 +42,7 @@ pub(super) struct Engine {
     pub(super) pool: Pool<BlockingJob>,
     /// Threads of the pool read side by side; one that found no file descriptors left reads alone.
     shortage: RwLock<()>,
-    /// The frontend has left: nobody is served any more.
+    /// The frontend has left: no more requests are carried out.
     pub(super) ended: AtomicBool,
 }
 
@@ -73,8 +73,8 @@ impl Engine {
         !ring.is_halting() && !self.ended.load(Ordering::Relaxed)
     }
 
-    /// Serves a thread's rings until all are empty and the guest has been asked to kick, or the frontend has left: who
-    /// holds the memory can make requests for ever, and two rings can lie so that each makes the other's requests.
+    /// Serves a thread's rings until all are empty and the guest has been asked to kick, or the frontend has left. A guest
+    /// can make requests for ever, and rings can overlap so that each makes requests for the next.
     pub(super) fn serve(self: &Arc<Self>, rings: &[Ring], thread: &mut QueueThread) {
         thread.poller.woke();
         let mut in_use = Vec::with_capacity(rings.len());

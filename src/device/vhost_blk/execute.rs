@@ -39,7 +39,7 @@ pub enum RequestError {
     /// The answer did not fit in guest memory.
     #[error(transparent)]
     Destination(#[from] DestinationError),
-    /// The caller lost interest: the ring is being halted, or the frontend has gone.
+    /// The answer is not wanted any more: the ring is being halted, or the frontend has left.
     #[error("the request was abandoned")]
     Abandoned,
 }
@@ -110,7 +110,7 @@ pub enum Attempt {
 struct Effort<'w> {
     mode: IoMode,
     slice_bytes: u64,
-    /// Whether anybody still wants the answer.
+    /// Whether the answer is still wanted.
     wanted: &'w dyn Fn() -> bool,
 }
 

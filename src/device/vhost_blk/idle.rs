@@ -1,8 +1,8 @@
 //! Wake-ups that find nothing to do.
 //!
 //! A frontend can give a kick descriptor that is always readable, such as a pipe whose other end is closed, or leave an
-//! old one registered that nobody reads. The event loop then wakes its thread again at once, for ever. Such a thread
-//! sleeps for a while before it goes back, so that it costs next to nothing; requests of that VM wait as long, at most.
+//! old one registered that is never read. The event loop then wakes its thread again at once, for ever. Such a thread
+//! sleeps before it returns to the event loop. Requests of that VM wait for up to [`SLEEP_MAX`].
 
 use std::thread;
 use std::time::Duration;

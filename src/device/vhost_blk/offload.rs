@@ -1,8 +1,8 @@
 //! What threads of the pool do for one ring, and how it is ended.
 //!
 //! A thread of the pool holds a [`Claim`] while it may write to the guest's buffers. Every halt of the ring begins a new
-//! [`Period`]: claims of an earlier one are refused from then on, and the halt waits for those that were granted. So it
-//! never waits for a request that no thread has begun, however many others are queued before it.
+//! [`Period`]: claims for an earlier one are refused from then on, and the halt waits for those that were granted. So it
+//! does not wait for requests that no thread has begun.
 
 use super::execute::Completion;
 use super::inflight::{InFlight, Ticket};
@@ -26,7 +26,7 @@ pub(super) struct Offload {
 struct State {
     period: Period,
     claims: usize,
-    /// Requests that were carried out and that nobody has entered in the list of requests in flight yet.
+    /// Requests that were carried out and are not yet entered in the list of requests in flight.
     completions: Vec<(Ticket, Completion)>,
 }
 

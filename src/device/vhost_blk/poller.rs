@@ -12,7 +12,7 @@ const FIRST: Duration = Duration::from_micros(10);
 /// Looks between two glances at the clock, which cost as much as several looks.
 const LOOKS: u32 = 8;
 
-/// One thread's habit.
+/// Decides how long one thread looks.
 #[derive(Debug)]
 pub(super) struct Poller {
     most: Duration,

@@ -25,10 +25,11 @@
 //! GET_VRING_BASE, disabling, and every change to a ring that runs go through `Ring::halt`. It publishes what has been
 //! carried out, abandons what has not, and sets `next_avail = next_used`, so that the base that the frontend is told and
 //! `used.idx` agree (rule 2 carries the rest out after the next start). Once it has returned no thread writes to guest
-//! memory for this ring: whoever does holds the ring's lock or a [`Claim`], the halt has had the one and waited for the
-//! others, and a thread that comes for the lock later finds nothing to publish. It waits for what is being carried out
-//! at that moment, which is given up at the next slice ([`Disk::execute_while`](super::execute::Disk)), never for what
-//! is queued.
+//! memory for this ring. A thread that writes there holds either the ring's lock, which the halt has taken, or a
+//! [`Claim`], which the halt has waited for. A thread that takes the lock later finds nothing to publish.
+//!
+//! A halt waits only for requests that are being carried out, and those end at the next slice
+//! ([`Disk::execute_while`](super::execute::Disk)). It does not wait for requests that are queued in the pool.
 //!
 //! # Memory ordering
 //!
@@ -180,7 +181,7 @@ impl Ring {
         }
     }
 
-    /// Whether a halt waits: whoever works for this ring should stop doing so.
+    /// Whether a halt is waiting. Threads that serve this ring should stop.
     pub fn is_halting(&self) -> bool {
         self.shared.halts.load(Ordering::Relaxed) > 0
     }
@@ -191,7 +192,7 @@ impl Ring {
         self.shared.halts.fetch_add(1, Ordering::Relaxed);
         let mut guard = self.lock();
         self.shared.offload.halt();
-        // Nobody needs to hear of a fault: the ring is being stopped, or resumes.
+        // A fault does not matter any more: the ring is being stopped, or set up again.
         let _ = guard.publish();
         guard.abandon();
         self.shared.halts.fetch_sub(1, Ordering::Relaxed);
@@ -214,7 +215,7 @@ impl Ring {
         completions: &[(Ticket, Completion)],
     ) -> Result<(), RingFault> {
         claim.finish(completions);
-        // Whoever holds the lock may publish them first; then there is nothing left to do here.
+        // The holder of the lock may publish them first. Then there is nothing left to do here.
         self.lock().publish()
     }
 

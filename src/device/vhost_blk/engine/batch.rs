@@ -48,7 +48,7 @@ struct Pending {
 impl Batch<'_, '_> {
     /// Answers `requests`; the first has ticket `first`, and so on.
     ///
-    /// Stops early when nobody wants the answers any more; a halt, for which that is, abandons the rest.
+    /// Stops early when the answers are not wanted any more. The halt that caused this abandons the rest.
     ///
     /// # Errors
     /// As [`RingGuard::publish`]. What was taken has been completed or put back, or will be completed by the pool, in any
