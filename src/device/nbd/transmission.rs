@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::answer::{Progress, SEGMENT_BYTES, Task, Work, begin};
-use super::connection::{NbdOptions, gone};
+use super::connection::{NbdOptions, gone, left};
 use super::disk::Disk;
 use super::error::NbdError;
 use super::negotiation::Session;
@@ -94,7 +94,11 @@ impl Transmission {
         let end = self.serve(&mut input, &mut out);
         // Answers what was asked before the client said that it leaves.
         self.pool.end();
-        end?;
+        match end {
+            // Who cannot be sent anything has left.
+            Err(NbdError::Connection(error)) => left(error)?,
+            other => other?,
+        }
         Ok(self.shared.stats())
     }
 
@@ -221,7 +225,7 @@ impl Shared {
     }
 
     fn receive(&self, room: &mut [u8], poller: &mut Poller) -> io::Result<usize> {
-        let mut received = self.stream.receive_now(room).transpose();
+        let mut received = None;
         let mut look = || {
             received = self.stream.receive_now(room).transpose();
             received.is_some()

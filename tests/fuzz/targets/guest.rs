@@ -1,8 +1,6 @@
 //! A hostile guest: what lies in its memory, where its ring is said to lie, and what it does, in any order; served by the
 //! device's own event handler and compared with a model of what virtio allows.
 
-#[path = "disk.rs"]
-mod disk;
 #[path = "guest/memory.rs"]
 mod memory;
 #[path = "guest/model.rs"]
@@ -22,6 +20,7 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
+use crate::disk;
 use crate::input::Input;
 use memory::{DATA, Layout, layouts};
 use model::{Addresses, Expected, Verdict};
