@@ -10,9 +10,10 @@
 //! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
 //! | [`image`] | block to extents: the disk as something to read from |
 //! | [`verify`] | the disk against the host, through an EROFS reader of somebody else's |
+//! | [`process`] | child processes: roles that never return, signals, bounded ends |
 //! | [`sandbox`] | what a serving process gives up before it meets a guest |
 //! | [`device`] | how a client reads the disk: vhost-user-blk, FUSE |
-//! | [`server`] | the listener, and a worker process for each connection or mount |
+//! | [`server`] | endpoints, and a worker process for each connection or mount |
 //! | [`cli`] | arguments to checked configuration; messages |
 
 pub mod cli;
@@ -20,6 +21,7 @@ pub mod closure;
 pub mod device;
 pub mod erofs;
 pub mod image;
+pub mod process;
 pub mod sandbox;
 pub mod server;
 pub mod store;

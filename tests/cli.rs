@@ -307,7 +307,10 @@ fn systemd_is_told() {
         String::from_utf8(message[..len].trim_ascii().to_owned()).unwrap()
     };
     assert_eq!(heard(), "READY=1\nSTATUS=serving 2 paths; 0 VMs");
-    let connection = UnixStream::connect(fixture.path("socket")).unwrap();
+    // One that says nothing is no VM. This is vhost-user's GET_FEATURES, version 1, without a payload.
+    let mut connection = UnixStream::connect(fixture.path("socket")).unwrap();
+    let get_features = [1u32, 1, 0].map(u32::to_ne_bytes);
+    connection.write_all(get_features.as_flattened()).unwrap();
     assert_eq!(heard(), "STATUS=serving 2 paths; 1 VM");
     drop(connection);
     assert_eq!(heard(), "STATUS=serving 2 paths; 0 VMs");

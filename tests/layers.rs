@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From left to right; `erofs` has an order of its own inside.
-const LAYERS: [&str; 9] = [
-    "store", "closure", "erofs", "image", "verify", "sandbox", "device", "server", "cli",
+const LAYERS: [&str; 10] = [
+    "process", "store", "closure", "erofs", "image", "verify", "sandbox", "device", "server", "cli",
 ];
 const EROFS_LAYERS: [&str; 4] = ["format", "dirent", "layout", "encode"];
 

@@ -79,6 +79,16 @@ fn only_the_store_can_be_read() {
 }
 
 #[test]
+fn workers_make_no_file_longer() {
+    let name = "make a file longer";
+    assert_eq!(try_in(None, name), End::Done);
+    for process in WORKERS {
+        let killed = End::Killed(Signal::SIGXFSZ as i32);
+        assert_eq!(try_in(Some(process), name), killed, "{process:?}");
+    }
+}
+
+#[test]
 fn a_listener_runs_nothing_and_reaches_no_network() {
     for name in [
         "execve",

@@ -2,8 +2,10 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::closure::ClosureError;
-use crate::device::TransportError;
+use crate::device::fuse::FuseError;
 use crate::image::{ImageError, ReadError};
+use crate::process::ProcessError;
+use crate::server::ServeError;
 use crate::verify::VerifyError;
 
 /// Whatever ends the program early; each is one sentence.
@@ -16,8 +18,18 @@ pub enum CliError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// It cannot be served.
+    #[error("{source}{}", super::serve::advice(source))]
+    Serve {
+        /// Why.
+        #[from]
+        source: ServeError,
+    },
+    /// A mount that is left over cannot be cleared.
     #[error(transparent)]
-    Transport(#[from] TransportError),
+    Fuse(#[from] FuseError),
+    /// A process cannot be started or watched.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     /// A measurement cannot be made.
     #[cfg(feature = "bench")]
     #[error(transparent)]

@@ -7,6 +7,7 @@ mod device_args;
 mod doctor;
 mod errors;
 mod inspect;
+mod limit_args;
 mod limits;
 mod log;
 mod manual;

@@ -9,9 +9,15 @@ pub fn hold(graph: &Graph, location: &StoreLocation, max: usize) -> Pins {
     let tops = graph.tops();
     if tops.len() > max {
         let (left, all) = (tops.len() - max, tops.len());
+        // With references only those that nothing else refers to need a descriptor.
+        let advice = match graph.references {
+            Some(_) => "raise the limit of open files (ulimit -n, LimitNOFILE=)",
+            None => {
+                "raise the limit of open files (ulimit -n, LimitNOFILE=), or pass a registration"
+            }
+        };
         tracing::warn!(
-            "{left} of {all} store paths are not held against garbage collection: the limit of open files is too low, or \
-             pass a registration, which tells what refers to what"
+            "{left} of {all} store paths are not held against garbage collection: {advice}"
         );
     }
     let names = tops.iter().map(|top| &*top.name);

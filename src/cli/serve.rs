@@ -11,13 +11,14 @@ use clap::Args;
 use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
+use super::limit_args::LimitArgs;
 use super::log;
 use super::qemu_text::{qemu_drive, qemu_options};
 use super::record_args::RecordArgs;
 use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
-use crate::device::fuse::FuseOptions;
-use crate::server::{InheritedSocket, ServeEvent, ServeOptions, ServeOutcome, SocketName, serve};
+use crate::device::fuse::{FuseError, FuseOptions};
+use crate::server::{InheritedSocket, ServeError, ServeEvent, ServeOptions, SocketName, serve};
 
 /// Arguments of `lazystore serve`.
 #[derive(Debug, Args)]
@@ -33,6 +34,8 @@ pub struct ServeArgs {
     file: FuseArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
     #[command(flatten)]
     recording: RecordArgs,
     /// End when the first VM has gone. With --fuse alone: when the file was opened and the last one who had it open has closed
@@ -74,9 +77,9 @@ struct FuseArgs {
     allow_other: bool,
 }
 
-/// Serves until told to stop. Also returns in every worker process, which then has nothing left to do.
+/// Serves until told to stop.
 pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
-    let inherited = InheritedSocket::take_all()?;
+    let inherited = InheritedSocket::take_all().map_err(ServeError::from)?;
     let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
     let options = args.options()?;
     let names = inherited.iter().map(InheritedSocket::name);
@@ -84,16 +87,13 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
         .chain(options.sockets.iter().cloned().map(SocketName::Path))
         .collect();
     let systemd = Systemd::of(&closure);
-    let outcome = serve(Arc::new(image), &options, inherited, |event| {
+    serve(Arc::new(image), &options, inherited, |event| {
         if event == ServeEvent::Ready {
             announce(&names, &options, start);
         }
         systemd.tell(event);
     })?;
-    Ok(match outcome {
-        ServeOutcome::Parent => ExitCode::SUCCESS,
-        ServeOutcome::Worker { exit_code } => ExitCode::from(exit_code),
-    })
+    Ok(ExitCode::SUCCESS)
 }
 
 impl ServeArgs {
@@ -112,6 +112,7 @@ impl ServeArgs {
             once: self.once,
             sandbox: self.device.sandbox(),
             device,
+            limits: self.limits.limits(),
             record: self.recording.record.clone(),
             private_dir: None,
             prefetch: self.recording.recording()?,
@@ -119,7 +120,17 @@ impl ServeArgs {
     }
 }
 
-/// Says that all is there: to whoever reads stdout, and to a person how to attach.
+/// What the error says nothing about: which flag helps.
+pub fn advice(error: &ServeError) -> &'static str {
+    match error {
+        ServeError::Fuse(FuseError::NoDevice { .. }) => ", or use --vhost-user instead",
+        ServeError::Record { .. } => ": choose another file for --record",
+        ServeError::Sandbox(_) => "; --no-sandbox serves without",
+        _ => "",
+    }
+}
+
+/// Says that all is there: to a program that reads stdout, and to a person how to attach.
 fn announce(sockets: &[SocketName], options: &ServeOptions, start: Instant) {
     let millis = start.elapsed().as_secs_f64() * 1e3;
     let file = options.fuse.as_ref().map(FuseOptions::image_path);
@@ -127,7 +138,7 @@ fn announce(sockets: &[SocketName], options: &ServeOptions, start: Instant) {
     let places = places.chain(file.iter().map(|path| path.display().to_string()));
     let mut stdout = std::io::stdout().lock();
     for place in places {
-        // Whoever started this may have closed stdout; the disk is served all the same.
+        // Nobody may read stdout any more; the disk is served all the same.
         let _ = writeln!(stdout, "ready {place} in {millis:.1} ms");
     }
     let _ = stdout.flush();

@@ -9,10 +9,9 @@
 //!
 //! Nothing here knows EROFS: the disk is an [`Image`](crate::image::Image).
 
-mod error;
 pub mod fuse;
 mod log_limit;
 pub mod nbd;
 pub mod vhost_blk;
 
-pub use error::TransportError;
+pub use vhost_blk::Stats;

@@ -1,16 +1,16 @@
 //! Which process makes which system calls.
 //!
-//! What a C library may do on its own behalf is there for glibc and musl.
+//! The lists include what glibc and musl call on their own behalf.
 
 use super::Process;
 
-/// A system call, and what one of its arguments must be.
+/// A system call, and what its arguments must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Call {
     /// `SYS_*` of this CPU.
     pub(super) number: i64,
-    /// None: any arguments.
-    pub(super) test: Option<Test>,
+    /// All of them must hold; none: any arguments.
+    pub(super) tests: [Option<Test>; 2],
 }
 
 /// `argument & mask == value`.
@@ -26,17 +26,47 @@ pub(super) struct Test {
 
 impl Call {
     const fn any(number: i64) -> Self {
-        Self { number, test: None }
+        Self {
+            number,
+            tests: [None; 2],
+        }
     }
 
     pub(super) const fn when(number: i64, argument: u8, mask: u64, value: u64) -> Self {
         Self {
             number,
-            test: Some(Test {
-                argument,
-                mask,
-                value,
-            }),
+            tests: [Some(Test::new(argument, mask, value)), None],
+        }
+    }
+
+    /// A command of fcntl(2).
+    const fn fcntl(command: i32) -> Self {
+        Self::when(libc::SYS_fcntl, 1, INT, command.unsigned_abs() as u64)
+    }
+
+    /// `F_SETFL`, with the bits of `mask` in the flags being `value`.
+    const fn set_flags(mask: i32, value: i32) -> Self {
+        let command = Test::new(1, INT, libc::F_SETFL.unsigned_abs() as u64);
+        let flags = Test::new(2, mask.unsigned_abs() as u64, value.unsigned_abs() as u64);
+        Self {
+            number: libc::SYS_fcntl,
+            tests: [Some(command), Some(flags)],
+        }
+    }
+
+    /// Whether the arguments do not matter.
+    #[cfg(test)]
+    pub(super) fn is_unconditional(&self) -> bool {
+        self.tests.iter().all(Option::is_none)
+    }
+}
+
+impl Test {
+    const fn new(argument: u8, mask: u64, value: u64) -> Self {
+        Self {
+            argument,
+            mask,
+            value,
         }
     }
 }
@@ -56,9 +86,9 @@ pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
 pub(super) fn deadly(process: Process) -> &'static [&'static [Call]] {
     match process {
         Process::VhostWorker | Process::FuseWorker | Process::Prefetcher => {
-            &[INTRUDERS, INTRUDERS_IN_WORKERS]
+            &[INTRUDERS, SIGNALS_BY_DESCRIPTOR, INTRUDERS_IN_WORKERS]
         }
-        Process::Listener => &[INTRUDERS],
+        Process::Listener => &[INTRUDERS, SIGNALS_BY_DESCRIPTOR],
         // Mounting may end up with a program that does it, which then is merely refused.
         Process::Mounter => &[],
     }
@@ -79,6 +109,10 @@ const PR_SET_NAME: u64 = 15;
 /// From `asm-generic/ioctls.h`.
 const FIONBIO: u64 = 0x5421;
 
+/// From `asm-generic/fcntl.h`.
+const F_SETSIG: i32 = 10;
+const F_SETOWN_EX: i32 = 15;
+
 /// `_IOR(229, 0, uint32_t)` from `linux/fuse.h`.
 const FUSE_DEV_IOC_CLONE: u64 = 0x8004_e500;
 
@@ -92,8 +126,13 @@ const RUNTIME: &[Call] = &[
     Call::any(libc::SYS_readv),
     Call::any(libc::SYS_writev),
     Call::any(libc::SYS_close),
-    Call::any(libc::SYS_fcntl),
+    Call::fcntl(libc::F_DUPFD_CLOEXEC),
+    Call::fcntl(libc::F_GETFD),
+    Call::fcntl(libc::F_SETFD),
+    Call::fcntl(libc::F_GETFL),
+    Call::set_flags(libc::O_ASYNC, 0),
     Call::any(libc::SYS_dup),
+    Call::any(libc::SYS_dup3),
     Call::any(libc::SYS_fstat),
     Call::any(libc::SYS_newfstatat),
     Call::any(libc::SYS_lseek),
@@ -128,6 +167,8 @@ const RUNTIME: &[Call] = &[
     Call::any(libc::SYS_eventfd2),
     Call::any(libc::SYS_exit),
     Call::any(libc::SYS_exit_group),
+    #[cfg(target_arch = "x86_64")]
+    Call::any(libc::SYS_dup2),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_poll),
     #[cfg(target_arch = "x86_64")]
@@ -227,6 +268,15 @@ const MOUNTS: &[Call] = &[
     Call::any(libc::SYS_getcwd),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_readlink),
+];
+
+/// What nothing here ever asks for: the kernel would send a signal to any process of the same user when a descriptor
+/// becomes ready. Only Landlock's scopes (Linux 6.12) stop that otherwise.
+const SIGNALS_BY_DESCRIPTOR: &[Call] = &[
+    Call::fcntl(libc::F_SETOWN),
+    Call::fcntl(F_SETSIG),
+    Call::fcntl(F_SETOWN_EX),
+    Call::set_flags(libc::O_ASYNC, libc::O_ASYNC),
 ];
 
 /// What nothing here ever asks for. umount2(2) is not among it: fuser does when someone else has unmounted the file.

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The kernel refused.
-    #[error("cannot confine this process: {action}: {errno}; --no-sandbox serves without")]
+    #[error("cannot confine this process: {action}: {errno}")]
     Host {
         /// What was tried.
         action: &'static str,
@@ -14,13 +14,13 @@ pub enum SandboxError {
         errno: Errno,
     },
     /// Access to files could not be restricted.
-    #[error("cannot confine this process to the store's files: {0}; --no-sandbox serves without")]
+    #[error("cannot confine this process to the store's files: {0}")]
     Files(#[from] landlock::RulesetError),
     /// A directory could not be named to the kernel.
-    #[error("cannot confine this process to the store's files: {0}; --no-sandbox serves without")]
+    #[error("cannot confine this process to the store's files: {0}")]
     Dir(#[from] landlock::PathFdError),
     /// System calls could not be restricted: no seccomp in the kernel, or an unknown kind of CPU.
-    #[error("cannot restrict the system calls of this process: {0}; --no-sandbox serves without")]
+    #[error("cannot restrict the system calls of this process: {0}")]
     Filter(#[from] seccompiler::Error),
 }
 

@@ -10,10 +10,16 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, Scope,
 };
 
+use rustix::fs::{Mode, OFlags, openat};
+
 use super::{Process, Reach, SandboxError};
 
 /// The newest interface that this was run with; of an older one all there is is used.
 const NEWEST: ABI = ABI::V7;
+
+/// Most paths that get a rule each: the kernel copies all rules for every process that restricts itself further. With more
+/// of them, all of the store may be read.
+const PATHS_MAX: usize = 4096;
 
 /// Where fuser opens one more descriptor for each of its threads.
 const FUSE_DEVICE: &str = "/dev/fuse";
@@ -21,12 +27,28 @@ const FUSE_DEVICE: &str = "/dev/fuse";
 /// Where the listener counts its threads before it forks.
 const THREADS: &str = "/proc/self/task";
 
-/// Whether this kernel cannot confine a process to some files.
-pub fn is_landlock_missing() -> bool {
-    Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V1))
-        .is_err()
+/// What this kernel lacks for confining processes, one sentence each; nothing on Linux 6.12 and newer.
+pub fn missing_protections() -> Vec<&'static str> {
+    let hard = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let lacks = |abi| hard().handle_access(AccessFs::from_all(abi)).is_err();
+    if lacks(ABI::V1) {
+        return vec![
+            "this kernel has no Landlock (Linux 5.13, in the lsm= list): workers may read whatever this user may read",
+        ];
+    }
+    let mut missing = Vec::new();
+    if lacks(ABI::V3) {
+        missing.push(
+            "this kernel's Landlock (before Linux 6.2) lets workers truncate files that this user may write to",
+        );
+    }
+    if hard().scope(Scope::from_all(ABI::V6)).is_err() {
+        missing.push(
+            "this kernel's Landlock (before Linux 6.12) has no scopes: only the filter of system calls keeps workers \
+             from signalling other processes",
+        );
+    }
+    missing
 }
 
 /// Leaves `process` what it needs, as far as the kernel can.
@@ -35,11 +57,8 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
-        .create()?
-        .add_rule(PathBeneath::new(
-            reach.store,
-            AccessFs::ReadFile | AccessFs::ReadDir,
-        ))?;
+        .create()?;
+    let rules = allow_store(rules, reach)?;
     let rules = match process {
         Process::VhostWorker | Process::Prefetcher => rules,
         Process::FuseWorker => {
@@ -55,6 +74,24 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
     };
     rules.restrict_self()?;
     Ok(())
+}
+
+/// Reading what is served. A path that cannot be opened has no rule, so reads of it fail.
+fn allow_store(
+    mut rules: RulesetCreated,
+    reach: &Reach<'_>,
+) -> Result<RulesetCreated, SandboxError> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    if reach.paths.is_empty() || reach.paths.len() > PATHS_MAX {
+        return Ok(rules.add_rule(PathBeneath::new(reach.store, read))?);
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for name in &reach.paths {
+        if let Ok(path) = openat(reach.store, *name, flags, Mode::empty()) {
+            rules = rules.add_rule(PathBeneath::new(path, read))?;
+        }
+    }
+    Ok(rules)
 }
 
 fn allow(

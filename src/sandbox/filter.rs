@@ -49,11 +49,17 @@ fn compile(
     let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
     for call in list {
         let rules = rules.entry(call.number).or_default();
-        if let Some(test) = call.test {
-            let equal = SeccompCmpOp::MaskedEq(test.mask);
-            let condition =
-                SeccompCondition::new(test.argument, SeccompCmpArgLen::Qword, equal, test.value)?;
-            rules.push(SeccompRule::new(vec![condition])?);
+        let conditions: Vec<_> = call
+            .tests
+            .iter()
+            .flatten()
+            .map(|test| {
+                let equal = SeccompCmpOp::MaskedEq(test.mask);
+                SeccompCondition::new(test.argument, SeccompCmpArgLen::Qword, equal, test.value)
+            })
+            .collect::<Result<_, _>>()?;
+        if !conditions.is_empty() {
+            rules.push(SeccompRule::new(conditions)?);
         }
     }
     let arch = std::env::consts::ARCH.try_into()?;
@@ -87,7 +93,10 @@ mod tests {
             for list in [allowed(process), calls::deadly(process).concat()] {
                 for call in &list {
                     let same = |other: &&Call| other.number == call.number;
-                    let with = list.iter().filter(same).filter(|call| call.test.is_some());
+                    let with = list
+                        .iter()
+                        .filter(same)
+                        .filter(|call| !call.is_unconditional());
                     let all = list.iter().filter(same).count();
                     let with = with.count();
                     assert!(with == 0 || with == all, "{process:?}: {}", call.number);
@@ -108,7 +117,8 @@ mod tests {
             let parents = allowed(parent);
             for call in allowed(worker) {
                 let also = |other: &Call| {
-                    other.number == call.number && (other.test.is_none() || other.test == call.test)
+                    other.number == call.number
+                        && (other.is_unconditional() || other.tests == call.tests)
                 };
                 assert!(parents.iter().any(also), "{parent:?}: {}", call.number);
             }
@@ -118,7 +128,7 @@ mod tests {
     #[test]
     fn nothing_allowed_is_deadly_whatever_its_arguments() {
         for process in PROCESSES {
-            let always = |call: &&Call| call.test.is_none();
+            let always = |call: &&Call| call.is_unconditional();
             let deadly = calls::deadly(process).concat();
             for call in deadly.iter().filter(always) {
                 let same = |other: &Call| other.number == call.number;
@@ -147,7 +157,7 @@ mod tests {
             for process in PROCESSES {
                 let list = allowed(process);
                 let mut found = list.iter().filter(|call| call.number == number);
-                assert!(found.any(|call| call.test.is_none()), "{number}");
+                assert!(found.any(Call::is_unconditional), "{number}");
             }
         }
     }

@@ -29,7 +29,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 pub use error::SandboxError;
-pub use files::is_landlock_missing;
+pub use files::missing_protections;
 
 /// Which part of the program a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +61,10 @@ impl Process {
 pub struct Reach<'a> {
     /// The directory whose files are served.
     pub store: BorrowedFd<'a>,
+    /// The entries of it that are; none: all.
+    pub paths: Vec<&'a [u8]>,
+    /// The process writes a file that is open already: a recording.
+    pub writes_file: bool,
     /// Its files may belong to anyone, and are read with whatever right to that the process has.
     pub any_owner: bool,
     /// Directories in which the listener removes something at its end: sockets, and what was made for them.
@@ -69,12 +73,13 @@ pub struct Reach<'a> {
 
 /// Confines the calling process, which must have one thread.
 ///
-/// A kernel without Landlock is no error: see [`is_landlock_missing`].
+/// A kernel without Landlock is no error: see [`missing_protections`].
 ///
 /// # Errors
 /// When the kernel refuses anything else; the process may be confined in part then.
 pub fn confine(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     rights::disable_core_dumps(process)?;
+    rights::limit_files(process, reach)?;
     if process == Process::Mounter && !rights::may_mount()? {
         return Ok(());
     }

@@ -4,10 +4,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit,
 };
+use rustix::stdio::stderr;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
@@ -30,6 +32,19 @@ pub(super) fn disable_core_dumps(process: Process) -> Result<(), SandboxError> {
             .map_err(SandboxError::host("forbid core dumps"))?;
     }
     Ok(())
+}
+
+/// A worker makes no file longer, unless its log or its recording is one.
+pub(super) fn limit_files(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
+    let log = fstat(stderr()).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    if !process.is_worker() || reach.writes_file || log == Ok(FileType::RegularFile) {
+        return Ok(());
+    }
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Fsize, none).map_err(SandboxError::host("limit the length of files"))
 }
 
 /// Whether this process mounts itself, and needs no set-user-ID program for it.

@@ -1,4 +1,4 @@
-//! Sockets that systemd, or whoever started this process, has made and listens on already.
+//! Sockets that systemd, or another parent, has made and listens on already.
 
 use std::fmt;
 use std::io;
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-use crate::device::TransportError;
+use super::error::SocketError;
 
-/// A listening socket that was handed over. Its file is the affair of whoever made it.
+/// A listening socket that was handed over. Its file belongs to the process that made it.
 #[derive(Debug)]
 pub struct InheritedSocket {
     listener: UnixListener,
@@ -56,14 +56,13 @@ impl InheritedSocket {
     ///
     /// # Errors
     /// When the environment is malformed, or a descriptor is no listening Unix stream socket.
-    pub fn take_all() -> Result<Vec<Self>, TransportError> {
-        let fds = sd_notify::listen_fds()
-            .map_err(TransportError::host("understand LISTEN_PID and LISTEN_FDS"))?;
+    pub fn take_all() -> Result<Vec<Self>, SocketError> {
+        let fds = sd_notify::listen_fds().map_err(SocketError::Environment)?;
         fds.map(Self::take).collect()
     }
 
-    fn take(descriptor: RawFd) -> Result<Self, TransportError> {
-        let fault = |source| TransportError::Inherited { descriptor, source };
+    fn take(descriptor: RawFd) -> Result<Self, SocketError> {
+        let fault = |source| SocketError::Inherited { descriptor, source };
         let listener = UnixListener::from(take_descriptor(descriptor).map_err(fault)?);
         // Fails unless it is a Unix socket.
         listener.local_addr().map_err(fault)?;

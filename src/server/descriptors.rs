@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::device::TransportError;
+use super::error::ServeError;
 use crate::device::vhost_blk::DeviceOptions;
 use crate::image::LISTERS_MAX;
 
@@ -27,12 +27,9 @@ const PER_VM: usize = 4 + 8 + 8 + LISTERS_MAX;
 /// of them.
 ///
 /// # Errors
-/// [`TransportError::FewDescriptors`], or the host cannot tell what is open.
-pub(super) fn afford(
-    device: &DeviceOptions,
-    files: usize,
-) -> Result<DeviceOptions, TransportError> {
-    let free = free_descriptors().map_err(TransportError::host("count open files"))?;
+/// [`ServeError::FewDescriptors`], or the host cannot tell what is open.
+pub(super) fn afford(device: &DeviceOptions, files: usize) -> Result<DeviceOptions, ServeError> {
+    let free = free_descriptors().map_err(ServeError::host("count open files"))?;
     let threads = (1..=device.threads.get())
         .rev()
         .filter_map(NonZeroUsize::new);
@@ -40,7 +37,7 @@ pub(super) fn afford(
     let enough = threads
         .map(|threads| (threads, queues(free, threads, files)))
         .find(|(threads, queues)| *queues >= threads.get().min(device.queues.into()));
-    let (threads, queues) = enough.ok_or(TransportError::FewDescriptors {
+    let (threads, queues) = enough.ok_or(ServeError::FewDescriptors {
         free,
         needed: besides_queues(NonZeroUsize::MIN, files) + PER_QUEUE,
     })?;

@@ -1,18 +1,102 @@
-//! The processes that serve a disk: the listener, and a worker for each connection or mount.
+//! The processes that serve a disk: one that listens, and a worker for each connection or mount.
+//!
+//! A frontend can cut the file behind the memory that it shares, and then a process that touches a ring dies of SIGBUS. So
+//! the process that owns the endpoints touches no guest's memory: it has one thread, and forks a worker for every
+//! connection. What a guest breaks is its own worker. A worker costs little, because the disk is a pure function and the
+//! parent's plans are shared copy-on-write; and its death loses nothing (see
+//! [`ring`](crate::device::vhost_blk::ring)).
 //!
 //! | module | what it does |
 //! |---|---|
-//! | `socket` | the listening sockets: stale and live ones, permissions, removal |
+//! | `endpoint` | where clients find the disk: sockets, a FUSE mount; how their workers run |
+//! | `supervisor` | the parent: waits for events, starts workers, ends everything |
+//! | `workers` | the workers of VMs: what they tell, and how they ended |
+//! | `report` | what a worker tells its parent |
+//! | `throttle`, `mute` | limits of what a client can cause: forks and log lines |
+//! | `listener` | listening sockets: stale and live ones, permissions, removal |
 //! | `activation` | listening sockets that systemd hands over |
 //! | `descriptors` | how many VMs there are descriptors for |
-//! | `workers` | one process per connection or mount |
+//! | `recording` | which VM is recorded, and reading in advance |
+//! | `confine` | which process gives up what, and when |
+//! | `error` | why a disk cannot be served |
 
 mod activation;
+mod confine;
 mod descriptors;
-mod socket;
+mod endpoint;
+mod error;
+mod listener;
+mod mute;
+mod recording;
+mod report;
+mod supervisor;
+mod throttle;
 mod workers;
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 pub use activation::{InheritedSocket, SocketName};
-pub use socket::SocketAccess;
-pub(crate) use workers::{Forked, fork_tied};
-pub use workers::{ServeEvent, ServeOptions, ServeOutcome, serve};
+pub use error::{ServeError, SocketError};
+pub use listener::SocketAccess;
+pub use supervisor::serve;
+
+use crate::device::fuse::FuseOptions;
+use crate::device::vhost_blk::DeviceOptions;
+use crate::image::recording::Recording;
+
+/// How to serve a disk to any number of VMs: at sockets, as a file, or both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// Where to listen; each at most 107 bytes.
+    pub sockets: Vec<PathBuf>,
+    /// Who may connect there.
+    pub access: SocketAccess,
+    /// Where to mount.
+    pub fuse: Option<FuseOptions>,
+    /// End when the first VM at a socket has gone; without a socket, when the last reader has closed the file.
+    pub once: bool,
+    /// Confine every process before it meets a guest.
+    pub sandbox: bool,
+    /// What each VM gets.
+    pub device: DeviceOptions,
+    /// What clients may cost.
+    pub limits: Limits,
+    /// Where to write down what the first VM reads.
+    pub record: Option<PathBuf>,
+    /// A directory for this alone, which the caller removes at the end.
+    pub private_dir: Option<PathBuf>,
+    /// What to read in advance.
+    pub prefetch: Option<Recording>,
+}
+
+/// What clients may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time, all sockets together; further ones wait.
+    pub max_vms: usize,
+    /// How long a client may stay connected without a first message.
+    pub first_message: Duration,
+}
+
+impl Default for Limits {
+    /// More than a host has VMs; and longer than a VMM takes from its connecting to its first message while it allocates
+    /// a VM's memory.
+    fn default() -> Self {
+        Self {
+            max_vms: 1000,
+            first_message: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What happens while a disk is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServeEvent {
+    /// The sockets listen, and the file is there.
+    Ready,
+    /// So many VMs are connected now.
+    Vms(usize),
+    /// The end begins.
+    Stopping,
+}

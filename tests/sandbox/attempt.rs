@@ -18,6 +18,11 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_thr
 const ATTEMPT: &str = "LAZYSTORE_TEST_ATTEMPT";
 const PROCESS: &str = "LAZYSTORE_TEST_PROCESS";
 
+thread_local! {
+    /// Made before the process is confined.
+    static LENGTHENED: std::fs::File = tempfile::tempfile().unwrap();
+}
+
 /// Exit code of a process whose attempt was not refused; no errno has this number.
 const DONE: i32 = 200;
 
@@ -49,7 +54,40 @@ const PTRACE_ATTACH: i64 = 16;
 /// `MAP_PRIVATE | MAP_ANONYMOUS`.
 const PRIVATE: i64 = 0x22;
 
-pub const CALLS: [Call; 42] = [
+/// A descriptor that is open in every process here.
+const STDIN: i64 = 0;
+
+pub const CALLS: [Call; 47] = [
+    (
+        "fcntl F_SETOWN",
+        libc::SYS_fcntl,
+        [STDIN, 8, 0, 0, 0, 0],
+        Refused::Deadly,
+    ),
+    (
+        "fcntl F_SETSIG",
+        libc::SYS_fcntl,
+        [STDIN, 10, 0, 0, 0, 0],
+        Refused::Deadly,
+    ),
+    (
+        "fcntl F_SETOWN_EX",
+        libc::SYS_fcntl,
+        [STDIN, 15, 0, 0, 0, 0],
+        Refused::Deadly,
+    ),
+    (
+        "fcntl F_SETFL O_ASYNC",
+        libc::SYS_fcntl,
+        [STDIN, 4, 0o20_000, 0, 0, 0],
+        Refused::Deadly,
+    ),
+    (
+        "fcntl F_SETLEASE",
+        libc::SYS_fcntl,
+        [NOWHERE, 1024, 0, 0, 0, 0],
+        Refused::Unknown,
+    ),
     ("execve", libc::SYS_execve, NONE, Refused::Deadly),
     ("execveat", libc::SYS_execveat, NONE, Refused::Deadly),
     (
@@ -235,7 +273,9 @@ pub const CALLS: [Call; 42] = [
 ];
 
 /// Opening files, and whether a confined process may.
-pub const FILES: [(&str, bool); 6] = [
+pub const FILES: [(&str, bool); 8] = [
+    ("read a file of another store path", false),
+    ("list the store", false),
     ("read a file of the store", true),
     ("list a directory of the store", true),
     ("read a file beside the store", false),
@@ -287,30 +327,47 @@ fn attempt(name: &str) -> Result<(), Errno> {
     let outside = tempfile::tempdir().unwrap();
     let store = outside.path().join("store");
     std::fs::create_dir(&store).unwrap();
-    std::fs::write(store.join("file"), "content").unwrap();
+    std::fs::create_dir(store.join("path")).unwrap();
+    std::fs::create_dir(store.join("other")).unwrap();
+    std::fs::write(store.join("path/file"), "content").unwrap();
+    std::fs::write(store.join("other/file"), "content").unwrap();
     std::fs::write(outside.path().join("file"), "content").unwrap();
     let dir = open(&store, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
     let reach = Reach {
         store: dir.as_fd(),
+        paths: vec![b"path"],
+        writes_file: false,
         any_owner: false,
         cleaned_dirs: Vec::new(),
     };
+    LENGTHENED.with(|_| ());
     if let Some(process) = confined_as(&std::env::var(PROCESS).unwrap_or_default()) {
         confine(process, &reach).unwrap();
     }
     let read = OFlags::RDONLY;
     match name {
-        "read a file of the store" => opens(&store.join("file"), read),
-        "list a directory of the store" => opens(&store, read | OFlags::DIRECTORY),
+        "read a file of the store" => opens(&store.join("path/file"), read),
+        "list a directory of the store" => opens(&store.join("path"), read | OFlags::DIRECTORY),
+        "read a file of another store path" => opens(&store.join("other/file"), read),
+        "list the store" => opens(&store, read | OFlags::DIRECTORY),
+        "make a file longer" => lengthen(),
         "read a file beside the store" => opens(&outside.path().join("file"), read),
         "read a file of the system" => opens("/etc/passwd".as_ref(), read),
-        "write to a file of the store" => opens(&store.join("file"), OFlags::WRONLY),
-        "make a file in the store" => opens(&store.join("new"), OFlags::WRONLY | OFlags::CREATE),
+        "write to a file of the store" => opens(&store.join("path/file"), OFlags::WRONLY),
+        "make a file in the store" => {
+            opens(&store.join("path/new"), OFlags::WRONLY | OFlags::CREATE)
+        }
         other => {
             let call = CALLS.iter().find(|(name, ..)| *name == other).unwrap();
             make(call.1, call.2)
         }
     }
+}
+
+/// In a file that is open already, as a recording would be.
+fn lengthen() -> Result<(), Errno> {
+    let file = LENGTHENED.with(|file| file.try_clone().unwrap());
+    rustix::io::write(&file, b"more").map(drop)
 }
 
 fn confined_as(name: &str) -> Option<Process> {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use nix::sys::signal::Signal;
-use nix::unistd::{getpid, setsid};
+use nix::unistd::setsid;
 
 use super::closure_args::ClosureArgs;
 use super::device_args::DeviceArgs;
@@ -22,11 +22,10 @@ use super::errors::CliError;
 use super::log;
 use super::record_args::RecordArgs;
 use crate::device::fuse::{FuseOptions, clear_mount};
-use crate::server::{
-    Forked, ServeEvent, ServeOptions, ServeOutcome, SocketAccess, fork_tied, serve,
-};
+use crate::process::{self, Child, End, Signals};
+use crate::server::{Limits, ServeEvent, ServeOptions, SocketAccess, serve};
 use private_dir::PrivateDir;
-use supervise::{Child, End, Signals, Start};
+use supervise::{GRACE, Start};
 pub use vmm::VmmError;
 use vmm::{Attached, Disk, attach, qemu::Version};
 
@@ -67,7 +66,7 @@ Nothing is left behind when it ends, however it ends.
 In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store. \"unknown filesystem type\" there means that its kernel
 lacks erofs (CONFIG_EROFS_FS, module erofs), and no disk at all that it lacks virtio_blk (or virtio_pci, virtio_mmio).";
 
-/// Runs the VM. Also returns in the processes that it forks, which then have nothing left to do.
+/// Runs the VM.
 pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     if args.print {
         let attached = attached(args, &PrivateDir::example())?;
@@ -76,25 +75,32 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         stdout.write_all(b"\n")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let signals = Signals::block().map_err(run_error("wait for signals"))?;
+    let mut signals = Signals::block()?;
     let dir = PrivateDir::create().map_err(run_error("create a directory for the socket"))?;
     let attached = attached(args, dir.path())?;
     let (words, sender) = io::pipe().map_err(run_error("create a pipe"))?;
-    match fork_tied(getpid(), Signal::SIGTERM).map_err(run_error("start the server"))? {
-        Forked::Worker => {
-            drop((signals, words));
-            become_server(args, dir, &attached, sender)
-        }
-        Forked::Parent(pid) => {
-            drop(sender);
-            let vm = Vm {
-                disk: Disk::in_dir(dir.path()),
-                attached,
-                signals,
-                server: Child::new(pid),
-                _dir: dir,
-            };
-            vm.run(words)
+    let server = process::spawn(Signal::SIGTERM, || {
+        signals.hold_back();
+        let served = become_server(args, dir.path(), &attached, sender);
+        exit_code(served)
+    })?;
+    let vm = Vm {
+        disk: Disk::in_dir(dir.path()),
+        attached,
+        signals,
+        server,
+        _dir: dir,
+    };
+    vm.run(words)
+}
+
+/// Says why a role failed; its exit code.
+fn exit_code(done: Result<(), CliError>) -> u8 {
+    match done {
+        Ok(()) => 0,
+        Err(error) => {
+            log::fatal(&error);
+            1
         }
     }
 }
@@ -110,17 +116,18 @@ fn attached(args: &RunArgs, dir: &Path) -> Result<Attached, CliError> {
 /// The server's whole life.
 fn become_server(
     args: &RunArgs,
-    mut dir: PrivateDir,
+    dir: &Path,
     attached: &Attached,
     mut words: PipeWriter,
-) -> Result<ExitCode, CliError> {
-    dir.adopt();
+) -> Result<(), CliError> {
+    // This process removes it too, because the other one may be killed.
+    let dir = PrivateDir::adopt(dir);
     // A terminal's signals are for the VM.
     setsid().map_err(run_error("leave the terminal"))?;
     let image = Arc::new(args.closure.image()?);
     let options = serve_options(args, dir.path(), attached)?;
     let mut was_used = false;
-    let outcome = serve(image, &options, Vec::new(), |event| match event {
+    serve(image, &options, Vec::new(), |event| match event {
         // The other end may be gone, and then so is this process in a moment.
         ServeEvent::Ready => _ = words.write_all(&[supervise::READY]),
         ServeEvent::Vms(1..) if !was_used => {
@@ -129,10 +136,7 @@ fn become_server(
         }
         ServeEvent::Vms(_) | ServeEvent::Stopping => {}
     })?;
-    Ok(match outcome {
-        ServeOutcome::Parent => ExitCode::SUCCESS,
-        ServeOutcome::Worker { exit_code } => exit_code.into(),
-    })
+    Ok(())
 }
 
 fn serve_options(
@@ -156,6 +160,7 @@ fn serve_options(
         once: false,
         sandbox: args.device.sandbox(),
         device,
+        limits: Limits::default(),
         record: args.recording.record.clone(),
         private_dir: Some(dir.to_owned()),
         prefetch: args.recording.recording()?,
@@ -180,36 +185,35 @@ impl Vm {
             Start::Ready => {}
             Start::Failed(end) | Start::Interrupted(end) => {
                 self.clean_up();
-                return Ok(end.into());
+                return Ok(end.shell_code().into());
             }
         }
-        let forked = fork_tied(getpid(), Signal::SIGTERM).map_err(run_error("start the VM"))?;
-        let mut vm = match forked {
-            Forked::Worker => return self.exec(),
-            Forked::Parent(pid) => Child::new(pid),
-        };
+        let vm = process::spawn(Signal::SIGTERM, || self.exec());
+        let mut vm = vm.inspect_err(|_| {
+            self.server.stop(GRACE);
+            self.clean_up();
+        })?;
         let end = supervise::await_end(&self.signals, &mut self.server, &mut vm);
-        self.server.stop();
+        self.server.stop(GRACE);
         self.clean_up();
         let end = end.map_err(run_error("wait for the VM"))?;
         self.explain(end, &mut words);
-        Ok(end.into())
+        Ok(end.shell_code().into())
     }
 
     /// Becomes the VM; returns only when that is impossible.
-    fn exec(&self) -> Result<ExitCode, CliError> {
-        self.signals
-            .restore()
-            .map_err(run_error("restore the signals"))?;
-        let (program, args) = self
-            .attached
-            .command
-            .split_first()
-            .ok_or(VmmError::NoCommand)?;
-        let source = Command::new(program).args(args).exec();
-        let program = PathBuf::from(program);
-        log::fatal(&CliError::Start { program, source });
-        Ok(ExitCode::from(EXIT_NOT_STARTED))
+    fn exec(&self) -> u8 {
+        let restored = self.signals.restore();
+        let error = match (restored, self.attached.command.split_first()) {
+            (Err(errno), _) => run_error("restore the signals")(errno),
+            (_, None) => VmmError::NoCommand.into(),
+            (_, Some((program, args))) => CliError::Start {
+                program: PathBuf::from(program),
+                source: Command::new(program).args(args).exec(),
+            },
+        };
+        log::fatal(&error);
+        EXIT_NOT_STARTED
     }
 
     /// Detaches what a server that was killed left mounted.
@@ -222,13 +226,13 @@ impl Vm {
     }
 
     /// A VM that never came to the socket has often been started as another user.
-    fn explain(&self, end: End, words: &mut PipeReader) {
+    fn explain(&mut self, end: End, words: &mut PipeReader) {
         let mut said = Vec::new();
-        // The server has ended, so this does not wait.
-        let heard = words.read_to_end(&mut said).is_ok();
+        // It would wait for a server that could not be ended.
+        let heard = self.server.end().is_some() && words.read_to_end(&mut said).is_ok();
         if heard
             && self.attached.uses_socket
-            && end != End(EXIT_NOT_STARTED)
+            && end != End::Exited(EXIT_NOT_STARTED)
             && !said.contains(&supervise::CONNECTED)
         {
             tracing::warn!(

@@ -4,7 +4,6 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process;
 
 use nix::unistd::mkdtemp;
 
@@ -17,8 +16,6 @@ const TEMPLATE: &str = "lazystore-XXXXXX";
 #[derive(Debug)]
 pub struct PrivateDir {
     path: PathBuf,
-    /// The process that removes it: those that it forks must not.
-    owner: u32,
 }
 
 impl PrivateDir {
@@ -26,7 +23,6 @@ impl PrivateDir {
     pub fn create() -> io::Result<Self> {
         let dir = Self {
             path: mkdtemp(&Self::example())?,
-            owner: process::id(),
         };
         DirBuilder::new()
             .mode(0o700)
@@ -45,17 +41,16 @@ impl PrivateDir {
         &self.path
     }
 
-    /// From now on this process removes it too, because the other one may be killed.
-    pub fn adopt(&mut self) {
-        self.owner = process::id();
+    /// One that another process made: this one removes it too.
+    pub fn adopt(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
     }
 }
 
 impl Drop for PrivateDir {
     fn drop(&mut self) {
-        if self.owner != process::id() {
-            return;
-        }
         // The other process may be faster.
         let disk = Disk::in_dir(&self.path);
         let _ = fs::remove_file(&disk.socket);

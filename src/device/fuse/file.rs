@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +17,7 @@ use fuser::{
 };
 
 use super::super::log_limit::LogLimit;
+pub(super) use super::readers::Readers;
 use crate::image::{Image, ReadError, Seek};
 
 /// Number of the file; the directory's is 1.
@@ -35,26 +35,30 @@ thread_local! {
 }
 
 /// The file system.
-#[derive(Debug)]
 pub(super) struct ImageFile {
     image: Arc<Image>,
     name: String,
     owner: (u32, u32),
     limit: LogLimit,
-    open: AtomicU64,
-    /// Told when the last one who had the file open has closed it.
+    readers: Arc<Readers>,
+    /// Told when the last reader has closed the file.
     on_last_close: Sender<()>,
 }
 
 impl ImageFile {
-    pub(super) fn new(image: Arc<Image>, name: &str, on_last_close: Sender<()>) -> Self {
+    pub(super) fn new(
+        image: Arc<Image>,
+        name: &str,
+        readers: Arc<Readers>,
+        on_last_close: Sender<()>,
+    ) -> Self {
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         Self {
             image,
             name: name.to_owned(),
             owner: (uid.as_raw(), gid.as_raw()),
             limit: LogLimit::new(),
-            open: AtomicU64::new(0),
+            readers,
             on_last_close,
         }
     }
@@ -153,7 +157,7 @@ impl Filesystem for ImageFile {
     }
 
     fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.readers.opened();
         let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
         reply.opened(FileHandle(0), flags);
     }
@@ -170,8 +174,15 @@ impl Filesystem for ImageFile {
         reply: ReplyData,
     ) {
         BUFFER.with_borrow_mut(|buffer| match self.read_into(buffer, offset, len_bytes) {
-            Ok(bytes) => reply.data(bytes),
-            Err(error) => reply.error(self.fail(offset, len_bytes, &error)),
+            Ok(bytes) => {
+                // Before the answer: the last reader may close the file as soon as it has it.
+                self.readers.count(Some(bytes.len()));
+                reply.data(bytes);
+            }
+            Err(error) => {
+                self.readers.count(None);
+                reply.error(self.fail(offset, len_bytes, &error));
+            }
         });
     }
 
@@ -209,7 +220,7 @@ impl Filesystem for ImageFile {
         reply: ReplyEmpty,
     ) {
         reply.ok();
-        if self.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+        if self.readers.closed() {
             // Nobody listens unless the end of the last reader is the end of all.
             let _ = self.on_last_close.send(());
         }

@@ -5,17 +5,22 @@
 //! | `file` | the file system: one directory with one file |
 //! | `session` | the worker's side: mount, then answer the kernel until the end |
 //! | `mountpoint` | the parent's side: stale and live mounts, detaching |
+//! | `readers` | who has the file open, and what they have read |
+//! | `error` | why the disk cannot be served as a file |
 
+mod error;
 mod file;
 mod mountpoint;
+mod readers;
 mod session;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-pub(crate) use mountpoint::MountPoint;
-pub use mountpoint::clear_mount;
-pub(crate) use session::{End, serve_mount};
+pub use error::FuseError;
+pub use mountpoint::{MountPoint, clear_mount};
+pub use readers::{Change, Readers};
+pub use session::{End, Mounted, Serving, check_device};
 
 /// What mounts of this program are called in the mount table.
 const SOURCE: &str = "lazystore";

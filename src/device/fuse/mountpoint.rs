@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,22 +16,23 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::SOURCE;
-use crate::device::TransportError;
+use super::error::FuseError;
 
 /// A directory that is mounted on, and free again when this is dropped.
 #[derive(Debug)]
-pub(crate) struct MountPoint {
+pub struct MountPoint {
     /// Without symlinks, as in the mount table.
     dir: PathBuf,
     /// What was mounted there, none before that.
     mount: Option<Mount>,
-    /// The process that looks after it: forked ones must not unmount it.
-    owner: u32,
 }
 
 impl MountPoint {
     /// Looks whether `dir` can be mounted on. Detaches what was left there by a server that died.
-    pub(crate) fn prepare(dir: &Path) -> Result<Self, TransportError> {
+    ///
+    /// # Errors
+    /// When it is no directory, another server lives there, or the mount table cannot be read.
+    pub fn prepare(dir: &Path) -> Result<Self, FuseError> {
         let fault = |source| mount_error(dir, source);
         let real = resolve(dir).map_err(|error| directory_error(dir, error))?;
         while let Some(mount) = Mount::at(&real).map_err(fault)? {
@@ -39,7 +40,7 @@ impl MountPoint {
                 break;
             }
             if is_alive(&real) {
-                return Err(TransportError::InUse { path: dir.into() });
+                return Err(FuseError::InUse { dir: dir.into() });
             }
             tracing::info!(
                 "{}: detaching what a server that died left there",
@@ -51,15 +52,17 @@ impl MountPoint {
             Ok(metadata) if metadata.is_dir() => Ok(Self {
                 dir: real,
                 mount: None,
-                owner: process::id(),
             }),
-            Ok(_) => Err(TransportError::NotADirectory { path: dir.into() }),
+            Ok(_) => Err(FuseError::NotADirectory { dir: dir.into() }),
             Err(error) => Err(directory_error(dir, error)),
         }
     }
 
     /// Notes what is mounted there now.
-    pub(crate) fn mounted(&mut self) -> Result<(), TransportError> {
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    pub fn mounted(&mut self) -> Result<(), FuseError> {
         let mount = Mount::at(&self.dir).map_err(|source| mount_error(&self.dir, source))?;
         self.mount = mount.filter(|mount| mount.is_ours);
         Ok(())
@@ -70,15 +73,15 @@ impl MountPoint {
 ///
 /// # Errors
 /// When something stays mounted.
-pub fn clear_mount(dir: &Path) -> Result<(), TransportError> {
+pub fn clear_mount(dir: &Path) -> Result<(), FuseError> {
     let deadline = Instant::now() + Duration::from_secs(2);
     loop {
         match MountPoint::prepare(dir) {
-            Err(TransportError::InUse { .. }) if Instant::now() < deadline => {
+            Err(FuseError::InUse { .. }) if Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(5));
             }
             // It is gone already.
-            Err(TransportError::NotADirectory { .. }) => return Ok(()),
+            Err(FuseError::NotADirectory { .. }) => return Ok(()),
             result => return result.map(drop),
         }
     }
@@ -86,13 +89,13 @@ pub fn clear_mount(dir: &Path) -> Result<(), TransportError> {
 
 impl Drop for MountPoint {
     fn drop(&mut self) {
-        if self.owner != process::id() || self.mount.is_none() {
+        if self.mount.is_none() {
             return;
         }
-        // Someone may have unmounted it, and even mounted something else.
-        if Mount::at(&self.dir).is_ok_and(|now| now == self.mount)
-            && let Err(error) = detach(&self.dir)
-        {
+        // Someone may have unmounted it, and even mounted something else. Without the mount table, which takes a
+        // descriptor, detach it all the same: a dead mount would stay.
+        let is_ours = Mount::at(&self.dir).map_or(true, |now| now == self.mount);
+        if is_ours && let Err(error) = detach(&self.dir) {
             tracing::error!("{} stays mounted: {error}", self.dir.display());
         }
     }
@@ -121,8 +124,8 @@ impl Mount {
         if unescape(fields.next()?) != dir.as_os_str().as_bytes() {
             return None;
         }
-        let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
-        let (kind, source) = (behind.next()?, behind.next()?);
+        let mut after = fields.skip_while(|field| *field != b"-").skip(1);
+        let (kind, source) = (after.next()?, after.next()?);
         Some(Self {
             id: id.into(),
             device: device.into(),
@@ -199,15 +202,15 @@ fn detach_by_helper(dir: &Path) -> io::Result<()> {
     Err(io::Error::other(format!("fusermount3 -u: {status}")))
 }
 
-fn mount_error(dir: &Path, source: io::Error) -> TransportError {
+fn mount_error(dir: &Path, source: io::Error) -> FuseError {
     let dir = dir.to_owned();
-    TransportError::Mount { dir, source }
+    FuseError::Mount { dir, source }
 }
 
-fn directory_error(dir: &Path, source: io::Error) -> TransportError {
+fn directory_error(dir: &Path, source: io::Error) -> FuseError {
     match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-            TransportError::NotADirectory { path: dir.into() }
+            FuseError::NotADirectory { dir: dir.into() }
         }
         _ => mount_error(dir, source),
     }

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ pub struct BlkDevice {
     /// Made in advance: a thread without one could never be joined.
     exits: Mutex<Vec<Option<ExitEvent>>>,
     /// Whether a frontend has said anything at all.
-    addressed: AtomicBool,
+    addressed: OnceLock<()>,
 }
 
 impl BlkDevice {
@@ -114,7 +114,7 @@ impl BlkDevice {
             queues,
             habits: (0..threads).map(habit).collect(),
             exits: Mutex::new(exits),
-            addressed: AtomicBool::new(false),
+            addressed: OnceLock::new(),
         })
     }
 
@@ -140,7 +140,12 @@ impl BlkDevice {
 
     /// Whether a frontend has asked for the features, which is the first thing all of them do.
     pub fn was_addressed(&self) -> bool {
-        self.addressed.load(Ordering::Relaxed)
+        self.addressed.get().is_some()
+    }
+
+    /// Waits until a frontend has said something.
+    pub fn wait_until_addressed(&self) {
+        self.addressed.wait();
     }
 
     /// Whether the frontend has shared any memory.
@@ -150,7 +155,7 @@ impl BlkDevice {
 
     fn warn_of_missing_memory(&self) {
         if self.engine.limit.pass(Trouble::Memory).is_some() {
-            tracing::error!("{}", crate::device::TransportError::MemoryNotShared);
+            tracing::error!("{}", super::error::ConnectionError::MemoryNotShared);
         }
     }
 }
@@ -168,7 +173,7 @@ impl VhostUserBackend for BlkDevice {
     }
 
     fn features(&self) -> u64 {
-        self.addressed.store(true, Ordering::Relaxed);
+        let _ = self.addressed.set(());
         config::features()
     }
 

@@ -7,8 +7,8 @@ use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 
 use super::blk::{BlkDevice, DeviceOptions, Stats};
+use super::error::ConnectionError;
 use super::guest::{Memory, SharedMemory};
-use crate::device::TransportError;
 use crate::image::Image;
 
 /// What came of a connection.
@@ -22,7 +22,7 @@ pub enum Served {
 
 /// Accepts one connection from a listening, blocking socket and serves it until the frontend leaves.
 ///
-/// `on_accept` is called once the connection has been taken from the socket's queue.
+/// `on_accept` is called once the connection has been taken from the socket's queue; the device tells how it fares.
 ///
 /// # Errors
 /// When the frontend shares no memory, breaks the protocol, or the host has no resources left. A frontend that simply
@@ -31,18 +31,17 @@ pub fn serve_connection(
     image: Arc<Image>,
     options: &DeviceOptions,
     listener: UnixListener,
-    on_accept: impl FnOnce(),
-) -> Result<Served, TransportError> {
+    on_accept: impl FnOnce(&Arc<BlkDevice>),
+) -> Result<Served, ConnectionError> {
     let memory = SharedMemory::new(Memory::new());
-    let device = BlkDevice::new(image, options, memory.clone())
-        .map_err(TransportError::host("create events"))?;
+    let device = BlkDevice::new(image, options, memory.clone()).map_err(ConnectionError::Events)?;
     let device = Arc::new(device);
     let mut daemon = VhostUserDaemon::new("vhost-user".into(), device.clone(), memory)
-        .map_err(TransportError::Connection)?;
+        .map_err(ConnectionError::Protocol)?;
     daemon
         .start(&mut Listener::from(listener))
-        .map_err(TransportError::Connection)?;
-    on_accept();
+        .map_err(ConnectionError::Protocol)?;
+    on_accept(&device);
     let end = daemon.wait();
     device.leave();
     // Joins the queue threads, so that the counters are final.
@@ -52,7 +51,7 @@ pub fn serve_connection(
 }
 
 /// Tells a frontend that left from one that was thrown out.
-fn judge(end: Result<(), DaemonError>, device: &BlkDevice) -> Result<Served, TransportError> {
+fn judge(end: Result<(), DaemonError>, device: &BlkDevice) -> Result<Served, ConnectionError> {
     match end {
         _ if !device.was_addressed() => Ok(Served::Nobody),
         Ok(())
@@ -61,8 +60,8 @@ fn judge(end: Result<(), DaemonError>, device: &BlkDevice) -> Result<Served, Tra
         }
         // Setting a ring's addresses is the first thing that fails without memory.
         Err(DaemonError::HandleRequest(_)) if !device.has_memory() => {
-            Err(TransportError::MemoryNotShared)
+            Err(ConnectionError::MemoryNotShared)
         }
-        Err(error) => Err(TransportError::Connection(error)),
+        Err(error) => Err(ConnectionError::Protocol(error)),
     }
 }

@@ -14,12 +14,14 @@
 //! | `pool` | threads for what would block |
 //! | `engine` | batches of requests, from the ring and back to it |
 //! | [`blk`] | the device: what a frontend asks of it, and its threads |
+//! | `error` | why a connection ended badly |
 //! | `connection` | one connection, from accept to the frontend's leaving |
 
 pub mod blk;
 pub mod config;
 mod connection;
 mod engine;
+mod error;
 pub mod execute;
 pub mod guest;
 pub mod inflight;
@@ -31,6 +33,7 @@ mod stats;
 #[cfg(test)]
 mod testing;
 
-pub use blk::{DeviceOptions, Stats};
+pub use blk::{BlkDevice, DeviceOptions, Stats};
 pub use config::QUEUES;
 pub use connection::{Served, serve_connection};
+pub use error::ConnectionError;

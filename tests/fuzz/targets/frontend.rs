@@ -93,7 +93,7 @@ impl Stage {
         let _files = frontend.speak();
         let listener = self.listener.try_clone().unwrap();
         // Any end will do.
-        let _ = serve_connection(Arc::clone(&self.image), &self.options, listener, || {});
+        let _ = serve_connection(Arc::clone(&self.image), &self.options, listener, |_| {});
     }
 }
 

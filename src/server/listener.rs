@@ -1,4 +1,4 @@
-//! The listening socket: stale and live ones, permissions, removal.
+//! Listening sockets: stale and live ones, permissions, removal.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -7,7 +7,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
@@ -16,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, chmod, chownat, fchmod, fstat,
 use rustix::process::umask;
 
 use super::activation::InheritedSocket;
-use crate::device::TransportError;
+use super::error::SocketError;
 
 /// `sun_path` of `sockaddr_un` has 108 bytes, the last of which is NUL (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
@@ -42,18 +41,18 @@ impl Default for SocketAccess {
 
 /// A listening socket. One that was made here removes its file when it is dropped.
 #[derive(Debug)]
-pub(super) struct ServedSocket {
+pub(super) struct ListeningSocket {
     listener: UnixListener,
-    /// Only there to be dropped; none when somebody else made it.
-    _file: Option<SocketFile>,
+    /// None when another process made it.
+    file: Option<SocketFile>,
 }
 
-impl ServedSocket {
+impl ListeningSocket {
     /// Listens at `path`, replacing a socket that nobody listens on any more.
     ///
-    /// At no moment may anybody connect whom `access` does not let. Changes the process's umask for a moment, so no
+    /// The socket is never connectable by anyone `access` excludes. Changes the process's umask for a moment, so no
     /// other thread should be making files.
-    pub(super) fn bind(path: &Path, access: SocketAccess) -> Result<Self, TransportError> {
+    pub(super) fn bind(path: &Path, access: SocketAccess) -> Result<Self, SocketError> {
         check_length(path)?;
         clear_stale(path)?;
         let fault = |error| listen_error(path, error);
@@ -61,7 +60,7 @@ impl ServedSocket {
         let file = SocketFile::of(path).map_err(fault)?;
         if let Some(gid) = access.group {
             file.give_to(gid, access.mode)
-                .map_err(|source| TransportError::Group {
+                .map_err(|source| SocketError::Group {
                     path: path.to_owned(),
                     gid,
                     source,
@@ -70,12 +69,14 @@ impl ServedSocket {
         listen(&socket, Backlog::MAXALLOWABLE).map_err(|errno| fault(errno.into()))?;
         Ok(Self {
             listener: socket.into(),
-            _file: Some(file),
+            file: Some(file),
         })
     }
 
-    /// Gives the listening socket to a forked process, which leaves the file alone.
+    /// For a worker: keeps the descriptor and leaves the file to the parent.
     pub(super) fn into_listener(self) -> UnixListener {
+        // Dropping it would remove the file.
+        std::mem::forget(self.file);
         self.listener
     }
 }
@@ -90,8 +91,8 @@ impl SocketAccess {
     }
 }
 
-/// The mode of a socket's own inode becomes its file's (`unix_bind_bsd` in Linux's net/unix/af_unix.c), so the file
-/// appears with it.
+/// The socket's file appears with `mode`: the mode of the socket's own inode becomes its file's (`unix_bind_bsd` in Linux's
+/// net/unix/af_unix.c).
 fn bind_with_mode(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let socket = socket(
         AddressFamily::Unix,
@@ -107,16 +108,16 @@ fn bind_with_mode(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-impl From<InheritedSocket> for ServedSocket {
+impl From<InheritedSocket> for ListeningSocket {
     fn from(inherited: InheritedSocket) -> Self {
         Self {
             listener: inherited.into_listener(),
-            _file: None,
+            file: None,
         }
     }
 }
 
-impl AsFd for ServedSocket {
+impl AsFd for ListeningSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
@@ -128,8 +129,6 @@ struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
-    /// The process that made it: forked ones must not remove it.
-    owner: u32,
 }
 
 impl SocketFile {
@@ -139,7 +138,6 @@ impl SocketFile {
             path: path.to_owned(),
             device: meta.dev(),
             inode: meta.ino(),
-            owner: process::id(),
         })
     }
 
@@ -165,7 +163,7 @@ impl SocketFile {
 
     fn is_ours(&self) -> bool {
         let unchanged = |meta: fs::Metadata| meta.dev() == self.device && meta.ino() == self.inode;
-        self.owner == process::id() && fs::symlink_metadata(&self.path).is_ok_and(unchanged)
+        fs::symlink_metadata(&self.path).is_ok_and(unchanged)
     }
 }
 
@@ -178,12 +176,12 @@ impl Drop for SocketFile {
     }
 }
 
-fn check_length(path: &Path) -> Result<(), TransportError> {
+fn check_length(path: &Path) -> Result<(), SocketError> {
     let len_bytes = path.as_os_str().as_bytes().len();
     if len_bytes <= PATH_BYTES_MAX {
         return Ok(());
     }
-    Err(TransportError::PathTooLong {
+    Err(SocketError::PathTooLong {
         path: path.to_owned(),
         len_bytes,
         max_bytes: PATH_BYTES_MAX,
@@ -191,19 +189,19 @@ fn check_length(path: &Path) -> Result<(), TransportError> {
 }
 
 /// Removes a socket without a listener; anything else stays.
-fn clear_stale(path: &Path) -> Result<(), TransportError> {
+fn clear_stale(path: &Path) -> Result<(), SocketError> {
     let found = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(listen_error(path, error)),
     };
     if !found.file_type().is_socket() {
-        return Err(TransportError::NotASocket {
+        return Err(SocketError::NotASocket {
             path: path.to_owned(),
         });
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(TransportError::InUse {
+        Ok(_) => Err(SocketError::InUse {
             path: path.to_owned(),
         }),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
@@ -213,12 +211,12 @@ fn clear_stale(path: &Path) -> Result<(), TransportError> {
     }
 }
 
-fn listen_error(path: &Path, source: io::Error) -> TransportError {
+fn listen_error(path: &Path, source: io::Error) -> SocketError {
     let path = path.to_owned();
     match source.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => TransportError::NoDirectory { path },
+        ErrorKind::NotFound | ErrorKind::NotADirectory => SocketError::NoDirectory { path },
         // Someone else was faster.
-        ErrorKind::AddrInUse => TransportError::InUse { path },
-        _ => TransportError::Listen { path, source },
+        ErrorKind::AddrInUse => SocketError::InUse { path },
+        _ => SocketError::Listen { path, source },
     }
 }

@@ -1,14 +1,16 @@
-//! Why the disk cannot be served.
+//! Why a disk cannot be served.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use crate::device::fuse::FuseError;
+use crate::process::ProcessError;
 use crate::sandbox::SandboxError;
 
-/// Why the disk cannot be served.
+/// Why a socket cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub enum TransportError {
+pub enum SocketError {
     /// Another process listens there.
     #[error("{} is in use by another process: stop it or choose another path", path.display())]
     InUse {
@@ -42,7 +44,7 @@ pub enum TransportError {
     Listen {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// What the kernel said.
         source: io::Error,
     },
     /// The same socket twice.
@@ -58,9 +60,12 @@ pub enum TransportError {
         path: PathBuf,
         /// The group.
         gid: u32,
-        /// Why.
+        /// What the kernel said.
         source: io::Error,
     },
+    /// `LISTEN_PID` and `LISTEN_FDS` are malformed.
+    #[error("cannot understand LISTEN_PID and LISTEN_FDS: {0}")]
+    Environment(io::Error),
     /// What was handed over is not what is needed.
     #[error(
         "descriptor {descriptor}, which was handed over in LISTEN_FDS, is no listening Unix stream socket ({source}): \
@@ -72,40 +77,29 @@ pub enum TransportError {
         /// What is wrong.
         source: io::Error,
     },
-    /// There is no such directory to mount on.
-    #[error("{} is not a directory: create it or choose another one", path.display())]
-    NotADirectory {
-        /// What was asked for.
-        path: PathBuf,
-    },
-    /// The kernel has no FUSE, or this process may not use it.
-    #[error(
-        "cannot open /dev/fuse ({source}): load the kernel's module with `modprobe fuse`, give a container the \
-         device, or use --vhost-user instead"
-    )]
-    NoFuseDevice {
-        /// Why.
-        source: io::Error,
-    },
-    /// Only root can do without this program.
-    #[error(
-        "fusermount3, which mounts for users that are not root, is missing: install fuse3, or use --vhost-user instead"
-    )]
-    NoFusermount,
-    /// The file cannot be mounted.
-    #[error("cannot mount on {}: {source}", dir.display())]
-    Mount {
-        /// The directory.
-        dir: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+}
+
+/// Why a disk cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A socket cannot be served.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The disk cannot be mounted as a file.
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
+    /// A process cannot be started or watched.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// A process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The recording cannot be written.
-    #[error("cannot write the recording {}: {source}: choose another file for --record", path.display())]
+    #[error("cannot write the recording {}: {source}", path.display())]
     Record {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What the kernel said.
         source: io::Error,
     },
     /// Not one VM could be served.
@@ -119,40 +113,20 @@ pub enum TransportError {
         /// What one VM with one queue needs.
         needed: usize,
     },
-    /// The worker that mounts gave up; it has said why.
+    /// The worker that mounts gave up; these are its words.
     #[error("{reason}")]
     NotMounted {
         /// Its words.
         reason: String,
     },
-    /// The frontend shared no memory, as QEMU does without `share=on`.
-    #[error(
-        "the VM's memory is not shared: add -object memory-backend-memfd,id=mem,size=SIZE,share=on \
-         -machine memory-backend=mem"
-    )]
-    MemoryNotShared,
-    /// The frontend said something that makes no sense, or the connection failed.
-    #[error("the connection to the frontend failed: {0}")]
-    Connection(vhost_user_backend::Error),
     /// The host refused something that serving needs.
     #[error("cannot {action}: {source}")]
     Host {
         /// What was tried.
         action: &'static str,
-        /// Why it failed.
+        /// What the kernel said.
         source: io::Error,
     },
-    /// A process with several threads cannot be forked safely.
-    #[error(
-        "the serving process has {threads} threads, and only one may exist when workers are started"
-    )]
-    Threads {
-        /// How many there are.
-        threads: usize,
-    },
-    /// A process cannot be confined.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
     /// The only worker did not end well.
     #[error("the worker process ended badly: {how}")]
     Worker {
@@ -161,9 +135,9 @@ pub enum TransportError {
     },
 }
 
-impl TransportError {
+impl ServeError {
     /// For `map_err`: names what was tried.
-    pub(crate) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
+    pub(super) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Host {
             action,
             source: source.into(),

@@ -1,0 +1,28 @@
+//! What clients may cost.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::server::Limits;
+
+/// Limits of connections.
+#[derive(Debug, Args)]
+pub struct LimitArgs {
+    /// Serve so many VMs at a time, at all sockets together; further ones wait until one leaves
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_vms: u32,
+    /// Disconnect a client that sends nothing for so long after it connected
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    first_message_timeout: u32,
+}
+
+impl LimitArgs {
+    /// Checked.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_vms: usize::try_from(self.max_vms).unwrap_or(usize::MAX),
+            first_message: Duration::from_secs(self.first_message_timeout.into()),
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Child processes, for the server and for `lazystore run`.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `role` | forks a process that runs one function and exits: it never returns into its caller |
+//! | `child` | how a child ended, signals to it, its end within a bounded time |
+//! | `signals` | the signals that a parent waits for |
+//!
+//! Whoever forks has one thread. Children die with their parent.
+
+mod child;
+mod error;
+mod role;
+mod signals;
+
+pub use child::{Child, End, stop_all};
+pub use error::ProcessError;
+pub use role::{exit_now, spawn};
+pub use signals::{ENDING, EndRequest, Received, Signals};

@@ -1,0 +1,84 @@
+//! A process that runs one function and exits.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
+
+use super::{Child, ProcessError};
+
+/// Exit code of a role that panicked, as of any Rust program.
+const EXIT_PANICKED: u8 = 101;
+
+/// Starts a process that runs `role` and exits with what it returns. It gets `on_parent_death` when this process dies.
+///
+/// In the new process nothing of the caller is dropped: destructors that remove files or unmount run in one process only.
+///
+/// # Errors
+/// When this process has other threads, or the kernel allows no further process.
+#[allow(unsafe_code)]
+pub fn spawn(on_parent_death: Signal, role: impl FnOnce() -> u8) -> Result<Child, ProcessError> {
+    require_one_thread()?;
+    let parent = getpid();
+    // SAFETY: this process has one thread, as was just checked, so no lock is held by a thread that the child lacks.
+    match unsafe { fork() }.map_err(ProcessError::host("start a process"))? {
+        ForkResult::Parent { child } => Ok(Child::new(child)),
+        ForkResult::Child => play(parent, on_parent_death, role),
+    }
+}
+
+/// The child's whole life.
+fn play(parent: Pid, on_parent_death: Signal, role: impl FnOnce() -> u8) -> ! {
+    // A panic must not unwind into the caller's frames.
+    let _guard = ExitOnUnwind;
+    let tied = prctl::set_pdeathsig(on_parent_death);
+    // The parent may have died before the child was tied to it.
+    if tied.is_err() || getppid() != parent {
+        exit_now(EXIT_PANICKED);
+    }
+    exit_now(role())
+}
+
+struct ExitOnUnwind;
+
+impl Drop for ExitOnUnwind {
+    fn drop(&mut self) {
+        exit_now(EXIT_PANICKED);
+    }
+}
+
+/// Ends this process at once: without destructors, and without what `atexit` has of the process it was forked from.
+#[allow(unsafe_code)]
+pub fn exit_now(code: u8) -> ! {
+    // SAFETY: _exit(2) has no preconditions; nothing of this process is used afterwards.
+    unsafe { libc::_exit(i32::from(code)) }
+}
+
+/// A joined thread stays visible for an instant, so this looks several times.
+fn require_one_thread() -> Result<(), ProcessError> {
+    let mut threads = 0;
+    for _ in 0..50 {
+        let tasks = fs::read_dir("/proc/self/task").map_err(ProcessError::host("count threads"))?;
+        threads = tasks.count();
+        if threads == 1 {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    Err(ProcessError::Threads { threads })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_does_not_fork() {
+        // The test harness runs each test in a thread of its own.
+        let refused = spawn(Signal::SIGKILL, || 0);
+        assert!(matches!(refused, Err(ProcessError::Threads { threads }) if threads > 1));
+    }
+}

@@ -1,0 +1,66 @@
+//! Which process gives up what, and when: the parent before it says that it is ready, a worker before it meets a client.
+
+use std::path::{Path, PathBuf};
+
+use super::ServeOptions;
+use crate::image::Image;
+use crate::sandbox::{self, Process, Reach, SandboxError};
+
+/// Says what this kernel lacks for confining processes.
+pub(super) fn warn_of_missing_protections(options: &ServeOptions) {
+    if !options.sandbox {
+        return;
+    }
+    for missing in sandbox::missing_protections() {
+        tracing::warn!("{missing}");
+    }
+}
+
+/// Confines a process that is about to serve `image`, unless that is not wanted.
+pub(super) fn confine(
+    process: Process,
+    image: &Image,
+    options: &ServeOptions,
+) -> Result<(), SandboxError> {
+    if !options.sandbox {
+        return Ok(());
+    }
+    let reach = Reach {
+        store: image.store_dir(),
+        paths: paths(process, image, options),
+        writes_file: options.record.is_some(),
+        any_owner: image.is_tree(),
+        cleaned_dirs: cleaned_dirs(image, options),
+    };
+    sandbox::confine(process, &reach)
+}
+
+/// What of the store is served, for the process that is confined first. Those that it starts inherit that, and the kernel
+/// would only have more to look up.
+fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<&'i [u8]> {
+    let is_first = match process {
+        Process::Listener => true,
+        Process::Mounter => false,
+        // Mounting takes more than Landlock leaves, so the parent is not confined by it.
+        Process::VhostWorker | Process::FuseWorker | Process::Prefetcher => options.fuse.is_some(),
+    };
+    if !is_first || image.is_tree() {
+        return Vec::new();
+    }
+    let regions = image.space().regions().iter();
+    regions.map(|region| &*region.name).collect()
+}
+
+/// Where the parent, or its caller, removes something at the end.
+fn cleaned_dirs(image: &Image, options: &ServeOptions) -> Vec<PathBuf> {
+    let removed = options.sockets.iter().map(PathBuf::as_path);
+    let removed = removed.chain(options.private_dir.as_deref());
+    removed.chain(image.pins_file()).map(dir_of).collect()
+}
+
+fn dir_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

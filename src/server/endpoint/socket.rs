@@ -1,0 +1,176 @@
+//! A vhost-user-blk socket, and the workers of its connections.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::super::activation::SocketName;
+use super::super::listener::ListeningSocket;
+use super::super::mute::Muted;
+use super::super::report::{Reporter, Word};
+use super::super::throttle::Throttle;
+use super::WorkerContext;
+use crate::device::vhost_blk::{BlkDevice, DeviceOptions, Served, serve_connection};
+use crate::process::{EndRequest, exit_now};
+
+/// Exit code of a worker whose client left without a word.
+pub(in super::super) const EXIT_SILENT: u8 = 3;
+
+/// Connections that are accepted at once, and the time after which one more is.
+const FORKS_AT_ONCE: u32 = 200;
+const FORK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Connections whose log lines are written at once, and the time after which those of one more are.
+const LOGS_AT_ONCE: u32 = 100;
+const LOG_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Pause after a worker that could not be started or could not accept: the connection is still waiting, and would cause
+/// the next attempt at once.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// A socket with its limits.
+pub(in super::super) struct SocketEndpoint {
+    socket: ListeningSocket,
+    name: SocketName,
+    device: DeviceOptions,
+    /// The number of the worker that has not taken its connection yet; until then the socket stays readable.
+    accepting: Option<u64>,
+    retry_at: Option<Instant>,
+    forks: Throttle,
+    logs: Throttle,
+}
+
+impl SocketEndpoint {
+    pub(in super::super) fn new(
+        socket: ListeningSocket,
+        name: SocketName,
+        device: DeviceOptions,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            socket,
+            name,
+            device,
+            accepting: None,
+            retry_at: None,
+            forks: Throttle::new(FORKS_AT_ONCE, FORK_INTERVAL, now),
+            logs: Throttle::new(LOGS_AT_ONCE, LOG_INTERVAL, now),
+        }
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(in super::super) fn name(&self) -> &SocketName {
+        &self.name
+    }
+
+    /// Whether the next connection can be given to a worker.
+    pub(in super::super) fn may_accept(&mut self, now: Instant) -> bool {
+        self.accepting.is_none() && self.waits_until(now).is_none()
+    }
+
+    /// Until when no connection is taken, for lack of something or because there were too many.
+    pub(super) fn waits_until(&mut self, now: Instant) -> Option<Instant> {
+        self.retry_at.take_if(|retry_at| *retry_at <= now);
+        self.retry_at.or_else(|| self.forks.next(now))
+    }
+
+    /// Something is lacking: the connection waits.
+    pub(in super::super) fn back_off(&mut self, now: Instant) {
+        self.accepting = None;
+        self.retry_at = Some(now + RETRY);
+    }
+
+    /// A worker with this number is to take the next connection. Says how many connections before this one were not
+    /// logged, or that this one is not to be, either.
+    pub(in super::super) fn starts(&mut self, worker: u64, now: Instant) -> Option<u64> {
+        self.accepting = Some(worker);
+        let _ = self.forks.take(now);
+        self.logs.take(now)
+    }
+
+    /// The worker has taken its connection.
+    pub(in super::super) fn accepted(&mut self, worker: u64) {
+        self.accepting.take_if(|accepting| *accepting == worker);
+    }
+
+    /// The worker has ended; says whether it never took its connection.
+    pub(in super::super) fn ended(&mut self, worker: u64, now: Instant) -> bool {
+        let failed = self.accepting == Some(worker);
+        if failed {
+            self.back_off(now);
+        }
+        failed
+    }
+
+    /// Keeps the descriptor and leaves the socket's file to the parent.
+    pub(super) fn into_listener(self) -> UnixListener {
+        self.socket.into_listener()
+    }
+
+    /// The worker's life: one connection, from accept to the client's leaving.
+    pub(in super::super) fn serve(self, context: WorkerContext<'_>, muted: Option<Muted>) -> u8 {
+        let WorkerContext {
+            image,
+            reporter,
+            confine,
+        } = context;
+        let device = self.device.clone();
+        let listener = self.into_listener();
+        // Before the filter, which lets no further one be made; and before there are other threads.
+        let end = EndRequest::block();
+        if let Err(error) = confine() {
+            reporter.tell(&Word::Failed(error.to_string()));
+            return 1;
+        }
+        let watched = Arc::clone(&reporter);
+        let on_accept = |device: &Arc<BlkDevice>| {
+            watched.tell(&Word::Accepted);
+            match end {
+                Ok(end) => watch(Arc::clone(device), watched, end, muted),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        };
+        match serve_connection(image, &device, listener, on_accept) {
+            Ok(Served::Frontend(stats)) => {
+                reporter.tell(&Word::Left(stats));
+                0
+            }
+            Ok(Served::Nobody) => EXIT_SILENT,
+            Err(error) => {
+                reporter.tell(&Word::Failed(error.to_string()));
+                1
+            }
+        }
+    }
+}
+
+/// Tells the parent, from a thread of its own, that the client has spoken, and at SIGTERM what was served.
+fn watch(
+    device: Arc<BlkDevice>,
+    reporter: Arc<Reporter>,
+    end: EndRequest,
+    mut muted: Option<Muted>,
+) {
+    let watch = move || {
+        device.wait_until_addressed();
+        reporter.tell(&Word::Spoke);
+        while !end.wait(muted.as_ref().map(|_| Muted::TIME_MS)) {
+            // It has stayed: no longer one of many that come and go.
+            if let Some(muted) = muted.take() {
+                muted.speak();
+            }
+        }
+        reporter.tell(&Word::Left(device.stats()));
+        exit_now(0);
+    };
+    let thread = thread::Builder::new().name("watch".to_owned());
+    if let Err(error) = thread.spawn(watch) {
+        // Then the parent takes the client for silent, and ends this process.
+        tracing::warn!("cannot start a thread: {error}");
+    }
+}

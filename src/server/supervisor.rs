@@ -1,0 +1,606 @@
+//! The parent: waits for events, starts workers, ends everything.
+//!
+//! It has one thread and waits in one place only. Nothing that concerns one connection or one mount ends it: what fails
+//! is logged and tried again later.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use super::activation::{InheritedSocket, SocketName};
+use super::confine::{confine, warn_of_missing_protections};
+use super::endpoint::{Endpoint, MountEndpoint, MountNews, SocketEndpoint, WorkerContext};
+use super::error::{ServeError, SocketError};
+use super::listener::ListeningSocket;
+use super::mute::Muted;
+use super::recording::{RecordEnd, RecordFile, prefetch};
+use super::report::{self, Reporter};
+use super::workers::{Outcome, Worker};
+use super::{ServeEvent, ServeOptions, descriptors};
+use crate::image::Image;
+use crate::process::{self, Child, End, Signals, stop_all};
+use crate::sandbox::Process;
+
+/// How long workers may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Clients at a time that have not said anything yet; further ones wait.
+const SILENT_MAX: usize = 64;
+
+/// Pause after waiting itself failed, for want of memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves `image` until a signal asks for the end, with `once` until the first VM has gone, or until there is nothing to
+/// serve any more because someone unmounted the file. `inherited` sockets are served like those of the options.
+///
+/// `on_event` is told what happens. The process must have one thread.
+///
+/// # Errors
+/// When a socket cannot be made, the file cannot be mounted at the start, the process has several threads, or, with
+/// `once`, the worker ended badly.
+pub fn serve(
+    image: Arc<Image>,
+    options: &ServeOptions,
+    inherited: Vec<InheritedSocket>,
+    mut on_event: impl FnMut(ServeEvent),
+) -> Result<(), ServeError> {
+    // Before the sockets exist: a signal must not leave them behind.
+    let signals = Signals::block()?;
+    let record = options.record.as_deref().map(RecordFile::open);
+    let mut server = Server {
+        endpoints: endpoints(&image, options, inherited)?,
+        nowhere: Muted::nowhere().map_err(ServeError::host("open /dev/null"))?,
+        record: record.transpose()?,
+        image,
+        options,
+        signals,
+        workers: Vec::new(),
+        prefetcher: None,
+        next_vm: 1,
+        next_endpoint: 0,
+        vms_told: 0,
+        is_ready: false,
+        on_event: &mut on_event,
+    };
+    let done = server.start().and_then(|step| match step {
+        Step::GoOn => server.run(),
+        Step::End => Ok(()),
+    });
+    server.end();
+    done
+}
+
+/// Makes sockets and adds those that are there already; nothing is mounted yet.
+fn endpoints(
+    image: &Image,
+    options: &ServeOptions,
+    inherited: Vec<InheritedSocket>,
+) -> Result<Vec<Endpoint>, ServeError> {
+    let mut sockets: Vec<(SocketName, ListeningSocket)> = inherited
+        .into_iter()
+        .map(|socket| (socket.name(), socket.into()))
+        .collect();
+    for (index, path) in options.sockets.iter().enumerate() {
+        if options.sockets[..index].contains(path) {
+            return Err(SocketError::GivenTwice { path: path.clone() }.into());
+        }
+        let socket = ListeningSocket::bind(path, options.access)?;
+        sockets.push((SocketName::Path(path.clone()), socket));
+    }
+    let mut endpoints = Vec::new();
+    if !sockets.is_empty() {
+        let device = descriptors::afford(&options.device, image.max_open_files())?;
+        endpoints.extend(sockets.into_iter().map(|(name, socket)| {
+            Endpoint::VhostUser(SocketEndpoint::new(socket, name, device.clone()))
+        }));
+    }
+    let mount = options.fuse.clone().map(MountEndpoint::new);
+    endpoints.extend(mount.map(Endpoint::Fuse));
+    Ok(endpoints)
+}
+
+/// Whether to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    GoOn,
+    End,
+}
+
+/// What can be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    /// Index of a worker.
+    Worker(usize),
+    /// Index of an endpoint.
+    Endpoint(usize),
+}
+
+struct Server<'o> {
+    image: Arc<Image>,
+    options: &'o ServeOptions,
+    endpoints: Vec<Endpoint>,
+    signals: Signals,
+    /// Those of VMs.
+    workers: Vec<Worker>,
+    record: Option<RecordFile>,
+    prefetcher: Option<Child>,
+    /// Where muted workers write; opened before this process is confined.
+    nowhere: File,
+    next_vm: u64,
+    /// The endpoint that is served first when several have clients: a busy one must not keep the others waiting.
+    next_endpoint: usize,
+    /// What `on_event` was told last.
+    vms_told: usize,
+    /// Connections are taken.
+    is_ready: bool,
+    on_event: &'o mut dyn FnMut(ServeEvent),
+}
+
+impl Server<'_> {
+    /// Mounts, confines this process, and says that all is there.
+    fn start(&mut self) -> Result<Step, ServeError> {
+        warn_of_missing_protections(self.options);
+        if let Some(index) = self.mount_index() {
+            self.start_mount(index)?;
+            while !self.is_mounted() {
+                if self.turn()? == Step::End {
+                    return Ok(Step::End);
+                }
+            }
+        }
+        let profile = match self.options.fuse {
+            Some(_) => Process::Mounter,
+            None => Process::Listener,
+        };
+        confine(profile, &self.image, self.options)?;
+        self.is_ready = true;
+        (self.on_event)(ServeEvent::Ready);
+        self.start_prefetch();
+        Ok(Step::GoOn)
+    }
+
+    fn run(&mut self) -> Result<(), ServeError> {
+        while self.is_anything_served() {
+            self.tell_vms();
+            if self.turn()? == Step::End {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for something to do, and does it.
+    fn turn(&mut self) -> Result<Step, ServeError> {
+        let ready = self.wait();
+        for source in &ready {
+            match source {
+                Source::Signals if !self.signals.take().is_empty() => return Ok(Step::End),
+                Source::Signals => {}
+                Source::Worker(index) => self.hear_worker(*index),
+                Source::Endpoint(index) => {
+                    if let Some(mount) = self.endpoints[*index].mount_mut() {
+                        let news = mount.read_reports();
+                        self.judge_mount(*index, news)?;
+                    }
+                }
+            }
+        }
+        self.look_after_mount()?;
+        if self.reap()? == Step::End {
+            return Ok(Step::End);
+        }
+        self.turn_away_silent();
+        if let Some(index) = self.choose_endpoint(&ready) {
+            self.start_worker(index);
+        }
+        Ok(Step::GoOn)
+    }
+
+    /// What is readable, waiting for it if need be; nothing when it is time to look after something.
+    fn wait(&mut self) -> Vec<Source> {
+        let now = Instant::now();
+        let may_take = self.is_ready && self.may_take_clients();
+        let limit = self
+            .wakes_at(now)
+            .map(|at| at.saturating_duration_since(now));
+        let mut sources = Vec::new();
+        let mut fds = Vec::new();
+        let mut add = |source, fd| {
+            sources.push(source);
+            fds.push(PollFd::new(fd, PollFlags::POLLIN));
+        };
+        for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
+            let waits = match endpoint.socket_mut() {
+                Some(socket) => may_take && socket.may_accept(now),
+                None => true,
+            };
+            if waits && let Some(fd) = endpoint.as_fd() {
+                add(Source::Endpoint(index), fd);
+            }
+        }
+        if let Some(fd) = self.signals.as_fd() {
+            add(Source::Signals, fd);
+        }
+        for (index, worker) in self.workers.iter().enumerate() {
+            if let Some(fd) = worker.as_fd() {
+                add(Source::Worker(index), fd);
+            }
+        }
+        match poll(&mut fds, timeout(limit)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => {
+                tracing::error!("cannot wait for something to do: {errno}");
+                std::thread::sleep(PAUSE);
+            }
+        }
+        let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let ready = fds.iter().map(is_ready);
+        let ready = sources.iter().zip(ready).filter(|(_, ready)| *ready);
+        ready.map(|(source, _)| *source).collect()
+    }
+
+    /// When something is due, if nothing happens before.
+    fn wakes_at(&mut self, now: Instant) -> Option<Instant> {
+        let first_message = self.options.limits.first_message;
+        let deadlines = self
+            .workers
+            .iter()
+            .filter_map(|worker| worker.deadline(first_message));
+        let deadline = deadlines.min();
+        let endpoints = self.endpoints.iter_mut();
+        let due = endpoints.filter_map(|endpoint| endpoint.wakes_at(now));
+        due.chain(deadline).min()
+    }
+
+    fn may_take_clients(&self) -> bool {
+        let silent = self
+            .workers
+            .iter()
+            .filter(|worker| !worker.has_spoken)
+            .count();
+        // With `once` the first VM is the only one: another must not be cut off when the first one leaves.
+        let is_taken = self.options.once && silent < self.workers.len();
+        !is_taken && silent < SILENT_MAX && self.workers.len() < self.options.limits.max_vms
+    }
+
+    /// The socket that is served next, of those where a client waits.
+    fn choose_endpoint(&mut self, ready: &[Source]) -> Option<usize> {
+        let count = self.endpoints.len();
+        let chosen = (self.next_endpoint..self.next_endpoint + count)
+            .map(|index| index % count)
+            .find(|index| {
+                self.endpoints[*index].socket().is_some()
+                    && ready.contains(&Source::Endpoint(*index))
+            })?;
+        self.next_endpoint = chosen + 1;
+        Some(chosen)
+    }
+
+    fn hear_worker(&mut self, index: usize) {
+        let Some(worker) = self.workers.get_mut(index) else {
+            return;
+        };
+        let news = worker.read_reports();
+        let (vm, endpoint) = (worker.vm, worker.endpoint);
+        if news.accepted
+            && let Some(socket) = self.endpoints[endpoint].socket_mut()
+        {
+            socket.accepted(vm);
+        }
+        if news.spoke && self.options.once {
+            let others = self.workers.iter_mut().filter(|worker| worker.vm != vm);
+            others.for_each(Worker::turn_away);
+        }
+    }
+
+    /// Collects the workers that have ended, so that none stays a zombie.
+    fn reap(&mut self) -> Result<Step, ServeError> {
+        if let Some(end) = self.prefetcher.as_mut().and_then(Child::end) {
+            self.prefetcher = None;
+            if end != End::Exited(0) {
+                tracing::warn!(?end, "reading in advance ended early");
+            }
+        }
+        let ended = self.take_ended();
+        let used = ended
+            .into_iter()
+            .find(|outcome| *outcome != Outcome::Silent);
+        match used {
+            Some(Outcome::Failed { how }) if self.options.once => Err(ServeError::Worker { how }),
+            Some(_) if self.options.once => Ok(Step::End),
+            _ => Ok(Step::GoOn),
+        }
+    }
+
+    fn take_ended(&mut self) -> Vec<Outcome> {
+        let now = Instant::now();
+        let mut outcomes = Vec::new();
+        let (endpoints, record) = (&mut self.endpoints, &mut self.record);
+        self.workers.retain_mut(|worker| {
+            let Some(outcome) = worker.outcome() else {
+                return true;
+            };
+            let socket = endpoints[worker.endpoint].socket_mut();
+            if socket.is_some_and(|socket| socket.ended(worker.vm, now)) {
+                tracing::warn!(socket = %worker.socket, "a worker could not accept a connection");
+            }
+            worker.log(&outcome);
+            if let Some(record) = record {
+                record.ended(worker.vm, outcome.of_recording());
+            }
+            outcomes.push(outcome);
+            false
+        });
+        outcomes
+    }
+
+    fn turn_away_silent(&mut self) {
+        let (now, first_message) = (Instant::now(), self.options.limits.first_message);
+        let late = |worker: &&mut Worker| {
+            worker
+                .deadline(first_message)
+                .is_some_and(|deadline| deadline <= now)
+        };
+        self.workers
+            .iter_mut()
+            .filter(late)
+            .for_each(Worker::turn_away);
+    }
+
+    /// Starts a worker for a client that waits at a socket. What fails is tried again later: the client waits on.
+    fn start_worker(&mut self, index: usize) {
+        let (now, vm) = (Instant::now(), self.next_vm);
+        let Some(socket) = self.endpoints[index].socket_mut() else {
+            return;
+        };
+        let name = socket.name().clone();
+        let unlogged = socket.starts(vm, now);
+        if let Some(connections @ 1..) = unlogged {
+            tracing::warn!(socket = %name, connections, "connections that came and went were not logged");
+        }
+        let is_muted = unlogged.is_none();
+        let started = report::pipe()
+            .map_err(ServeError::host("create a pipe"))
+            .and_then(|(reports, reporter)| {
+                let role = || self.become_vm_worker(index, reporter, is_muted);
+                Ok((process::spawn(Signal::SIGKILL, role)?, reports))
+            });
+        match started {
+            Ok((child, reports)) => {
+                self.next_vm += 1;
+                self.workers
+                    .push(Worker::new(child, vm, index, name, reports, is_muted));
+                if let Some(record) = &mut self.record {
+                    record.started(vm);
+                }
+            }
+            Err(error) => {
+                if !is_muted {
+                    tracing::error!(socket = %name, "cannot start a worker, so a client waits: {error}");
+                }
+                if let Some(socket) = self.endpoints[index].socket_mut() {
+                    socket.back_off(now);
+                }
+            }
+        }
+    }
+
+    /// In a worker: takes its endpoint, and lets go of all else that is the parent's.
+    fn take_endpoint(&mut self, index: usize) -> Option<Endpoint> {
+        self.signals.leave_to_parent();
+        drop(std::mem::take(&mut self.workers));
+        let mut own = None;
+        for (other, endpoint) in std::mem::take(&mut self.endpoints).into_iter().enumerate() {
+            match other == index {
+                true => own = Some(endpoint),
+                // It leads to other VMs.
+                false => endpoint.leave_to_parent(),
+            }
+        }
+        own
+    }
+
+    /// The life of a VM's worker.
+    fn become_vm_worker(&mut self, index: usize, reporter: Reporter, is_muted: bool) -> u8 {
+        let muted = is_muted.then(|| Muted::new(&self.nowhere).ok()).flatten();
+        if let Some(record) = self.record.take() {
+            record.record_if_next(&self.image);
+        }
+        self.serve_endpoint(index, reporter, muted)
+    }
+
+    fn serve_endpoint(&mut self, index: usize, reporter: Reporter, muted: Option<Muted>) -> u8 {
+        let is_alone = self.options.sockets.is_empty() && self.endpoints.len() == 1;
+        let Some(endpoint) = self.take_endpoint(index) else {
+            return 1;
+        };
+        let profile = endpoint.profile();
+        let context = WorkerContext {
+            image: Arc::clone(&self.image),
+            reporter: Arc::new(reporter),
+            confine: &|| confine(profile, &self.image, self.options),
+        };
+        match endpoint {
+            Endpoint::VhostUser(socket) => socket.serve(context, muted),
+            Endpoint::Fuse(mount) => mount.serve(context, self.options.once && is_alone),
+        }
+    }
+
+    /// Ends everything.
+    fn end(&mut self) {
+        (self.on_event)(ServeEvent::Stopping);
+        let mounts = self.endpoints.iter_mut().filter_map(Endpoint::mount_mut);
+        let mut detached: Vec<_> = mounts.filter_map(MountEndpoint::detach).collect();
+        // They hold SIGTERM back, to say what was served; these have nothing to say.
+        let silent = self.workers.iter_mut().filter(|worker| !worker.has_spoken);
+        silent.for_each(Worker::turn_away);
+        let workers = self.workers.iter_mut().map(|worker| &mut worker.child);
+        let mounts = detached.iter_mut().map(|worker| &mut worker.child);
+        let mut children: Vec<&mut Child> =
+            workers.chain(mounts).chain(&mut self.prefetcher).collect();
+        stop_all(&mut children, GRACE);
+        self.take_ended();
+        for worker in detached {
+            if let Some(mount) = self.endpoints.iter_mut().find_map(Endpoint::mount_mut) {
+                mount.hear_last(worker);
+            }
+        }
+    }
+
+    fn tell_vms(&mut self) {
+        let vms = self
+            .workers
+            .iter()
+            .filter(|worker| worker.has_spoken)
+            .count();
+        if vms != self.vms_told {
+            self.vms_told = vms;
+            (self.on_event)(ServeEvent::Vms(vms));
+        }
+    }
+
+    fn is_anything_served(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| match endpoint {
+            Endpoint::VhostUser(_) => true,
+            Endpoint::Fuse(mount) => !mount.is_over(),
+        })
+    }
+}
+
+/// The mount.
+impl Server<'_> {
+    fn mount_index(&self) -> Option<usize> {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.position(|endpoint| matches!(endpoint, Endpoint::Fuse(_)))
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.any(|endpoint| matches!(endpoint, Endpoint::Fuse(mount) if mount.is_mounted()))
+    }
+
+    /// Starts the worker that mounts.
+    fn start_mount(&mut self, index: usize) -> Result<(), ServeError> {
+        let Endpoint::Fuse(mount) = &self.endpoints[index] else {
+            return Ok(());
+        };
+        let mountpoint = mount.prepare()?;
+        let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
+        let role = || self.become_mount_worker(index, reporter);
+        let child = process::spawn(Signal::SIGKILL, role)?;
+        if let Some(record) = self.record.as_mut().filter(|_| self.endpoints.len() == 1) {
+            record.started(MOUNT);
+        }
+        if let Some(mount) = self.endpoints[index].mount_mut() {
+            mount.started(child, reports, mountpoint);
+        }
+        Ok(())
+    }
+
+    /// The life of the mount's worker.
+    fn become_mount_worker(&mut self, index: usize, reporter: Reporter) -> u8 {
+        let is_alone = self.endpoints.len() == 1;
+        if let Some(record) = self.record.take().filter(|_| is_alone) {
+            record.record_if_next(&self.image);
+        }
+        self.serve_endpoint(index, reporter, None)
+    }
+
+    /// At the start a mount that fails is an error; later it is tried again.
+    fn judge_mount(&mut self, index: usize, news: MountNews) -> Result<(), ServeError> {
+        match news {
+            MountNews::None | MountNews::Mounted => {}
+            MountNews::Failed(reason) if !self.is_ready => {
+                return Err(ServeError::NotMounted { reason });
+            }
+            MountNews::Failed(reason) => self.retry_mount(index, &reason),
+            MountNews::Ended { is_over } => {
+                if let Some(record) = &mut self.record {
+                    let end = match is_over {
+                        true => RecordEnd::Complete,
+                        false => RecordEnd::Broken,
+                    };
+                    record.ended(MOUNT, end);
+                }
+                if !is_over && let Some(mount) = self.endpoints[index].mount_mut() {
+                    mount.back_off(Instant::now());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn retry_mount(&mut self, index: usize, reason: &str) {
+        tracing::error!(reason, "cannot mount the file anew, and try again later");
+        if let Some(mount) = self.endpoints[index].mount_mut() {
+            if let Some(mut worker) = mount.detach() {
+                worker.child.signal(Signal::SIGKILL);
+            }
+            mount.back_off(Instant::now());
+        }
+    }
+
+    fn look_after_mount(&mut self) -> Result<(), ServeError> {
+        let Some(index) = self.mount_index() else {
+            return Ok(());
+        };
+        let Some(mount) = self.endpoints[index].mount_mut() else {
+            return Ok(());
+        };
+        let (news, now) = (mount.reap(), Instant::now());
+        let is_due = self.endpoints[index]
+            .wakes_at(now)
+            .is_some_and(|at| at <= now);
+        self.judge_mount(index, news)?;
+        if is_due && let Err(error) = self.start_mount(index) {
+            self.retry_mount(index, &error.to_string());
+        }
+        Ok(())
+    }
+}
+
+/// Number of the mount's worker, where those of VMs have theirs.
+const MOUNT: u64 = 0;
+
+/// Reading in advance.
+impl Server<'_> {
+    /// Has another process read in advance, so that this one keeps its one thread and answers at once.
+    fn start_prefetch(&mut self) {
+        if self.options.prefetch.is_none() {
+            return;
+        }
+        match process::spawn(Signal::SIGKILL, || self.become_prefetcher()) {
+            Ok(child) => self.prefetcher = Some(child),
+            Err(error) => tracing::warn!("cannot read in advance: {error}"),
+        }
+    }
+
+    /// That process's life.
+    fn become_prefetcher(&mut self) -> u8 {
+        self.take_endpoint(usize::MAX);
+        if let Err(error) = confine(Process::Prefetcher, &self.image, self.options) {
+            tracing::error!("{error}");
+            return 1;
+        }
+        if let Some(recording) = &self.options.prefetch {
+            prefetch(&self.image, recording);
+        }
+        0
+    }
+}
+
+/// Rounded up, so that what is waited for is due afterwards.
+fn timeout(limit: Option<Duration>) -> PollTimeout {
+    limit.map_or(PollTimeout::NONE, |limit| {
+        let millis = limit.as_millis() + 1;
+        i32::try_from(millis)
+            .ok()
+            .and_then(|millis| millis.try_into().ok())
+            .unwrap_or(PollTimeout::MAX)
+    })
+}

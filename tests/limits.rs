@@ -1,0 +1,245 @@
+//! Clients that take what they can get, shortages that pass, and signals: nobody else's VM suffers, nothing is left.
+// A helper that cannot go on should panic, as a test does.
+#![allow(clippy::unwrap_used)]
+
+#[path = "vhost_user/client.rs"]
+#[allow(dead_code)]
+mod client;
+mod common;
+#[path = "vhost_user/frontend.rs"]
+#[allow(dead_code)]
+mod frontend;
+#[path = "limits/logged.rs"]
+mod logged;
+#[path = "vhost_user/server.rs"]
+#[allow(dead_code)]
+mod server;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+
+use nix::sys::signal::Signal;
+
+use client::Client;
+use common::process::wait_for;
+use frontend::{F_PROTOCOL_FEATURES, F_VERSION_1, Frontend, Guest};
+use logged::Logged;
+use server::{Server, tree};
+
+const ORDINARY: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
+
+/// `Read` requests (virtio-blk's `VIRTIO_BLK_T_IN`).
+const READ: u32 = 0;
+
+fn read_once(frontend: &Frontend, guest: &mut Guest) {
+    guest.submit(0, READ, 2, 4096);
+    frontend.kick();
+    guest.wait();
+    assert_eq!(guest.status(0), 0);
+}
+
+/// `--once` waited for the end of a client that never spoke, and kept its VM out meanwhile.
+#[test]
+fn once_is_not_kept_from_its_vm_by_silent_clients() {
+    let tree = tree();
+    let server = Server::start(tree.path(), &["--once"]);
+    let mut silent: Vec<_> = (0..3)
+        .map(|_| UnixStream::connect(&server.socket).unwrap())
+        .collect();
+    drop(Client::start(&server.socket, 1));
+    let (status, log) = server.end();
+    assert!(status.success(), "{log}");
+    for stream in &mut silent {
+        // Closed by the server, and not by a limit of time.
+        assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_is_disconnected() {
+    let tree = tree();
+    let mut server = Server::start(tree.path(), &["--first-message-timeout", "1"]);
+    let mut guest = Guest::new();
+    let frontend = Frontend::start(&server.socket, &guest, ORDINARY);
+    let mut silent = UnixStream::connect(&server.socket).unwrap();
+    assert!(matches!(silent.read(&mut [0]), Ok(0) | Err(_)));
+    // One that has spoken may be idle for as long as it likes.
+    read_once(&frontend, &mut guest);
+    assert!(server.is_running());
+    server.signal(Signal::SIGTERM);
+    let (_, log) = server.end();
+    assert_eq!(log.matches("a client said nothing").count(), 1, "{log}");
+}
+
+#[test]
+fn no_more_vms_than_allowed_are_served_at_a_time() {
+    let tree = tree();
+    let server = Server::start(tree.path(), &["--max-vms", "2"]);
+    let socket = &server.socket;
+    let (one, _two) = (Frontend::connect(socket), Frontend::connect(socket));
+    one.negotiate(ORDINARY);
+    _two.negotiate(ORDINARY);
+    let mut guest = Guest::new();
+    std::thread::scope(|scope| {
+        let third =
+            scope.spawn(|| read_once(&Frontend::start(socket, &guest, ORDINARY), &mut guest));
+        drop(one);
+        third.join().unwrap();
+    });
+    server.signal(Signal::SIGTERM);
+    let (_, log) = server.end();
+    let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("{text}: {log}"));
+    let vm = |number: u32| format!("vm={number}");
+    assert!(at("disconnected") < at(&vm(3)), "{log}");
+    assert_eq!(log.matches("has connected").count(), 3, "{log}");
+}
+
+/// EMFILE in the listener ended it, and with it all VMs.
+#[test]
+fn a_passing_shortage_of_descriptors_ends_nothing() {
+    let tree = tree();
+    let server = Logged::start(tree.path(), &[]);
+    let mut guest = Guest::new();
+    let frontend = Frontend::start(&server.socket, &guest, ORDINARY);
+    read_once(&frontend, &mut guest);
+    let limit = server.limit_descriptors_to_open();
+    let waiting = UnixStream::connect(&server.socket).unwrap();
+    server.wait_for_log("cannot start a worker");
+    read_once(&frontend, &mut guest);
+    server.limit_descriptors(limit);
+    drop(waiting);
+    drop(Client::start(&server.socket, 1));
+    read_once(&frontend, &mut guest);
+    let (status, log) = server.end(Signal::SIGTERM);
+    assert!(status.success(), "{log}");
+}
+
+/// A worker of the mount that could not be started anew ended the listener, and with it all VMs.
+#[test]
+fn a_mount_that_fails_for_a_while_ends_nothing() {
+    let tree = tree();
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("mount");
+    fs::create_dir(&mount).unwrap();
+    let server = Logged::start(tree.path(), &["--fuse", mount.to_str().unwrap()]);
+    let file = mount.join("nix-store.img");
+    assert!(file.exists());
+    let mut guest = Guest::new();
+    let frontend = Frontend::start(&server.socket, &guest, ORDINARY);
+    read_once(&frontend, &mut guest);
+    let limit = server.limit_descriptors_to_open();
+    server.kill_first_worker();
+    server.wait_for_log("cannot mount the file anew");
+    read_once(&frontend, &mut guest);
+    server.limit_descriptors(limit);
+    wait_for("the file", || file.exists().then_some(()));
+    read_once(&frontend, &mut guest);
+    let (status, log) = server.end(Signal::SIGTERM);
+    assert!(status.success(), "{log}");
+    assert_eq!(fs::read_dir(&mount).unwrap().count(), 0);
+}
+
+/// SIGHUP and SIGQUIT left the socket and a dead mount.
+#[test]
+fn a_terminal_that_goes_leaves_neither_socket_nor_mount() {
+    let tree = tree();
+    for signal in [Signal::SIGHUP, Signal::SIGQUIT] {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("mount");
+        fs::create_dir(&mount).unwrap();
+        let server = Logged::start(tree.path(), &["--fuse", mount.to_str().unwrap()]);
+        let socket = server.socket.clone();
+        let (status, log) = server.end(signal);
+        assert!(status.success(), "{signal}: {status} {log}");
+        assert!(!socket.exists(), "{signal}");
+        assert_eq!(fs::read_dir(&mount).unwrap().count(), 0, "{signal}");
+    }
+}
+
+#[test]
+fn nohup_is_respected() {
+    let tree = tree();
+    let closure = ["--tree".as_ref(), tree.path().as_os_str()];
+    let server = Server::start_after(
+        &["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"],
+        &closure,
+        &[],
+    );
+    server.signal(Signal::SIGHUP);
+    drop(Client::start(&server.socket, 1));
+    server.signal(Signal::SIGTERM);
+    assert!(server.end().0.success());
+}
+
+#[test]
+fn what_a_vm_was_served_is_logged_in_fields_also_at_the_end_of_the_server() {
+    let tree = tree();
+    let server = Server::start(tree.path(), &["--log-format", "json"]);
+    let socket = server.socket.clone();
+    let mut guest = Guest::new();
+    read_once(&Frontend::start(&socket, &guest, ORDINARY), &mut guest);
+    let mut guest = Guest::new();
+    let frontend = Frontend::start(&socket, &guest, ORDINARY);
+    read_once(&frontend, &mut guest);
+    read_once(&frontend, &mut guest);
+    wait_for("the first worker to go", || {
+        (server.workers().len() == 1).then_some(())
+    });
+    server.signal(Signal::SIGTERM);
+    let (_, log) = server.end();
+    let served = logged::fields(&log, "a VM has disconnected");
+    assert_eq!(served.len(), 2, "{log}");
+    for (fields, (vm, requests)) in served.iter().zip([(1, 1), (2, 2)]) {
+        assert_eq!(fields["socket"], socket.to_str().unwrap());
+        assert_eq!(fields["vm"], vm);
+        assert_eq!(fields["requests"], requests);
+        assert_eq!(fields["bytes"], 4096 * requests);
+        assert_eq!(fields["errors"], 0);
+        assert!(fields["seconds"].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!(logged::fields(&log, "a VM has connected").len(), 2, "{log}");
+}
+
+#[test]
+fn what_was_read_from_the_file_is_logged_also_at_the_end_of_the_server() {
+    let tree = tree();
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("mount");
+    fs::create_dir(&mount).unwrap();
+    let arguments = ["--log-format", "json", "--fuse", mount.to_str().unwrap()];
+    let server = Logged::start(tree.path(), &arguments);
+    let read = || {
+        let mut file = fs::File::open(mount.join("nix-store.img")).unwrap();
+        file.read_exact(&mut [0; 4096]).unwrap();
+        file
+    };
+    drop(read());
+    server.wait_for_log("has closed the file");
+    let _open = read();
+    server.wait_for_log_times("has opened the file", 2);
+    let (_, log) = server.end(Signal::SIGTERM);
+    let closed = logged::fields(&log, "the last reader has closed the file");
+    assert_eq!(closed.len(), 2, "{log}");
+    // The kernel keeps what it has read, so the second reader may have asked for nothing.
+    assert!(closed[0]["bytes"].as_u64().unwrap() >= 4096, "{log}");
+    assert_eq!(closed[0]["errors"], 0);
+}
+
+/// A client that came back with one wrong message again and again wrote gigabytes of log a day.
+#[test]
+fn a_client_that_comes_and_goes_does_not_fill_the_log() {
+    const TIMES: usize = 150;
+    let tree = tree();
+    let server = Logged::start(tree.path(), &[]);
+    for _ in 0..TIMES {
+        let frontend = Frontend::connect(&server.socket);
+        frontend.negotiate(ORDINARY);
+        // No memory is shared.
+        frontend.start_queue();
+        assert!(frontend.is_closed());
+    }
+    let (_, log) = server.end(Signal::SIGTERM);
+    let lines = log.matches("memory is not shared").count();
+    assert!((50..TIMES - 20).contains(&lines), "{lines} of {TIMES}");
+}
