@@ -5,6 +5,8 @@
 #[path = "nbd/client.rs"]
 mod client;
 mod common;
+#[path = "nbd/endpoint.rs"]
+mod endpoint;
 #[path = "nbd/hostile.rs"]
 mod hostile;
 #[path = "nbd/protocol.rs"]

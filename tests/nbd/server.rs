@@ -69,7 +69,9 @@ impl Server {
             for connection in listener.incoming() {
                 let exports = exports.clone();
                 let connection = connection.unwrap();
-                thread::spawn(move || serve_connection(connection.into(), &exports, &options()));
+                thread::spawn(move || {
+                    serve_connection(connection.into(), &exports, &options(), || ())
+                });
             }
         });
         Self {
@@ -103,6 +105,6 @@ pub fn single(dir: &Path, options: &NbdOptions) -> (UnixStream, Single) {
     let exports = Exports::new(vec![export("store", Arc::clone(&image))]).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let options = options.clone();
-    let end = thread::spawn(move || serve_connection(theirs.into(), &exports, &options));
+    let end = thread::spawn(move || serve_connection(theirs.into(), &exports, &options, || ()));
     (ours, Single { image, end })
 }

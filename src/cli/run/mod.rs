@@ -155,6 +155,7 @@ fn serve_options(
     let sockets = attached.uses_socket.then(|| disk.socket.clone());
     Ok(ServeOptions {
         sockets: sockets.into_iter().collect(),
+        nbd: Vec::new(),
         access: SocketAccess::default(),
         fuse,
         once: false,

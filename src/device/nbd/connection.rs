@@ -45,6 +45,8 @@ pub enum Served {
 /// Serves one of `exports` to the client at the other end of `socket`, a connected stream socket, until the client
 /// leaves.
 ///
+/// `on_start` is called once a disk is chosen.
+///
 /// # Errors
 /// When the client breaks the protocol or takes too long to begin, or the connection fails. A client that simply goes
 /// away is no error, nor is a read that fails: the client is told of that, and goes on.
@@ -52,14 +54,17 @@ pub fn serve_connection(
     socket: OwnedFd,
     exports: &Exports,
     options: &NbdOptions,
+    on_start: impl FnOnce(),
 ) -> Result<Served, NbdError> {
     let stream = Stream::new(socket)?;
     let mut input = Input::new();
     match negotiate(&stream, &mut input, exports, options.negotiation)? {
         None => Ok(Served::Nobody),
-        Some(session) => Transmission::new(stream, session, options)
-            .run(input)
-            .map(Served::Client),
+        Some(session) => {
+            on_start();
+            let transmission = Transmission::new(stream, session, options);
+            transmission.run(input).map(Served::Client)
+        }
     }
 }
 
