@@ -10,12 +10,16 @@ use crate::common::cases;
 
 #[path = "fuzz/targets/closure.rs"]
 mod closure;
+#[path = "fuzz/targets/disk.rs"]
+mod disk;
 #[path = "fuzz/targets/guest.rs"]
 mod guest;
 #[path = "fuzz/targets/input.rs"]
 mod input;
 #[path = "fuzz/targets/layout.rs"]
 mod layout;
+#[path = "fuzz/targets/nbd.rs"]
+mod nbd;
 #[path = "fuzz/targets/recording.rs"]
 mod recording;
 
@@ -53,8 +57,19 @@ fn guests_get_what_virtio_allows() {
     replay("guest", guest::run);
 }
 
+#[test]
+fn nbd_clients_get_what_the_protocol_allows() {
+    replay("nbd", nbd::run);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..cases(2000) })]
+
+    /// Options and requests as the fuzzer's target reads them from bytes.
+    #[test]
+    fn random_nbd_clients_get_what_the_protocol_allows(bytes in vec(any::<u8>(), 0..600)) {
+        nbd::run(&bytes);
+    }
 
     /// Rings, chains and events as the fuzzer's target reads them from bytes.
     #[test]

@@ -29,6 +29,7 @@ mod isolation;
 mod layers;
 mod leaks;
 mod limits;
+mod nbd;
 mod nix_store;
 mod oracles;
 mod packaging;

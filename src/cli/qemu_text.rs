@@ -20,6 +20,16 @@ pub fn qemu_options(socket: &Path) -> String {
     )
 }
 
+/// The options that make QEMU use the disk at the NBD socket `socket`, to be pasted.
+pub fn qemu_nbd(socket: &Path) -> String {
+    let path = qemu_escape(socket);
+    format!(
+        "-blockdev driver=nbd,node-name=store,read-only=on,server.type=unix,server.path={path}
+-device virtio-blk-pci,drive=store
+"
+    )
+}
+
 /// The option that makes QEMU use the file `image`, to be pasted.
 pub fn qemu_drive(image: &Path) -> String {
     let path = qemu_escape(image);

@@ -1,7 +1,7 @@
 //! `lazystore serve`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use super::help;
 use super::limit_args::LimitArgs;
 use super::log;
 use super::places::{self, Place};
-use super::qemu_text::{qemu_drive, qemu_options};
+use super::qemu_text::{qemu_drive, qemu_nbd, qemu_options};
 use super::record_args::{RecordArgs, Records};
 use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
@@ -52,6 +52,7 @@ Examples:
   lazystore serve ./result --vhost-user a.sock --vhost-user b.sock \\
       --socket-group kvm
   lazystore serve --closure-info ./closure-info --fuse /run/vm/store
+  lazystore serve ./result --nbd unix:/run/vm/store.nbd
   systemd-socket-activate -l /run/vm/store.sock lazystore serve ./result";
 
 const HELP: &str = "\
@@ -66,6 +67,9 @@ struct TransportArgs {
     /// Serve a vhost-user-blk device at SOCKET; may be given several times
     #[arg(long, value_name = "SOCKET")]
     vhost_user: Vec<PathBuf>,
+    /// Serve the disk over NBD at the socket PATH; may be given several times. For VMMs that share no memory
+    #[arg(long, value_name = "unix:PATH", value_parser = parse_nbd)]
+    nbd: Vec<PathBuf>,
     /// Serve the disk as a file: mount the directory DIR with nix-store.img in it
     #[arg(long, value_name = "DIR")]
     fuse: Option<PathBuf>,
@@ -92,6 +96,7 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let names = inherited.iter().map(InheritedSocket::name);
     let names: Vec<_> = names
         .chain(options.sockets.iter().cloned().map(SocketName::Path))
+        .chain(options.nbd.iter().cloned().map(SocketName::Path))
         .collect();
     let systemd = Systemd::of(&closure);
     let served = serve(Arc::new(image), &options, inherited, |event| {
@@ -125,6 +130,7 @@ impl ServeArgs {
         });
         Ok(ServeOptions {
             sockets: self.transports.vhost_user.clone(),
+            nbd: self.transports.nbd.clone(),
             access: self.access.access()?,
             fuse,
             once: self.once,
@@ -160,9 +166,25 @@ fn announce(sockets: &[SocketName], options: &ServeOptions, start: Instant) {
         let _ = writeln!(stdout, "ready {place} in {millis:.1} ms");
     }
     let _ = stdout.flush();
-    let socket = sockets.iter().find_map(SocketName::path);
-    for hint in [socket.map(qemu_options), file.as_deref().map(qemu_drive)] {
+    let nbd = options.nbd.first();
+    let is_nbd = |path: &&Path| options.nbd.iter().any(|nbd| nbd == path);
+    let mut paths = sockets.iter().filter_map(SocketName::path);
+    let socket = paths.find(|path| !is_nbd(path));
+    for hint in [
+        socket.map(qemu_options),
+        nbd.map(|path| qemu_nbd(path)),
+        file.as_deref().map(qemu_drive),
+    ] {
         log::hint(&hint.unwrap_or_default());
+    }
+}
+
+fn parse_nbd(place: &str) -> Result<PathBuf, String> {
+    match place.strip_prefix("unix:") {
+        Some(path) if !path.is_empty() => Ok(path.into()),
+        _ => Err(
+            "only a Unix socket is offered, since nothing is encrypted: write unix:PATH".to_owned(),
+        ),
     }
 }
 

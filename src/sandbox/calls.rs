@@ -74,7 +74,9 @@ impl Test {
 /// What `process` may call.
 pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
     match process {
-        Process::VhostWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET],
+        Process::VhostWorker | Process::NbdWorker => {
+            &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET]
+        }
         Process::FuseWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, FUSE],
         Process::Prefetcher => &[RUNTIME, THREADS_ONLY, STORE],
         Process::Listener => &[RUNTIME, STORE, RECORD, SOCKET, PARENT, NOTIFY],
@@ -85,7 +87,7 @@ pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
 /// What ends `process`, because it never asks for it.
 pub(super) fn deadly(process: Process) -> &'static [&'static [Call]] {
     match process {
-        Process::VhostWorker | Process::FuseWorker | Process::Prefetcher => {
+        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => {
             &[INTRUDERS, SIGNALS_BY_DESCRIPTOR, INTRUDERS_IN_WORKERS]
         }
         Process::Listener => &[INTRUDERS, SIGNALS_BY_DESCRIPTOR],
@@ -201,7 +203,7 @@ const STORE: &[Call] = &[
 /// Replacing a recording, which is open already.
 const RECORD: &[Call] = &[Call::any(libc::SYS_ftruncate)];
 
-/// One vhost-user connection, on a socket that others made.
+/// One vhost-user or NBD connection, on a socket that others made.
 const SOCKET: &[Call] = &[
     Call::any(libc::SYS_accept4),
     Call::any(libc::SYS_recvmsg),

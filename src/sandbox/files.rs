@@ -60,7 +60,7 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
         .create()?;
     let rules = allow_store(rules, reach)?;
     let rules = match process {
-        Process::VhostWorker | Process::Prefetcher => rules,
+        Process::VhostWorker | Process::NbdWorker | Process::Prefetcher => rules,
         Process::FuseWorker => {
             let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
             allow(rules, FUSE_DEVICE.as_ref(), device)?

@@ -70,10 +70,11 @@ fn compile(
 mod tests {
     use super::*;
 
-    const PROCESSES: [Process; 5] = [
+    const PROCESSES: [Process; 6] = [
         Process::Listener,
         Process::Mounter,
         Process::VhostWorker,
+        Process::NbdWorker,
         Process::FuseWorker,
         Process::Prefetcher,
     ];
@@ -109,7 +110,9 @@ mod tests {
     fn a_listener_leaves_its_workers_all_they_need() {
         let parents = [
             (Process::Listener, Process::VhostWorker),
+            (Process::Listener, Process::NbdWorker),
             (Process::Mounter, Process::VhostWorker),
+            (Process::Mounter, Process::NbdWorker),
             (Process::Mounter, Process::FuseWorker),
             (Process::Listener, Process::Prefetcher),
         ];

@@ -41,6 +41,8 @@ pub enum Process {
     Mounter,
     /// Serves one VM.
     VhostWorker,
+    /// Serves one NBD client.
+    NbdWorker,
     /// Serves the mounted file.
     FuseWorker,
     /// Reads in advance.
@@ -51,7 +53,7 @@ impl Process {
     fn is_worker(self) -> bool {
         matches!(
             self,
-            Self::VhostWorker | Self::FuseWorker | Self::Prefetcher
+            Self::VhostWorker | Self::NbdWorker | Self::FuseWorker | Self::Prefetcher
         )
     }
 }

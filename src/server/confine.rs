@@ -42,7 +42,9 @@ fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<
         Process::Listener => true,
         Process::Mounter => false,
         // Mounting takes more than Landlock leaves, so the parent is not confined by it.
-        Process::VhostWorker | Process::FuseWorker | Process::Prefetcher => options.fuse.is_some(),
+        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => {
+            options.fuse.is_some()
+        }
     };
     if !is_first || image.is_tree() {
         return Vec::new();
@@ -53,7 +55,8 @@ fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<
 
 /// Where the parent, or its caller, removes something at the end.
 fn cleaned_dirs(image: &Image, options: &ServeOptions) -> Vec<PathBuf> {
-    let removed = options.sockets.iter().map(PathBuf::as_path);
+    let removed = options.sockets.iter().chain(&options.nbd);
+    let removed = removed.map(PathBuf::as_path);
     let removed = removed.chain(options.private_dir.as_deref());
     let removed = removed.chain(options.record.as_deref());
     removed.chain(image.pins_file()).map(dir_of).collect()

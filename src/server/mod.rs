@@ -50,6 +50,8 @@ use crate::image::recording::Recording;
 pub struct ServeOptions {
     /// Where to listen; each at most 107 bytes.
     pub sockets: Vec<PathBuf>,
+    /// Where to listen for NBD clients.
+    pub nbd: Vec<PathBuf>,
     /// Who may connect there.
     pub access: SocketAccess,
     /// Where to mount.

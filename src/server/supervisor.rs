@@ -13,7 +13,9 @@ use nix::sys::signal::Signal;
 
 use super::activation::{InheritedSocket, SocketName};
 use super::confine::{confine, warn_of_missing_protections};
-use super::endpoint::{Endpoint, MountEndpoint, MountNews, SocketEndpoint, WorkerContext};
+use super::endpoint::{
+    Endpoint, MountEndpoint, MountNews, SocketDevice, SocketEndpoint, WorkerContext,
+};
 use super::error::{ServeError, SocketError};
 use super::listener::ListeningSocket;
 use super::mute::Muted;
@@ -21,6 +23,8 @@ use super::recording::{RecordEnd, RecordFile, prefetch};
 use super::report::{self, Reporter};
 use super::workers::{Outcome, Worker};
 use super::{ServeEvent, ServeOptions, descriptors};
+use crate::device::nbd::NbdOptions;
+use crate::device::vhost_blk::DeviceOptions;
 use crate::image::Image;
 use crate::process::{self, Child, End, Signals, stop_all};
 use crate::sandbox::Process;
@@ -95,12 +99,30 @@ fn endpoints(
     if !sockets.is_empty() {
         let device = descriptors::afford(&options.device, image.max_open_files())?;
         endpoints.extend(sockets.into_iter().map(|(name, socket)| {
-            Endpoint::VhostUser(SocketEndpoint::new(socket, name, device.clone()))
+            let device = SocketDevice::VhostUser(device.clone());
+            Endpoint::VhostUser(SocketEndpoint::new(socket, name, device))
         }));
+    }
+    for (index, path) in options.nbd.iter().enumerate() {
+        if options.nbd[..index].contains(path) || options.sockets.contains(path) {
+            return Err(SocketError::GivenTwice { path: path.clone() }.into());
+        }
+        let socket = ListeningSocket::bind(path, options.access)?;
+        let device = SocketDevice::Nbd(nbd_options(&options.device));
+        let name = SocketName::Path(path.clone());
+        endpoints.push(Endpoint::Nbd(SocketEndpoint::new(socket, name, device)));
     }
     let mount = options.fuse.clone().map(MountEndpoint::new);
     endpoints.extend(mount.map(Endpoint::Fuse));
     Ok(endpoints)
+}
+
+fn nbd_options(device: &DeviceOptions) -> NbdOptions {
+    NbdOptions {
+        threads: device.threads,
+        poll: device.poll,
+        ..NbdOptions::default()
+    }
 }
 
 /// Whether to go on.
@@ -415,7 +437,7 @@ impl Server<'_> {
     }
 
     fn serve_endpoint(&mut self, index: usize, reporter: Reporter, muted: Option<Muted>) -> u8 {
-        let is_alone = self.options.sockets.is_empty() && self.endpoints.len() == 1;
+        let is_alone = self.endpoints.len() == 1;
         let Some(endpoint) = self.take_endpoint(index) else {
             return 1;
         };
@@ -426,7 +448,7 @@ impl Server<'_> {
             confine: &|| confine(profile, &self.image, self.options),
         };
         match endpoint {
-            Endpoint::VhostUser(socket) => socket.serve(context, muted),
+            Endpoint::VhostUser(socket) | Endpoint::Nbd(socket) => socket.serve(context, muted),
             Endpoint::Fuse(mount) => mount.serve(context, self.options.once && is_alone),
         }
     }
@@ -466,7 +488,7 @@ impl Server<'_> {
 
     fn is_anything_served(&self) -> bool {
         self.endpoints.iter().any(|endpoint| match endpoint {
-            Endpoint::VhostUser(_) => true,
+            Endpoint::VhostUser(_) | Endpoint::Nbd(_) => true,
             Endpoint::Fuse(mount) => !mount.is_over(),
         })
     }

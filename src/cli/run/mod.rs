@@ -175,6 +175,7 @@ fn serve_options(
     let sockets = attached.uses_socket.then(|| disk.socket.clone());
     ServeOptions {
         sockets: sockets.into_iter().collect(),
+        nbd: Vec::new(),
         access: SocketAccess::default(),
         fuse,
         once: false,

@@ -36,8 +36,8 @@ pub mod inflight;
 #[cfg(test)]
 mod model;
 pub mod offload;
-mod poller;
-mod pool;
+pub(super) mod poller;
+pub(super) mod pool;
 pub mod request;
 pub mod ring;
 mod stats;

@@ -14,7 +14,7 @@ const LOOKS: u32 = 8;
 
 /// Decides how long one thread looks.
 #[derive(Debug)]
-pub(super) struct Poller {
+pub(in crate::device) struct Poller {
     most: Duration,
     /// How long to look next time.
     window: Duration,
@@ -24,7 +24,7 @@ pub(super) struct Poller {
 
 impl Poller {
     /// Looks for at most `most`; zero never looks.
-    pub(super) fn new(most: Duration) -> Self {
+    pub(in crate::device) fn new(most: Duration) -> Self {
         Self {
             most,
             window: Duration::ZERO,
@@ -33,7 +33,7 @@ impl Poller {
     }
 
     /// Looks until `look` finds something or it does not pay any more; says which.
-    pub(super) fn wait(&mut self, mut look: impl FnMut() -> bool) -> bool {
+    pub(in crate::device) fn wait(&mut self, mut look: impl FnMut() -> bool) -> bool {
         if self.window.is_zero() {
             return false;
         }
@@ -52,12 +52,12 @@ impl Poller {
     }
 
     /// The thread is about to sleep.
-    pub(super) fn sleeps(&mut self) {
+    pub(in crate::device) fn sleeps(&mut self) {
         self.asleep = Some(Instant::now());
     }
 
     /// The thread was woken.
-    pub(super) fn woke(&mut self) {
+    pub(in crate::device) fn woke(&mut self) {
         if let Some(since) = self.asleep.take() {
             self.slept_for(since.elapsed());
         }

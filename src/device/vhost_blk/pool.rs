@@ -12,13 +12,13 @@ use super::sync::thread::{self, JoinHandle};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, lock, wait};
 
 /// Something to be done.
-pub(super) trait Job: Send + 'static {
+pub(in crate::device) trait Job: Send + 'static {
     /// Does it.
     fn run(self);
 }
 
 /// Threads that are started when they are needed and then stay.
-pub(super) struct Pool<J: Job> {
+pub(in crate::device) struct Pool<J: Job> {
     shared: Arc<Shared<J>>,
     most_threads: usize,
 }
@@ -38,7 +38,7 @@ struct State<J> {
 
 impl<J: Job> Pool<J> {
     /// No thread is started yet.
-    pub(super) fn new(most_threads: usize) -> Self {
+    pub(in crate::device) fn new(most_threads: usize) -> Self {
         let state = State {
             jobs: VecDeque::new(),
             threads: Vec::new(),
@@ -59,7 +59,7 @@ impl<J: Job> Pool<J> {
     ///
     /// # Errors
     /// The job, when there is no thread and none can be started.
-    pub(super) fn submit(&self, job: J) -> Result<(), J> {
+    pub(in crate::device) fn submit(&self, job: J) -> Result<(), J> {
         let mut state = self.shared.lock();
         if !state.ended && state.idle <= state.jobs.len() && state.threads.len() < self.most_threads
         {
@@ -85,7 +85,7 @@ impl<J: Job> Pool<J> {
     }
 
     /// Does what is left to do, and ends the threads.
-    pub(super) fn end(&self) {
+    pub(in crate::device) fn end(&self) {
         for thread in self.shared.end() {
             // A job that panicked has said so.
             let _ = thread.join();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) use mount::{MountEndpoint, MountNews};
-pub(super) use socket::{EXIT_SILENT, SocketEndpoint};
+pub(super) use socket::{EXIT_SILENT, SocketDevice, SocketEndpoint};
 
 use super::report::Reporter;
 use crate::image::Image;
@@ -21,6 +21,8 @@ use crate::sandbox::Process;
 pub(super) enum Endpoint {
     /// A vhost-user-blk socket: a worker for each connection.
     VhostUser(SocketEndpoint),
+    /// An NBD socket: a worker for each connection.
+    Nbd(SocketEndpoint),
     /// A file in a FUSE mount: one worker for all readers.
     Fuse(MountEndpoint),
 }
@@ -30,6 +32,7 @@ impl Endpoint {
     pub(super) fn profile(&self) -> Process {
         match self {
             Self::VhostUser(_) => Process::VhostWorker,
+            Self::Nbd(_) => Process::NbdWorker,
             Self::Fuse(_) => Process::FuseWorker,
         }
     }
@@ -37,7 +40,7 @@ impl Endpoint {
     /// What becomes readable when there is something to do.
     pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::VhostUser(socket) => Some(socket.as_fd()),
+            Self::VhostUser(socket) | Self::Nbd(socket) => Some(socket.as_fd()),
             Self::Fuse(mount) => mount.as_fd(),
         }
     }
@@ -45,28 +48,28 @@ impl Endpoint {
     /// When it wants to be looked at, whether anything is readable or not.
     pub(super) fn wakes_at(&mut self, now: Instant) -> Option<Instant> {
         match self {
-            Self::VhostUser(socket) => socket.waits_until(now),
+            Self::VhostUser(socket) | Self::Nbd(socket) => socket.waits_until(now),
             Self::Fuse(mount) => mount.retries_at(),
         }
     }
 
     pub(super) fn socket(&self) -> Option<&SocketEndpoint> {
         match self {
-            Self::VhostUser(socket) => Some(socket),
+            Self::VhostUser(socket) | Self::Nbd(socket) => Some(socket),
             Self::Fuse(_) => None,
         }
     }
 
     pub(super) fn socket_mut(&mut self) -> Option<&mut SocketEndpoint> {
         match self {
-            Self::VhostUser(socket) => Some(socket),
+            Self::VhostUser(socket) | Self::Nbd(socket) => Some(socket),
             Self::Fuse(_) => None,
         }
     }
 
     pub(super) fn mount_mut(&mut self) -> Option<&mut MountEndpoint> {
         match self {
-            Self::VhostUser(_) => None,
+            Self::VhostUser(_) | Self::Nbd(_) => None,
             Self::Fuse(mount) => Some(mount),
         }
     }
@@ -74,7 +77,7 @@ impl Endpoint {
     /// In a worker of another endpoint: closes descriptors and leaves files and mounts to the parent.
     pub(super) fn leave_to_parent(self) {
         match self {
-            Self::VhostUser(socket) => drop(socket.into_listener()),
+            Self::VhostUser(socket) | Self::Nbd(socket) => drop(socket.into_listener()),
             Self::Fuse(mount) => mount.leave_to_parent(),
         }
     }

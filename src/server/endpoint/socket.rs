@@ -1,4 +1,4 @@
-//! A vhost-user-blk socket, and the workers of its connections.
+//! A socket, for vhost-user-blk or NBD, and the workers of its connections.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
@@ -12,7 +12,9 @@ use super::super::mute::Muted;
 use super::super::report::{Reporter, Word};
 use super::super::throttle::Throttle;
 use super::WorkerContext;
+use crate::device::nbd::{self, Exports, NbdOptions};
 use crate::device::vhost_blk::{BlkDevice, DeviceOptions, Served, serve_connection};
+use crate::image::Image;
 use crate::process::{EndRequest, exit_now};
 
 /// Exit code of a worker whose client left without a word.
@@ -30,11 +32,21 @@ const LOG_INTERVAL: Duration = Duration::from_secs(2);
 /// the next attempt at once.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// What the disk is called over NBD; a client need not ask for it by name.
+const EXPORT_NAME: &str = "nix-store";
+
+/// What the clients of a socket speak.
+#[derive(Debug, Clone)]
+pub(in super::super) enum SocketDevice {
+    VhostUser(DeviceOptions),
+    Nbd(NbdOptions),
+}
+
 /// A socket with its limits.
 pub(in super::super) struct SocketEndpoint {
     socket: ListeningSocket,
     name: SocketName,
-    device: DeviceOptions,
+    device: SocketDevice,
     /// The number of the worker that has not taken its connection yet; until then the socket stays readable.
     accepting: Option<u64>,
     retry_at: Option<Instant>,
@@ -46,7 +58,7 @@ impl SocketEndpoint {
     pub(in super::super) fn new(
         socket: ListeningSocket,
         name: SocketName,
-        device: DeviceOptions,
+        device: SocketDevice,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -114,12 +126,66 @@ impl SocketEndpoint {
 
     /// The worker's life: one connection, from accept to the client's leaving.
     pub(in super::super) fn serve(self, context: WorkerContext<'_>, muted: Option<Muted>) -> u8 {
+        match self.device.clone() {
+            SocketDevice::VhostUser(device) => self.serve_vhost_user(&device, context, muted),
+            SocketDevice::Nbd(options) => {
+                let _muted = muted;
+                self.serve_nbd(&options, &context)
+            }
+        }
+    }
+
+    /// SIGTERM simply ends it.
+    fn serve_nbd(self, options: &NbdOptions, context: &WorkerContext<'_>) -> u8 {
+        let listener = self.into_listener();
+        let reporter = &context.reporter;
+        match (context.confine)() {
+            Ok(()) => {}
+            Err(error) => {
+                reporter.tell(&Word::Failed(error.to_string()));
+                return 1;
+            }
+        }
+        let client = match listener.accept() {
+            Ok((client, _)) => client,
+            Err(error) => {
+                reporter.tell(&Word::Failed(format!(
+                    "cannot accept a connection: {error}"
+                )));
+                return 1;
+            }
+        };
+        // One connection, and no way to another one.
+        drop(listener);
+        reporter.tell(&Word::Accepted);
+        let Some(exports) = exports(Arc::clone(&context.image)) else {
+            return 1;
+        };
+        let on_start = || reporter.tell(&Word::Spoke);
+        match nbd::serve_connection(client.into(), &exports, options, on_start) {
+            Ok(nbd::Served::Client(stats)) => {
+                reporter.tell(&Word::Left(stats));
+                0
+            }
+            Ok(nbd::Served::Nobody) => EXIT_SILENT,
+            Err(error) => {
+                reporter.tell(&Word::Failed(error.to_string()));
+                1
+            }
+        }
+    }
+
+    fn serve_vhost_user(
+        self,
+        device: &DeviceOptions,
+        context: WorkerContext<'_>,
+        muted: Option<Muted>,
+    ) -> u8 {
         let WorkerContext {
             image,
             reporter,
             confine,
         } = context;
-        let device = self.device.clone();
         let listener = self.into_listener();
         // Before the filter, which lets no further one be made; and before there are other threads.
         let end = EndRequest::block();
@@ -135,7 +201,7 @@ impl SocketEndpoint {
                 Err(error) => tracing::warn!("{error}"),
             }
         };
-        match serve_connection(image, &device, listener, on_accept) {
+        match serve_connection(image, device, listener, on_accept) {
             Ok(Served::Frontend(stats)) => {
                 reporter.tell(&Word::Left(stats));
                 0
@@ -147,6 +213,10 @@ impl SocketEndpoint {
             }
         }
     }
+}
+
+fn exports(image: Arc<Image>) -> Option<Exports> {
+    Exports::one(EXPORT_NAME, "a Nix store, EROFS", image)
 }
 
 /// Tells the parent, from a thread of its own, that the client has spoken, and at SIGTERM what was served.

@@ -2,8 +2,6 @@
 //! device's own event handler and compared with a model of what virtio allows. A frontend stops, resets and renegotiates
 //! the ring between any two of these, and while the device serves it.
 
-#[path = "disk.rs"]
-mod disk;
 #[path = "guest/frontend.rs"]
 mod frontend;
 #[path = "guest/memory.rs"]
@@ -28,6 +26,7 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
+use super::disk;
 use super::input::Input;
 use memory::{DATA, Layout, layouts};
 use model::{Addresses, Expected, Verdict};

@@ -1,0 +1,102 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::device::nbd::wire::chunk;
+use crate::image::Image;
+use crate::image::testing::{tree_image, with_planning_held};
+
+const DATA: u64 = 128 << 30;
+
+fn image() -> (tempfile::TempDir, Arc<Image>) {
+    let dir = tempfile::tempdir().unwrap();
+    let content: Vec<u8> = (0..1_000_001u32)
+        .map(|at| at.to_le_bytes()[1] | 1)
+        .collect();
+    std::fs::write(dir.path().join("file"), content).unwrap();
+    let image = Arc::new(tree_image(dir.path()));
+    (dir, image)
+}
+
+fn work(kind: Kind) -> Work {
+    Work { cookie: 99, kind }
+}
+
+#[test]
+fn a_read_in_chunks_is_answered_segment_by_segment() {
+    let (_dir, image) = image();
+    let disk = Disk::new(image);
+    let len_bytes = 2 * SEGMENT_BYTES + 1;
+    let mut read = work(Kind::Chunks {
+        offset: DATA,
+        len_bytes,
+    });
+    for (progress, len) in [
+        (Progress::Part, SEGMENT_BYTES),
+        (Progress::Part, SEGMENT_BYTES),
+        (Progress::Done, 1),
+    ] {
+        let mut out = Outbox::default();
+        let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
+        assert_eq!(done, progress);
+        let len = usize::try_from(len).unwrap();
+        assert_eq!(out.filled().len(), 20 + 8 + len);
+    }
+}
+
+#[test]
+fn what_would_block_writes_nothing_and_can_be_tried_again() {
+    let (_dir, image) = image();
+    let disk = Disk::new(Arc::clone(&image));
+    let mut read = work(Kind::Chunks {
+        offset: DATA,
+        len_bytes: 4096,
+    });
+    let mut out = Outbox::default();
+    out.simple(1, None);
+    let before = out.filled().to_vec();
+    with_planning_held(&image, 0, || {
+        let error = read.advance(&disk, IoMode::NoWait, &mut out).unwrap_err();
+        assert!(error.would_block().is_some());
+    });
+    assert_eq!(out.filled(), before);
+    let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
+    assert_eq!(done, Progress::Done);
+    assert_eq!(out.filled().len(), before.len() + 28 + 4096);
+}
+
+#[test]
+fn an_error_ends_each_kind_of_reply_in_its_way() {
+    let whole = |chunk| Kind::Whole {
+        offset: 0,
+        len_bytes: 1,
+        chunk,
+    };
+    let chunks = Kind::Chunks {
+        offset: 0,
+        len_bytes: 1,
+    };
+    for (kind, is_chunk) in [(whole(false), false), (whole(true), true), (chunks, true)] {
+        let mut out = Outbox::default();
+        work(kind).fail(&mut out);
+        match is_chunk {
+            true => assert_eq!(out.filled()[6..8], chunk::ERROR.to_be_bytes()),
+            false => assert_eq!(out.filled()[4..8], 5u32.to_be_bytes()),
+        }
+    }
+}
+
+#[test]
+fn metadata_that_are_zeros_are_a_hole() {
+    let (_dir, image) = image();
+    let disk = Disk::new(image);
+    // After the only directory's block.
+    let mut read = work(Kind::Chunks {
+        offset: 1 << 20,
+        len_bytes: 8192,
+    });
+    let mut out = Outbox::default();
+    let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
+    assert_eq!(done, Progress::Done);
+    assert_eq!(out.filled()[6..8], chunk::OFFSET_HOLE.to_be_bytes());
+    assert_eq!(out.filled().len(), 32);
+}

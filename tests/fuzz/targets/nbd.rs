@@ -1,0 +1,239 @@
+//! What an NBD client sends: options, then requests. Either the input's bytes as they are, or messages made of them.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use lazystore::device::nbd::answer::{Progress, Task, begin};
+use lazystore::device::nbd::disk::Disk;
+use lazystore::device::nbd::negotiation::{
+    Negotiation, OPTION_DATA_MAX_BYTES, OPTIONS_MAX, Session, Step,
+};
+use lazystore::device::nbd::reply::Outbox;
+use lazystore::device::nbd::request::{Parsed, Request, parse};
+use lazystore::device::nbd::{Export, Exports};
+use lazystore::image::Image;
+use lazystore::source::IoMode;
+
+use super::disk::disk;
+use super::input::Input;
+
+#[path = "nbd/replies.rs"]
+mod replies;
+
+thread_local! {
+    static EXPORTS: OnceCell<Exports> = const { OnceCell::new() };
+}
+
+/// Longest read that a made message asks for: longer ones take too long to compare.
+const READ_BYTES: u32 = 600_000;
+
+/// Answers to one option: two disks, each with its name and description.
+const ANSWER_MAX_BYTES: usize = 1024;
+
+/// Must not panic, whatever comes; every answer is checked by a reader of its own.
+pub fn run(data: &[u8]) {
+    EXPORTS.with(|exports| {
+        let exports = exports.get_or_init(two_disks);
+        let mut input = Input(data);
+        let session = match input.byte() % 4 {
+            0 => negotiate(exports, input.0, usize::from(input.byte()) + 1),
+            1 => {
+                let bytes = made_options(&mut input);
+                negotiate(exports, &bytes, 1 << 20)
+            }
+            flags => Some(a_session(exports, flags == 2)),
+        };
+        if let Some(session) = session {
+            transmit(&session, &mut input);
+        }
+    });
+}
+
+fn two_disks() -> Exports {
+    let image = disk();
+    let export = |name: &str| Export {
+        name: name.to_owned(),
+        description: "a disk".to_owned(),
+        image: Arc::clone(&image),
+    };
+    Exports::new(vec![export("a"), export("b")]).unwrap()
+}
+
+/// What a well-behaved client has agreed on.
+fn a_session(exports: &Exports, structured: bool) -> Session {
+    let option =
+        |number: u32, data: &[u8]| option(number, u32::try_from(data.len()).unwrap(), data);
+    let mut bytes = 3u32.to_be_bytes().to_vec();
+    if structured {
+        bytes.extend(option(8, &[]));
+        bytes.extend(option(
+            10,
+            b"\0\0\0\x01a\0\0\0\x01\0\0\0\x0fbase:allocation",
+        ));
+    }
+    bytes.extend(option(7, b"\0\0\0\x01a\0\0"));
+    let session = negotiate(exports, &bytes, bytes.len()).unwrap();
+    assert_eq!(
+        (session.structured, session.base_allocation),
+        (structured, structured)
+    );
+    session
+}
+
+fn option(number: u32, len: u32, data: &[u8]) -> Vec<u8> {
+    let words = [number.to_be_bytes(), len.to_be_bytes()].concat();
+    [b"IHAVEOPT", &words[..], data].concat()
+}
+
+/// Flags and options with the right magic, and lengths that are right mostly.
+fn made_options(input: &mut Input<'_>) -> Vec<u8> {
+    let mut bytes = u32::from(input.byte() % 4).to_be_bytes().to_vec();
+    for _ in 0..input.byte() % 80 {
+        let number = input.byte() % 12;
+        let len = usize::from(input.byte());
+        let lies = input.byte() == 0xff;
+        let data = input.take(len).to_vec();
+        let len = match lies {
+            true => input.word32(),
+            false => u32::try_from(data.len()).unwrap(),
+        };
+        bytes.extend(option(number.into(), len, &data));
+    }
+    bytes
+}
+
+/// Feeds `bytes` in parts of `part`, as they may arrive.
+fn negotiate(exports: &Exports, bytes: &[u8], part: usize) -> Option<Session> {
+    let mut out = Vec::new();
+    let mut negotiation = Negotiation::begin(exports, &mut out);
+    assert_eq!(out.len(), 18);
+    let (mut start, mut end, mut answers) = (0, 0, 0);
+    loop {
+        out.clear();
+        match negotiation.step(&bytes[start..end], &mut out) {
+            Ok(Step::More) => {
+                assert!(out.is_empty());
+                assert!(end - start <= OPTION_DATA_MAX_BYTES + 16);
+                if end == bytes.len() {
+                    return None;
+                }
+                end = bytes.len().min(end + part);
+            }
+            Ok(Step::Took(count)) => {
+                assert!((1..=end - start).contains(&count));
+                assert!(out.len() <= ANSWER_MAX_BYTES);
+                answers += replies::check_answers(&out);
+                assert!(answers <= OPTIONS_MAX);
+                start += count;
+            }
+            Ok(Step::Chosen(count, session)) => {
+                assert!(count <= end - start);
+                assert!(session.structured || !session.base_allocation);
+                return Some(session);
+            }
+            Ok(Step::Left) => {
+                replies::check_answers(&out);
+                return None;
+            }
+            Err(error) => {
+                assert_eq!(error.to_string().lines().count(), 1);
+                return None;
+            }
+        }
+    }
+}
+
+fn transmit(session: &Session, input: &mut Input<'_>) {
+    let image = &session.export.image;
+    let disk = Disk::new(Arc::clone(image));
+    let mut out = Outbox::default();
+    while !input.is_empty() {
+        let bytes = request(input, image);
+        let Ok(parsed) = parse(&bytes, session) else {
+            assert_ne!(bytes[..4], 0x2560_9513u32.to_be_bytes());
+            return;
+        };
+        out.clear(usize::MAX);
+        match begin(&parsed, &mut out) {
+            Task::Leave => return,
+            Task::Done | Task::Refused(_) => {}
+            Task::Work(mut work) => {
+                while work.advance(&disk, IoMode::Blocking, &mut out).unwrap() == Progress::Part {}
+            }
+        }
+        check(&parsed, out.filled(), image);
+    }
+}
+
+/// The next 28 bytes, or a request near something.
+fn request(input: &mut Input<'_>, image: &Image) -> [u8; 28] {
+    let made = input.byte();
+    if made == 0xff {
+        return input.bytes();
+    }
+    let offset = match made % 4 {
+        0 => u64::from(input.word16()),
+        1 => (128 << 30) + u64::from(input.word16()),
+        2 => image.len_bytes() - u64::from(input.word16()),
+        _ => input.word64(),
+    };
+    let len = match made & 4 {
+        0 => input.word16().into(),
+        _ => input.word32() % READ_BYTES,
+    };
+    let flags = u16::from(input.byte());
+    let kind = u16::from(input.byte() % 10);
+    let mut bytes = [0; 28];
+    let parts: [&[u8]; 6] = [
+        &0x2560_9513u32.to_be_bytes(),
+        &(flags & 0xc).to_be_bytes(),
+        &kind.to_be_bytes(),
+        &input.bytes::<8>(),
+        &offset.to_be_bytes(),
+        &len.to_be_bytes(),
+    ];
+    bytes.copy_from_slice(&parts.concat());
+    bytes
+}
+
+fn check(parsed: &Parsed, bytes: &[u8], image: &Image) {
+    let cookie = parsed.cookie;
+    match parsed.request {
+        Request::Read {
+            offset,
+            len_bytes,
+            whole,
+        } => {
+            let len = usize::try_from(len_bytes).unwrap();
+            let mut expected = vec![0; len];
+            image.read_exact_at(&mut expected, offset).unwrap();
+            let found = match parsed.chunks {
+                true => replies::data_of_chunks(bytes, cookie, offset, len, whole),
+                false => replies::simple(bytes, cookie, 0).to_vec(),
+            };
+            assert!(found == expected, "{len} bytes at {offset}");
+        }
+        Request::BlockStatus {
+            offset,
+            len_bytes,
+            one,
+        } => {
+            for (at, len, hole) in replies::extents(bytes, cookie, offset, len_bytes, one) {
+                let looked_at = len.min(8192);
+                let mut bytes = vec![1; usize::try_from(looked_at).unwrap()];
+                image.read_exact_at(&mut bytes, at).unwrap();
+                assert!(!hole || bytes.iter().all(|byte| *byte == 0));
+            }
+        }
+        Request::Flush => assert!(replies::simple(bytes, cookie, 0).is_empty()),
+        Request::Refused(refusal) => {
+            let code = refusal.code().number();
+            assert!([1, 22].contains(&code));
+            match parsed.chunks {
+                true => replies::error_chunk(bytes, cookie, code),
+                false => assert!(replies::simple(bytes, cookie, code).is_empty()),
+            }
+        }
+        Request::Disconnect => panic!("there is no answer"),
+    }
+}

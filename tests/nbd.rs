@@ -1,0 +1,8 @@
+//! The disk over NBD: the protocol, real clients, and clients that mean harm.
+
+mod client;
+mod endpoint;
+mod hostile;
+mod protocol;
+mod server;
+mod tools;

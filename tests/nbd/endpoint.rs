@@ -1,0 +1,164 @@
+//! `lazystore serve --nbd`: a confined worker for each client.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::client::*;
+use super::server::tree;
+use crate::common;
+use crate::common::proc::children;
+use crate::common::process::{first_line, stderr_of, wait_for};
+use crate::common::tool;
+
+struct Program {
+    child: Child,
+    socket: PathBuf,
+    _dir: TempDir,
+}
+
+fn serve(tree: &Path, extra: &[&str]) -> Program {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("store.nbd");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lazystore"))
+        .args(["serve", "--tree"])
+        .arg(tree)
+        .args(["--nbd", &format!("unix:{}", socket.display())])
+        .args(extra)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ready = first_line(&mut child);
+    assert!(ready.starts_with("ready "), "{}", stderr_of(&mut child));
+    assert!(ready.contains(socket.to_str().unwrap()), "{ready}");
+    Program {
+        child,
+        socket,
+        _dir: dir,
+    }
+}
+
+impl Program {
+    fn client(&self) -> Client {
+        Client::start(UnixStream::connect(&self.socket).unwrap(), "nix-store")
+    }
+
+    fn workers(&self) -> Vec<Pid> {
+        children(self.pid())
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn clients_have_a_worker_each_and_the_disk() {
+    let tree = tree();
+    let program = serve(tree.path(), &[]);
+    let image = common::tree_image(tree.path());
+    let (mut one, mut other) = (program.client(), program.client());
+    assert_eq!(program.workers().len(), 2);
+    for offset in [0, 1024, 128 << 30, (128 << 30) + 500_000] {
+        let mut expected = vec![0; 300_000];
+        image.read_exact_at(&mut expected, offset).unwrap();
+        for client in [&mut one, &mut other] {
+            assert!(client.read(0, offset, expected.len()).unwrap() == expected);
+        }
+    }
+    drop(one);
+    wait_for("a worker to end", || {
+        (program.workers().len() == 1).then_some(())
+    });
+    assert!(other.read(0, 0, 4096).is_ok());
+}
+
+#[test]
+fn a_worker_that_is_killed_takes_nobody_along() {
+    let tree = tree();
+    let program = serve(tree.path(), &[]);
+    let mut one = program.client();
+    let [worker] = program.workers()[..] else {
+        panic!("one worker");
+    };
+    let mut other = program.client();
+    kill(worker, Signal::SIGKILL).unwrap();
+    assert!(one.is_at_end());
+    assert!(other.read(0, 0, 4096).is_ok());
+    assert!(program.client().read(0, 0, 4096).is_ok());
+}
+
+#[test]
+fn workers_are_confined() {
+    let tree = tree();
+    let program = serve(tree.path(), &[]);
+    let _client = program.client();
+    let status = fs::read_to_string(format!("/proc/{}/status", program.workers()[0])).unwrap();
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    assert!(status.contains("CapBnd:\t0000000000000000"), "{status}");
+}
+
+#[test]
+fn silent_clients_hold_up_nobody() {
+    let tree = tree();
+    let program = serve(tree.path(), &[]);
+    let mut silent: Vec<_> = (0..20)
+        .map(|_| UnixStream::connect(&program.socket).unwrap())
+        .collect();
+    assert!(program.client().read(0, 0, 4096).is_ok());
+    let mut greeting = [0; 18];
+    for client in &mut silent {
+        client.read_exact(&mut greeting).unwrap();
+    }
+    drop(silent);
+    wait_for("the workers to end", || {
+        program.workers().is_empty().then_some(())
+    });
+}
+
+#[test]
+#[ignore = "needs libnbd and QEMU"]
+fn with_once_the_first_client_is_the_last_and_a_look_is_none() {
+    let tree = tree();
+    let mut program = serve(tree.path(), &["--once"]);
+    let uri = format!("nbd+unix:///?socket={}", program.socket.display());
+    let said = Command::new(tool("nbdinfo", "libnbd-bin"))
+        .args(["--list", &uri])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("export=\"nix-store\""), "{said}");
+    assert!(program.child.try_wait().unwrap().is_none());
+    drop(program.client());
+    let status = wait_for("the server to end", || program.child.try_wait().unwrap());
+    assert!(status.success());
+    assert!(!program.socket.exists());
+}
+
+#[test]
+fn other_places_than_unix_sockets_are_refused_in_one_sentence() {
+    for place in ["localhost:10809", "0.0.0.0:10809", "unix:", "/run/x"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_lazystore"))
+            .args(["serve", "--tree", "/", "--nbd", place])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{place}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("unix:PATH"), "{said}");
+    }
+}

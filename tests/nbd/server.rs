@@ -1,0 +1,109 @@
+//! Disks behind a listening socket in this process.
+
+use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use lazystore::device::nbd::{Export, Exports, NbdError, NbdOptions, Served, serve_connection};
+use lazystore::image::Image;
+use tempfile::TempDir;
+
+use crate::common;
+
+/// A tree to serve: files of many sizes in two directories.
+pub fn tree() -> TempDir {
+    let tree = tempfile::tempdir().unwrap();
+    for dir in ["one", "two/three"] {
+        let dir = tree.path().join(dir);
+        fs::create_dir_all(&dir).unwrap();
+        for len in [0, 1, 700, 4096, 4097, 50_000, 1_000_000, 3_000_001] {
+            let content: Vec<u8> = (0..len)
+                .map(|at| u8::try_from(at * 31 % 251).unwrap())
+                .collect();
+            fs::write(dir.join(format!("file{len}")), content).unwrap();
+        }
+    }
+    tree
+}
+
+/// Options with which tests do not wait long.
+pub fn options() -> NbdOptions {
+    NbdOptions {
+        negotiation: Duration::from_secs(60),
+        ..NbdOptions::default()
+    }
+}
+
+pub fn export(name: &str, image: Arc<Image>) -> Export {
+    Export {
+        name: name.to_owned(),
+        description: format!("the disk {name}"),
+        image,
+    }
+}
+
+/// A socket at which two disks are served: `store`, and `other`, which is smaller. Dropped, it ends.
+pub struct Server {
+    pub image: Arc<Image>,
+    pub socket: PathBuf,
+    _dir: TempDir,
+    tree: TempDir,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        let tree = tree();
+        let image = Arc::new(common::tree_image(tree.path()));
+        let other = Arc::new(common::tree_image(&tree.path().join("one")));
+        let exports = vec![export("store", Arc::clone(&image)), export("other", other)];
+        let exports = Exports::new(exports).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("nbd.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        // Its connections are the last thing that the test program waits for, and it does not.
+        thread::spawn(move || {
+            for connection in listener.incoming() {
+                let exports = exports.clone();
+                let connection = connection.unwrap();
+                thread::spawn(move || {
+                    serve_connection(connection.into(), &exports, &options(), || ())
+                });
+            }
+        });
+        Self {
+            image,
+            socket,
+            _dir: dir,
+            tree,
+        }
+    }
+
+    /// The directory that `store` shows.
+    pub fn tree(&self) -> &Path {
+        self.tree.path()
+    }
+
+    /// As NBD's own programs name a disk.
+    pub fn uri(&self, name: &str) -> String {
+        format!("nbd+unix:///{name}?socket={}", self.socket.display())
+    }
+}
+
+/// One connection to the disk of `dir`, and what comes of it in the end.
+pub struct Single {
+    pub image: Arc<Image>,
+    pub end: thread::JoinHandle<Result<Served, NbdError>>,
+}
+
+/// Serves the disk of `dir` to the other end of what is returned.
+pub fn single(dir: &Path, options: &NbdOptions) -> (UnixStream, Single) {
+    let image = Arc::new(common::tree_image(dir));
+    let exports = Exports::new(vec![export("store", Arc::clone(&image))]).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let options = options.clone();
+    let end = thread::spawn(move || serve_connection(theirs.into(), &exports, &options, || ()));
+    (ours, Single { image, end })
+}
