@@ -3,6 +3,9 @@
 //! It has one thread and waits in one place only. Nothing that concerns one connection or one mount ends it: what fails
 //! is logged and tried again later.
 
+mod mount;
+mod prefetch;
+
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,20 +14,15 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use super::activation::{InheritedSocket, SocketName};
+use super::activation::InheritedSocket;
 use super::confine::{confine, warn_of_missing_protections};
-use super::endpoint::{
-    Endpoint, MountEndpoint, MountNews, SocketDevice, SocketEndpoint, WorkerContext,
-};
-use super::error::{ServeError, SocketError};
-use super::listener::ListeningSocket;
+use super::endpoint::{self, Endpoint, MountEndpoint, WorkerContext};
+use super::error::ServeError;
 use super::mute::Muted;
-use super::recording::{RecordEnd, RecordFile, prefetch};
+use super::recording::RecordFile;
 use super::report::{self, Reporter};
 use super::workers::{Outcome, Worker};
-use super::{ServeEvent, ServeOptions, descriptors};
-use crate::device::nbd::NbdOptions;
-use crate::device::vhost_blk::DeviceOptions;
+use super::{ServeEvent, ServeOptions};
 use crate::image::Image;
 use crate::process::{self, Child, End, Signals, stop_all};
 use crate::sandbox::Process;
@@ -56,7 +54,7 @@ pub fn serve(
     let signals = Signals::block()?;
     let record = options.record.as_deref().map(RecordFile::open);
     let mut server = Server {
-        endpoints: endpoints(&image, options, inherited)?,
+        endpoints: endpoint::all(&image, options, inherited)?,
         nowhere: Muted::nowhere().map_err(ServeError::host("open /dev/null"))?,
         record: record.transpose()?,
         image,
@@ -76,53 +74,6 @@ pub fn serve(
     });
     server.end();
     done
-}
-
-/// Makes sockets and adds those that are there already; nothing is mounted yet.
-fn endpoints(
-    image: &Image,
-    options: &ServeOptions,
-    inherited: Vec<InheritedSocket>,
-) -> Result<Vec<Endpoint>, ServeError> {
-    let mut sockets: Vec<(SocketName, ListeningSocket)> = inherited
-        .into_iter()
-        .map(|socket| (socket.name(), socket.into()))
-        .collect();
-    for (index, path) in options.sockets.iter().enumerate() {
-        if options.sockets[..index].contains(path) {
-            return Err(SocketError::GivenTwice { path: path.clone() }.into());
-        }
-        let socket = ListeningSocket::bind(path, options.access)?;
-        sockets.push((SocketName::Path(path.clone()), socket));
-    }
-    let mut endpoints = Vec::new();
-    if !sockets.is_empty() {
-        let device = descriptors::afford(&options.device, image.max_open_files())?;
-        endpoints.extend(sockets.into_iter().map(|(name, socket)| {
-            let device = SocketDevice::VhostUser(device.clone());
-            Endpoint::VhostUser(SocketEndpoint::new(socket, name, device))
-        }));
-    }
-    for (index, path) in options.nbd.iter().enumerate() {
-        if options.nbd[..index].contains(path) || options.sockets.contains(path) {
-            return Err(SocketError::GivenTwice { path: path.clone() }.into());
-        }
-        let socket = ListeningSocket::bind(path, options.access)?;
-        let device = SocketDevice::Nbd(nbd_options(&options.device));
-        let name = SocketName::Path(path.clone());
-        endpoints.push(Endpoint::Nbd(SocketEndpoint::new(socket, name, device)));
-    }
-    let mount = options.fuse.clone().map(MountEndpoint::new);
-    endpoints.extend(mount.map(Endpoint::Fuse));
-    Ok(endpoints)
-}
-
-fn nbd_options(device: &DeviceOptions) -> NbdOptions {
-    NbdOptions {
-        threads: device.threads,
-        poll: device.poll,
-        ..NbdOptions::default()
-    }
 }
 
 /// Whether to go on.
@@ -491,128 +442,6 @@ impl Server<'_> {
             Endpoint::VhostUser(_) | Endpoint::Nbd(_) => true,
             Endpoint::Fuse(mount) => !mount.is_over(),
         })
-    }
-}
-
-/// The mount.
-impl Server<'_> {
-    fn mount_index(&self) -> Option<usize> {
-        let mut endpoints = self.endpoints.iter();
-        endpoints.position(|endpoint| matches!(endpoint, Endpoint::Fuse(_)))
-    }
-
-    fn is_mounted(&self) -> bool {
-        let mut endpoints = self.endpoints.iter();
-        endpoints.any(|endpoint| matches!(endpoint, Endpoint::Fuse(mount) if mount.is_mounted()))
-    }
-
-    /// Starts the worker that mounts.
-    fn start_mount(&mut self, index: usize) -> Result<(), ServeError> {
-        let Endpoint::Fuse(mount) = &self.endpoints[index] else {
-            return Ok(());
-        };
-        let mountpoint = mount.prepare()?;
-        let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
-        let role = || self.become_mount_worker(index, reporter);
-        let child = process::spawn(Signal::SIGKILL, role)?;
-        if let Some(record) = self.record.as_mut().filter(|_| self.endpoints.len() == 1) {
-            record.started(MOUNT);
-        }
-        if let Some(mount) = self.endpoints[index].mount_mut() {
-            mount.started(child, reports, mountpoint);
-        }
-        Ok(())
-    }
-
-    /// The life of the mount's worker.
-    fn become_mount_worker(&mut self, index: usize, reporter: Reporter) -> u8 {
-        let is_alone = self.endpoints.len() == 1;
-        if let Some(record) = self.record.take().filter(|_| is_alone) {
-            record.record_if_next(&self.image);
-        }
-        self.serve_endpoint(index, reporter, None)
-    }
-
-    /// At the start a mount that fails is an error; later it is tried again.
-    fn judge_mount(&mut self, index: usize, news: MountNews) -> Result<(), ServeError> {
-        match news {
-            MountNews::None | MountNews::Mounted => {}
-            MountNews::Failed(reason) if !self.is_ready => {
-                return Err(ServeError::NotMounted { reason });
-            }
-            MountNews::Failed(reason) => self.retry_mount(index, &reason),
-            MountNews::Ended { is_over } => {
-                if let Some(record) = &mut self.record {
-                    let end = match is_over {
-                        true => RecordEnd::Complete,
-                        false => RecordEnd::Broken,
-                    };
-                    record.ended(MOUNT, end);
-                }
-                if !is_over && let Some(mount) = self.endpoints[index].mount_mut() {
-                    mount.back_off(Instant::now());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn retry_mount(&mut self, index: usize, reason: &str) {
-        tracing::error!(reason, "cannot mount the file anew, and try again later");
-        if let Some(mount) = self.endpoints[index].mount_mut() {
-            if let Some(mut worker) = mount.detach() {
-                worker.child.signal(Signal::SIGKILL);
-            }
-            mount.back_off(Instant::now());
-        }
-    }
-
-    fn look_after_mount(&mut self) -> Result<(), ServeError> {
-        let Some(index) = self.mount_index() else {
-            return Ok(());
-        };
-        let Some(mount) = self.endpoints[index].mount_mut() else {
-            return Ok(());
-        };
-        let (news, now) = (mount.reap(), Instant::now());
-        let is_due = self.endpoints[index]
-            .wakes_at(now)
-            .is_some_and(|at| at <= now);
-        self.judge_mount(index, news)?;
-        if is_due && let Err(error) = self.start_mount(index) {
-            self.retry_mount(index, &error.to_string());
-        }
-        Ok(())
-    }
-}
-
-/// Number of the mount's worker, where those of VMs have theirs.
-const MOUNT: u64 = 0;
-
-/// Reading in advance.
-impl Server<'_> {
-    /// Has another process read in advance, so that this one keeps its one thread and answers at once.
-    fn start_prefetch(&mut self) {
-        if self.options.prefetch.is_none() {
-            return;
-        }
-        match process::spawn(Signal::SIGKILL, || self.become_prefetcher()) {
-            Ok(child) => self.prefetcher = Some(child),
-            Err(error) => tracing::warn!("cannot read in advance: {error}"),
-        }
-    }
-
-    /// That process's life.
-    fn become_prefetcher(&mut self) -> u8 {
-        self.take_endpoint(usize::MAX);
-        if let Err(error) = confine(Process::Prefetcher, &self.image, self.options) {
-            tracing::error!("{error}");
-            return 1;
-        }
-        if let Some(recording) = &self.options.prefetch {
-            prefetch(&self.image, recording);
-        }
-        0
     }
 }
 

@@ -3,11 +3,13 @@
 //! - [`bounds`]: how many blocks a store path can need, from its NAR size alone.
 //! - [`space`]: the closure's address ranges.
 //! - [`attributes`]: what the guest is told of modes, ids and times.
+//! - `node`: a file of any type, and where it lies.
 //! - [`planner`]: takes one path's directories, breadth first, and places inodes and data.
 //! - [`plan`]: what the planner has placed, and questions to it.
 
 pub mod attributes;
 pub mod bounds;
+mod node;
 pub mod plan;
 pub mod planner;
 pub mod space;

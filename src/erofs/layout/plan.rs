@@ -5,10 +5,11 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::attributes::{Attributes, Owner, mode_type};
+use super::attributes::{Attributes, Owner};
+pub use super::node::{Content, Node};
 use crate::erofs::dirent::{Dots, EntryRef};
 use crate::erofs::format::{BLOCK_LEN_BYTES, COMPACT_LEN, EXTENDED_LEN, SLOT_LEN, SLOTS_PER_BLOCK};
-use crate::tree::{FileKind, Stamp};
+use crate::tree::FileKind;
 
 /// Index of a node in its plan.
 pub type NodeIndex = u32;
@@ -17,116 +18,6 @@ pub type DirIndex = u32;
 
 /// A directory that has not been listed yet has no place.
 pub(super) const UNPLACED: u32 = u32::MAX;
-
-/// What a node is, and where what it holds lies.
-#[derive(Debug, Clone, Copy)]
-pub enum Content {
-    /// A file.
-    Regular {
-        /// Its length.
-        size_bytes: u64,
-        /// First data block; 0 if it has none.
-        data_block: u32,
-    },
-    /// A directory.
-    Directory {
-        /// Length of its entries, with the full length of every block but the last; 0 before it is listed.
-        size_bytes: u64,
-        /// What else there is to it.
-        dir: DirIndex,
-    },
-    /// A symlink.
-    Symlink {
-        /// Length of its target.
-        target_len_bytes: u32,
-        /// First data block; 0 if it has none.
-        data_block: u32,
-    },
-    /// A character device, with its number in the kernel's `new_encode_dev` form.
-    CharDevice(u32),
-    /// A block device, likewise.
-    BlockDevice(u32),
-    /// A named pipe.
-    Fifo,
-    /// A socket.
-    Socket,
-}
-
-impl Content {
-    pub(super) fn set_data_block(&mut self, first: u32) {
-        if let Self::Regular { data_block, .. } | Self::Symlink { data_block, .. } = self {
-            *data_block = first;
-        }
-    }
-}
-
-/// A file of any type.
-#[derive(Debug, Clone)]
-pub struct Node {
-    pub(super) content: Content,
-    pub(super) mtime_sec: i64,
-    pub(super) mtime_nsec: u32,
-    /// Where its name starts in the plan's bytes; a symlink's target follows it.
-    pub(super) name: u32,
-    /// Its inode, in units of 32 bytes.
-    pub(super) slot: u32,
-    /// The directory it is in; its own index for the path's top node.
-    pub(super) parent: DirIndex,
-    /// Which of the plan's owners.
-    pub(super) owner: u32,
-    pub(super) permissions: u16,
-    pub(super) name_len: u8,
-}
-
-// There are hundreds of thousands of them.
-const _: () = assert!(size_of::<Node>() == 48);
-
-impl Node {
-    /// Its type.
-    pub fn kind(&self) -> FileKind {
-        match self.content {
-            Content::Regular { .. } => FileKind::Regular,
-            Content::Directory { .. } => FileKind::Directory,
-            Content::Symlink { .. } => FileKind::Symlink,
-            Content::CharDevice(_) => FileKind::CharDevice,
-            Content::BlockDevice(_) => FileKind::BlockDevice,
-            Content::Fifo => FileKind::Fifo,
-            Content::Socket => FileKind::Socket,
-        }
-    }
-
-    /// What it is, and where what it holds lies.
-    pub fn content(&self) -> Content {
-        self.content
-    }
-
-    /// Type and permissions, as in `st_mode`.
-    pub fn mode(&self) -> u16 {
-        mode_type(self.kind()) as u16 | self.permissions
-    }
-
-    /// What must not change between planning and reading.
-    pub fn stamp(&self) -> Stamp {
-        Stamp {
-            size_bytes: self.size_bytes(),
-            mtime_sec: self.mtime_sec,
-            mtime_nsec: self.mtime_nsec,
-        }
-    }
-
-    /// `i_size`.
-    pub fn size_bytes(&self) -> u64 {
-        match self.content {
-            Content::Regular { size_bytes, .. } | Content::Directory { size_bytes, .. } => {
-                size_bytes
-            }
-            Content::Symlink {
-                target_len_bytes, ..
-            } => u64::from(target_len_bytes),
-            Content::CharDevice(_) | Content::BlockDevice(_) | Content::Fifo | Content::Socket => 0,
-        }
-    }
-}
 
 /// What a directory adds to its node.
 #[derive(Debug, Clone)]
@@ -508,16 +399,4 @@ impl Dir {
 fn fits_behind(extended: bool, len: u64) -> bool {
     let header = if extended { EXTENDED_LEN } else { COMPACT_LEN };
     len > 0 && u64::from(header) + len <= BLOCK_LEN_BYTES
-}
-
-impl Node {
-    /// Its inode, in units of 32 bytes from the start of the path's metadata.
-    pub fn slot(&self) -> u32 {
-        self.slot
-    }
-
-    /// The directory it is in.
-    pub fn parent(&self) -> DirIndex {
-        self.parent
-    }
 }

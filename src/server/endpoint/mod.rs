@@ -13,7 +13,13 @@ use std::time::Instant;
 pub(super) use mount::{MountEndpoint, MountNews};
 pub(super) use socket::{EXIT_SILENT, SocketDevice, SocketEndpoint};
 
+use super::activation::{InheritedSocket, SocketName};
+use super::error::{ServeError, SocketError};
+use super::listener::ListeningSocket;
 use super::report::Reporter;
+use super::{ServeOptions, descriptors};
+use crate::device::nbd::NbdOptions;
+use crate::device::vhost_blk::DeviceOptions;
 use crate::image::Image;
 use crate::sandbox::Process;
 
@@ -89,4 +95,51 @@ pub(super) struct WorkerContext<'c> {
     pub(super) reporter: Arc<Reporter>,
     /// Confines this process; to be called before it meets a client.
     pub(super) confine: &'c dyn Fn() -> Result<(), crate::sandbox::SandboxError>,
+}
+
+/// Makes sockets and adds those that are there already; nothing is mounted yet.
+pub(super) fn all(
+    image: &Image,
+    options: &ServeOptions,
+    inherited: Vec<InheritedSocket>,
+) -> Result<Vec<Endpoint>, ServeError> {
+    let mut sockets: Vec<(SocketName, ListeningSocket)> = inherited
+        .into_iter()
+        .map(|socket| (socket.name(), socket.into()))
+        .collect();
+    for (index, path) in options.sockets.iter().enumerate() {
+        if options.sockets[..index].contains(path) {
+            return Err(SocketError::GivenTwice { path: path.clone() }.into());
+        }
+        let socket = ListeningSocket::bind(path, options.access)?;
+        sockets.push((SocketName::Path(path.clone()), socket));
+    }
+    let mut endpoints = Vec::new();
+    if !sockets.is_empty() {
+        let device = descriptors::afford(&options.device, image.max_open_files())?;
+        endpoints.extend(sockets.into_iter().map(|(name, socket)| {
+            let device = SocketDevice::VhostUser(device.clone());
+            Endpoint::VhostUser(SocketEndpoint::new(socket, name, device))
+        }));
+    }
+    for (index, path) in options.nbd.iter().enumerate() {
+        if options.nbd[..index].contains(path) || options.sockets.contains(path) {
+            return Err(SocketError::GivenTwice { path: path.clone() }.into());
+        }
+        let socket = ListeningSocket::bind(path, options.access)?;
+        let device = SocketDevice::Nbd(nbd_options(&options.device));
+        let name = SocketName::Path(path.clone());
+        endpoints.push(Endpoint::Nbd(SocketEndpoint::new(socket, name, device)));
+    }
+    let mount = options.fuse.clone().map(MountEndpoint::new);
+    endpoints.extend(mount.map(Endpoint::Fuse));
+    Ok(endpoints)
+}
+
+fn nbd_options(device: &DeviceOptions) -> NbdOptions {
+    NbdOptions {
+        threads: device.threads,
+        poll: device.poll,
+        ..NbdOptions::default()
+    }
 }

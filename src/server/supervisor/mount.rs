@@ -1,0 +1,106 @@
+//! The mount's worker: started, watched, and started again when it ends before its time.
+
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use super::super::endpoint::{Endpoint, MountNews};
+use super::super::error::ServeError;
+use super::super::recording::RecordEnd;
+use super::super::report::{self, Reporter};
+use super::Server;
+use crate::process;
+
+/// Number of the mount's worker, where those of VMs have theirs.
+const MOUNT: u64 = 0;
+
+impl Server<'_> {
+    pub(super) fn mount_index(&self) -> Option<usize> {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.position(|endpoint| matches!(endpoint, Endpoint::Fuse(_)))
+    }
+
+    pub(super) fn is_mounted(&self) -> bool {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.any(|endpoint| matches!(endpoint, Endpoint::Fuse(mount) if mount.is_mounted()))
+    }
+
+    /// Starts the worker that mounts.
+    pub(super) fn start_mount(&mut self, index: usize) -> Result<(), ServeError> {
+        let Endpoint::Fuse(mount) = &self.endpoints[index] else {
+            return Ok(());
+        };
+        let mountpoint = mount.prepare()?;
+        let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
+        let role = || self.become_mount_worker(index, reporter);
+        let child = process::spawn(Signal::SIGKILL, role)?;
+        if let Some(record) = self.record.as_mut().filter(|_| self.endpoints.len() == 1) {
+            record.started(MOUNT);
+        }
+        if let Some(mount) = self.endpoints[index].mount_mut() {
+            mount.started(child, reports, mountpoint);
+        }
+        Ok(())
+    }
+
+    /// The life of the mount's worker.
+    fn become_mount_worker(&mut self, index: usize, reporter: Reporter) -> u8 {
+        let is_alone = self.endpoints.len() == 1;
+        if let Some(record) = self.record.take().filter(|_| is_alone) {
+            record.record_if_next(&self.image);
+        }
+        self.serve_endpoint(index, reporter, None)
+    }
+
+    /// At the start a mount that fails is an error; later it is tried again.
+    pub(super) fn judge_mount(&mut self, index: usize, news: MountNews) -> Result<(), ServeError> {
+        match news {
+            MountNews::None | MountNews::Mounted => {}
+            MountNews::Failed(reason) if !self.is_ready => {
+                return Err(ServeError::NotMounted { reason });
+            }
+            MountNews::Failed(reason) => self.retry_mount(index, &reason),
+            MountNews::Ended { is_over } => {
+                if let Some(record) = &mut self.record {
+                    let end = match is_over {
+                        true => RecordEnd::Complete,
+                        false => RecordEnd::Broken,
+                    };
+                    record.ended(MOUNT, end);
+                }
+                if !is_over && let Some(mount) = self.endpoints[index].mount_mut() {
+                    mount.back_off(Instant::now());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn retry_mount(&mut self, index: usize, reason: &str) {
+        tracing::error!(reason, "cannot mount the file anew, and try again later");
+        if let Some(mount) = self.endpoints[index].mount_mut() {
+            if let Some(mut worker) = mount.detach() {
+                worker.child.signal(Signal::SIGKILL);
+            }
+            mount.back_off(Instant::now());
+        }
+    }
+
+    pub(super) fn look_after_mount(&mut self) -> Result<(), ServeError> {
+        let Some(index) = self.mount_index() else {
+            return Ok(());
+        };
+        let Some(mount) = self.endpoints[index].mount_mut() else {
+            return Ok(());
+        };
+        let (news, now) = (mount.reap(), Instant::now());
+        let is_due = self.endpoints[index]
+            .wakes_at(now)
+            .is_some_and(|at| at <= now);
+        self.judge_mount(index, news)?;
+        if is_due && let Err(error) = self.start_mount(index) {
+            self.retry_mount(index, &error.to_string());
+        }
+        Ok(())
+    }
+}

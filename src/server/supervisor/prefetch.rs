@@ -1,0 +1,35 @@
+//! Reading in advance, in a process of its own.
+
+use nix::sys::signal::Signal;
+
+use super::super::confine::confine;
+use super::super::recording::prefetch;
+use super::Server;
+use crate::process;
+use crate::sandbox::Process;
+
+impl Server<'_> {
+    /// Has another process read in advance, so that this one keeps its one thread and answers at once.
+    pub(super) fn start_prefetch(&mut self) {
+        if self.options.prefetch.is_none() {
+            return;
+        }
+        match process::spawn(Signal::SIGKILL, || self.become_prefetcher()) {
+            Ok(child) => self.prefetcher = Some(child),
+            Err(error) => tracing::warn!("cannot read in advance: {error}"),
+        }
+    }
+
+    /// That process's life.
+    fn become_prefetcher(&mut self) -> u8 {
+        self.take_endpoint(usize::MAX);
+        if let Err(error) = confine(Process::Prefetcher, &self.image, self.options) {
+            tracing::error!("{error}");
+            return 1;
+        }
+        if let Some(recording) = &self.options.prefetch {
+            prefetch(&self.image, recording);
+        }
+        0
+    }
+}
