@@ -5,8 +5,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::closure::{ClosureError, Fault, Input, RootFault};
+use crate::device::fuse::FuseError;
 use crate::erofs::layout::LayoutError;
 use crate::image::{ImageError, ReadError};
+use crate::server::ServeError;
 
 /// Advice that follows an error in parentheses, if there is any.
 pub struct Hint(Option<String>);
@@ -34,6 +36,16 @@ pub fn image(error: &ImageError) -> Hint {
 
 pub fn read(error: &ReadError) -> Hint {
     Hint(read_advice(error))
+}
+
+/// What the error says nothing about: which flag helps.
+pub fn serve(error: &ServeError) -> &'static str {
+    match error {
+        ServeError::Fuse(FuseError::NoDevice { .. }) => ", or use --vhost-user instead",
+        ServeError::Record { .. } => ": choose another file for --record",
+        ServeError::Sandbox(_) => "; --no-sandbox serves without",
+        _ => "",
+    }
 }
 
 fn read_advice(error: &ReadError) -> Option<String> {

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::errors::CliError;
+use super::errors::{CliError, RecordingError};
 use crate::closure::{Closure, Contents};
-use crate::image::recording::{NotARecording, Recording};
+use crate::image::recording::Recording;
 
 /// What to record, and what to read in advance.
 #[derive(Debug, Args)]
@@ -36,27 +36,6 @@ pub struct Records {
     pub prefetch: Option<Recording>,
     /// A file that serving makes: to be removed if nothing was recorded.
     made: Option<PathBuf>,
-}
-
-/// Why there is no recording.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordingError {
-    /// It cannot be read.
-    #[error("cannot read the recording {}: {source}: make one with --record", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is something else.
-    #[error("{}: {source}: make a recording with --record", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: NotARecording,
-    },
 }
 
 impl RecordArgs {

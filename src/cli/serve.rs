@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
@@ -19,7 +19,7 @@ use super::qemu_text::{qemu_drive, qemu_nbd, qemu_options};
 use super::record_args::{RecordArgs, Records};
 use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
-use crate::device::fuse::{FuseError, FuseOptions};
+use crate::device::fuse::FuseOptions;
 use crate::server::{InheritedSocket, ServeError, ServeEvent, ServeOptions, SocketName, serve};
 
 /// Arguments of `lazystore serve`.
@@ -62,6 +62,7 @@ systemd hands over (LISTEN_FDS) is served without being named here.";
 /// At least one transport, unless systemd hands one over.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Where to serve")]
+#[command(group = ArgGroup::new("sockets").args(["vhost_user", "nbd"]).multiple(true))]
 #[group(required = !InheritedSocket::are_there(), multiple = true)]
 struct TransportArgs {
     /// Serve a vhost-user-blk device at SOCKET; may be given several times
@@ -141,16 +142,6 @@ impl ServeArgs {
             private_dir: None,
             prefetch: records.prefetch.clone(),
         })
-    }
-}
-
-/// What the error says nothing about: which flag helps.
-pub fn advice(error: &ServeError) -> &'static str {
-    match error {
-        ServeError::Fuse(FuseError::NoDevice { .. }) => ", or use --vhost-user instead",
-        ServeError::Record { .. } => ": choose another file for --record",
-        ServeError::Sandbox(_) => "; --no-sandbox serves without",
-        _ => "",
     }
 }
 

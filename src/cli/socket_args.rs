@@ -11,10 +11,10 @@ use crate::server::SocketAccess;
 #[command(next_help_heading = "Socket options")]
 pub struct SocketArgs {
     /// Permissions of the sockets, octal; who may write may connect [default: 0600; with --socket-group 0660]
-    #[arg(long, value_name = "OCTAL", requires = "vhost_user", value_parser = parse_mode)]
+    #[arg(long, value_name = "OCTAL", requires = "sockets", value_parser = parse_mode)]
     socket_mode: Option<u32>,
     /// Group of the sockets, by name or number
-    #[arg(long, value_name = "GROUP", requires = "vhost_user")]
+    #[arg(long, value_name = "GROUP", requires = "sockets")]
     socket_group: Option<String>,
 }
 

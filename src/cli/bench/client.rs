@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use blkio::{Blkio, BlkioStartOutcome, Blkioq, Completion, MemoryRegion, ReqFlags};
 use hdrhistogram::{CreationError, Histogram};
 
-use super::BenchError;
 use super::ranges::Offsets;
+use crate::cli::errors::BenchError;
 
 /// Longest latency that is told apart, in nanoseconds: a minute.
 const LONGEST_NS: u64 = 60_000_000_000;

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::BenchError;
+use crate::cli::errors::BenchError;
 
 /// Unit of a virtio-blk request.
 const SECTOR_BYTES: usize = 512;

@@ -19,7 +19,7 @@ use nix::unistd::setsid;
 
 use super::closure_args::{ClosureArgs, Loaded};
 use super::device_args::DeviceArgs;
-use super::errors::CliError;
+use super::errors::{CliError, VmmError};
 use super::help;
 use super::log;
 use super::record_args::{RecordArgs, Records};
@@ -28,7 +28,6 @@ use crate::process::{self, Child, End, Signals};
 use crate::server::{Limits, ServeEvent, ServeOptions, SocketAccess, serve};
 use private_dir::PrivateDir;
 use supervise::{GRACE, Start};
-pub use vmm::VmmError;
 use vmm::{Attached, Disk, attach, qemu::Version};
 
 /// Exit code when `run` itself fails, as of env(1) and timeout(1): the VM's own codes mean something else.

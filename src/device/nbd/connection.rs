@@ -1,37 +1,16 @@
 //! One connection, from the greeting to the client's leaving.
 
 use std::io::{self, ErrorKind};
-use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::error::NbdError;
 use super::exports::Exports;
 use super::negotiation::{Negotiation, Session, Step};
-use super::stream::{Input, Stream};
+use super::options::NbdOptions;
+use super::stream::{Input, Stream, gone, left};
 use super::transmission::Transmission;
 use crate::device::vhost_blk::Stats;
-
-/// What a client gets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NbdOptions {
-    /// Threads for what would block.
-    pub threads: NonZeroUsize,
-    /// How long to look for further requests before sleeping, while that pays.
-    pub poll: Duration,
-    /// How long a client may take to say what it wants to read.
-    pub negotiation: Duration,
-}
-
-impl Default for NbdOptions {
-    fn default() -> Self {
-        Self {
-            threads: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
-            poll: Duration::from_micros(50),
-            negotiation: Duration::from_secs(10),
-        }
-    }
-}
 
 /// What came of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,17 +100,4 @@ fn at_end(input: &Input, negotiation: &Negotiation<'_>) -> Result<Option<Session
         return Ok(None);
     }
     Err(NbdError::Cut)
-}
-
-/// Who cannot be sent anything has left: the next attempt to receive says so, too.
-pub(super) fn left(error: io::Error) -> io::Result<()> {
-    gone(error).map(|_| ())
-}
-
-/// A connection that was reset is at its end.
-pub(super) fn gone(error: io::Error) -> io::Result<usize> {
-    match error.kind() {
-        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Ok(0),
-        _ => Err(error),
-    }
 }

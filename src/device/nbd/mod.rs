@@ -12,6 +12,7 @@
 //! | [`disk`] | the disk as this device needs it |
 //! | [`reply`] | replies as bytes |
 //! | [`answer`] | request value to reply bytes |
+//! | `options` | what a client gets |
 //! | `stream` | a connected socket |
 //! | `transmission` | batches of requests, from the socket and back to it |
 //! | `connection` | one connection, from the greeting to the client's leaving |
@@ -23,6 +24,7 @@ mod error;
 pub mod exports;
 pub mod negotiation;
 pub mod option;
+mod options;
 pub mod reply;
 pub mod request;
 mod stream;
@@ -30,6 +32,7 @@ mod transmission;
 #[allow(missing_docs)] // The names are the protocol's.
 pub mod wire;
 
-pub use connection::{NbdOptions, Served, serve_connection};
+pub use connection::{Served, serve_connection};
 pub use error::NbdError;
 pub use exports::{Export, Exports};
+pub use options::NbdOptions;

@@ -162,6 +162,19 @@ impl Input {
     }
 }
 
+/// Who cannot be sent anything has left: the next attempt to receive says so, too.
+pub(super) fn left(error: io::Error) -> io::Result<()> {
+    gone(error).map(|_| ())
+}
+
+/// A connection that was reset is at its end.
+pub(super) fn gone(error: io::Error) -> io::Result<usize> {
+    match error.kind() {
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Ok(0),
+        _ => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;

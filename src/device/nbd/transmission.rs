@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::answer::{Progress, SEGMENT_BYTES, Task, Work, begin};
-use super::connection::{NbdOptions, gone, left};
 use super::disk::Disk;
 use super::error::NbdError;
 use super::negotiation::Session;
+use super::options::NbdOptions;
 use super::reply::Outbox;
 use super::request::parse;
-use super::stream::{Input, Stream};
+use super::stream::{Input, Stream, gone, left};
 use super::wire::REQUEST_LEN_BYTES;
-use crate::device::log_limit::LogLimit;
+use crate::device::log_limit::{LogLimit, more_like_it};
 use crate::device::vhost_blk::Stats;
 use crate::device::vhost_blk::poller::Poller;
 use crate::device::vhost_blk::pool::{Job, Pool};
@@ -289,7 +289,8 @@ impl Shared {
         self.count();
         self.errors.fetch_add(1, Ordering::Relaxed);
         if let Some(dropped) = self.limit.pass_request(None) {
-            tracing::warn!("an NBD request was refused: {refusal} ({dropped} more like it)");
+            let more = more_like_it(dropped);
+            tracing::warn!("an NBD request was refused: {refusal}{more}");
         }
     }
 
@@ -300,7 +301,8 @@ impl Shared {
         if let Some(dropped) = self.limit.pass_request(self.disk.culprit(error)) {
             let (offset, len_bytes) = (work.offset(), work.len_bytes());
             tracing::warn!(
-                "read of {len_bytes} bytes at {offset} failed: {error} ({dropped} more like it)"
+                "read of {len_bytes} bytes at {offset} failed: {error}{}",
+                more_like_it(dropped)
             );
         }
     }

@@ -12,7 +12,7 @@ use std::sync::{Arc, RwLock};
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddressSpace;
 
-use super::super::log_limit::{LogLimit, Trouble};
+use super::super::log_limit::{LogLimit, Trouble, more_like_it};
 use super::execute::{Completion, Disk, Outcome};
 use super::guest::{SharedMemory, View};
 use super::idle::IdleWakes;
@@ -205,10 +205,8 @@ impl Engine {
 
 /// Logs, as the limit has it.
 fn tell(passed: Option<u64>, error: &dyn std::error::Error) {
-    match passed {
-        Some(0) => tracing::warn!("{error}"),
-        Some(dropped) => tracing::warn!("{error} ({dropped} more like it)"),
-        None => {}
+    if let Some(dropped) = passed {
+        tracing::warn!("{error}{}", more_like_it(dropped));
     }
 }
 

@@ -1,8 +1,12 @@
 //! A file of any type, as far as its place is known.
 
 use super::attributes::mode_type;
-use super::plan::DirIndex;
 use crate::tree::{FileKind, Stamp};
+
+/// Index of a node in its plan.
+pub type NodeIndex = u32;
+/// Index of a directory in its plan.
+pub type DirIndex = u32;
 
 /// What a node is, and where what it holds lies.
 #[derive(Debug, Clone, Copy)]

@@ -6,15 +6,10 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::attributes::{Attributes, Owner};
-pub use super::node::{Content, Node};
+pub use super::node::{Content, DirIndex, Node, NodeIndex};
 use crate::erofs::dirent::{Dots, EntryRef};
 use crate::erofs::format::{BLOCK_LEN_BYTES, COMPACT_LEN, EXTENDED_LEN, SLOT_LEN, SLOTS_PER_BLOCK};
 use crate::tree::FileKind;
-
-/// Index of a node in its plan.
-pub type NodeIndex = u32;
-/// Index of a directory in its plan.
-pub type DirIndex = u32;
 
 /// A directory that has not been listed yet has no place.
 pub(super) const UNPLACED: u32 = u32::MAX;

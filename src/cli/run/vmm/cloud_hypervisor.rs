@@ -2,7 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 
-use super::{Disk, VmmError};
+use super::Disk;
+use crate::cli::errors::VmmError;
 
 const DISK: &str = "--disk";
 const MEMORY: &str = "--memory";

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 
-use super::{Disk, VmmError};
+use super::Disk;
+use crate::cli::errors::VmmError;
 
 /// The arguments with the disk.
 pub fn attach(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError> {

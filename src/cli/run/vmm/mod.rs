@@ -2,14 +2,13 @@
 
 mod cloud_hypervisor;
 mod crosvm;
-mod error;
 pub mod qemu;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-pub use error::VmmError;
+use crate::cli::errors::VmmError;
 
 /// Stands for the socket's path in a command.
 const SOCKET: &str = "{socket}";

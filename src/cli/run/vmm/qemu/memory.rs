@@ -1,7 +1,7 @@
 //! The VM's memory, which the disk's server must share.
 
-use super::super::VmmError;
 use super::options::{Options, Properties, last};
+use crate::cli::errors::VmmError;
 
 /// What `-m` means without an argument, for x86 and for arm's virt machine (`default_ram_size`).
 const DEFAULT_BYTES: u64 = 128 << 20;

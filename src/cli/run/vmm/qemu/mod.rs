@@ -5,7 +5,8 @@ pub mod options;
 
 use std::ffi::OsString;
 
-use super::{Disk, Vmm, VmmError};
+use super::{Disk, Vmm};
+use crate::cli::errors::VmmError;
 use crate::cli::qemu_text::qemu_escape;
 use options::{Options, last};
 

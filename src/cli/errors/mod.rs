@@ -1,8 +1,20 @@
+//! Errors of the command line, each one sentence.
+
+#[cfg(feature = "bench")]
+mod bench;
+mod recording;
+mod vmm;
+
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::hints;
+#[cfg(feature = "bench")]
+pub use bench::BenchError;
+pub use recording::RecordingError;
+pub use vmm::VmmError;
+
 use crate::closure::ClosureError;
 use crate::device::fuse::FuseError;
 use crate::image::{ImageError, ReadError};
@@ -20,7 +32,7 @@ pub enum CliError {
     #[error("{}{}", .0, hints::image(.0))]
     Image(#[from] ImageError),
     /// It cannot be served.
-    #[error("{source}{}", super::serve::advice(source))]
+    #[error("{source}{}", hints::serve(source))]
     Serve {
         /// Why.
         #[from]
@@ -35,7 +47,7 @@ pub enum CliError {
     /// A measurement cannot be made.
     #[cfg(feature = "bench")]
     #[error(transparent)]
-    Bench(#[from] super::bench::BenchError),
+    Bench(#[from] BenchError),
     /// A place of the disk cannot be read or named.
     #[error("{}{}", .0, hints::read(.0))]
     Read(#[from] ReadError),
@@ -44,13 +56,13 @@ pub enum CliError {
     Verify(#[from] VerifyError),
     /// There is no recording to read in advance.
     #[error(transparent)]
-    Recording(#[from] super::record_args::RecordingError),
+    Recording(#[from] RecordingError),
     /// stdout takes nothing.
     #[error("cannot write to stdout: {0}")]
     Stdout(#[from] std::io::Error),
     /// The VM's command line does not fit the disk.
     #[error(transparent)]
-    Vmm(#[from] super::run::VmmError),
+    Vmm(#[from] VmmError),
     /// The VM cannot be started.
     #[error("cannot start {}: {source}", program.display())]
     Start {
