@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use crate::common::client::Client;
 use crate::common::frontend::{F_PROTOCOL_FEATURES, F_VERSION_1, Frontend, Guest};
 use crate::common::process::wait_for;
-use crate::common::server::{Server, tree};
+use crate::common::server::{Server, command, tree};
 use logged::Logged;
 
 const ORDINARY: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
@@ -237,4 +237,36 @@ fn a_client_that_comes_and_goes_does_not_fill_the_log() {
     let (_, log) = server.end(Signal::SIGTERM);
     let lines = log.matches("memory is not shared").count();
     assert!((50..TIMES - 20).contains(&lines), "{lines} of {TIMES}");
+}
+
+/// Workers that were muted took the log for no file, and were killed at their first line after a minute.
+#[test]
+fn a_muted_worker_may_write_to_a_log_that_is_a_file() {
+    const MUTED_AFTER: usize = 150;
+    let tree = tree();
+    let dir = tempfile::tempdir().unwrap();
+    let log = fs::File::create(dir.path().join("log")).unwrap();
+    let socket = dir.path().join("disk.sock");
+    let mut command = command(tree.path(), &socket, &[]);
+    command.stderr(log);
+    let server = Server::run(command, socket, dir);
+    for _ in 0..MUTED_AFTER {
+        let frontend = Frontend::connect(&server.socket);
+        frontend.negotiate(ORDINARY);
+        frontend.start_queue();
+        assert!(frontend.is_closed());
+    }
+    let frontend = Frontend::connect(&server.socket);
+    frontend.negotiate(ORDINARY);
+    let worker = wait_for("one worker", || match server.workers()[..] {
+        [worker] => Some(worker),
+        _ => None,
+    });
+    let is_muted = fs::read_link(format!("/proc/{worker}/fd/2")).unwrap();
+    assert_eq!(is_muted, std::path::Path::new("/dev/null"));
+    let limits = fs::read_to_string(format!("/proc/{worker}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max file size"));
+    assert!(line.unwrap().contains("unlimited"), "{limits}");
 }

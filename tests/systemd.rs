@@ -1,10 +1,13 @@
 //! The units in scripts/systemd, as systemd-analyze sees them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::common::tool;
+use crate::common::client::Client;
+use crate::common::process::{wait_for, wait_for_listener};
+use crate::common::{server, tool};
 
 /// Tenths of systemd's exposure level, of 100: what the hardening of the service has come down to.
 const EXPOSURE_MAX: &str = "2";
@@ -55,5 +58,97 @@ fn the_service_is_as_confined_as_it_was() {
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+/// The system calls in a set of systemd's, `@privileged` say.
+fn set_of_calls(set: &str) -> BTreeSet<String> {
+    let mut analyze = Command::new(tool("systemd-analyze", "systemd"));
+    let output = analyze.args(["syscall-filter", set]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.starts_with(set), "{text}");
+    let lines = text.lines().skip(1).map(str::trim);
+    let inside = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let calls = inside.map(|name| match name.starts_with('@') {
+        true => set_of_calls(name),
+        false => BTreeSet::from([name.to_owned()]),
+    });
+    calls.flatten().collect()
+}
+
+/// What the unit lets the service call: later lines add to earlier ones, or with ~ take away.
+fn allowed_calls(unit: &str) -> BTreeSet<String> {
+    let mut allowed = set_of_calls("@default");
+    let lines = unit.lines();
+    for list in lines.filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let (takes, list) = match list.strip_prefix('~') {
+            Some(list) => (true, list),
+            None => (false, list),
+        };
+        for name in list.split_whitespace() {
+            let calls = match name.starts_with('@') {
+                true => set_of_calls(name),
+                false => BTreeSet::from([name.to_owned()]),
+            };
+            match takes {
+                true => allowed.retain(|call| !calls.contains(call)),
+                false => allowed.extend(calls),
+            }
+        }
+    }
+    allowed
+}
+
+/// The service could not take its socket, nor confine itself: its unit forbade the calls for that.
+#[test]
+#[ignore = "needs systemd and strace"]
+fn the_unit_allows_what_the_service_calls() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/systemd/lazystore@.service");
+    let allowed = allowed_calls(&fs::read_to_string(unit).unwrap());
+    let tree = server::tree();
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, trace) = (dir.path().join("socket"), dir.path().join("trace"));
+    // Without capabilities, as the unit has it.
+    let mut activate = Command::new(tool("setpriv", "util-linux"));
+    activate.args(["--bounding-set=-all", "--inh-caps=-all"]);
+    activate
+        .arg(tool("systemd-socket-activate", "systemd"))
+        .arg("-l")
+        .arg(&socket)
+        .arg(tool("strace", "strace"));
+    // -D: the server is the process that was given the socket.
+    activate.args(["-D", "-f", "-o"]).arg(&trace);
+    activate.arg(env!("CARGO_BIN_EXE_lazystore"));
+    activate
+        .args(["serve", "--once", "--tree"])
+        .arg(tree.path());
+    let mut child = activate
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for_listener(&mut child, &socket);
+    drop(Client::start(&socket, 1));
+    assert!(server::wait(&mut child).success());
+    let server = child.id().to_string();
+    let is_end = |line: &str| line.starts_with(&server) && line.contains("+++ exited with 0");
+    let trace = wait_for("the trace", || {
+        let trace = fs::read_to_string(&trace).ok()?;
+        trace.lines().any(is_end).then_some(trace)
+    });
+    // Those of the loader are allowed to every service.
+    let calls = trace
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1)?.split_once('('));
+    let refused: BTreeSet<&str> = calls
+        .map(|(name, _)| name)
+        .filter(|name| {
+            name.starts_with(|c: char| c.is_ascii_lowercase()) && !allowed.contains(*name)
+        })
+        .collect();
+    assert_eq!(refused, BTreeSet::new());
+    assert!(
+        trace.contains("seccomp(") && trace.contains("landlock_restrict_self("),
+        "{trace}"
     );
 }

@@ -115,6 +115,8 @@ impl ServeArgs {
     fn check_places(&self) -> Result<(), CliError> {
         let sockets = self.transports.vhost_user.iter();
         let sockets = sockets.map(|path| Place::new("--vhost-user", path));
+        let nbd = self.transports.nbd.iter();
+        let sockets = sockets.chain(nbd.map(|path| Place::new("--nbd", path)));
         let record = self.recording.written();
         let record = record.map(|(option, path)| Place::new(option, path));
         let files: Vec<_> = sockets.chain(record).collect();

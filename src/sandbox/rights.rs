@@ -4,12 +4,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit,
 };
-use rustix::stdio::stderr;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
@@ -34,10 +32,9 @@ pub(super) fn disable_core_dumps(process: Process) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// A worker makes no file longer, unless its log or its recording is one.
+/// A worker makes no file longer, unless its log or its recording is one (`Reach::writes_file`).
 pub(super) fn limit_files(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
-    let log = fstat(stderr()).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    if !process.is_worker() || reach.writes_file || log == Ok(FileType::RegularFile) {
+    if !process.is_worker() || reach.writes_file {
         return Ok(());
     }
     let none = Rlimit {
@@ -56,13 +53,18 @@ pub(super) fn may_mount() -> Result<bool, SandboxError> {
 pub(super) fn renounce(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     set_no_new_privs(true).map_err(SandboxError::host("renounce new privileges"))?;
     empty_bounding_set()?;
-    let kept = necessary(process, reach) & held()?.permitted;
+    let held = held()?;
+    let kept = necessary(process, reach) & held.permitted;
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,
         // The ambient set shrinks with this one (capabilities(7)).
         inheritable: CapabilitySet::empty(),
     };
+    // A system call that systemd's filter may forbid to a service without capabilities.
+    if held == sets {
+        return Ok(());
+    }
     set_capabilities(None, sets).map_err(SandboxError::host("drop capabilities"))
 }
 

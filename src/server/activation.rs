@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use listenfd::ListenFd;
 use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::error::SocketError;
 
@@ -57,15 +57,17 @@ impl InheritedSocket {
     /// # Errors
     /// When the environment is malformed, or a descriptor is no listening Unix stream socket.
     pub fn take_all() -> Result<Vec<Self>, SocketError> {
-        let fds = sd_notify::listen_fds().map_err(SocketError::Environment)?;
-        fds.map(Self::take).collect()
+        let numbers = sd_notify::listen_fds().map_err(SocketError::Environment)?;
+        let mut given = ListenFd::from_env();
+        let take = |(index, number)| Self::take(&mut given, index, number);
+        numbers.enumerate().map(take).collect()
     }
 
-    fn take(descriptor: RawFd) -> Result<Self, SocketError> {
+    fn take(given: &mut ListenFd, index: usize, descriptor: RawFd) -> Result<Self, SocketError> {
         let fault = |source| SocketError::Inherited { descriptor, source };
-        let listener = UnixListener::from(take_descriptor(descriptor).map_err(fault)?);
-        // Fails unless it is a Unix socket.
-        listener.local_addr().map_err(fault)?;
+        let missing = || fault(io::Error::other("it is not open"));
+        let listener = given.take_unix_listener(index).map_err(fault)?;
+        let listener = listener.ok_or_else(missing)?;
         if !getsockopt(&listener, AcceptConn).map_err(|errno| fault(errno.into()))? {
             return Err(fault(io::Error::other("nobody listens on it")));
         }
@@ -89,13 +91,4 @@ impl InheritedSocket {
     pub(super) fn into_listener(self) -> UnixListener {
         self.listener
     }
-}
-
-/// A bare number becomes a descriptor with an owner: asked of the kernel, which knows whether it is open, as a copy. The
-/// number itself is closed, since a worker must not keep what leads to other VMs.
-fn take_descriptor(descriptor: RawFd) -> io::Result<OwnedFd> {
-    let this = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let owned = pidfd_getfd(this, descriptor, PidfdGetfdFlags::empty())?;
-    nix::unistd::close(descriptor)?;
-    Ok(owned)
 }

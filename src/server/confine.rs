@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, fstat};
+use rustix::stdio::stderr;
+
 use super::ServeOptions;
 use crate::image::Image;
 use crate::sandbox::{self, Process, Reach, SandboxError};
@@ -16,11 +19,19 @@ pub(super) fn warn_of_missing_protections(options: &ServeOptions) {
     }
 }
 
-/// Confines a process that is about to serve `image`, unless that is not wanted.
+/// Whether log lines go to a regular file. To be asked before a worker is muted, which has another stderr.
+pub(super) fn log_is_file() -> bool {
+    let log = fstat(stderr()).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    log == Ok(FileType::RegularFile)
+}
+
+/// Confines a process that is about to serve `image`, unless that is not wanted. With `logs_to_file` it may make files
+/// longer.
 pub(super) fn confine(
     process: Process,
     image: &Image,
     options: &ServeOptions,
+    logs_to_file: bool,
 ) -> Result<(), SandboxError> {
     if !options.sandbox {
         return Ok(());
@@ -28,7 +39,7 @@ pub(super) fn confine(
     let reach = Reach {
         store: image.store_dir(),
         paths: paths(process, image, options),
-        writes_file: options.record.is_some(),
+        writes_file: options.record.is_some() || logs_to_file,
         any_owner: image.is_tree(),
         cleaned_dirs: cleaned_dirs(image, options),
     };

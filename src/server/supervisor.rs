@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::activation::InheritedSocket;
-use super::confine::{confine, warn_of_missing_protections};
+use super::confine::{confine, log_is_file, warn_of_missing_protections};
 use super::endpoint::{self, Endpoint, MountEndpoint, WorkerContext};
 use super::error::ServeError;
 use super::mute::Muted;
@@ -25,7 +25,7 @@ use super::workers::{Outcome, Worker};
 use super::{ServeEvent, ServeOptions};
 use crate::image::Image;
 use crate::process::{self, Child, End, Signals, stop_all};
-use crate::sandbox::Process;
+use crate::sandbox::{Process, SandboxError};
 
 /// How long workers may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
@@ -59,6 +59,7 @@ pub fn serve(
         record: record.transpose()?,
         image,
         options,
+        logs_to_file: log_is_file(),
         signals,
         workers: Vec::new(),
         prefetcher: None,
@@ -96,6 +97,8 @@ enum Source {
 struct Server<'o> {
     image: Arc<Image>,
     options: &'o ServeOptions,
+    /// Log lines go to a regular file, which workers then make longer.
+    logs_to_file: bool,
     endpoints: Vec<Endpoint>,
     signals: Signals,
     /// Those of VMs.
@@ -120,7 +123,8 @@ impl Server<'_> {
         warn_of_missing_protections(self.options);
         if let Some(index) = self.mount_index() {
             self.start_mount(index)?;
-            while !self.is_mounted() {
+            // It may be over already: a reader was faster, or someone unmounted it.
+            while self.is_mounting() {
                 if self.turn()? == Step::End {
                     return Ok(Step::End);
                 }
@@ -130,7 +134,7 @@ impl Server<'_> {
             Some(_) => Process::Mounter,
             None => Process::Listener,
         };
-        confine(profile, &self.image, self.options)?;
+        self.confine(profile)?;
         self.is_ready = true;
         (self.on_event)(ServeEvent::Ready);
         self.start_prefetch();
@@ -299,14 +303,23 @@ impl Server<'_> {
                 return true;
             };
             let socket = endpoints[worker.endpoint].socket_mut();
-            if socket.is_some_and(|socket| socket.ended(worker.vm, now)) {
+            let never_accepted = socket.is_some_and(|socket| {
+                if worker.has_accepted {
+                    socket.accepted(worker.vm);
+                }
+                socket.ended(worker.vm, now)
+            });
+            if never_accepted {
                 tracing::warn!(socket = %worker.socket, "a worker could not accept a connection");
             }
             worker.log(&outcome);
             if let Some(record) = record {
                 record.ended(worker.vm, outcome.of_recording());
             }
-            outcomes.push(outcome);
+            // The word of one that was served may be lost; a client that broke the protocol at once had no disk.
+            if worker.has_spoken || outcome == Outcome::Served {
+                outcomes.push(outcome);
+            }
             false
         });
         outcomes
@@ -396,12 +409,16 @@ impl Server<'_> {
         let context = WorkerContext {
             image: Arc::clone(&self.image),
             reporter: Arc::new(reporter),
-            confine: &|| confine(profile, &self.image, self.options),
+            confine: &|| self.confine(profile),
         };
         match endpoint {
             Endpoint::VhostUser(socket) | Endpoint::Nbd(socket) => socket.serve(context, muted),
             Endpoint::Fuse(mount) => mount.serve(context, self.options.once && is_alone),
         }
+    }
+
+    fn confine(&self, profile: Process) -> Result<(), SandboxError> {
+        confine(profile, &self.image, self.options, self.logs_to_file)
     }
 
     /// Ends everything.
@@ -412,6 +429,8 @@ impl Server<'_> {
         // They hold SIGTERM back, to say what was served; these have nothing to say.
         let silent = self.workers.iter_mut().filter(|worker| !worker.has_spoken);
         silent.for_each(Worker::turn_away);
+        let spoken = self.workers.iter_mut().filter(|worker| worker.has_spoken);
+        spoken.for_each(Worker::ask_to_end);
         let workers = self.workers.iter_mut().map(|worker| &mut worker.child);
         let mounts = detached.iter_mut().map(|worker| &mut worker.child);
         let mut children: Vec<&mut Child> =

@@ -26,7 +26,11 @@ pub(super) struct Worker {
     pub(super) socket: SocketName,
     reports: Reports,
     started: Instant,
+    /// It has taken its connection.
+    pub(super) has_accepted: bool,
     pub(super) has_spoken: bool,
+    /// The server ends, and this worker with it.
+    is_ending: bool,
     /// This process ended it, for want of a first message.
     was_turned_away: bool,
     /// Its connection is not to be logged: too many come and go.
@@ -84,7 +88,9 @@ impl Worker {
             socket,
             reports,
             started: Instant::now(),
+            has_accepted: false,
             has_spoken: false,
+            is_ending: false,
             was_turned_away: false,
             is_muted,
             stats: None,
@@ -111,7 +117,10 @@ impl Worker {
         let mut news = News::default();
         for word in words {
             match word {
-                Word::Accepted => news.accepted = true,
+                Word::Accepted => {
+                    self.has_accepted = true;
+                    news.accepted = true;
+                }
                 Word::Spoke if !self.has_spoken => {
                     self.has_spoken = true;
                     news.spoke = true;
@@ -134,6 +143,11 @@ impl Worker {
         self.child.signal(Signal::SIGKILL);
     }
 
+    /// The server ends: from now on SIGTERM is no fault.
+    pub(super) fn ask_to_end(&mut self) {
+        self.is_ending = true;
+    }
+
     /// How it ended; none while it lives.
     pub(super) fn outcome(&mut self) -> Option<Outcome> {
         let end = self.child.end()?;
@@ -142,6 +156,7 @@ impl Worker {
         Some(match end {
             _ if self.was_turned_away => Outcome::Silent,
             End::Exited(0) => Outcome::Served,
+            End::Killed(Signal::SIGTERM) if self.is_ending => Outcome::Served,
             End::Exited(EXIT_SILENT) => Outcome::Silent,
             End::Exited(code) => Outcome::Failed {
                 how: format!("exit code {code}"),

@@ -150,6 +150,36 @@ fn with_once_the_first_client_is_the_last_and_a_look_is_none() {
     assert!(!program.socket.exists());
 }
 
+/// It ended the server, with exit code 1, and would have taken the VM along.
+#[test]
+fn with_once_a_client_that_breaks_the_protocol_is_none() {
+    let tree = tree();
+    let mut program = serve(tree.path(), &["--once"]);
+    let mut broken = Client::greet(UnixStream::connect(&program.socket).unwrap(), !0);
+    assert!(broken.is_at_end());
+    wait_for("its worker to end", || {
+        program.workers().is_empty().then_some(())
+    });
+    drop(program.client());
+    let status = wait_for("the server to end", || program.child.try_wait().unwrap());
+    assert!(status.success());
+}
+
+/// It was logged as an error for each client.
+#[test]
+fn clients_at_the_end_of_the_server_are_no_error() {
+    let tree = tree();
+    let mut program = serve(tree.path(), &[]);
+    let mut client = program.client();
+    assert!(client.read(0, 0, 4096).is_ok());
+    kill(program.pid(), Signal::SIGTERM).unwrap();
+    assert!(client.is_at_end());
+    let status = wait_for("the server to end", || program.child.try_wait().unwrap());
+    assert!(status.success());
+    let said = stderr_of(&mut program.child);
+    assert!(!said.contains("killed"), "{said}");
+}
+
 #[test]
 fn other_places_than_unix_sockets_are_refused_in_one_sentence() {
     for place in ["localhost:10809", "0.0.0.0:10809", "unix:", "/run/x"] {

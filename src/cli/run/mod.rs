@@ -203,7 +203,11 @@ impl Vm {
             .map_err(run_error("wait for the server"))?
         {
             Start::Ready => {}
-            Start::Failed(end) | Start::Interrupted(end) => {
+            Start::Failed => {
+                self.clean_up();
+                return Ok(EXIT_OWN_FAILURE.into());
+            }
+            Start::Interrupted(end) => {
                 self.clean_up();
                 return Ok(end.shell_code().into());
             }

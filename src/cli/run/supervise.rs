@@ -30,7 +30,7 @@ pub enum Start {
     /// The disk can be attached.
     Ready,
     /// It could not be served, and the server has said why.
-    Failed(End),
+    Failed,
     /// A signal came in between.
     Interrupted(End),
 }
@@ -52,7 +52,10 @@ pub fn await_ready(
             let is_ready = words.read(&mut said)? == 1 && said[0] == READY;
             return Ok(match is_ready {
                 true => Start::Ready,
-                false => Start::Failed(server.stop(GRACE).unwrap_or(End::Unknown)),
+                false => {
+                    server.stop(GRACE);
+                    Start::Failed
+                }
             });
         }
     }

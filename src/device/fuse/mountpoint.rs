@@ -67,6 +67,15 @@ impl MountPoint {
         self.mount = mount.filter(|mount| mount.is_ours);
         Ok(())
     }
+
+    /// The process that was to mount has ended, maybe after it mounted and before it said so. What it left is then to be
+    /// unmounted. Not before its end: asking a mount that is not served yet would wait.
+    pub fn left_by_worker(&mut self) {
+        if self.mount.is_none() {
+            let mount = Mount::at(&self.dir).ok().flatten();
+            self.mount = mount.filter(|mount| mount.is_ours && !is_alive(&self.dir));
+        }
+    }
 }
 
 /// Detaches what servers that were killed left mounted on `dir`. The last one may still be dying: waits two seconds for it.

@@ -187,9 +187,10 @@ impl MountEndpoint {
         let words = worker.reports.read_to_end();
         self.hear(words);
         // Unmounts what is left.
-        let State::Worker(worker) = std::mem::replace(&mut self.state, State::Over) else {
+        let State::Worker(mut worker) = std::mem::replace(&mut self.state, State::Over) else {
             return MountNews::None;
         };
+        worker.mountpoint.left_by_worker();
         if end == End::Exited(0) {
             tracing::info!(dir = %self.options.dir.display(), "the file is not served any more");
             return MountNews::Ended { is_over: true };
@@ -238,20 +239,28 @@ impl MountEndpoint {
                 child,
                 reports,
                 mountpoint,
+                is_mounted,
                 ..
-            }) => {
-                drop(mountpoint);
-                Some(DetachedWorker { child, reports })
-            }
+            }) => Some(DetachedWorker {
+                child,
+                reports,
+                // Unmounts now, if the file is there.
+                unheard: (!is_mounted).then_some(mountpoint),
+            }),
             _ => None,
         }
     }
 
-    /// What a worker said at its end.
+    /// What a worker said at its end, and what it left mounted.
     pub(in super::super) fn hear_last(&mut self, mut worker: DetachedWorker) {
-        if worker.child.end().is_some() {
+        let has_ended = worker.child.end().is_some();
+        if has_ended {
             let words = worker.reports.read_to_end();
             self.hear(words);
+        }
+        match worker.unheard {
+            Some(mut mountpoint) if has_ended => mountpoint.left_by_worker(),
+            other => std::mem::forget(other),
         }
     }
 
@@ -308,6 +317,8 @@ impl MountEndpoint {
 pub(in super::super) struct DetachedWorker {
     pub(in super::super) child: Child,
     reports: Reports,
+    /// Where it was to mount, if it has not said that it has.
+    unheard: Option<MountPoint>,
 }
 
 /// Tells the parent at SIGTERM, from a thread of its own, what was read by those who still have the file open.

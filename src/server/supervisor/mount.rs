@@ -1,6 +1,6 @@
 //! The mount's worker: started, watched, and started again when it ends before its time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -20,9 +20,12 @@ impl Server<'_> {
         endpoints.position(|endpoint| matches!(endpoint, Endpoint::Fuse(_)))
     }
 
-    pub(super) fn is_mounted(&self) -> bool {
-        let mut endpoints = self.endpoints.iter();
-        endpoints.any(|endpoint| matches!(endpoint, Endpoint::Fuse(mount) if mount.is_mounted()))
+    /// Whether a mount is awaited.
+    pub(super) fn is_mounting(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| match endpoint {
+            Endpoint::Fuse(mount) => !mount.is_mounted() && !mount.is_over(),
+            Endpoint::VhostUser(_) | Endpoint::Nbd(_) => false,
+        })
     }
 
     /// Starts the worker that mounts.
@@ -80,7 +83,8 @@ impl Server<'_> {
         tracing::error!(reason, "cannot mount the file anew, and try again later");
         if let Some(mount) = self.endpoints[index].mount_mut() {
             if let Some(mut worker) = mount.detach() {
-                worker.child.signal(Signal::SIGKILL);
+                worker.child.stop(Duration::ZERO);
+                mount.hear_last(worker);
             }
             mount.back_off(Instant::now());
         }

@@ -2,7 +2,6 @@
 
 use nix::sys::signal::Signal;
 
-use super::super::confine::confine;
 use super::super::recording::prefetch;
 use super::Server;
 use crate::process;
@@ -23,7 +22,7 @@ impl Server<'_> {
     /// That process's life.
     fn become_prefetcher(&mut self) -> u8 {
         self.take_endpoint(usize::MAX);
-        if let Err(error) = confine(Process::Prefetcher, &self.image, self.options) {
+        if let Err(error) = self.confine(Process::Prefetcher) {
             tracing::error!("{error}");
             return 1;
         }
