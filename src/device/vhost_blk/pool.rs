@@ -15,7 +15,16 @@ use super::sync::{Arc, Condvar, Mutex, MutexGuard, lock, wait};
 pub(in crate::device) trait Job: Send + 'static {
     /// Does it.
     fn run(self);
+
+    /// Whether anybody still needs it.
+    fn is_wanted(&self) -> bool {
+        true
+    }
 }
+
+/// From so many waiting jobs on, those that nobody needs any more are dropped: a frontend that stops and starts its rings
+/// must not pile them up.
+const JOBS_BEFORE_PURGE: usize = 4096;
 
 /// Threads that are started when they are needed and then stay.
 pub(in crate::device) struct Pool<J: Job> {
@@ -67,6 +76,9 @@ impl<J: Job> Pool<J> {
         }
         if state.ended || state.threads.is_empty() {
             return Err(job);
+        }
+        if state.jobs.len() >= JOBS_BEFORE_PURGE {
+            state.jobs.retain(J::is_wanted);
         }
         state.jobs.push_back(job);
         drop(state);

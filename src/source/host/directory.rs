@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, ResolveFlags, Statx};
 use rustix::io::Errno;
@@ -53,11 +54,26 @@ impl From<&Statx> for Stat {
 }
 
 /// Which file on the host it is, whatever its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Identity {
     /// The file system's.
     device: DeviceNumber,
     inode: u64,
+    /// ctime, which nobody can set.
+    changed: (i64, u32),
+    /// The ctime was that of another moment when this was asked for, so a later change shows in it. The kernel's clock for
+    /// it ticks every few milliseconds only.
+    is_settled: bool,
+}
+
+impl Identity {
+    /// Whether this is still `other`, which was found before. An inode number may change without a new file: overlayfs over several file systems
+    /// (without `xino`) and some FUSE file systems give a directory another one when it has left the cache (Linux
+    /// `fs/overlayfs/inode.c`, `ovl_map_inode`). A new file has a new ctime, and so has one that was renamed.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.device == other.device
+            && (self.inode == other.inode || other.is_settled && self.changed == other.changed)
+    }
 }
 
 impl From<&Statx> for Identity {
@@ -68,8 +84,17 @@ impl From<&Statx> for Identity {
                 minor: stat.stx_dev_minor,
             },
             inode: stat.stx_ino,
+            changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+            is_settled: is_past(stat.stx_ctime.tv_sec),
         }
     }
+}
+
+/// Whether so many seconds after 1970 were over two seconds ago.
+fn is_past(seconds: i64) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok());
+    now.is_some_and(|now| seconds.saturating_add(2) < now)
 }
 
 /// The name of the entry at which a directory could not be read (empty: the directory itself), and why.
@@ -176,5 +201,26 @@ fn threads_for(entries: usize) -> usize {
     match entries / ENTRIES_PER_THREAD {
         0..2 => 1,
         worth => worth.min(parallel::threads()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DeviceNumber, Identity};
+
+    /// A store in an overlay was served with I/O errors once its directories had left the cache.
+    #[test]
+    fn a_directory_with_another_inode_number_and_the_same_ctime_is_the_same() {
+        let identity = |inode, nsec| Identity {
+            device: DeviceNumber { major: 0, minor: 7 },
+            inode,
+            changed: (1, nsec),
+            is_settled: nsec < 3,
+        };
+        assert!(identity(5, 1).is(&identity(6, 1)));
+        assert!(identity(5, 1).is(&identity(5, 2)));
+        assert!(!identity(5, 1).is(&identity(6, 2)));
+        // Both may have been made in one tick of the clock.
+        assert!(!identity(5, 3).is(&identity(6, 3)));
     }
 }

@@ -111,7 +111,7 @@ impl HostTree {
     pub fn check_top(&self, path: &[u8], top: Identity) -> Result<(), SourceError> {
         let name = path.split(|byte| *byte == b'/').next().unwrap_or(path);
         let (_, found) = self.identify(name)?;
-        if found == top {
+        if found.is(&top) {
             return Ok(());
         }
         Err(SourceError::Replaced {
@@ -149,7 +149,15 @@ impl HostTree {
         let dir = self
             .with_room(|| self.open_to_read(path, OFlags::DIRECTORY, IoMode::Blocking))
             .map_err(|errno| self.error(path, "open directory", errno))?;
-        directory::list(&dir, detail).map_err(|(name, errno)| {
+        let listed = match directory::list(&dir, detail) {
+            // Subdirectories are opened, too.
+            Err((_, Errno::MFILE | Errno::NFILE)) => {
+                self.files.clear();
+                directory::list(&dir, detail)
+            }
+            listed => listed,
+        };
+        listed.map_err(|(name, errno)| {
             let mut full = path.to_vec();
             if !full.is_empty() && !name.is_empty() {
                 full.push(b'/');

@@ -35,17 +35,21 @@ impl Job for BlockingJob {
             progress.carry_out();
         }
     }
+
+    fn is_wanted(&self) -> bool {
+        self.ring.shared.offload.period() == self.period
+    }
 }
 
 impl BlockingJob {
-    fn is_wanted(&self) -> bool {
+    fn has_reader(&self) -> bool {
         self.engine.is_wanted(&self.ring)
     }
 
     /// Waits for what the request needs. None when it is not wanted any more.
     fn execute(&self, parsed: &Parsed) -> Option<Outcome> {
         let memory = View::new(&self.memory);
-        let wanted = &|| self.is_wanted();
+        let wanted = &|| self.has_reader();
         let outcome = {
             let _reading = self.engine.shortage.read();
             self.engine.disk.execute_while(wanted, parsed, &memory)?
@@ -74,11 +78,11 @@ impl<'j> Progress<'j> {
         let job = self.job;
         let memory = View::new(&job.memory);
         for (index, (ticket, parsed)) in job.requests.iter().enumerate() {
-            if !job.is_wanted() {
+            if !job.has_reader() {
                 break;
             }
             // The first of them has just been tried.
-            let wanted = &|| job.is_wanted();
+            let wanted = &|| job.has_reader();
             let tried = (index > 0).then(|| job.engine.disk.try_execute(wanted, parsed, &memory));
             let outcome = if let Some(Attempt::Done(outcome)) = tried {
                 outcome
