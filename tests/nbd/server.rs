@@ -1,6 +1,5 @@
 //! Disks behind a listening socket in this process.
 
-use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,22 +11,7 @@ use lazystore::image::Image;
 use tempfile::TempDir;
 
 use crate::common;
-
-/// A tree to serve: files of many sizes in two directories.
-pub fn tree() -> TempDir {
-    let tree = tempfile::tempdir().unwrap();
-    for dir in ["one", "two/three"] {
-        let dir = tree.path().join(dir);
-        fs::create_dir_all(&dir).unwrap();
-        for len in [0, 1, 700, 4096, 4097, 50_000, 1_000_000, 3_000_001] {
-            let content: Vec<u8> = (0..len)
-                .map(|at| u8::try_from(at * 31 % 251).unwrap())
-                .collect();
-            fs::write(dir.join(format!("file{len}")), content).unwrap();
-        }
-    }
-    tree
-}
+pub use crate::common::server::tree;
 
 /// Options with which tests do not wait long.
 pub fn options() -> NbdOptions {
