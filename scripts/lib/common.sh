@@ -48,19 +48,35 @@ is_there() {
     esac
 }
 
-# need PACKAGE:COMMAND...: installs the packages whose command is missing.
+# need PACKAGE:COMMAND...: installs the packages whose command is missing. Twice if it must: apt may remove one package for
+# another, such as a newer qemu-utils for qemu-system-x86.
 need() {
-    local tool missing=()
+    local missing round
+    for round in 1 2; do
+        find_missing "$@"
+        (( ${#missing[@]} )) || return 0
+        apt_install "${missing[@]}"
+    done
+    find_missing "$@"
+    (( ! ${#missing[@]} )) || die "still missing after their installation: ${missing[*]}"
+}
+
+# Fills the caller's array `missing` with packages.
+find_missing() {
+    local tool
+    missing=()
     for tool; do
         is_there "${tool#*:}" || missing+=("${tool%%:*}")
     done
-    (( ${#missing[@]} )) || return 0
-    local install=(apt-get install -y --no-install-recommends "${missing[@]}")
-    (( EUID == 0 )) || die "missing: ${missing[*]}; as root: ${install[*]}"
-    command -v apt-get >/dev/null || die "missing (names of Debian's packages): ${missing[*]}"
-    say "installing ${missing[*]}"
+}
+
+apt_install() {
+    local command=(apt-get install -y --no-install-recommends "$@")
+    (( EUID == 0 )) || die "missing: $*; as root: ${command[*]}"
+    command -v apt-get >/dev/null || die "missing (names of Debian's packages): $*"
+    say "installing $*"
     apt_refresh
-    quietly env DEBIAN_FRONTEND=noninteractive "${install[@]}" -qq
+    quietly env DEBIAN_FRONTEND=noninteractive "${command[@]}" -qq
 }
 
 need_cargo() {

@@ -315,7 +315,8 @@ impl Drop for Daemon {
 /// A command for which the store is at /nix.
 pub fn in_its_place(store: &ChrootStore, program: &str) -> Command {
     let mut command = Command::new(tool("unshare", "util-linux"));
-    let script = "mount --bind \"$0\" /nix && exec \"$@\"";
+    // Debian's nix-bin makes no /nix.
+    let script = "mkdir -p /nix && mount --bind \"$0\" /nix && exec \"$@\"";
     command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
     command.arg(store.root().join("nix")).arg(program);
     command.env_remove("NIX_REMOTE");
