@@ -276,7 +276,7 @@ pub fn listed(paths: &[String]) -> String {
 const SHOWN: usize = 512;
 
 /// `bytes` for a message: what is not UTF-8 replaced, control characters escaped, not endless.
-pub(super) fn shown(bytes: &[u8]) -> String {
+pub(crate) fn shown(bytes: &[u8]) -> String {
     let (bytes, rest) = bytes.split_at(bytes.len().min(SHOWN));
     let mut text = String::with_capacity(bytes.len());
     for c in String::from_utf8_lossy(bytes).chars() {

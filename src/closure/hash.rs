@@ -47,14 +47,19 @@ pub(super) fn decode(text: &[u8]) -> Option<[u8; 32]> {
 }
 
 /// `hash` as closureInfo writes it, in nix32.
-pub(super) fn encode(hash: &[u8; 32]) -> String {
+pub(super) fn encode(hash: &[u8]) -> String {
     let digit = |place: usize| {
         let (byte, shift) = (place * 5 / 8, place * 5 % 8);
         let next = hash.get(byte + 1).copied().unwrap_or(0);
         let bits = u16::from_le_bytes([hash[byte], next]) >> shift & 31;
         char::from(NIX32[usize::from(bits)])
     };
-    (0..52).rev().map(digit).collect()
+    (0..(hash.len() * 8).div_ceil(5)).rev().map(digit).collect()
+}
+
+/// Whether `digit` is one of Nix's base32.
+pub(super) fn is_nix32(digit: u8) -> bool {
+    NIX32_DIGITS.value(digit).is_some()
 }
 
 fn base16(digits: &[u8]) -> Option<[u8; 32]> {
@@ -84,12 +89,14 @@ fn nix32(digits: &[u8]) -> Option<[u8; 32]> {
     Some(hash)
 }
 
-/// 43 digits and a `=`, the highest bits first.
-fn base64(digits: &[u8]) -> Option<[u8; 32]> {
-    let digits = digits
-        .strip_suffix(b"=")
-        .filter(|digits| digits.len() == 43)?;
-    let mut hash = [0; 32];
+/// The highest bits first, and as many `=` as make the length a multiple of four.
+pub(super) fn base64<const LEN: usize>(text: &[u8]) -> Option<[u8; LEN]> {
+    let (digits, padding) = text.split_at_checked((LEN * 8).div_ceil(6))?;
+    if padding.iter().any(|byte| *byte != b'=') || padding.len() != digits.len().wrapping_neg() % 4
+    {
+        return None;
+    }
+    let mut hash = [0; LEN];
     for (place, &digit) in digits.iter().enumerate() {
         let (byte, shift) = (place * 6 / 8, place * 6 % 8);
         // As the six highest of 16 bits, then moved to where they start within the byte.

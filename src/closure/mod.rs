@@ -10,6 +10,7 @@ mod graph;
 mod hash;
 mod lines;
 mod name;
+pub mod narinfo;
 mod nix_store;
 mod pins;
 mod references;
@@ -22,6 +23,7 @@ use std::io::{self, BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub(crate) use error::shown;
 pub use error::{ClosureError, Fault, Input, RootFault, listed};
 pub use graph::Graph;
 pub use pins::Pins;

@@ -1,9 +1,16 @@
 //! A store path's place: directly inside the store directory.
 
 use super::error::{Fault, shown};
+use super::hash;
 
 /// The longest file name that Linux and EROFS take, in bytes.
 const NAME_MAX: usize = 255;
+
+/// How many digits of a base name are its hash.
+pub(super) const HASH_DIGITS: usize = 32;
+
+/// The longest name that Nix gives after the hash and its dash, in bytes.
+const NIX_NAME_MAX: usize = 211;
 
 /// The logical store directory, as the bytes that store paths start with.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +48,11 @@ impl<'a> StoreDir<'a> {
         Ok(name)
     }
 
+    /// Without slashes at its end.
+    pub(super) fn as_bytes(&self) -> &'a [u8] {
+        self.0
+    }
+
     /// The whole path of `name`.
     pub(super) fn path_of(&self, name: &[u8]) -> Vec<u8> {
         let mut path = Vec::new();
@@ -69,6 +81,19 @@ impl<'a> StoreDir<'a> {
             store_dir: shown(store_dir),
         }
     }
+}
+
+/// Whether Nix itself could have given this base name: 32 digits, a dash, and letters of a few kinds (Nix,
+/// `src/libstore/path.cc`). So neither commas nor spaces nor line ends, which separate names elsewhere.
+pub(super) fn is_nix_name(name: &[u8]) -> bool {
+    let Some((digits, rest)) = name.split_at_checked(HASH_DIGITS) else {
+        return false;
+    };
+    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-._?=".contains(byte);
+    digits.iter().all(|digit| hash::is_nix32(*digit))
+        && rest.strip_prefix(b"-").is_some_and(|rest| {
+            (1..=NIX_NAME_MAX).contains(&rest.len()) && rest.iter().all(is_letter)
+        })
 }
 
 /// The first bytes of `name` as a number that is ordered as they are.

@@ -3,10 +3,12 @@
 //! [`TreeSource`] is the closed list of places. [`HostTree`] is the only one that opens files of the host. All devices
 //! read files by [`File::read_into`].
 
+pub mod decompress;
 mod destination;
 mod error;
 mod host;
 mod memory;
+pub mod nar;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,0 +1,75 @@
+//! Signatures of narinfos, and the keys that are trusted: `NAME:BASE64`, ed25519 (Nix, `src/libstore/crypto.cc`).
+
+use ed25519_dalek::VerifyingKey;
+
+use super::error::KeyFault;
+use crate::closure::error::shown;
+use crate::closure::hash;
+
+/// The key of cache.nixos.org, which Nix trusts unless told otherwise.
+pub const CACHE_NIXOS_ORG: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+
+/// A key that signs narinfos.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicKey {
+    name: String,
+    key: VerifyingKey,
+}
+
+impl PublicKey {
+    /// Parses `NAME:BASE64`.
+    ///
+    /// # Errors
+    /// It is something else, or no point of the curve.
+    pub fn parse(text: &str) -> Result<Self, KeyFault> {
+        let fault = || KeyFault {
+            text: shown(text.as_bytes()),
+        };
+        let (name, digits) = split(text).ok_or_else(fault)?;
+        let bytes = hash::base64(digits).ok_or_else(fault)?;
+        let key = VerifyingKey::from_bytes(&bytes).map_err(|_| fault())?;
+        let name = name.to_owned();
+        Ok(Self { name, key })
+    }
+
+    /// Parses keys with white space between them, as `trusted-public-keys` in nix.conf has them.
+    ///
+    /// # Errors
+    /// One of them is something else.
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, KeyFault> {
+        text.split_ascii_whitespace().map(Self::parse).collect()
+    }
+
+    /// Its name: what signatures call it by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn verifies(&self, text: &[u8], signature: &Signature) -> bool {
+        let bytes = ed25519_dalek::Signature::from_bytes(&signature.bytes);
+        signature.key == self.name && self.key.verify_strict(text, &bytes).is_ok()
+    }
+}
+
+/// A signature, by whom and of what it may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Signature {
+    /// Name of its key.
+    pub(super) key: String,
+    bytes: [u8; 64],
+}
+
+impl Signature {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (key, digits) = split(text)?;
+        let bytes = hash::base64(digits)?;
+        let key = key.to_owned();
+        Some(Self { key, bytes })
+    }
+}
+
+/// The name of a key, and the digits.
+fn split(text: &str) -> Option<(&str, &[u8])> {
+    let (name, digits) = text.split_once(':')?;
+    (!name.is_empty()).then_some((name, digits.as_bytes()))
+}

@@ -1,0 +1,237 @@
+//! From the nodes of a tree, in the order of a NAR, to the tree with the offsets that they have there.
+
+use super::error::TreeFault;
+use super::{NODES_MAX, NarTree, Node, Payload, tokens};
+use crate::closure::shown;
+
+/// The longest file name that Linux and EROFS take, in bytes.
+pub(super) const NAME_MAX: usize = 255;
+
+/// The longest target of a symlink on Linux, in bytes: PATH_MAX less its NUL.
+pub(super) const TARGET_MAX: usize = 4095;
+
+/// The longest path from the root to a node, in bytes: Nix restores no longer ones, since their store path and they
+/// have to fit into PATH_MAX. So no tree is deeper than half of that.
+pub(super) const PATH_MAX: usize = 4096;
+
+/// A tree that is being built.
+pub(super) struct Builder {
+    nodes: Vec<Node>,
+    children: Vec<u32>,
+    bytes: Vec<u8>,
+    /// Directories that have not ended, from the root on.
+    open: Vec<OpenDirectory>,
+    /// Entries so far of all those directories, one directory's after the other's.
+    pending: Vec<u32>,
+    /// Name of the node that comes next.
+    name: Name,
+    /// How many bytes the NAR has up to here.
+    nar_size: u64,
+    max: u64,
+}
+
+/// Where a name is, and how long the path of its node.
+#[derive(Debug, Clone, Copy, Default)]
+struct Name {
+    start: u32,
+    len: u8,
+    path_len: usize,
+}
+
+struct OpenDirectory {
+    index: u32,
+    /// Where its entries begin in `pending`.
+    entries_start: usize,
+    path_len: usize,
+}
+
+impl Builder {
+    /// Builds a tree whose NAR has at most `max` bytes. Its root comes first.
+    pub(super) fn new(max: u64) -> Self {
+        Self {
+            nodes: Vec::new(),
+            children: Vec::new(),
+            bytes: Vec::new(),
+            open: Vec::new(),
+            pending: Vec::new(),
+            name: Name::default(),
+            nar_size: tokens::len_of(&[tokens::MAGIC]),
+            max,
+        }
+    }
+
+    /// Begins an entry of the directory that was begun last; its node must follow.
+    pub(super) fn entry(&mut self, name: &[u8]) -> Result<(), TreeFault> {
+        let Some(dir) = self.open.last() else {
+            return Err(TreeFault::Name { name: shown(name) });
+        };
+        let path_len = path_len(dir.path_len, name)?;
+        if self.pending.len() > dir.entries_start {
+            let previous = self.pending.last().map_or(0, |last| *last as usize);
+            check_order(self.name_of(&self.nodes[previous]), name)?;
+        }
+        self.advance(&[tokens::ENTRY])?;
+        self.advance(&tokens::BEFORE_NAME)?;
+        self.advance(&[name, tokens::BEFORE_NODE])?;
+        self.name = Name {
+            start: self.append(name)?,
+            len: u8::try_from(name.len()).unwrap_or(u8::MAX),
+            path_len,
+        };
+        Ok(())
+    }
+
+    /// Begins a directory. Its entries follow, and [`Builder::end_directory`].
+    pub(super) fn directory(&mut self) -> Result<(), TreeFault> {
+        self.begin_node(&[tokens::DIRECTORY])?;
+        let index = self.push(Payload::Directory { first: 0, count: 0 })?;
+        self.open.push(OpenDirectory {
+            index,
+            entries_start: self.pending.len(),
+            path_len: self.name.path_len,
+        });
+        Ok(())
+    }
+
+    /// Adds a regular file: where its bytes begin in the NAR.
+    pub(super) fn regular(&mut self, size_bytes: u64, executable: bool) -> Result<u64, TreeFault> {
+        self.begin_node(&[tokens::REGULAR])?;
+        if executable {
+            self.advance(&[tokens::EXECUTABLE, tokens::EXECUTABLE_VALUE])?;
+        }
+        self.advance(&[tokens::CONTENTS])?;
+        self.advance_bytes(tokens::LENGTH_BYTES)?;
+        let offset = self.nar_size;
+        let padded = size_bytes.checked_next_multiple_of(tokens::ALIGNMENT);
+        self.advance_bytes(padded.unwrap_or(u64::MAX))?;
+        self.end_node()?;
+        self.push(Payload::Regular {
+            size_bytes,
+            offset,
+            executable,
+        })?;
+        Ok(offset)
+    }
+
+    /// Adds a symlink.
+    pub(super) fn symlink(&mut self, target: &[u8]) -> Result<(), TreeFault> {
+        let len = u16::try_from(target.len()).unwrap_or(u16::MAX);
+        if target.is_empty() || usize::from(len) > TARGET_MAX || target.contains(&0) {
+            let target = shown(target);
+            return Err(TreeFault::Target { target });
+        }
+        self.begin_node(&[tokens::SYMLINK, tokens::TARGET, target])?;
+        self.end_node()?;
+        let start = self.append(target)?;
+        self.push(Payload::Symlink { start, len })?;
+        Ok(())
+    }
+
+    /// Ends the directory that was begun last.
+    pub(super) fn end_directory(&mut self) -> Result<(), TreeFault> {
+        let Some(dir) = self.open.pop() else {
+            return Ok(());
+        };
+        let entries = self.pending.drain(dir.entries_start..);
+        // There are fewer than u32::MAX: they are nodes.
+        let first = u32::try_from(self.children.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        self.children.extend(entries);
+        self.nodes[dir.index as usize].payload = Payload::Directory { first, count };
+        self.end_node()
+    }
+
+    /// Whether there is a directory whose end is still to come.
+    pub(super) fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// The tree, when its root is complete.
+    pub(super) fn finish(self) -> NarTree {
+        NarTree {
+            nodes: self.nodes.into(),
+            children: self.children.into(),
+            bytes: self.bytes.into(),
+            nar_size: self.nar_size,
+        }
+    }
+
+    fn begin_node(&mut self, words: &[&[u8]]) -> Result<(), TreeFault> {
+        self.advance(&tokens::BEGIN_NODE)?;
+        self.advance(words)
+    }
+
+    /// Ends a node, and the entry that it is of.
+    fn end_node(&mut self) -> Result<(), TreeFault> {
+        self.advance(&[tokens::END])?;
+        match self.is_open() {
+            true => self.advance(&[tokens::END]),
+            false => Ok(()),
+        }
+    }
+
+    fn push(&mut self, payload: Payload) -> Result<u32, TreeFault> {
+        if self.nodes.len() >= NODES_MAX {
+            return Err(TreeFault::TooManyNodes { max: NODES_MAX });
+        }
+        let index = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        self.nodes.push(Node {
+            name_start: self.name.start,
+            name_len: self.name.len,
+            payload,
+        });
+        if self.is_open() {
+            self.pending.push(index);
+        }
+        Ok(index)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<u32, TreeFault> {
+        let start = u32::try_from(self.bytes.len()).map_err(|_| TreeFault::TooManyNames)?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(start)
+    }
+
+    fn advance(&mut self, words: &[&[u8]]) -> Result<(), TreeFault> {
+        self.advance_bytes(tokens::len_of(words))
+    }
+
+    fn advance_bytes(&mut self, len_bytes: u64) -> Result<(), TreeFault> {
+        let end = self.nar_size.checked_add(len_bytes);
+        let end = end.filter(|end| *end <= self.max);
+        self.nar_size = end.ok_or(TreeFault::TooLarge { max: self.max })?;
+        Ok(())
+    }
+
+    fn name_of(&self, node: &Node) -> &[u8] {
+        &self.bytes[node.name_start as usize..][..usize::from(node.name_len)]
+    }
+}
+
+/// How long the path of the entry `name` is, in a directory whose path has `dir_len` bytes.
+pub(super) fn path_len(dir_len: usize, name: &[u8]) -> Result<usize, TreeFault> {
+    if matches!(name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
+        return Err(TreeFault::Name { name: shown(name) });
+    }
+    let (len, shown) = (name.len(), || shown(name));
+    if len > NAME_MAX {
+        return Err(TreeFault::NameTooLong { name: shown(), len });
+    }
+    let path_len = dir_len + 1 + len;
+    if path_len > PATH_MAX {
+        let (name, max) = (shown(), PATH_MAX);
+        return Err(TreeFault::PathTooLong { name, max });
+    }
+    Ok(path_len)
+}
+
+fn check_order(previous: &[u8], name: &[u8]) -> Result<(), TreeFault> {
+    match previous.cmp(name) {
+        std::cmp::Ordering::Less => Ok(()),
+        std::cmp::Ordering::Equal => Err(TreeFault::Duplicate { name: shown(name) }),
+        std::cmp::Ordering::Greater => Err(TreeFault::Unsorted {
+            name: shown(name),
+            previous: shown(previous),
+        }),
+    }
+}

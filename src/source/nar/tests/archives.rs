@@ -1,0 +1,358 @@
+//! NARs that are cut, changed, too long, or never were one.
+
+use super::*;
+
+#[test]
+fn a_nar_that_is_cut_anywhere_is_an_error() {
+    let nar = small();
+    for len in 0..nar.len() {
+        let cut = NarTree::parse(&nar[..len], nar.len() as u64).unwrap_err();
+        assert!(
+            matches!(cut, NarError::Truncated { at } if at == len as u64),
+            "{len}: {cut}"
+        );
+        let short = NarTree::parse(&nar[..], len as u64).unwrap_err();
+        assert!(
+            matches!(
+                short,
+                NarError::Tree {
+                    fault: TreeFault::TooLarge { .. },
+                    ..
+                } | NarError::Truncated { .. }
+            ),
+            "{len}: {short}"
+        );
+    }
+}
+
+#[test]
+fn every_byte_that_is_wrong_is_noticed_or_part_of_the_tree() {
+    let nar = small();
+    let tree = parse(&nar).unwrap();
+    for at in 0..nar.len() {
+        let mut wrong = nar.clone();
+        wrong[at] ^= 0x01;
+        let same = parse(&wrong).is_ok_and(|other| other == tree);
+        let in_contents = (0..10).any(|n| at >= n && nar[at - n..].starts_with(b"#!/bin/sh\n"))
+            || (0..8).any(|n| at >= n && nar[at - n..].starts_with(b"abcdefgh"));
+        assert_eq!(same, in_contents, "byte {at}");
+    }
+}
+
+#[test]
+fn bytes_after_the_end_and_other_sizes() {
+    let nar = small();
+    let len = nar.len() as u64;
+    let longer = [&nar[..], b"\0"].concat();
+    assert!(
+        matches!(NarTree::parse(&longer[..], len), Err(NarError::Trailing { at }) if at == len)
+    );
+    let other = NarTree::parse(&longer[..], len + 1).unwrap_err();
+    assert!(
+        matches!(other, NarError::Size { found, expected } if (found, expected) == (len, len + 1))
+    );
+    let other = NarTree::parse(&nar[..], len + 8).unwrap_err().to_string();
+    assert_eq!(
+        other,
+        format!(
+            "the NAR has {len} bytes instead of the {} of its narinfo",
+            len + 8
+        )
+    );
+}
+
+/// No more is read than it takes to see that there is too much.
+#[test]
+fn a_nar_without_end_is_left_at_its_size() {
+    struct Endless<'n>(&'n [u8], u64);
+    impl Read for Endless<'_> {
+        fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+            let len = if self.0.is_empty() {
+                to.fill(0);
+                to.len()
+            } else {
+                self.0.read(to)?
+            };
+            self.1 += len as u64;
+            Ok(len)
+        }
+    }
+    let nar = small();
+    let mut reader = Endless(&nar, 0);
+    assert!(NarTree::parse(&mut reader, nar.len() as u64).is_err());
+    assert_eq!(reader.1, nar.len() as u64 + 1);
+    let huge = [
+        words(&[b"nix-archive-1", b"(", b"type", b"regular", b"contents"]),
+        (1_u64 << 40).to_le_bytes().to_vec(),
+    ]
+    .concat();
+    let mut reader = Endless(&huge, 0);
+    let said = NarTree::parse(&mut reader, 1 << 20)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        said,
+        "the NAR is malformed: at byte 96, the tree takes more than the 1048576 bytes of its narinfo"
+    );
+    assert!(reader.1 <= 1 << 17);
+}
+
+#[test]
+fn names_that_no_file_has() {
+    let long = vec![b'x'; NAME_MAX + 1];
+    let longest = vec![b'x'; NAME_MAX];
+    let with = |name: &[u8]| archive(&directory(&[entry(name, &file(b""))]));
+    assert!(parse(&with(&longest)).is_ok());
+    for name in [
+        &b""[..],
+        b".",
+        b"..",
+        b"a/b",
+        b"/",
+        b"a\0b",
+        b"../../etc/passwd",
+    ] {
+        let said = refused(&with(name));
+        assert!(said.ends_with("is not a file name"), "{said}");
+        let json = serde_json::to_string(str::from_utf8(name).unwrap()).unwrap();
+        let json = format!(
+            r#"{{"version":1,"root":{{"type":"directory","entries":{{{json}:{{"type":"regular","size":0}}}}}}}}"#
+        );
+        let said = refused_listing(&json);
+        assert!(said.ends_with("is not a file name"), "{said}");
+    }
+    assert!(
+        refused(&with(&long))
+            .contains("there should be a short string, not one of 256 bytes (at most 255)")
+    );
+}
+
+#[test]
+fn entries_are_sorted_and_each_there_once() {
+    let with = |names: &[&[u8]]| {
+        let entries: Vec<_> = names.iter().map(|name| entry(name, &file(b""))).collect();
+        archive(&directory(&entries))
+    };
+    assert!(parse(&with(&[b"-", b".a", b"A", b"a", b"a.", b"aa", b"\xff"])).is_ok());
+    assert!(refused(&with(&[b"a", b"a"])).ends_with("the name \"a\" is there twice"));
+    assert!(refused(&with(&[b"b", b"a"])).ends_with("the name \"a\" comes after \"b\""));
+    assert!(refused(&with(&[b"\xff", b"a"])).contains("comes after"));
+    // The name before is that of the same directory.
+    let nested = directory(&[
+        entry(b"z", &directory(&[entry(b"a", &file(b""))])),
+        entry(b"zz", &file(b"")),
+    ]);
+    assert!(parse(&archive(&nested)).is_ok());
+    let nested = directory(&[
+        entry(b"b", &directory(&[entry(b"c", &file(b""))])),
+        entry(b"b", &file(b"")),
+    ]);
+    assert!(refused(&archive(&nested)).ends_with("the name \"b\" is there twice"));
+}
+
+/// What looks like a NAR's root, and is none.
+const WRONG_WORDS: &[&[&[u8]]] = &[
+    &[b"(", b"type", b"fifo", b")"],
+    &[b"(", b"type", b"regular", b")"],
+    &[
+        b"(",
+        b"type",
+        b"regular",
+        b"executable",
+        b"x",
+        b"contents",
+        b"",
+        b")",
+    ],
+    &[
+        b"(",
+        b"type",
+        b"regular",
+        b"executable",
+        b"",
+        b"executable",
+        b"",
+        b"contents",
+        b"",
+        b")",
+    ],
+    &[
+        b"(",
+        b"type",
+        b"regular",
+        b"contents",
+        b"",
+        b"executable",
+        b"",
+        b")",
+    ],
+    &[b"(", b"type", b"directory", b"contents", b"", b")"],
+    &[b"(", b"type", b"symlink", b"contents", b"", b")"],
+    &[
+        b"(", b"type", b"symlink", b"target", b"x", b"target", b"y", b")",
+    ],
+    &[
+        b"(",
+        b"type",
+        b"directory",
+        b"entry",
+        b"(",
+        b"node",
+        b"(",
+        b"type",
+        b"directory",
+        b")",
+        b")",
+        b")",
+    ],
+    &[
+        b"(",
+        b"type",
+        b"directory",
+        b"entry",
+        b"(",
+        b"name",
+        b"x",
+        b")",
+        b")",
+    ],
+    &[b"type", b"directory"],
+];
+
+#[test]
+fn words_that_are_not_those_of_a_nar() {
+    assert!(refused(b"").contains("ends after 0 bytes"));
+    assert!(
+        refused(&words(&[b"nix-archive-2"]))
+            .contains("there should be \"nix-archive-1\", not \"nix-archive-2\"")
+    );
+    for root in WRONG_WORDS {
+        assert!(refused(&nar(root)).contains("there should be"), "{root:?}");
+    }
+}
+
+#[test]
+fn lengths_that_overflow() {
+    for length in [u64::MAX, u64::MAX - 7, 1 << 63, 1 << 32, 17] {
+        let magic = length.to_le_bytes();
+        assert!(refused(&magic).contains("a short string"));
+        let begin = words(&[b"nix-archive-1", b"(", b"type", b"regular", b"contents"]);
+        let nar = [&begin[..], &length.to_le_bytes()].concat();
+        let said = NarTree::parse(&nar[..], u64::MAX).unwrap_err();
+        let json = format!(r#"{{"version":1,"root":{{"type":"regular","size":{length}}}}}"#);
+        let listed = NarTree::from_listing(json.as_bytes(), u64::MAX);
+        match length
+            .checked_next_multiple_of(8)
+            .and_then(|length| length.checked_add(120))
+        {
+            Some(_) => assert!(matches!(said, NarError::Truncated { .. }), "{said}"),
+            None => {
+                assert!(
+                    matches!(
+                        said,
+                        NarError::Tree {
+                            fault: TreeFault::TooLarge { .. },
+                            ..
+                        }
+                    ),
+                    "{said}"
+                );
+                assert!(matches!(
+                    listed,
+                    Err(ListingError::Tree(TreeFault::TooLarge { .. }))
+                ));
+            }
+        }
+    }
+    let two = r#"{"version":1,"root":{"type":"directory","entries":{"a":{"type":"regular","size":9223372036854775807},"b":{"type":"regular","size":9223372036854775807}}}}"#;
+    assert!(matches!(
+        NarTree::from_listing(two.as_bytes(), u64::MAX),
+        Err(ListingError::Tree(TreeFault::TooLarge { .. }))
+    ));
+}
+
+#[test]
+
+fn targets_that_no_symlink_has() {
+    let with = |target: &[u8]| nar(&[b"(", b"type", b"symlink", b"target", target, b")"]);
+    assert!(parse(&with(&vec![b'x'; TARGET_MAX])).is_ok());
+    for target in [&b""[..], b"a\0b"] {
+        assert!(refused(&with(target)).ends_with("cannot be that of a symlink"));
+    }
+    assert!(refused(&with(&vec![b'x'; TARGET_MAX + 1])).contains("a short string"));
+    let long = format!(
+        r#"{{"version":1,"root":{{"type":"symlink","target":"{}"}}}}"#,
+        "x".repeat(TARGET_MAX + 1)
+    );
+    assert!(refused_listing(&long).ends_with("cannot be that of a symlink"));
+}
+
+/// Deeper than any recursion would survive.
+#[test]
+fn a_million_levels_do_not_overflow_the_stack() {
+    let level = words(&[
+        b"(",
+        b"type",
+        b"directory",
+        b"entry",
+        b"(",
+        b"name",
+        b"a",
+        b"node",
+    ]);
+    let deep = [words(&[b"nix-archive-1"]), level.repeat(1_000_000)].concat();
+    let said = refused(&deep);
+    assert!(
+        said.ends_with("the path of \"a\" has more than 4096 bytes"),
+        "{said}"
+    );
+    let level = r#"{"type":"directory","entries":{"a":"#;
+    let said = refused_listing(&format!(
+        "{{\"version\":1,\"root\":{}",
+        level.repeat(900_000)
+    ));
+    assert!(
+        said.ends_with("the path of \"a\" has more than 4096 bytes"),
+        "{said}"
+    );
+    let nested = format!("{{\"version\":1,\"x\":{}", "[".repeat(1_000_000));
+    assert!(matches!(
+        NarTree::from_listing(nested.as_bytes(), 120),
+        Err(ListingError::Json { .. })
+    ));
+    let nested = nested.replace('[', "{\"a\":");
+    assert!(matches!(
+        NarTree::from_listing(nested.as_bytes(), 120),
+        Err(ListingError::Json { .. })
+    ));
+}
+
+#[test]
+fn the_deepest_path_that_nix_could_restore() {
+    let levels = PATH_MAX / 2;
+    let begin = words(&[b"(", b"type", b"directory"]);
+    let into = words(&[b"entry", b"(", b"name", b"a", b"node"]);
+    let out = words(&[b")", b")"]);
+    let nar = [
+        words(&[b"nix-archive-1"]),
+        [&begin[..], &into].concat().repeat(levels),
+        file(b"x"),
+        out.repeat(levels),
+    ]
+    .concat();
+    // The last two words end an entry and its directory.
+    let tree = parse(&nar).unwrap();
+    let path = vec!["a"; levels].join("/");
+    assert_eq!(tree.stat(path.as_bytes()).unwrap().size_bytes, 1);
+    let json = format!(
+        "{}{}{}",
+        r#"{"type":"directory","entries":{"a":"#.repeat(levels),
+        r#"{"type":"regular","size":1}"#,
+        "}}".repeat(levels)
+    );
+    let json = format!("{{\"version\":1,\"root\":{json}}}");
+    assert_eq!(
+        NarTree::from_listing(json.as_bytes(), nar.len() as u64).unwrap(),
+        tree
+    );
+}
