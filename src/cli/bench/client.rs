@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use blkio::{Blkio, BlkioStartOutcome, Blkioq, Completion, MemoryRegion, ReqFlags};
 use hdrhistogram::{CreationError, Histogram};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::ranges::Offsets;
 use crate::cli::errors::BenchError;
@@ -39,6 +41,17 @@ fn record(latencies: &mut Latencies, begin: Instant, end: Instant) {
     latencies.saturating_record(u64::try_from(nanos).unwrap_or(u64::MAX));
 }
 
+/// How a client waits for answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// In a busy loop.
+    Busy,
+    /// Until the server interrupts.
+    Asleep,
+    /// Likewise, and after each wake-up it is so long before the client looks at the ring.
+    AsleepAndSlow(Duration),
+}
+
 /// A vhost-user-blk driver with one queue.
 pub(super) struct Client {
     // Dropped before the device that it belongs to.
@@ -47,6 +60,7 @@ pub(super) struct Client {
     region: MemoryRegion,
     path: String,
     block_bytes: usize,
+    wake_delay: Duration,
     slots: Vec<Slot>,
     completions: Vec<MaybeUninit<Completion>>,
 }
@@ -59,13 +73,14 @@ struct Slot {
 }
 
 impl Client {
-    /// Connects. With `busy` the queue is one that is polled.
+    /// Connects.
     pub(super) fn start(
         socket: &Path,
         block_bytes: usize,
         depth: u16,
-        busy: bool,
+        waiting: Waiting,
     ) -> Result<Self, BenchError> {
+        let busy = waiting == Waiting::Busy;
         let path = socket.display().to_string();
         let start = || -> blkio::Result<_> {
             let mut device = Blkio::new("virtio-blk-vhost-user")?;
@@ -87,12 +102,21 @@ impl Client {
             offset: 0,
             begin: Instant::now(),
         };
+        let mut queue = queue.ok_or_else(|| BenchError::NoQueue { path: path.clone() })?;
+        let wake_delay = match waiting {
+            Waiting::Busy | Waiting::Asleep => Duration::ZERO,
+            Waiting::AsleepAndSlow(delay) => {
+                queue.set_completion_fd_enabled(true);
+                delay
+            }
+        };
         Ok(Self {
-            queue: queue.ok_or_else(|| BenchError::NoQueue { path: path.clone() })?,
+            queue,
             device,
             region,
             path,
             block_bytes,
+            wake_delay,
             slots: vec![slot; usize::from(depth)],
             completions: (0..depth).map(|_| MaybeUninit::uninit()).collect(),
         })
@@ -111,10 +135,11 @@ impl Client {
     /// Sends what was submitted and waits for at least one answer; returns the slots that are free again.
     fn wait(&mut self, done: &mut Vec<usize>) -> Result<(), BenchError> {
         done.clear();
-        let count = self
-            .queue
-            .do_io(&mut self.completions, 1, None, None)
-            .map_err(|source| device_error(&self.path, source))?;
+        let count = if self.wake_delay.is_zero() {
+            self.do_io(1)?
+        } else {
+            self.wait_slowly()?
+        };
         for completion in &self.completions[..count] {
             let (slot, result) = outcome(completion);
             if result != 0 {
@@ -125,6 +150,43 @@ impl Client {
                 });
             }
             done.push(slot);
+        }
+        Ok(())
+    }
+
+    fn do_io(&mut self, least: usize) -> Result<usize, BenchError> {
+        self.queue
+            .do_io(&mut self.completions, least, None, None)
+            .map_err(|source| device_error(&self.path, source))
+    }
+
+    /// As a guest's driver does: kick, sleep until the interrupt, look at the ring only then.
+    fn wait_slowly(&mut self) -> Result<usize, BenchError> {
+        self.queue
+            .do_io(&mut [], 0, None, None)
+            .map_err(|source| device_error(&self.path, source))?;
+        loop {
+            self.sleep()?;
+            let count = self.do_io(0)?;
+            if count > 0 {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Waits for an interrupt, and then the delay. That is a busy wait: a timer has a delay of its own.
+    fn sleep(&self) -> Result<(), BenchError> {
+        let Some(interrupt) = self.queue.get_completion_fd() else {
+            return Ok(());
+        };
+        let interrupt = borrow(interrupt);
+        let mut ready = [PollFd::new(interrupt, PollFlags::POLLIN)];
+        poll(&mut ready, PollTimeout::NONE)
+            .and_then(|_| nix::unistd::read(interrupt, &mut [0; 8]))
+            .map_err(|errno| file_error(&self.path, errno.into()))?;
+        let woken = Instant::now();
+        while woken.elapsed() < self.wake_delay {
+            std::hint::spin_loop();
         }
         Ok(())
     }
@@ -183,6 +245,12 @@ fn device_error(path: &str, source: blkio::Error) -> BenchError {
         path: path.to_owned(),
         source,
     }
+}
+
+#[allow(unsafe_code)]
+fn borrow<'q>(fd: RawFd) -> BorrowedFd<'q> {
+    // SAFETY: the queue owns the descriptor and outlives the calls in `sleep`.
+    unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
 /// Which slot, and what came of it: 0 or a negative errno.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 
 use super::errors::{BenchError, CliError};
-use client::{Client, PreadLoop, Target};
+use client::{Client, PreadLoop, Target, Waiting};
 use cpu::Cpu;
 use ranges::{Offsets, Range};
 use report::Report;
@@ -65,6 +65,10 @@ pub struct BenchArgs {
     /// Wait for answers in a busy loop instead of sleeping until the server interrupts
     #[arg(long)]
     busy: bool,
+    /// Act only so many microseconds after each wake-up, as a guest does where wake-ups are slow (nested virtual machines)
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["busy", "pread"],
+          value_parser = clap::value_parser!(u32).range(..=10_000))]
+    wake_delay_us: u32,
     /// Also report the CPU time of the server with this process id, its children included
     #[arg(long, value_name = "PID")]
     cpu_of: Option<u32>,
@@ -118,12 +122,20 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
 impl BenchArgs {
     fn open(&self) -> Result<Box<dyn Target>, BenchError> {
         Ok(match (&self.target.socket, &self.target.pread) {
-            (Some(socket), _) => Box::new(Client::start(socket, self.bs, self.qd, self.busy)?),
+            (Some(socket), _) => Box::new(Client::start(socket, self.bs, self.qd, self.waiting())?),
             (None, file) => {
                 let file = file.clone().unwrap_or_default();
                 Box::new(PreadLoop::open(&file, self.bs, self.qd.into())?)
             }
         })
+    }
+
+    fn waiting(&self) -> Waiting {
+        match self.wake_delay_us {
+            _ if self.busy => Waiting::Busy,
+            0 => Waiting::Asleep,
+            micros => Waiting::AsleepAndSlow(Duration::from_micros(micros.into())),
+        }
     }
 
     fn offsets(&self, disk_len_bytes: u64) -> Result<Offsets, BenchError> {
