@@ -97,15 +97,20 @@ impl Engine {
     /// Gives every ring its batch; says whether there may be more.
     fn serve_once(self: &Arc<Self>, rings: &[&Ring], thread: &mut QueueThread) -> bool {
         self.serve_batches(rings, WhenEmpty::LeaveQuiet, thread.index)
-            || (self.wait(rings, &mut thread.poller)
+            || (self.wait(rings, thread)
                 && self.serve_batches(rings, WhenEmpty::LeaveQuiet, thread.index))
             || self.serve_batches(rings, WhenEmpty::AskForKick, thread.index)
     }
 
-    fn wait(&self, rings: &[&Ring], poller: &mut Poller) -> bool {
+    fn wait(&self, rings: &[&Ring], thread: &mut QueueThread) -> bool {
+        if let Some(counters) = self.counters.get(thread.index) {
+            thread.poller.answered(counters.requests());
+        }
         let guard = self.memory.memory();
         let memory = View::new(&guard);
-        poller.wait(|| rings.iter().any(|ring| ring.has_requests(&memory)))
+        thread
+            .poller
+            .wait(|| rings.iter().any(|ring| ring.has_requests(&memory)))
     }
 
     /// Says whether any ring had requests.

@@ -33,6 +33,11 @@ impl Counters {
         };
     }
 
+    /// Requests answered, whatever the answer.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     pub(super) fn add_to(&self, stats: &mut Stats) {
         stats.requests += self.requests.load(Ordering::Relaxed);
         stats.bytes += self.bytes.load(Ordering::Relaxed);
