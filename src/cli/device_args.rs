@@ -19,7 +19,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "N", value_parser = positive(QUEUES.into()))]
     threads: Option<NonZeroUsize>,
     /// Look for further requests for this many microseconds before sleeping, while that pays; 0 to sleep at once
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = whole::<u64>(0..=1000))]
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 200, value_parser = whole::<u64>(0..=1000))]
     poll_us: u64,
     /// Do not confine the processes that serve: to find out whether the confinement is what fails, or to debug them
     #[arg(long)]

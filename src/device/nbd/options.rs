@@ -18,7 +18,7 @@ impl Default for NbdOptions {
     fn default() -> Self {
         Self {
             threads: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
-            poll: Duration::from_micros(50),
+            poll: Duration::from_micros(200),
             negotiation: Duration::from_secs(10),
         }
     }

@@ -43,8 +43,8 @@ pub struct DeviceOptions {
     pub poll: Duration,
 }
 
-/// Long enough for a guest to take an answer and ask again; see the README for what other values cost and bring.
-pub const DEFAULT_POLL: Duration = Duration::from_micros(50);
+/// Long enough for a guest to take an answer and ask again where a wake-up takes 100 µs; `docs/performance.md` has figures.
+pub const DEFAULT_POLL: Duration = Duration::from_micros(200);
 
 impl DeviceOptions {
     /// As many threads as there are CPUs, but at most four.
