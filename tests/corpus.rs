@@ -1,13 +1,15 @@
 //! Every input that fuzzing has kept, run again by the ordinary compiler. Crashes that were found join the corpus.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::common::cases;
 
+#[path = "fuzz/targets/archive.rs"]
+mod archive;
 #[path = "fuzz/targets/closure.rs"]
 mod closure;
 #[path = "fuzz/targets/disk.rs"]
@@ -18,23 +20,64 @@ mod guest;
 mod input;
 #[path = "fuzz/targets/layout.rs"]
 mod layout;
+#[path = "fuzz/targets/listing.rs"]
+mod listing;
+#[path = "fuzz/targets/nar.rs"]
+mod nar;
+#[path = "fuzz/targets/narinfo.rs"]
+mod narinfo;
 #[path = "fuzz/targets/nbd.rs"]
 mod nbd;
 #[path = "fuzz/targets/recording.rs"]
 mod recording;
 
 fn replay(target: &str, run: fn(&[u8])) {
+    let inputs = corpus(target);
+    for (path, input) in &inputs {
+        println!("{}", path.display());
+        run(input);
+    }
+    let count = inputs.len();
+    assert!(count > 10, "{target} has a corpus of {count}");
+}
+
+/// The inputs with the files that they are in.
+fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fuzz/corpus")
         .join(target);
-    let mut count = 0;
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        println!("{}", path.display());
-        run(&fs::read(path).unwrap());
-        count += 1;
-    }
-    assert!(count > 10, "{target} has a corpus of {count}");
+    let paths = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut inputs: Vec<_> = paths
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect();
+    inputs.sort();
+    inputs
+}
+
+/// An input of the corpus in which some bytes are others, or gone, or there twice.
+fn changed(target: &str) -> impl Strategy<Value = Vec<u8>> {
+    let inputs: Vec<Vec<u8>> = corpus(target).into_iter().map(|(_, input)| input).collect();
+    let changes = vec((any::<prop::sample::Index>(), 0..4_u8, any::<u8>()), 1..4);
+    (prop::sample::select(inputs), changes).prop_map(|(mut input, changes)| {
+        for (index, change, byte) in changes {
+            let at = index.index(input.len().max(1));
+            let rest = input.split_off(at.min(input.len()));
+            match change {
+                0 => input.extend(
+                    rest.first()
+                        .map(|_| byte)
+                        .into_iter()
+                        .chain(rest.iter().skip(1).copied()),
+                ),
+                1 => input.extend(rest.iter().skip(usize::from(byte))),
+                2 => input.extend([&rest[..rest.len().min(usize::from(byte))], &rest].concat()),
+                _ => input.extend([&[byte], &rest[..]].concat()),
+            }
+        }
+        input
+    })
 }
 
 #[test]
@@ -62,6 +105,21 @@ fn nbd_clients_get_what_the_protocol_allows() {
     replay("nbd", nbd::run);
 }
 
+#[test]
+fn narinfos_parse_or_are_refused() {
+    replay("narinfo", narinfo::run);
+}
+
+#[test]
+fn listings_parse_or_are_refused() {
+    replay("listing", listing::run);
+}
+
+#[test]
+fn nars_parse_or_are_refused() {
+    replay("nar", nar::run);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..cases(2000) })]
 
@@ -75,5 +133,20 @@ proptest! {
     #[test]
     fn random_guests_get_what_virtio_allows(bytes in vec(any::<u8>(), 0..600)) {
         guest::run(&bytes);
+    }
+
+    #[test]
+    fn changed_narinfos_parse_or_are_refused(text in changed("narinfo")) {
+        narinfo::run(&text);
+    }
+
+    #[test]
+    fn changed_listings_parse_or_are_refused(text in changed("listing")) {
+        listing::run(&text);
+    }
+
+    #[test]
+    fn changed_nars_parse_or_are_refused(nar in changed("nar")) {
+        nar::run(&nar);
     }
 }

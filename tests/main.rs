@@ -16,6 +16,7 @@ mod common;
 
 mod boot;
 mod boot_faults;
+mod cache_formats;
 mod cli;
 mod corpus;
 mod edges;

@@ -1,12 +1,14 @@
 //! What several integration tests share. Each test program uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod cache;
 pub mod client;
 pub mod compare;
 pub mod direct;
 pub mod driver;
 pub mod frontend;
 pub mod fuse;
+pub mod http;
 pub mod nar;
 pub mod nasty;
 pub mod nix;

@@ -1,0 +1,1 @@
+{"version":1,"root":{"type":"directory","entries":{"l":{"type":"symlink","target":"x"},"sub":{"type":"directory","entries":{"e":{"type":"regular","size":0,"narOffset":560}}},"t":{"type":"regular","size":10,"executable":true,"narOffset":808},"x":{"type":"regular","size":3,"narOffset":1008}}}}
