@@ -1,7 +1,7 @@
 {
   description = "A virtual machine's /nix/store as a read-only EROFS disk that is never built";
 
-  # Not pinned here: there is no flake.lock. Whoever has this flake as an input pins it in their own, and `nix run` takes
+  # Not pinned: there is no flake.lock. A flake that has this one as an input pins it in its own lock file; `nix run` takes
   # the newest nixos-unstable.
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
@@ -27,6 +27,12 @@
           imports = [ ./nix/microvm.nix ];
           microvm.lazystore.package = packageFor (config.microvm.vmHostPackages or pkgs);
         };
+      host =
+        { pkgs, ... }:
+        {
+          imports = [ ./nix/host.nix ];
+          services.lazystore.package = packageFor pkgs;
+        };
     in
     {
       packages = each (ours: {
@@ -36,7 +42,7 @@
       overlays.default = import ./nix/overlay.nix;
       nixosModules = {
         default = qemuVm;
-        inherit microvm;
+        inherit host microvm;
       };
       testModules.default = import ./nix/test.nix { nodeModule = qemuVm; };
       checks = each (ours: ours.checks // { inherit (ours) lazystore; });

@@ -9,6 +9,7 @@
   nixosModules = {
     default = ./qemu-vm.nix;
     microvm = ./microvm.nix;
+    host = ./host.nix;
   };
   testModules.default = import ./test.nix { };
   checks.store-isolation = pkgs.testers.runNixOSTest ./check.nix;

@@ -21,6 +21,7 @@ rustPlatform.buildRustPackage {
       ../Cargo.toml
       ../Cargo.lock
       ../src
+      ../scripts/qemu
       ../scripts/systemd
     ];
   };
@@ -38,7 +39,11 @@ rustPlatform.buildRustPackage {
     in
     ''
       install -D --mode=444 --target-directory=$out/lib/systemd/system scripts/systemd/*
-      substituteInPlace $out/lib/systemd/system/*.service --replace-fail /usr/bin/ $out/bin/
+      install -D --mode=444 --target-directory=$out/share/qemu/vhost-user scripts/qemu/50-lazystore.json
+      install -D --mode=555 --target-directory=$out/libexec/lazystore scripts/qemu/vhost-user-blk
+      substituteInPlace $out/lib/systemd/system/*.service $out/libexec/lazystore/vhost-user-blk \
+        --replace-fail /usr/bin/ $out/bin/
+      substituteInPlace $out/share/qemu/vhost-user/50-lazystore.json --replace-fail /usr/libexec/ $out/libexec/
     ''
     + lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) ''
       mkdir pages

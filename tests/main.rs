@@ -19,6 +19,7 @@ mod boot_faults;
 mod cache_formats;
 mod cli;
 mod corpus;
+mod debian;
 mod edges;
 mod faults;
 mod fuse;

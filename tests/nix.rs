@@ -12,6 +12,8 @@ mod common;
 mod evaluator;
 #[path = "nix/expressions.rs"]
 mod expressions;
+#[path = "nix/host.rs"]
+mod host;
 #[path = "nix/hypervisors.rs"]
 mod hypervisors;
 #[path = "nix/machine.rs"]

@@ -2,18 +2,28 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
-use crate::common::tool;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::common::client::Client;
+use crate::common::process::first_line;
+use crate::common::{server, tool};
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
 
 /// Beneath the prefix, among others.
-const INSTALLED: [&str; 8] = [
+const INSTALLED: [&str; 10] = [
     "bin/lazystore",
     "lib/systemd/system/lazystore@.service",
     "lib/systemd/system/lazystore@.socket",
+    "libexec/lazystore/vhost-user-blk",
+    "share/qemu/vhost-user/50-lazystore.json",
     "share/man/man1/lazystore.1",
     "share/man/man1/lazystore-run.1",
     "share/bash-completion/completions/lazystore",
@@ -51,19 +61,19 @@ fn files(dir: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
+/// The program under test, installed below `prefix`.
+fn install(prefix: &Path) -> Command {
+    let mut install = script("install");
+    install.env("PREFIX", prefix).env("BINARY", LAZYSTORE);
+    install.env_remove("DESTDIR");
+    install
+}
+
 #[test]
 #[ignore = "needs systemd"]
 fn what_is_installed_works_and_can_be_removed() {
     let prefix = tempfile::tempdir().unwrap();
-    let install = || {
-        let mut install = script("install");
-        install
-            .env("PREFIX", prefix.path())
-            .env("BINARY", LAZYSTORE);
-        install.env_remove("DESTDIR");
-        install
-    };
-    done(&mut install());
+    done(&mut install(prefix.path()));
     for file in INSTALLED {
         assert!(prefix.path().join(file).is_file(), "{file}");
     }
@@ -81,7 +91,7 @@ fn what_is_installed_works_and_can_be_removed() {
     let installed = prefix.path().join("bin/lazystore");
     done(Command::new(installed).arg("--version"));
 
-    done(install().arg("--uninstall"));
+    done(install(prefix.path()).arg("--uninstall"));
     assert_eq!(files(prefix.path()), BTreeSet::new());
 }
 
@@ -96,6 +106,18 @@ fn release(out: &Path) -> String {
     fs::read_to_string(out.join("SHA256SUMS")).unwrap()
 }
 
+fn package_in(out: &Path) -> PathBuf {
+    let package = files(out).into_iter().map(|file| out.join(file));
+    let mut package = package.filter(|file| file.extension() == Some("deb".as_ref()));
+    package.next().expect("no Debian package")
+}
+
+/// The Debian package of the program under test, made in `out`.
+pub fn debian_package(out: &Path) -> PathBuf {
+    release(out);
+    package_in(out)
+}
+
 #[test]
 #[ignore = "needs root and dpkg"]
 fn a_release_is_the_same_each_time_and_its_package_can_be_installed_and_removed() {
@@ -105,9 +127,7 @@ fn a_release_is_the_same_each_time_and_its_package_can_be_installed_and_removed(
     assert!(sums.contains("-linux.tar.gz\n"), "{sums}");
     assert_eq!(sums, release(&dir.path().join("again")));
 
-    let package = files(&out).into_iter().map(|file| out.join(file));
-    let mut package = package.filter(|file| file.extension() == Some("deb".as_ref()));
-    let package = package.next().expect("no Debian package");
+    let package = package_in(&out);
     let root = dir.path().join("root");
     fs::create_dir_all(root.join("var/lib/dpkg/info")).unwrap();
     fs::create_dir_all(root.join("var/lib/dpkg/updates")).unwrap();
@@ -133,4 +153,98 @@ fn a_release_is_the_same_each_time_and_its_package_can_be_installed_and_removed(
         .filter(|file| !file.starts_with("var/lib/dpkg"))
         .collect();
     assert_eq!(left, Vec::<PathBuf>::new());
+}
+
+/// A management tool finds the program by its description, asks what it can do, and starts it with the options of QEMU's
+/// docs/interop/vhost-user.rst.
+#[test]
+fn a_management_tool_finds_and_starts_the_backend() {
+    let prefix = tempfile::tempdir().unwrap();
+    done(&mut install(prefix.path()));
+    let description = fs::read(
+        prefix
+            .path()
+            .join("share/qemu/vhost-user/50-lazystore.json"),
+    );
+    let description: Value = serde_json::from_slice(&description.unwrap()).unwrap();
+    // `VhostUserBackend` in QEMU's docs/interop/vhost-user.json: these, `tags`, and nothing else.
+    let keys: Vec<_> = description.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["binary", "description", "type"]);
+    assert_eq!(description["type"], "block");
+    let backend = || Command::new(description["binary"].as_str().unwrap());
+
+    // All other arguments are ignored.
+    let mut ask = backend();
+    let answer = done(ask.args([
+        "--socket-path=/nowhere/socket",
+        "--print-capabilities",
+        "--what",
+    ]));
+    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!(
+        answer,
+        json!({ "type": "block", "features": ["read-only", "blk-file"] })
+    );
+
+    let tree = server::tree();
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let start = |command: &mut Command| {
+        let mut child = command
+            .args(["--read-only", "--blk-file"])
+            .arg(tree.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        assert!(first_line(&mut child).starts_with("ready "));
+        drop(Client::start(&socket, 1));
+        terminate(&child);
+        assert!(server::wait(&mut child).success());
+    };
+    start(backend().arg(format!("--socket-path={}", socket.display())));
+    assert!(!socket.exists());
+
+    // A socket that it inherits, under a number.
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut inherits = Command::new("sh");
+    inherits.args(["-c", "exec \"$0\" --fd=5 \"$@\" 5<&0 0</dev/null"]);
+    inherits.arg(description["binary"].as_str().unwrap());
+    start(inherits.stdin(OwnedFd::from(listener)));
+    assert!(socket.exists(), "its file belongs to who made it");
+}
+
+fn terminate(child: &Child) {
+    kill(
+        Pid::from_raw(i32::try_from(child.id()).unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_descriptor_that_is_no_listening_socket_is_refused() {
+    let tree = server::tree();
+    let (connected, _other) = UnixStream::pair().unwrap();
+    for (stdin, said) in [
+        (
+            Stdio::from(OwnedFd::from(connected)),
+            "nobody listens on it",
+        ),
+        (Stdio::null(), "Socket operation on non-socket"),
+    ] {
+        let mut serve = Command::new("sh");
+        serve.args([
+            "-c",
+            "exec \"$0\" serve --fd 5 --tree \"$1\" 5<&0",
+            LAZYSTORE,
+        ]);
+        let output = serve.arg(tree.path()).stdin(stdin).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(
+            error.contains("descriptor 5") && error.contains(said),
+            "{error}"
+        );
+    }
 }

@@ -1,5 +1,7 @@
 //! The units in scripts/systemd, as systemd-analyze sees them.
 
+mod booted;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

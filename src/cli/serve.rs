@@ -1,6 +1,7 @@
 //! `lazystore serve`.
 
 use std::io::Write;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -66,14 +67,29 @@ systemd hands over (LISTEN_FDS) is served without being named here.";
 #[group(required = !InheritedSocket::are_there(), multiple = true)]
 struct TransportArgs {
     /// Serve a vhost-user-blk device at SOCKET; may be given several times
-    #[arg(long, value_name = "SOCKET")]
+    // The alias is what management tools say (QEMU's docs/interop/vhost-user.rst).
+    #[arg(long, value_name = "SOCKET", alias = "socket-path")]
     vhost_user: Vec<PathBuf>,
+    /// Serve a vhost-user-blk device at the listening socket that is inherited as descriptor NUMBER
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(RawFd).range(3..))]
+    fd: Option<RawFd>,
     /// Serve the disk over NBD at the socket PATH; may be given several times. For VMMs that share no memory
     #[arg(long, value_name = "unix:PATH", value_parser = parse_nbd)]
     nbd: Vec<PathBuf>,
     /// Serve the disk as a file: mount the directory DIR with nix-store.img in it
     #[arg(long, value_name = "DIR")]
     fuse: Option<PathBuf>,
+}
+
+impl TransportArgs {
+    /// Sockets that other processes have made.
+    fn inherited(&self) -> Result<Vec<InheritedSocket>, ServeError> {
+        let mut all = InheritedSocket::take_all()?;
+        if let Some(number) = self.fd {
+            all.push(InheritedSocket::take_number(number)?);
+        }
+        Ok(all)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -89,7 +105,7 @@ struct FuseArgs {
 
 /// Serves until told to stop.
 pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
-    let inherited = InheritedSocket::take_all().map_err(ServeError::from)?;
+    let inherited = args.transports.inherited()?;
     args.check_places()?;
     let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
     let records = args.recording.records(&closure)?;

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
 use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::error::SocketError;
 
@@ -63,14 +64,30 @@ impl InheritedSocket {
         numbers.enumerate().map(take).collect()
     }
 
+    /// Takes the one that the parent has left open under a number, and closes that number.
+    ///
+    /// # Errors
+    /// When it is no listening Unix stream socket.
+    pub fn take_number(descriptor: RawFd) -> Result<Self, SocketError> {
+        let socket = take_descriptor(descriptor)
+            .map_err(|source| SocketError::Inherited { descriptor, source })?;
+        Self::check(UnixListener::from(socket), descriptor)
+    }
+
     fn take(given: &mut ListenFd, index: usize, descriptor: RawFd) -> Result<Self, SocketError> {
         let fault = |source| SocketError::Inherited { descriptor, source };
         let missing = || fault(io::Error::other("it is not open"));
         let listener = given.take_unix_listener(index).map_err(fault)?;
-        let listener = listener.ok_or_else(missing)?;
+        Self::check(listener.ok_or_else(missing)?, descriptor)
+    }
+
+    fn check(listener: UnixListener, descriptor: RawFd) -> Result<Self, SocketError> {
+        let fault = |source| SocketError::Inherited { descriptor, source };
         if !getsockopt(&listener, AcceptConn).map_err(|errno| fault(errno.into()))? {
             return Err(fault(io::Error::other("nobody listens on it")));
         }
+        // It has to be a Unix one.
+        listener.local_addr().map_err(fault)?;
         // systemd's do not block, and a worker waits for its connection.
         listener.set_nonblocking(false).map_err(fault)?;
         Ok(Self {
@@ -91,4 +108,13 @@ impl InheritedSocket {
     pub(super) fn into_listener(self) -> UnixListener {
         self.listener
     }
+}
+
+/// Moves an inherited descriptor to a number of its own. A duplicate, since safe code cannot own a bare number. The
+/// original would be a way for workers to further connections.
+fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let socket = pidfd_getfd(own, number, PidfdGetfdFlags::empty())?;
+    nix::unistd::close(number)?;
+    Ok(socket)
 }

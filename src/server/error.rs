@@ -68,8 +68,8 @@ pub enum SocketError {
     Environment(io::Error),
     /// What was handed over is not what is needed.
     #[error(
-        "descriptor {descriptor}, which was handed over in LISTEN_FDS, is no listening Unix stream socket ({source}): \
-         use ListenStream=PATH and Accept=no"
+        "descriptor {descriptor}, which was handed over, is no listening Unix stream socket ({source}): it must be one that \
+         connections are accepted from, as with systemd's ListenStream=PATH and Accept=no"
     )]
     Inherited {
         /// Its number.

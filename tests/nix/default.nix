@@ -9,9 +9,10 @@
   mkfsErofs ? toString ./fake/mkfs.erofs,
   # Whether the host is Linux, and not macOS.
   isLinux ? true,
-  # What a user of the NixOS module writes, and one of the microvm.nix module.
+  # What users of the modules for NixOS' VMs, for microvm.nix and for hosts write.
   user ? { },
   microvmUser ? { },
+  hostUser ? { },
 }:
 
 let
@@ -49,6 +50,8 @@ let
       ]
     )).config;
 
+  host = (evaluate [ ./host.nix ../../nix/host.nix hostUser ]).config;
+
   failed = config: map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions);
   fileSystem = { device, label ? null, fsType, options, neededForBoot, noCheck, overlay, ... }: {
     inherit device label fsType options neededForBoot noCheck;
@@ -78,6 +81,12 @@ in
     startScript = vm.qemu.package.lazystoreStart.text or null;
     qemuVersion = vm.qemu.package.version;
     hostIsLinux = vm.qemu.package.stdenv.hostPlatform.isLinux;
+  };
+
+  host = {
+    inherit (host.systemd) services sockets;
+    packages = map toString host.systemd.packages;
+    failedAssertions = failed host;
   };
 
   microvm = {

@@ -36,13 +36,14 @@ fn the_flake_and_nix_default_offer_the_same() {
              self.packages.x86_64-linux.lazystore = \"the flake's\";
              outputs = (import ./flake.nix).outputs { inherit self nixpkgs; };
              host.stdenv.hostPlatform.system = \"x86_64-linux\";
-             guest = { config = { virtualisation.host.pkgs = host; microvm.vmHostPackages = host; }; pkgs = { }; };
+             guest = { config = { virtualisation.host.pkgs = host; microvm.vmHostPackages = host; }; pkgs = host; };
              modules = builtins.mapAttrs (_: module: module guest) outputs.nixosModules;
          in { systems = builtins.attrNames outputs.packages;
               packages = builtins.attrNames outputs.packages.x86_64-linux;
               checks = builtins.attrNames outputs.checks.x86_64-linux;
               modules = builtins.mapAttrs (_: module: toString module.imports) modules;
               package = modules.default.virtualisation.qemu.isolation.package;
+              hostPackage = modules.host.services.lazystore.package;
               microvmPackage = modules.microvm.microvm.lazystore.package;
               test = builtins.isFunction outputs.testModules.default;
               overlay = builtins.attrNames (outputs.overlays.default { callPackage = _: _: 1; } { }); }",
@@ -58,6 +59,7 @@ fn the_flake_and_nix_default_offer_the_same() {
     let package = json!({ "_type": "override", "priority": 1000, "content": "the flake's" });
     assert_eq!(flake["package"], package);
     assert_eq!(flake["microvmPackage"], package);
+    assert_eq!(flake["hostPackage"], package);
     assert_eq!(flake["test"], true);
     assert_eq!(flake["overlay"], json!(["lazystore"]));
     assert_eq!(plain["checks"], json!(["store-isolation"]));

@@ -148,7 +148,7 @@ let
 in
 {
   inherit types escapeShellArg mkOverride;
-  inherit (builtins) any elem isFunction replaceStrings;
+  inherit (builtins) any concatStringsSep elem isFunction replaceStrings;
 
   mkOption = option: option // { _type = "option"; };
   mkIf = condition: content: { _type = "if"; inherit condition content; };
@@ -177,6 +177,8 @@ in
       ends = rest >= 0 && substring rest (-1) text == suffix;
     in
     if ends then substring 0 rest text else text;
+  mapAttrs' = f: set: listToAttrs (map (name: f name set.${name}) (attrNames set));
+  nameValuePair = name: value: { inherit name value; };
   mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
   escapeShellArgs = list: concatStringsSep " " (map escapeShellArg list);
   genAttrs = list: f: mapNames f list;

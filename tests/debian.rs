@@ -1,0 +1,69 @@
+//! A Debian root file system, served by `--tree` without any Nix: a VM has it as its root, below an overlay.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use crate::common::vm::turn;
+use crate::common::{from_env, tool};
+
+/// What the guest runs once it has booted.
+const SCRIPT: &str = "stat --file-system --format=%T / >/dev/ttyS0; \
+                      touch /written && cat /usr/bin/* | sha256sum >/dev/ttyS0; poweroff -f";
+
+/// The command of docs/examples.md, with a script for the guest.
+fn boot(root: &str) -> Command {
+    let append = format!(
+        "root=/dev/vda rootfstype=erofs ro console=ttyS0 no_timer_check panic=-1 quiet \
+         systemd.run=\"/bin/sh -c '{SCRIPT}'\""
+    );
+    let mut run = Command::new(env!("CARGO_BIN_EXE_lazystore"));
+    run.args(["run", "--tree", root, "--"]);
+    run.arg(tool("qemu-system-x86_64", "qemu-system-x86"));
+    run.args(["-accel", &from_env("LAZYSTORE_ACCEL"), "-cpu", "max"]);
+    run.args(["-M", "q35", "-smp", "2", "-m", "1G"]);
+    run.args([
+        "-nodefaults",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+    ]);
+    run.args(["-kernel", &format!("{root}/vmlinuz")]);
+    run.args(["-initrd", &format!("{root}/initrd.img")]);
+    run.args(["-append", &append]).stdin(Stdio::null());
+    run
+}
+
+/// What `cat /usr/bin/* | sha256sum` prints for that root.
+fn sum_of_programs(root: &str) -> String {
+    let mut sum = Command::new("chroot");
+    sum.args([root, "sh", "-c", "cat /usr/bin/* | sha256sum"]);
+    let output = sum.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs root, QEMU and a Debian root"]
+fn debian_boots_from_a_tree_below_an_overlay() {
+    let _turn = turn();
+    let root = from_env("LAZYSTORE_TEST_DEBIAN");
+    let output = boot(&root).output().unwrap();
+    let console = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{console}");
+    let said: Vec<&str> = console.lines().map(str::trim).collect();
+    assert!(said.contains(&"overlayfs"), "{console}");
+    assert!(said.contains(&sum_of_programs(&root).trim()), "{console}");
+    // What the guest wrote went into its memory.
+    assert!(!fs::exists(format!("{root}/written")).unwrap());
+}
+
+#[test]
+#[ignore = "needs libvirt-clients"]
+fn libvirts_schema_accepts_the_example() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/examples/libvirt.xml");
+    let mut validate = Command::new(tool("virt-xml-validate", "libvirt-clients"));
+    let output = validate.args([example, "domain"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}

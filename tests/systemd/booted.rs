@@ -1,0 +1,151 @@
+//! The Debian package and its units under a systemd that has booted: a container of Debian's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::unistd::Pid;
+
+use crate::common::client::Client;
+use crate::common::proc::children;
+use crate::common::process::wait_for;
+use crate::common::{from_env, tool};
+use crate::packaging::debian_package;
+
+/// A running container. Its changes are in memory and end with it.
+struct Container {
+    nspawn: Child,
+    /// Its first process.
+    init: Pid,
+}
+
+impl Container {
+    fn boot() -> Self {
+        let mut nspawn = Command::new(tool("systemd-nspawn", "systemd-container"));
+        nspawn.args(["--quiet", "--boot", "--volatile=overlay"]);
+        // This machine may have no systemd of its own that knows of containers.
+        nspawn.args(["--register=no", "--keep-unit", "--console=read-only"]);
+        nspawn.arg(format!("--machine=lazystore-{}", std::process::id()));
+        nspawn.arg(format!("--directory={}", from_env("LAZYSTORE_TEST_DEBIAN")));
+        let nspawn = nspawn
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let parent = Pid::from_raw(i32::try_from(nspawn.id()).unwrap());
+        let mut container = Self {
+            nspawn,
+            init: parent,
+        };
+        wait_for("the container's systemd", || {
+            container.init = *children(parent).first()?;
+            let state = container.try_run("systemctl is-system-running")?;
+            matches!(state.trim(), "running" | "degraded").then_some(())
+        });
+        container
+    }
+
+    /// Where the container has `path`, seen from here.
+    fn path(&self, path: &str) -> PathBuf {
+        Path::new("/proc")
+            .join(self.init.to_string())
+            .join("root")
+            .join(path)
+    }
+
+    fn shell(&self, script: &str) -> std::process::Output {
+        let mut enter = Command::new(tool("nsenter", "util-linux"));
+        enter.args(["--all", "--target", &self.init.to_string(), "sh", "-c"]);
+        enter.arg(script).stdin(Stdio::null());
+        enter.output().unwrap()
+    }
+
+    fn try_run(&self, script: &str) -> Option<String> {
+        String::from_utf8(self.shell(script).stdout).ok()
+    }
+
+    /// What a script printed; it must have succeeded.
+    fn run(&self, script: &str) -> String {
+        let output = self.shell(script);
+        assert!(output.status.success(), "{script}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The main process of the service, as the container numbers it.
+    fn main_pid(&self) -> String {
+        let pid = self.run("systemctl show --value --property=MainPID lazystore@web");
+        pid.trim().to_owned()
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // Its processes end with it.
+        let _ = self.nspawn.kill();
+        let _ = self.nspawn.wait();
+    }
+}
+
+fn install(container: &Container) {
+    let dir = tempfile::tempdir().unwrap();
+    let package = debian_package(dir.path());
+    fs::copy(package, container.path("tmp/lazystore.deb")).unwrap();
+    container.run("dpkg -i /tmp/lazystore.deb");
+    container.run(
+        "mkdir -p /etc/lazystore && echo 'CLOSURE=--tree /usr/share' >/etc/lazystore/web.conf",
+    );
+    container.run("systemctl daemon-reload && systemctl enable --now lazystore@web.socket");
+}
+
+/// Reads the superblock through the container's socket.
+fn assert_serves(socket: &Path) {
+    /// `EROFS_SUPER_MAGIC_V1` at `EROFS_SUPER_OFFSET` (Linux, fs/erofs/erofs_fs.h).
+    const MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
+    let mut client = Client::start(socket, 1);
+    let block = client.read(0, &[(0, 4096)]).remove(0).unwrap();
+    assert_eq!(block[1024..1028], MAGIC);
+}
+
+#[test]
+#[ignore = "needs root, systemd-nspawn and a Debian root"]
+fn the_package_serves_a_disk_on_a_booted_system_and_leaves_nothing() {
+    let container = Container::boot();
+    install(&container);
+    let socket = container.path("run/lazystore/web.sock");
+    assert_eq!(container.main_pid(), "0", "it starts when a VM comes");
+    assert_eq!(
+        container.run("stat -c %a:%G /run/lazystore/web.sock"),
+        "660:kvm\n"
+    );
+    assert_serves(&socket);
+
+    let pid = container.main_pid();
+    let status = container.run(&format!("cat /proc/{pid}/status"));
+    assert!(!status.contains("Uid:\t0"), "{status}");
+    for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line} is not in {status}");
+    }
+
+    // A server that is killed is replaced.
+    container.run(&format!("kill -KILL {pid}"));
+    assert_serves(&socket);
+    assert_ne!(container.main_pid(), pid);
+    let log = container.run("journalctl --unit=lazystore@web --output=cat");
+    assert!(log.contains("a VM has connected"), "{log}");
+
+    container.run("systemctl disable --now lazystore@web.socket && systemctl stop lazystore@web");
+    assert_eq!(
+        container.run("systemctl show --value --property=Result lazystore@web"),
+        "success\n"
+    );
+    assert_eq!(container.run("ls /run/lazystore"), "");
+    assert_eq!(
+        container.run("grep -x lazystore /proc/[0-9]*/comm || true"),
+        ""
+    );
+    container.run("rm /etc/lazystore/web.conf && dpkg --purge lazystore");
+    assert_eq!(
+        container.run("find /etc /usr /var/lib/systemd -name '*lazystore*'"),
+        ""
+    );
+}
