@@ -1,4 +1,4 @@
-# microvm.nix guests whose store disk is never built. To be imported beside microvm.nix' own module; does nothing where
+# microvm.nix guests whose store disk is never built. To be imported next to microvm.nix' own module; does nothing where
 # the host's /nix/store is shared (microvm.storeOnDisk is false then).
 {
   config,

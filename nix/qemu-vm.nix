@@ -1,4 +1,4 @@
-# NixOS VMs (nixos-rebuild build-vm, NixOS tests) with a /nix/store of their own instead of the host's: beside nixpkgs'
+# NixOS VMs (nixos-rebuild build-vm, NixOS tests) with a /nix/store of their own instead of the host's: next to nixpkgs'
 # virtualisation/qemu-vm.nix, or in virtualisation.vmVariant. The option is that of nixos-qemu-vm-isolation.
 {
   config,

@@ -304,7 +304,7 @@ fn a_recording_keeps_itself() {
     // What is no recording is a warning, and is replaced.
     fs::write(&file, "something else\n").unwrap();
     let (ok, said) = run_recorded(&fixture, "tree", "boot.rec", read);
-    assert!(ok && said.contains("recorded anew"), "{said}");
+    assert!(ok && said.contains("recorded again"), "{said}");
     assert!(is_recording(&file));
     // So is a place that cannot be written to.
     let (ok, said) = run_recorded(&fixture, "tree", "absent/boot.rec", read);

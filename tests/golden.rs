@@ -382,7 +382,7 @@ fn tree() -> TempDir {
     root
 }
 
-/// Gives `path` and everything beneath it modes and times that depend on neither the umask nor the clock.
+/// Gives `path` and everything below it modes and times that depend on neither the umask nor the clock.
 fn settle(path: &Path, counter: &mut i64) {
     let kind = fs::symlink_metadata(path).unwrap().file_type();
     if kind.is_dir() {
@@ -503,7 +503,7 @@ fn a_file_of_more_than_4_gib() {
     check("huge-file", &disk(&store.registered()));
 }
 
-/// Owners are set: without root a file's is whoever runs the test.
+/// Owners are set: without root a file belongs to the user who runs the test.
 #[test]
 fn a_tree_of_all_kinds() {
     let dir = tree();
@@ -550,7 +550,7 @@ fn a_tree_with_devices_and_owners() {
     );
 }
 
-/// Gives everything beneath `path` to the same user.
+/// Gives everything below `path` to the same user.
 fn own_all(path: &Path) {
     chown(path, Some(5), Some(6)).unwrap();
     if path.is_dir() {

@@ -1,4 +1,4 @@
-//! Frontends and guests that mean harm, against the real program: whatever they do, everybody else is served.
+//! Hostile frontends and guests, against the real program: everybody else is still served.
 
 mod cut;
 mod raw;
@@ -123,7 +123,7 @@ fn a_frontend_that_leaves_in_mid_message_leaves_nothing_behind() {
 fn headers_that_make_no_sense_end_the_connection() {
     let stage = Stage::new();
     let headers = [
-        // Request, flags, size: unknown, wrong version, an answer, too long, nothing behind it.
+        // Request, flags, size: unknown, wrong version, an answer, too long, nothing after it.
         [0, 1, 0],
         [99, 1, 0],
         [u32::MAX, 1, 0],

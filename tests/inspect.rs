@@ -14,7 +14,7 @@ use lazystore::image::Image;
 use lazystore::tree::FileKind;
 use proptest::prelude::*;
 
-/// The path beneath the root of every nid, as erofs-rs reports them.
+/// The path below the root of every nid, as erofs-rs reports them.
 fn nids(image: &Arc<Image>) -> HashMap<u64, Vec<u8>> {
     let fs = open(image);
     let mut found = HashMap::new();

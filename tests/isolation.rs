@@ -104,7 +104,7 @@ fn nothing_beside_the_closure_is_on_the_disk() {
         write_path(&store, "bbb", PUBLIC),
         write_path(&store, "ddd", PUBLIC),
     ];
-    // Before, between and behind them, and a link that leads out.
+    // Before, between and after them, and a link that leads out.
     for prefix in ["aaa", "ccc", "eee", "bbb0"] {
         let secret = write_path(&store, prefix, SECRET);
         let link = store.join(&names[0]).join(format!("to-{prefix}"));

@@ -53,7 +53,7 @@ fn path_of(text: &str) -> ModulePath {
     names.map(str::to_owned).collect()
 }
 
-/// All files with Rust's ending beneath `dir`.
+/// All files with Rust's ending below `dir`.
 fn rust_files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir)
         .unwrap()
@@ -67,7 +67,7 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The sources beneath `root` but those of tests, which may look from all sides.
+/// The sources below `root` but those of tests, which may look from all sides.
 fn sources(root: &Path) -> Vec<Source> {
     let is_test = |module: &ModulePath| module.iter().any(|n| n == "tests" || n == "testing");
     let files = rust_files(root).into_iter();
@@ -195,7 +195,7 @@ impl Order {
         }
         match (position(from), position(to)) {
             (Some(from), Some(to)) => to < from,
-            // What is beside uses nothing of the chain; and names that are no parts are not modules.
+            // A neighbour uses nothing of the chain; and names that are no parts are not modules.
             (None, Some(_)) => false,
             (_, None) => to != "*",
         }
@@ -268,7 +268,7 @@ fn circles(sources: &[Source]) -> Vec<String> {
             }
         }
     }
-    // Whoever uses nothing that is left, or is used by nothing, is taken away until only circles are left.
+    // A module that uses nothing that is left, or that nothing left uses, is removed until only circles are left.
     loop {
         let users: BTreeSet<_> = uses.keys().cloned().collect();
         let used: BTreeSet<_> = uses

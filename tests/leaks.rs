@@ -121,7 +121,7 @@ fn one_who_says_nothing_keeps_nobody_from_being_served() {
     assert!(!socket.exists());
 }
 
-/// A frontend that lives on while its guest reboots sets its queue up anew each time.
+/// A frontend that lives on while its guest reboots sets its queue up again each time.
 #[test]
 #[ignore = "needs root"]
 fn a_hundred_reboots_leave_nothing_in_the_worker() {

@@ -107,7 +107,7 @@ fn a_passing_shortage_of_descriptors_ends_nothing() {
     assert!(status.success(), "{log}");
 }
 
-/// A worker of the mount that could not be started anew ended the listener, and with it all VMs.
+/// A worker of the mount that could not be started again ended the listener, and with it all VMs.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
 fn a_mount_that_fails_for_a_while_ends_nothing() {
@@ -123,7 +123,7 @@ fn a_mount_that_fails_for_a_while_ends_nothing() {
     read_once(&frontend, &mut guest);
     let limit = server.limit_descriptors_to_open();
     server.kill_first_worker();
-    server.wait_for_log("cannot mount the file anew");
+    server.wait_for_log("cannot mount the file again");
     read_once(&frontend, &mut guest);
     server.limit_descriptors(limit);
     wait_for("the file", || file.exists().then_some(()));

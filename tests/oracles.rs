@@ -215,7 +215,7 @@ fn model(dir: &Path) -> (Arc<lazystore::image::Image>, Vec<(u64, Vec<u8>)>) {
     ];
     let read = |(start, blocks): (u32, u32)| {
         let at = u64::from(start) * 4096;
-        // Some zeros behind it belong to the model too.
+        // Some zeros after it belong to the model too.
         let mut bytes = vec![0; (blocks as usize + 8) * 4096];
         image.read_exact_at(&mut bytes, at).unwrap();
         (at, bytes)

@@ -17,7 +17,7 @@ use crate::common::{server, tool};
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
 
-/// Beneath the prefix, among others.
+/// Below the prefix, among others.
 const INSTALLED: [&str; 10] = [
     "bin/lazystore",
     "lib/systemd/system/lazystore@.service",
@@ -45,7 +45,7 @@ fn done(command: &mut Command) -> Output {
     output
 }
 
-/// All files beneath `dir`.
+/// All files below `dir`.
 fn files(dir: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut dirs = vec![dir.to_owned()];

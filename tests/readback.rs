@@ -265,7 +265,7 @@ fn used_blocks(image: &Image) -> Vec<u32> {
 proptest! {
     #![proptest_config(cases(12))]
 
-    /// The list shuffled, with duplicates; a disk made anew; read in another order, in other steps.
+    /// The list shuffled, with duplicates; a disk made again; read in another order, in other steps.
     #[test]
     fn the_same_closure_listed_in_another_order_gives_the_same_disk(tree in any_dir(), seed in any::<u64>()) {
         let dir = memory_dir();

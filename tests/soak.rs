@@ -165,7 +165,7 @@ impl Soak {
             fs::rename(&aside, &place).unwrap();
             self.health.turn(victim);
             drop(gone);
-            // As long as it was gone, about: whoever restarts the server gets his chance, and reads succeed too.
+            // About as long as it was gone: time for the server to be restarted and for reads to succeed.
             thread::sleep(Duration::from_millis(20));
         }
         driver.counts
@@ -338,7 +338,7 @@ fn nothing_is_wrong_or_grows_under_load_and_faults() {
     assert!(grown.is_empty(), "{grown:?}");
     assert!(count(&soak.worker_kills) > 0 && count(&soak.removals) > 0);
     assert_eq!(count(&soak.removals), count(&soak.removals_felt));
-    // Whoever is left goes when its client has gone.
+    // The remaining workers end when their clients have gone.
     let server = soak.server.into_inner().unwrap();
     wait_for("workers to go", || {
         server.workers().is_empty().then_some(())

@@ -4,7 +4,7 @@ use std::env::args;
 
 fn main() {
     let has = |flag: &str| args().any(|arg| arg == flag);
-    // Whoever asks for a list finds no test here.
+    // A list of tests is empty here.
     if has("--list") {
         return;
     }

@@ -108,7 +108,7 @@ module_files() {
 # --- accelerator ------------------------------------------------------------
 
 # Sets ACCEL (QEMU's -accel) for this script and those it starts. A /dev/kvm that opens does not mean that a kernel
-# boots on it, so one is booted. The answer holds until the host boots anew.
+# boots on it, so one is booted. The answer holds until the host boots again.
 choose_accel() {
     local answer
     answer=$CACHE/accel-$(cat /proc/sys/kernel/random/boot_id)

@@ -33,7 +33,7 @@ fn features() -> String {
     }
 }
 
-/// None where nobody knows, and in debug builds, which would be compiled anew after every commit.
+/// None where nobody knows, and in debug builds, which would be compiled again after every commit.
 fn commit() -> Option<String> {
     if env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
         return None;

@@ -107,7 +107,7 @@ impl InspectArgs {
     }
 }
 
-/// A path on the disk as its users know it: beneath the store directory. Bytes that are no UTF-8 are replaced.
+/// A path on the disk as its users know it: below the store directory. Bytes that are no UTF-8 are replaced.
 fn shown(loaded: &Loaded, path: &[u8]) -> String {
     let store_dir = loaded.closure.store_dir.display();
     if path.is_empty() {

@@ -107,7 +107,7 @@ fn kept(path: &Path) -> Option<Recording> {
             None
         }
         Err(RecordingError::Parse { path, source }) => {
-            tracing::warn!("{}: {source}; it is recorded anew", path.display());
+            tracing::warn!("{}: {source}; it is recorded again", path.display());
             None
         }
     }

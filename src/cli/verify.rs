@@ -180,7 +180,7 @@ struct FaultyView {
 
 #[derive(Debug, Serialize)]
 struct DifferenceView {
-    /// Beneath the path; empty for the path itself.
+    /// Below the path; empty for the path itself.
     file: String,
     difference: String,
 }

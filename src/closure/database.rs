@@ -1,13 +1,13 @@
 //! Closures from Nix's own database, `/nix/var/nix/db/db.sqlite`.
 //!
 //! Its tables are those of Nix's `src/libstore/schema.sql`: `ValidPaths(id, path, hash, narSize, …)` and
-//! `Refs(referrer, reference)`. It is read in one transaction, so that a build that ends meanwhile shows whole or not
-//! at all, and never changed:
+//! `Refs(referrer, reference)`. It is read in one transaction, so that a build that ends meanwhile is seen whole or
+//! not at all. It is never changed:
 //!
-//! - Where a write-ahead log lies beside it, somebody has it open, and SQLite takes part as a reader (`mode=ro`).
-//! - Where none does, nobody has, and a reader would leave `-wal` and `-shm` files behind, or may not make them. The
-//!   file then is all there is, and is read as it stands (`immutable=1`). If it has changed by the end, that was void,
-//!   and is done again.
+//! - Where a write-ahead log lies next to it, somebody has it open, and SQLite takes part as a reader (`mode=ro`).
+//! - Where none does, nobody has it open, and a reader would leave `-wal` and `-shm` files behind, or may not make them.
+//!   The file is then complete by itself, and is read as it stands (`immutable=1`). If it changed meanwhile, the result is
+//!   discarded and the read is repeated.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -184,7 +184,7 @@ fn has_log(file: &Path) -> bool {
 }
 
 impl DatabaseError {
-    /// SQLite needs files beside the database that are not there and cannot be made.
+    /// SQLite needs files next to the database that are not there and cannot be made.
     fn is_unopenable(&self) -> bool {
         let Self::Sqlite(error) = self else {
             return false;

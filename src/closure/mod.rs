@@ -62,7 +62,7 @@ pub enum Source {
 pub struct StoreLocation {
     /// The logical store directory, absolute: what every listed store path starts with.
     pub store_dir: PathBuf,
-    /// The host directory beneath which the logical store directory lies, as in Nix's
+    /// The host directory below which the logical store directory lies, as in Nix's
     /// `--store DIR`; `None` if the logical path is the physical one.
     pub store_root: Option<PathBuf>,
 }

@@ -27,7 +27,7 @@ impl Pins {
     /// Opens those of `names` that exist in `dir`, `max` at most.
     pub fn hold<'a>(dir: &Path, names: impl Iterator<Item = &'a [u8]>, max: usize) -> Self {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        // Whoever reads the store says better why it cannot be opened.
+        // The code that reads the store reports better why it cannot be opened.
         let fds = rustix::fs::open(dir, flags | OFlags::DIRECTORY, Mode::empty()).map(|dir| {
             let pin = |name: &[u8]| {
                 rustix::fs::openat(&dir, name, flags | OFlags::NOFOLLOW, Mode::empty()).ok()

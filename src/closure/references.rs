@@ -25,7 +25,7 @@ impl References {
         Some((*from, path))
     }
 
-    /// As few paths as it takes to reach all others from them: whoever keeps these keeps the closure.
+    /// As few paths as it takes to reach all others from them: keeping these keeps the closure.
     pub fn tops(&self) -> Vec<u32> {
         let count = self.starts.len().saturating_sub(1);
         let mut referenced = vec![false; count];

@@ -52,7 +52,7 @@ pub(super) struct LogLimit {
 struct Faults {
     /// By the hash of the path's name.
     paths: HashMap<u64, Fault>,
-    /// When the counts of lines began anew.
+    /// When the counts of lines started again.
     since_ms: u64,
     /// First lines since then, and further ones.
     firsts: u64,

@@ -1,6 +1,6 @@
 //! How directory entries fill blocks: the one place that both sizing and encoding ask.
 //!
-//! A directory is a sequence of blocks, each with its entries first and their names packed behind them
+//! A directory is a sequence of blocks, each with its entries first and their names packed after them
 //! without gaps (Linux `fs/erofs/dir.c`, `namei.c`). Entries are sorted by the unsigned bytes of their
 //! names across all blocks, and `.` and `..` are sorted with them.
 

@@ -58,7 +58,7 @@ pub fn superblock(fields: &SuperBlockFields) -> Block {
     block
 }
 
-/// Linux `fs/erofs/super.c`, `erofs_superblock_csum_verify`: crc32c started with all ones over everything behind
+/// Linux `fs/erofs/super.c`, `erofs_superblock_csum_verify`: crc32c started with all ones over everything after
 /// the boot sector area, without the final inversion that the usual crc32c has.
 fn checksum(block: &Block) -> u32 {
     !crc32c::crc32c(&block[SUPERBLOCK_OFFSET..])
@@ -113,7 +113,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Writes an inode and what lies behind it.
+    /// Writes an inode and what lies after it.
     fn node(
         &self,
         index: NodeIndex,
@@ -123,7 +123,7 @@ impl Writer<'_> {
     ) -> Option<InlineFile> {
         let form = self.plan.form(node);
         inode(&self.fields(node, form), form, offset, out);
-        let behind = offset + usize::from(form.header_len());
+        let after = offset + usize::from(form.header_len());
         let len = usize::from(form.inline_len);
         if len == 0 {
             return None;
@@ -131,16 +131,16 @@ impl Writer<'_> {
         match node.kind() {
             FileKind::Directory => {
                 let (_, dir) = self.plan.dir(node)?;
-                self.dirents(dir, dir.inline_block()?, &mut out[behind..behind + len]);
+                self.dirents(dir, dir.inline_block()?, &mut out[after..after + len]);
                 None
             }
             FileKind::Symlink => {
-                put(out, behind, self.plan.target(node));
+                put(out, after, self.plan.target(node));
                 None
             }
             _ => Some(InlineFile {
                 node: index,
-                offset: behind,
+                offset: after,
                 len,
             }),
         }
@@ -298,7 +298,7 @@ fn extended(fields: &InodeFields, format: u16, ino: u32) -> InodeExtended {
     }
 }
 
-/// Writes the entries of one directory block, names behind them.
+/// Writes the entries of one directory block, names after them.
 pub fn dirents<'a>(
     entries: impl Iterator<Item = (u64, DirentType, &'a [u8])> + Clone,
     out: &mut [u8],

@@ -48,7 +48,7 @@ pub struct SuperBlock {
     pub feature_compat: U32,
     /// log2 of the block size.
     pub block_bits: u8,
-    /// Extra slots of 16 bytes behind the superblock.
+    /// Extra slots of 16 bytes after the superblock.
     pub ext_slots: u8,
     /// Nid of the root directory.
     pub root_nid: U16,

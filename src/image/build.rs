@@ -79,7 +79,7 @@ impl Image {
             sources: vec![TreeSource::Host(Arc::clone(&host))],
             host,
             space: Space::whole(FileKind::Directory),
-            // All of it is opened beneath a descriptor of the directory itself.
+            // All of it is opened below a descriptor of the directory itself.
             origins: vec![Origin {
                 source: HOST,
                 identity: None,

@@ -74,7 +74,7 @@ mod tests {
             let at = if len > limit {
                 u64::from(region.data.start) * 4096
             } else {
-                // Behind the file's inode, which is not in the block of the directory's.
+                // After the file's inode, which is not in the block of the directory's.
                 let file = (nid..nid + 256).find(|nid| {
                     let place = image.locate_nid(*nid).unwrap().place;
                     matches!(place, Place::Inode(file) if file.path == b".lazystore/registration")

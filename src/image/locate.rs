@@ -47,7 +47,7 @@ impl Image {
     /// at [`nid_offset`].
     ///
     /// # Errors
-    /// As [`Image::locate`]; a nid behind the end of the disk is out of range.
+    /// As [`Image::locate`]; a nid after the end of the disk is out of range.
     pub fn locate_nid(&self, nid: u64) -> Result<Spot, ReadError> {
         self.locate(nid_offset(nid))
     }

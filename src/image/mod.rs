@@ -155,7 +155,7 @@ impl Image {
     /// Calls `sink` with the pieces that make up `offset..offset + len_bytes`, in order and without gaps.
     ///
     /// # Errors
-    /// The first [`ReadError`], or what `sink` returned. Pieces already handed out are void then.
+    /// The first [`ReadError`], or what `sink` returned. Pieces already handed out must then be discarded.
     pub fn visit(
         &self,
         offset: u64,

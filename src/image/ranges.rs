@@ -7,7 +7,7 @@ use crate::erofs::layout::plan::Plan;
 use crate::source::IoMode;
 use crate::tree::FileKind;
 
-/// First and behind-the-last data block of a run.
+/// First data block of a run, and the one after its last.
 type Run = (u32, u64);
 
 impl Image {

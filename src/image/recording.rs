@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Every line is written whole and at once: a writer that is killed leaves a recording of what was touched so far, and a
-//! last line without its end is no part of it. A first line in the middle begins anew, with path 0 still to be named.
+//! last line without its end is no part of it. A first line in the middle starts again, with path 0 still to be named.
 
 use std::fmt;
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! Where there is something on the disk, and where nothing.
 //!
-//! The address space is almost empty, and whoever copies the disk must be able to jump over that. Ranges of
+//! The address space is almost empty, and a copy of the disk must be able to skip that. Ranges of
 //! paths are bounds, much larger than what is in them, so a path that is asked about is planned whole.
 
 use super::{Image, ReadError};
@@ -12,7 +12,7 @@ use crate::erofs::layout::space::{Area, DATA_ARENA_START};
 pub enum Seek {
     /// A block that belongs to something, whatever its bytes are.
     Data,
-    /// A block that belongs to nothing: all zeros. There is one behind the end of the disk.
+    /// A block that belongs to nothing: all zeros. There is one after the end of the disk.
     Hole,
 }
 
@@ -43,7 +43,7 @@ impl Image {
         (wanted == Seek::Hole && offset < len_bytes).then_some(len_bytes)
     }
 
-    /// The sort of `block`, and of how many behind it.
+    /// The sort of `block`, and of how many after it.
     fn stretch(&self, block: u32) -> Stretch {
         match self.space().area(block) {
             Area::Superblock => data_until(block + 1),

@@ -35,7 +35,7 @@ pub fn store_image(dir: &Path, options: &ImageOptions) -> Image {
     Image::new(&closure, options).unwrap()
 }
 
-/// Calls `f` while nobody can plan region `region`: whoever needs that waits, as for a disk that does not answer.
+/// Calls `f` while nobody can plan region `region`: readers that need its plan wait, as for a disk that does not answer.
 pub fn with_planning_held<R>(image: &Image, region: usize, f: impl FnOnce() -> R) -> R {
     image.plans.hold(region, f)
 }

@@ -6,7 +6,7 @@
 //! | `child` | how a child ended, signals to it, its end within a bounded time |
 //! | `signals` | the signals that a parent waits for |
 //!
-//! Whoever forks has one thread. Children die with their parent.
+//! A process that forks has one thread. Children die with their parent.
 
 mod child;
 mod error;

@@ -84,7 +84,7 @@ impl Signals {
     }
 
     /// For a role that was forked: what a terminal sends to all processes is for the parent to decide, and a `SIGTERM`
-    /// is how the parent ends it, even if whoever started the parent had blocked that.
+    /// is how the parent ends it, even if the parent inherited it as blocked.
     pub fn leave_to_parent(&mut self) {
         let mut mask = self.before;
         ENDING.into_iter().for_each(|signal| mask.add(signal));

@@ -1,6 +1,6 @@
 //! The processes that serve a disk: one that listens, and a worker for each connection or mount.
 //!
-//! A frontend can cut the file behind the memory that it shares, and then a process that touches a ring dies of SIGBUS. So
+//! A frontend can truncate the file behind its shared memory, and then a process that touches a ring dies of SIGBUS. So
 //! the process that owns the endpoints touches no guest's memory: it has one thread, and forks a worker for every
 //! connection. What a guest breaks is its own worker. A worker costs little, because the disk is a pure function and the
 //! parent's plans are shared copy-on-write; and its death loses nothing (see

@@ -87,7 +87,7 @@ impl Recent {
         Ok(&self.blocks[slot].insert(kept).1)
     }
 
-    /// Reads more than was asked for, as far as the file goes if the rest of it lies behind.
+    /// Reads more than was asked for, as far as the rest of the file is contiguous.
     fn read_ahead(
         &mut self,
         image: &Image,
@@ -125,7 +125,7 @@ impl AsyncImage for Handle<'_> {
     }
 }
 
-/// All files beneath a directory, each directory right before what is in it, in the order of names.
+/// All files below a directory, each directory right before what is in it, in the order of names.
 pub(super) type Walk<'r, 'a> = erofs_rs::r#async::WalkDir<'r, Handle<'a>>;
 
 /// An open disk, for one thread.
@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Everything beneath the directory `name` of the root directory.
+    /// Everything below the directory `name` of the root directory.
     pub(super) fn walk(&self, name: &[u8]) -> Result<Walk<'_, 'a>> {
         now(self.fs.walk_dir(at_root(name)))
     }

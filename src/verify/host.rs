@@ -1,4 +1,4 @@
-//! The host's directories, name by name beneath an open descriptor: no path is too long, and no symlink is
+//! The host's directories, name by name below an open descriptor: no path is too long, and no symlink is
 //! followed. Apart from the store's code on purpose: a mistake there must not hide itself.
 
 use std::os::fd::OwnedFd;

@@ -114,7 +114,7 @@ struct Check<'t, 'a> {
     /// None if the hash is not wanted, or cannot be right any more.
     nar: Option<Nar>,
     levels: Vec<Level>,
-    /// The file that is compared, beneath the store path.
+    /// The file that is compared, below the store path.
     path: Vec<u8>,
     disk_bytes: Vec<u8>,
     host_bytes: Vec<u8>,
@@ -148,7 +148,7 @@ impl<'t, 'a> Check<'t, 'a> {
         self.differs(unreadable_disk(error));
     }
 
-    /// Everything beneath the path's top directory, which is open.
+    /// Everything below the path's top directory, which is open.
     fn walk(&mut self, name: &[u8]) {
         let mut walk = match self.task.reader.walk(name) {
             Ok(walk) => walk,

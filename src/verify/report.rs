@@ -96,7 +96,7 @@ pub struct PathReport {
     pub name: Vec<u8>,
     /// What was compared.
     pub tally: Tally,
-    /// The first differences, each with the file's path beneath the path, which is empty for the path itself.
+    /// The first differences, each with the file's path below the path, which is empty for the path itself.
     pub differences: Vec<(Vec<u8>, Difference)>,
     /// How many differences there were.
     pub count: u64,

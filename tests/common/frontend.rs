@@ -86,7 +86,7 @@ impl Guest {
         }
     }
 
-    /// Cuts the file behind the memory: whoever touches it gets SIGBUS, this process too.
+    /// Truncates the file behind the memory: a process that touches it gets SIGBUS, this one too.
     pub fn cut_memory(&self) {
         self.backing.set_len(0).unwrap();
     }

@@ -104,7 +104,7 @@ pub fn from_env(name: &str) -> String {
     })
 }
 
-/// How many files of all types lie beneath `dir`.
+/// How many files of all types lie below `dir`.
 pub fn count(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     let each = entries.map(|entry| match entry.file_type().unwrap().is_dir() {
@@ -114,7 +114,7 @@ pub fn count(dir: &Path) -> u64 {
     each.sum()
 }
 
-/// How many files and symlinks beneath `dir` are not empty.
+/// How many files and symlinks below `dir` are not empty.
 pub fn count_with_bytes(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     let each = entries.map(|entry| {

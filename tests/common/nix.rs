@@ -143,7 +143,7 @@ impl ChrootStore {
     }
 }
 
-/// `nix-store ARGS` on the store beneath `root`.
+/// `nix-store ARGS` on the store below `root`.
 pub fn nix_store<A: AsRef<OsStr>>(root: &Path, home: &Path, args: &[A]) -> Command {
     let mut command = Command::new("nix-store");
     command.arg("--store").arg(root).args(args);

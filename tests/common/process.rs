@@ -60,7 +60,7 @@ pub fn end_strace(mut strace: Child) {
     strace.wait().unwrap();
 }
 
-/// Waits until a socket is listened at. Its file is there before that, and whoever connects then is refused.
+/// Waits until a socket is listened at. Its file is there before that; a connection then is refused.
 pub fn wait_for_listener(child: &mut Child, socket: &Path) {
     wait_for("somebody to listen", || {
         assert_eq!(child.try_wait().unwrap(), None, "nobody will listen");

@@ -25,7 +25,7 @@ pub struct SmallStore {
 /// What a path of the store says on the disk.
 #[derive(Debug, Clone)]
 pub struct FileOnDisk {
-    /// Beneath the store directory.
+    /// Below the store directory.
     pub path: String,
     /// Its bytes on the disk, without padding.
     pub range: Range<u64>,
@@ -106,7 +106,7 @@ impl SmallStore {
         Image::new(&closure, &ImageOptions::default()).unwrap()
     }
 
-    /// Every file that has bytes on the disk, small ones behind their inodes included.
+    /// Every file that has bytes on the disk, small ones after their inodes included.
     pub fn files(&self, image: &Image) -> Vec<FileOnDisk> {
         let regions = image.space().regions().iter();
         regions

@@ -13,7 +13,7 @@ use crate::common::small_store::FileOnDisk;
 /// Bytes asked for at once.
 const READ: u64 = 64 << 10;
 
-/// Someone who reads the disk, and whom no cache of a kernel answers.
+/// A reader of the disk that no kernel cache answers.
 pub enum Reader {
     Socket(RefCell<Client>),
     File(File),

@@ -55,8 +55,8 @@ impl Drop for Nobodys {
     }
 }
 
-/// Closes what a shell has inherited besides the standard streams, and becomes what follows: descriptors that whoever runs
-/// the tests has left open would count, too.
+/// Closes what a shell has inherited besides the standard streams, and becomes the program that follows: descriptors that
+/// the test runner left open would count, too.
 const ALONE: &str = r#"for fd in /proc/self/fd/*; do fd=${fd##*/}; [ "$fd" -le 2 ] || eval "exec $fd>&-"; done; exec "$0" "$@""#;
 
 /// A server whose processes may open `limit` descriptors, if it wants to serve with so few: it answers anyone who
@@ -148,7 +148,7 @@ fn when_descriptors_run_out_bytes_are_right_or_not_there() {
     assert!(refused > 0 && right > 100 && errors > 0);
 }
 
-/// The number behind the last descriptor of `pid` before the first gap: so many files may it open, and no more, if that
+/// The number after the last descriptor of `pid` before the first gap: it may open that many files and no more, if that
 /// is the limit.
 fn open_to(pid: Pid) -> u64 {
     let dir = format!("/proc/{pid}/fd");

@@ -194,7 +194,7 @@ fn same_as_the_disk(copy: &Path, original: &Path) {
         let (mut ours, mut theirs) = (vec![1; size], vec![2; size]);
         copy.read_exact_at(&mut ours, at).unwrap();
         original.read_exact_at(&mut theirs, at).unwrap();
-        assert!(ours == theirs, "differs behind {at}");
+        assert!(ours == theirs, "differs after {at}");
     }
 }
 
@@ -218,7 +218,7 @@ fn sparse_copies_are_normal_images() {
         .arg(server.image()));
     assert!(String::from_utf8(said).unwrap().contains("virtual size"));
     for copy in [&copied, &converted] {
-        // Whoever read the holes would not be here yet: they are 16 TiB.
+        // Reading the holes would take far longer: they are 16 TiB.
         let allocated_bytes = 512 * fs::metadata(copy).unwrap().blocks();
         assert!(allocated_bytes < 32 * MIB as u64, "{allocated_bytes}");
         same_as_the_disk(copy, &server.image());

@@ -91,7 +91,7 @@ fn a_memory_file_cut_under_the_ring_hurts_only_its_own_worker() {
     assert_eq!(killed(stage), 5);
 }
 
-/// Memory may be said to be longer than its file; what lies behind the end is like what was cut off.
+/// Memory may be said to be longer than its file; what lies after the end is like what was cut off.
 #[test]
 fn a_ring_behind_the_end_of_its_file_hurts_only_its_own_worker() {
     let stage = Stage::new();

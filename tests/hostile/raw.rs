@@ -231,7 +231,7 @@ impl Shared {
         self.kick.write(1).unwrap();
     }
 
-    /// Takes away what lies behind `len`.
+    /// Takes away what lies after `len`.
     pub fn cut(&self, len: u64) {
         self.file.set_len(len).unwrap();
     }

@@ -1,5 +1,5 @@
 # What tests/nix.rs evaluates and builds: the modules in nix/ with the options that they touch, and nothing else of NixOS.
-# With `nixpkgs` and `microvmNix`, directories of the real ones, these take the place of the imitations beside this file.
+# With `nixpkgs` and `microvmNix`, directories of the real ones, these take the place of the imitations next to this file.
 {
   nixpkgs ? null,
   microvmNix ? null,

@@ -1,4 +1,4 @@
-//! The module for hosts, evaluated; and its drop-ins beside the package's units, as systemd reads them.
+//! The module for hosts, evaluated; and its drop-ins next to the package's units, as systemd reads them.
 
 use std::fmt::Write as _;
 use std::fs;

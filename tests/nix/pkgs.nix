@@ -100,7 +100,7 @@ in
   fakeroot = programs "fakeroot" [ "/usr/bin/fakeroot" ];
   virtiofsd = programs "virtiofsd" [ (toString ./fake/virtiofsd) ];
 
-  # With a file beside its programs, as the firmware is.
+  # With a file next to its programs, as the firmware is.
   qemu =
     runCommand "qemu" { } ''
       mkdir -p $out/bin $out/share/qemu

@@ -115,8 +115,8 @@ fn what_asks_qemu_something_gets_no_disk() {
         assert_eq!(status.code(), Some(7));
         assert_eq!(lines(&machine.path("arguments")), question);
     }
-    for beside in ["bin/qemu-img", "share/qemu/bios.bin"] {
-        assert!(package.join(beside).exists(), "{beside}");
+    for file in ["bin/qemu-img", "share/qemu/bios.bin"] {
+        assert!(package.join(file).exists(), "{file}");
     }
 }
 
@@ -194,7 +194,7 @@ fn the_socket_is_the_users_that_qemu_becomes() {
     assert_eq!(socket, "socket 600 nobody");
 }
 
-/// A PATH with some of the machine's programs only, and an `id` that says whom the script runs as.
+/// A PATH with some of the machine's programs only, and an `id` that tells the script its user.
 fn path_without_fuse(machine: &Machine, uid: u32) -> PathBuf {
     let dir = machine.path("bin");
     std::fs::create_dir(&dir).unwrap();
@@ -264,7 +264,7 @@ fn a_directory_that_cannot_be_made_is_named() {
 
 // --- images ---
 
-/// Whoever builds them, and whenever.
+/// Independent of the builder and the date.
 #[test]
 fn images_are_the_same_each_time() {
     for store_type in ["erofs", "ext4"] {

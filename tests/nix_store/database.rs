@@ -1,4 +1,4 @@
-//! What the database says is what `nix-store` says, whoever asks and whatever is done to it meanwhile.
+//! The database gives the answers of `nix-store`, for every user and while it is written to.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -119,7 +119,7 @@ fn another_nix_knows_the_closure_from_the_disk() {
 #[test]
 #[ignore = "needs Nix"]
 fn everyone_reads_the_same_registration() {
-    // Behind its inode, in a block, in many.
+    // After its inode, in a block, in many.
     for more in [0, 3, 300] {
         let fixture = Fixture::new(more);
         let args = fixture.args();

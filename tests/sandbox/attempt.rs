@@ -1,6 +1,6 @@
 //! Processes that confine themselves as the program does and then try something.
 //!
-//! They are this test program, started anew for one test that does nothing otherwise: a process that has forked from one
+//! They are this test program, started again for one test that does nothing otherwise: a process that has forked from one
 //! with threads could not allocate memory.
 
 use std::collections::BTreeMap;
@@ -281,7 +281,7 @@ pub const FILES: [(&str, bool); 8] = [
     ("list the store", false),
     ("read a file of the store", true),
     ("list a directory of the store", true),
-    ("read a file beside the store", false),
+    ("read a file next to the store", false),
     ("read a file of the system", false),
     ("write to a file of the store", false),
     ("make a file in the store", false),
@@ -356,7 +356,7 @@ fn attempt(name: &str) -> Result<(), Errno> {
         "read a file of another store path" => opens(&store.join("other/file"), read),
         "list the store" => opens(&store, read | OFlags::DIRECTORY),
         "make a file longer" => lengthen(),
-        "read a file beside the store" => opens(&outside.path().join("file"), read),
+        "read a file next to the store" => opens(&outside.path().join("file"), read),
         "read a file of the system" => opens("/etc/passwd".as_ref(), read),
         "write to a file of the store" => opens(&store.join("path/file"), OFlags::WRONLY),
         "make a file in the store" => {

@@ -58,7 +58,7 @@ impl Served {
         )
     }
 
-    /// As a file beneath `dir`.
+    /// As a file below `dir`.
     pub fn as_file(args: &[OsString], dir: &Path) -> Self {
         Self::start(
             Command::new(env!("CARGO_BIN_EXE_lazystore")),
@@ -68,7 +68,7 @@ impl Served {
         )
     }
 
-    /// At a socket in a directory in `dir` that belongs to `user`, by whom the program is run.
+    /// At a socket in a directory in `dir` that belongs to `user`, who runs the program.
     pub fn by_user(user: u32, args: &[OsString], dir: &Path) -> Self {
         let own = dir.join("own");
         fs::create_dir(&own).unwrap();

@@ -43,7 +43,7 @@ fn limited(tree: &Path, socket: &Path) -> Command {
     limited
 }
 
-/// How many files beneath `dir` a process has open.
+/// How many files below `dir` a process has open.
 fn open_beneath(dir: &Path, pid: u32) -> usize {
     let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     links

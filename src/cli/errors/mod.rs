@@ -22,7 +22,7 @@ use crate::process::ProcessError;
 use crate::server::ServeError;
 use crate::verify::VerifyError;
 
-/// Whatever ends the program early; each is one sentence.
+/// Errors that end the program; each is one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The closure cannot be read.

@@ -45,7 +45,7 @@ const LOGGING: [(&str, &str); 2] = [
 ];
 const DATABASE: (&str, &str) = (
     "/nix/var/nix/db/db.sqlite",
-    "Nix's database, read for ROOT and --all; beneath --store-root if that is given.",
+    "Nix's database, read for ROOT and --all; below --store-root if that is given.",
 );
 
 const OTHERS: Sections = Sections {

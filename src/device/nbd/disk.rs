@@ -51,7 +51,7 @@ impl Disk {
     /// Calls `sink` with what makes up `offset..offset + len_bytes`, in order and without gaps.
     ///
     /// # Errors
-    /// What the image or `sink` says; all that was handed out is void then.
+    /// What the image or `sink` says; all that was handed out must then be discarded.
     pub fn visit(
         &self,
         mode: IoMode,

@@ -1,4 +1,4 @@
-//! The disk over NBD, for whoever shares no memory with this host's processes.
+//! The disk over NBD, for clients that share no memory with this host's processes.
 //!
 //! A request passes from left to right and never back:
 //!

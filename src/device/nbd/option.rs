@@ -60,7 +60,7 @@ pub struct ContextQuery {
 pub fn parse(number: u32, data: &[u8]) -> ClientOption {
     let parsed = match number {
         option::EXPORT_NAME => Some(ClientOption::ExportName(data.to_vec())),
-        // Whatever else a client sends when it leaves.
+        // Clients may send more when they leave; it is ignored.
         option::ABORT => Some(ClientOption::Abort),
         option::LIST => data.is_empty().then_some(ClientOption::List),
         option::STARTTLS => data.is_empty().then_some(ClientOption::StartTls),

@@ -141,7 +141,7 @@ impl Input {
         Some(taken)
     }
 
-    /// Has `fill` put further bytes behind those that are there; how many it returns.
+    /// Has `fill` put further bytes after those that are there; how many it returns.
     pub(super) fn add<E>(
         &mut self,
         fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
@@ -152,7 +152,7 @@ impl Input {
         Ok(added)
     }
 
-    /// There is always some: what comes in is bounded by whoever takes it.
+    /// There is always some: the reader bounds what comes in.
     fn make_room(&mut self) {
         self.bytes.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);

@@ -85,7 +85,7 @@ pub struct BlkDevice {
 }
 
 impl BlkDevice {
-    /// A device that serves `image` to whatever maps its memory into `memory`.
+    /// A device that serves `image` to the frontend whose memory is mapped into `memory`.
     ///
     /// # Errors
     /// When the host has no file descriptors left.

@@ -56,7 +56,7 @@ impl Attributes {
         }
     }
 
-    /// Whether small files lie behind their inodes. Not if they may change or be unreadable on the host: such a file
+    /// Whether small files lie after their inodes. Not if they may change or be unreadable on the host: such a file
     /// would take all that is in its block along.
     pub fn inlines_files(&self) -> bool {
         self.origin == Origin::Nar

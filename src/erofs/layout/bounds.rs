@@ -17,18 +17,18 @@
 //! entry around it: one block more.
 //!
 //! **Metadata.** A node takes a directory entry (12 + name) and an inode (at most 64) that is rounded up to 32
-//! with what is inlined behind it; a directory adds 27 for `.` and `..`. The largest sums against the NAR:
+//! with what is inlined after it; a directory adds 27 for `.` and `..`. The largest sums against the NAR:
 //! a directory 12 + name + 64 + 27 + 31 = 134 + name against 160 + pad(name); a file or symlink with z bytes
 //! inline 12 + name + 64 + z + 31 = 107 + name + z against 176 + pad(name) + pad(z). Each is smaller, so all
 //! of them together are smaller than S, the root inode's excess of 26 bytes aside. Packing at most doubles
 //! that: two blocks of inodes that are filled one after the other hold more than one block between them (what did
 //! not fit the first starts the second), and a directory block that is not the last is filled but for 266 bytes. The
-//! last block of names and of small files each, a block that is closed early behind the path's top directory, and
+//! last block of names and of small files each, a block that is closed early after the path's top directory, and
 //! the excess: four blocks more.
 //!
 //! `tests.rs` holds both against random trees.
 
-/// Regular files up to this many bytes lie behind their inode.
+/// Regular files up to this many bytes lie after their inode.
 ///
 /// A guest reads such a file with its inode, in one request instead of two; but each makes a walk over all inodes
 /// (`ls -lR`) longer. `bench/requests` shows both: up to here neither takes more requests than on an image of

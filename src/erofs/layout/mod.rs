@@ -19,8 +19,8 @@ mod tests;
 
 /// Version of the layout: where things lie on a disk and which form they have.
 ///
-/// The golden test compares the disks of fixed stores with the digests of this version. Whoever changes a byte of a
-/// disk raises it, on purpose.
+/// The golden test compares the disks of fixed stores with the digests of this version. A change of any
+/// byte of a disk raises it, on purpose.
 ///
 /// 2: small files of a tree (not of store paths) have blocks of their own, so that one that changed or cannot be read fails
 /// alone.

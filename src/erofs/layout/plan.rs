@@ -31,7 +31,7 @@ pub struct Dir {
     pub(super) blocks: u32,
     /// First block that is not inlined.
     pub(super) dirent_block: u32,
-    /// The last block lies behind the inode.
+    /// The last block lies after the inode.
     pub(super) inlined: bool,
     /// Its entries are not known: they have a block of their own, which cannot be read.
     pub(super) unreadable: bool,
@@ -43,7 +43,7 @@ pub struct Dir {
 /// opens no file for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InodeGroup {
-    /// Directories with their entries, symlinks with their targets, files without data behind their inodes.
+    /// Directories with their entries, symlinks with their targets, files without data after their inodes.
     Names,
     /// Small files, whole.
     SmallFiles,
@@ -59,7 +59,7 @@ impl InodeGroup {
 pub struct Form {
     /// 64 bytes instead of 32.
     pub extended: bool,
-    /// Bytes behind the inode, 0 if it is plain.
+    /// Bytes after the inode, 0 if it is plain.
     pub inline_len: u16,
 }
 
@@ -70,7 +70,7 @@ pub fn needs_extended(size_bytes: u64, owner: Owner, nlink: u32) -> bool {
 }
 
 impl Form {
-    /// A directory whose last block holds `last_len` bytes: that one lies behind the inode if it fits.
+    /// A directory whose last block holds `last_len` bytes: that one lies after the inode if it fits.
     pub fn of_directory(extended: bool, last_len: u16) -> Self {
         let fits = fits_behind(extended, u64::from(last_len));
         Self {
@@ -180,7 +180,7 @@ impl Plan {
         &self.bytes[start..start + len]
     }
 
-    /// Path of a node beneath the store directory.
+    /// Path of a node below the store directory.
     pub fn path(&self, index: NodeIndex) -> Vec<u8> {
         let mut parts = Vec::new();
         let mut node = self.node(index);
@@ -374,7 +374,7 @@ impl Dir {
         self.first_child + child
     }
 
-    /// The block of entries that lies behind the inode.
+    /// The block of entries that lies after the inode.
     pub fn inline_block(&self) -> Option<u32> {
         self.inlined.then(|| self.blocks - 1)
     }

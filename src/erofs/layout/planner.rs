@@ -2,7 +2,7 @@
 //!
 //! A directory's group is its inode with its entries, then the inodes of its children that are no
 //! directories; the groups of its subdirectories come later, in the order in which they were met. Small files,
-//! which lie behind their inodes, fill blocks of their own ([`InodeGroup`]). What has been placed never moves, so a
+//! which lie after their inodes, fill blocks of their own ([`InodeGroup`]). What has been placed never moves, so a
 //! planner may stop after any directory, and the plan does not depend on where it stopped.
 
 use super::LayoutError;
@@ -331,7 +331,7 @@ impl Planner {
         Ok(())
     }
 
-    /// An inode and what is inlined behind it never cross a block.
+    /// An inode and what is inlined after it never cross a block.
     fn take_slots(&mut self, group: InodeGroup, form: Form) -> Result<u32, LayoutError> {
         if self.open[group as usize].slots + form.slots() > SLOTS_PER_BLOCK {
             self.open_next(group)?;

@@ -133,7 +133,7 @@ impl Space {
         }
     }
 
-    /// Gives `claims`, in their order, ranges behind a root directory of `root_blocks`.
+    /// Gives `claims`, in their order, ranges after a root directory of `root_blocks`.
     ///
     /// # Errors
     /// [`TooBig`] when they do not fit; see [`to_plan_exactly`].

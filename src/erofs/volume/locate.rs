@@ -14,7 +14,7 @@ use crate::tree::FileKind;
 /// A file of the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRef {
-    /// Its path beneath the root of the disk; empty for the root.
+    /// Its path below the root of the disk; empty for the root.
     pub path: Vec<u8>,
     /// Its inode.
     pub nid: u64,
@@ -38,7 +38,7 @@ pub enum Place {
         /// First byte of the range in the directory.
         offset: u64,
     },
-    /// A small file, whole, behind its inode.
+    /// A small file, whole, after its inode.
     InlineData(FileRef),
     /// A file in blocks of its own, whole.
     Data(FileRef),
@@ -71,7 +71,7 @@ impl Volume {
         }
     }
 
-    /// Where the unused range starts that block `block` is in: behind the last path of its arena.
+    /// Where the unused range starts that block `block` is in: after the last path of its arena.
     fn unused_from(&self, block: u32) -> u64 {
         let last = self.space.regions().last();
         let start = last.map(|region| match block {
@@ -190,19 +190,19 @@ impl PlacedPlan<'_> {
     fn around_inode(&self, index: NodeIndex, room: Range<usize>, at: u64) -> Spot {
         let node = self.plan.node(index);
         let form = self.plan.form(node);
-        let behind = room.start + usize::from(form.header_len());
-        let end = behind + usize::from(form.inline_len);
+        let after = room.start + usize::from(form.header_len());
+        let end = after + usize::from(form.inline_len);
         let in_block = usize::try_from(at % BLOCK_LEN_BYTES).unwrap_or(0);
         match in_block {
-            at_byte if at_byte < behind => {
-                spot(Place::Inode(self.file(index)), at, room.start..behind)
+            at_byte if at_byte < after => {
+                spot(Place::Inode(self.file(index)), at, room.start..after)
             }
-            at_byte if at_byte < end => spot(self.inlined(index, node), at, behind..end),
+            at_byte if at_byte < end => spot(self.inlined(index, node), at, after..end),
             _ => spot(self.unused(), at, end..room.end),
         }
     }
 
-    /// What stands behind an inode.
+    /// What stands after an inode.
     fn inlined(&self, index: NodeIndex, node: &Node) -> Place {
         let file = self.file(index);
         match node.kind() {

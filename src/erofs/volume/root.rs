@@ -11,7 +11,7 @@ use crate::erofs::layout::space::{ROOT_BLOCK, ROOT_NID, Region};
 use crate::tree::FileKind;
 
 /// Which block holds which entries. The inode is at the start of the first block; entries that do not fit
-/// behind it fill the blocks that follow.
+/// after it fill the blocks that follow.
 #[derive(Debug)]
 pub struct RootDir {
     packing: Packing,
@@ -84,10 +84,10 @@ impl RootDir {
     /// What byte `at` of block `block` belongs to, and the bytes of that block that do so too.
     pub fn part(&self, block: u32, at: usize) -> (RootPart, Range<usize>) {
         let full = self.packing.full_blocks();
-        let behind = usize::from(self.form.header_len());
+        let after = usize::from(self.form.header_len());
         let (start, nth, len) = match block.checked_sub(1) {
-            None if at < behind => return (RootPart::Inode, 0..behind),
-            None => (behind, full, usize::from(self.form.inline_len)),
+            None if at < after => return (RootPart::Inode, 0..after),
+            None => (after, full, usize::from(self.form.inline_len)),
             Some(nth) if nth < full => (0, nth, BLOCK_LEN_USIZE),
             Some(nth) => (0, nth, usize::from(self.packing.last_len)),
         };
@@ -105,8 +105,8 @@ impl RootDir {
         let Some(entries_block) = block.checked_sub(1) else {
             encode::inode(&self.fields, self.form, 0, &mut out);
             if self.form.inline_len > 0 {
-                let behind = usize::from(self.form.header_len());
-                self.entries(self.packing.full_blocks(), regions, &mut out[behind..]);
+                let after = usize::from(self.form.header_len());
+                self.entries(self.packing.full_blocks(), regions, &mut out[after..]);
             }
             return out;
         };

@@ -1,7 +1,7 @@
 //! Where clients find the disk.
 //!
 //! An endpoint owns what it listens on or has mounted, knows the sandbox profile of its workers, and how they run. To add
-//! one: a variant here, a file beside `socket`, a [`Process`] in `sandbox`.
+//! one: a variant here, a file next to `socket`, a [`Process`] in `sandbox`.
 
 mod mount;
 mod socket;

@@ -2,7 +2,7 @@
 //!
 //! The worker mounts and the parent unmounts: first detach, then end the worker, so that nobody meets a dead mount. When
 //! the worker dies, those who have the file open get errors for good, since the kernel gave their requests to a process
-//! that is gone. The parent then mounts anew, for those who open the file again. If that fails it tries again later:
+//! that is gone. The parent then mounts again, for those who open the file again. If that fails it tries again later:
 //! VMs at sockets must not suffer.
 
 use std::os::fd::BorrowedFd;
@@ -21,7 +21,7 @@ use crate::device::fuse::{
 };
 use crate::process::{Child, End, EndRequest, exit_now};
 
-/// Pause before the first attempt to mount anew, and the longest one: each is twice the one before.
+/// Pause before the first attempt to mount again, and the longest one: each is twice the one before.
 const RETRY: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -29,7 +29,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const LOGS_AT_ONCE: u32 = 100;
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Where the file is mounted, and by whom.
+/// Where the file is mounted, and by which process.
 pub(in super::super) struct MountEndpoint {
     options: FuseOptions,
     state: State,
@@ -202,7 +202,7 @@ impl MountEndpoint {
             (true, failure) => {
                 let dir = self.options.dir.display();
                 let reason = failure.unwrap_or_else(|| format!("{end:?}"));
-                tracing::error!(%dir, reason, "the worker of the FUSE mount ended: mounting anew");
+                tracing::error!(%dir, reason, "the worker of the FUSE mount ended: mounting again");
                 MountNews::Ended { is_over: false }
             }
         }

@@ -35,7 +35,7 @@ pub struct HostFile {
     stamp: Stamp,
     /// When the stamp was last looked at, in the time of [`coarse_ms`].
     checked_ms: AtomicU64,
-    /// A read has failed: whoever wants the file next opens it anew.
+    /// A read has failed: the next reader opens the file again.
     faulty: AtomicBool,
 }
 

@@ -1,6 +1,6 @@
 //! The only place that opens host paths.
 //!
-//! Every path is resolved beneath one directory and never through a symlink
+//! Every path is resolved below one directory and never through a symlink
 //! (`openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`), so that nothing in a store can lead a
 //! reader out of it. Paths are bytes relative to that directory; the empty path is the directory itself.
 
@@ -35,7 +35,7 @@ pub struct HostTree {
     dir: OwnedFd,
     path: PathBuf,
     files: FileCache,
-    /// How every path beneath it is resolved.
+    /// How every path below it is resolved.
     resolve: ResolveFlags,
     /// The host lets this process read without leaving access times behind.
     noatime: AtomicBool,
@@ -276,7 +276,7 @@ impl HostTree {
         )
     }
 
-    /// Opens `path` beneath the directory; a path longer than the kernel takes goes in several steps.
+    /// Opens `path` below the directory; a path longer than the kernel takes goes in several steps.
     fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut rest = path;
         let mut at: Option<OwnedFd> = None;

@@ -42,7 +42,7 @@ const USER: u64 = 0x7f00_0000_0000;
 /// Protocol features: those offered, but not the acknowledgements.
 const PROTOCOL: u64 = 0x8201;
 
-/// No process can map so much; what is less can be mapped, however far behind the file's end it begins.
+/// No process can map so much; what is less can be mapped, however far after the file's end it begins.
 const MAPPABLE: u64 = 1 << 47;
 
 const VERSION_1: u64 = 1 << 32;
@@ -249,8 +249,8 @@ impl Frontend<'_> {
         self.message(request, &payload, fds);
     }
 
-    /// The guest's address, length, the frontend's address, offset in the file. What lies behind the file's end can be
-    /// mapped, too, but whoever touches it dies of SIGBUS: that is for a worker, in tests/hostile.rs.
+    /// The guest's address, length, the frontend's address, offset in the file. What lies after the file's end can be
+    /// mapped, too, but a process that touches it dies of SIGBUS: that is for a worker, in tests/hostile.rs.
     fn region(&mut self) -> [u64; 4] {
         let [guest, len, user, offset] = std::array::from_fn(|_| self.number());
         let end = u128::from(len) + u128::from(offset);
@@ -311,7 +311,7 @@ impl Frontend<'_> {
         let features = VERSION_1 | PROTOCOL_FEATURES | event_idx | 1 << 28;
         self.message(request::SET_FEATURES, &features.to_le_bytes(), &[]);
         if shape & 2 != 0 {
-            // The rings of a driver that begins anew are empty.
+            // The rings of a driver that starts again are empty.
             let base = RING_STEP * u64::from(index);
             self.files.poke(base + AVAIL + 2, &[0; 2]);
             self.files.poke(base + USED + 2, &[0; 2]);

@@ -42,7 +42,7 @@ const ORDINARY: Addresses = Addresses {
     used: 0xa00,
 };
 
-/// Where a well-behaved guest has headers with the status byte behind them.
+/// Where a well-behaved guest has headers with the status byte after them.
 const REQUESTS: u64 = 0x1000;
 const REQUEST_BYTES: u64 = 0x40;
 

@@ -73,7 +73,7 @@ fn shared(option: &'static str, value: &OsStr) -> Result<OsString, VmmError> {
     }
 }
 
-/// Behind the disks that are there: the option may stand only once, with several values.
+/// After the disks that are there: the option may stand only once, with several values.
 fn add_disk(args: &mut Vec<OsString>, disk: &Disk) {
     let mut value = OsString::from("vhost_user=true,socket=");
     value.push(&disk.socket);

@@ -358,7 +358,7 @@ impl Queue {
         self.ring.set_kick(None);
     }
 
-    /// The base and the used index agree, and no byte of guest memory changes whoever goes on.
+    /// The base and the used index agree, and no byte of guest memory changes, whichever thread goes on.
     fn check_rest(&self) {
         let base = self.ring.queue_next_avail();
         assert_eq!(base, self.driver.used_index(), "base and used index");

@@ -18,7 +18,7 @@ impl Guest<'_> {
         }
     }
 
-    /// Another driver takes over, as after a reset: all is set up anew, with a base of the frontend's own idea.
+    /// Another driver takes over, as after a reset: all is set up again, with a base of the frontend's own idea.
     fn renegotiate(&mut self, input: &mut Input<'_>) {
         let shape = input.byte();
         self.stop();

@@ -7,7 +7,7 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileMemory};
 const PAGE: usize = 4096;
 const CANARY: u8 = 0xc5;
 
-/// Where data go in a well-behaved guest. Nothing but zeros lies before, and none behind: a device that left something
+/// Where data go in a well-behaved guest. Nothing but zeros lies before, and none after: a device that left something
 /// out would not be noticed otherwise.
 pub const DATA: u64 = 0x1400;
 
@@ -26,7 +26,7 @@ const SHAPES: [Regions; 3] = [
 pub struct Layout {
     pub regions: Regions,
     pub memory: Memory,
-    /// What the regions lie in: a page of canaries before, between and behind them. Outlives `memory`.
+    /// What the regions lie in: a page of canaries before, between and after them. Outlives `memory`.
     arena: MmapRegion,
     /// Where in the arena each region begins.
     places: Vec<usize>,

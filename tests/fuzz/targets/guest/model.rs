@@ -144,8 +144,8 @@ impl Expected {
             .collect();
         let used = self.used_range();
         let clash = |range: &Range| {
-            let behind = read.partition_point(|(start, _)| *start <= range.0);
-            let near = &read[behind.saturating_sub(1)..read.len().min(behind + 1)];
+            let after = read.partition_point(|(start, _)| *start <= range.0);
+            let near = &read[after.saturating_sub(1)..read.len().min(after + 1)];
             near.iter().any(|other| overlap(*range, *other))
         };
         if written
@@ -206,10 +206,10 @@ impl Expected {
 
     /// First address and length of what may change around `address`, if that may.
     pub fn may_change(&self, address: u64) -> Option<Range> {
-        let behind = self
+        let after = self
             .writable
             .partition_point(|(start, _)| *start <= address);
-        let last = self.writable[..behind].last();
+        let last = self.writable[..after].last();
         last.copied().filter(|range| holds(*range, address))
     }
 

@@ -25,8 +25,8 @@ const RECONNECT_MS: Version = Version { major: 9, minor: 2 };
 impl Version {
     /// From what `--version` prints: `QEMU emulator version 7.2.22 (Debian ...)`.
     pub fn parse(text: &str) -> Option<Self> {
-        let (_, behind) = text.split_once(" version ")?;
-        let mut numbers = behind.split(|char: char| !char.is_ascii_digit());
+        let (_, after) = text.split_once(" version ")?;
+        let mut numbers = after.split(|char: char| !char.is_ascii_digit());
         Some(Self {
             major: numbers.next()?.parse().ok()?,
             minor: numbers.next()?.parse().ok()?,

@@ -45,7 +45,7 @@ fn a_call_descriptor_that_is_no_eventfd_is_refused() {
     }
 }
 
-/// Whoever waits for interrupts by reading shares the descriptor's flags with the device.
+/// A reader that waits for interrupts shares the descriptor's flags with the device.
 #[test]
 fn a_call_descriptor_stays_as_it_was() {
     let driver = Driver::new(8, 0);

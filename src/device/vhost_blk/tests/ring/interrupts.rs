@@ -38,7 +38,7 @@ fn an_interrupt_is_not_lost_after_many_requests_without_event_idx() {
     assert_eq!(driver.used_index(), 0, "the index wraps around");
 }
 
-/// Nor does a reset, after which the indexes begin anew, leave anything behind.
+/// Nor does a reset, after which the indexes start again, leave anything behind.
 #[test]
 fn an_interrupt_is_not_lost_after_a_reset() {
     let (driver, process) = many_without_event_idx();
