@@ -80,7 +80,7 @@ impl Server<'_> {
     }
 
     fn retry_mount(&mut self, index: usize, reason: &str) {
-        tracing::error!(reason, "cannot mount the file again; the next try comes later");
+        tracing::error!(reason, "cannot mount the file again, will retry");
         if let Some(mount) = self.endpoints[index].mount_mut() {
             if let Some(mut worker) = mount.detach() {
                 worker.child.stop(Duration::ZERO);
