@@ -14,7 +14,7 @@ rustPlatform.buildRustPackage {
   pname = manifest.name;
   inherit (manifest) version;
 
-  # What cargo needs and no more, so that a change of a script or of this directory builds nothing again.
+  # What cargo needs and no more, so that a change of a script or of this directory rebuilds nothing.
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [

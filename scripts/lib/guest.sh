@@ -30,7 +30,7 @@ kernel_modules() {
     done
 }
 
-# Unpacked, never installed: the machine's own boot loader is none of our business.
+# Unpacked, never installed: the machine's own boot loader stays as it is.
 get_kernel() {
     [[ ! -d $CACHE/kernel ]] || return 0
     apt_refresh

@@ -67,7 +67,7 @@ Examples:
 const HELP: &str = "\
 In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store
 
-What is wrong is said in one sentence on stderr. Exit code: 0; 1 for an error; 2 for wrong usage; `run` returns the VM's, \
+An error is one sentence on stderr. Exit code: 0; 1 for an error; 2 for wrong usage; `run` returns the VM's, \
 and 125 for an error of its own.";
 
 #[derive(Debug, Subcommand)]
