@@ -1,6 +1,8 @@
 //! What a binary cache is read with: narinfos, NARs, listings and compressions, against what Nix writes and against the
 //! trees that they are of.
 
+mod faults;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};

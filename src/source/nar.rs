@@ -23,6 +23,9 @@ pub use listing::LISTING_MAX_BYTES;
 /// More nodes than this, in one store path, are refused: each takes 36 bytes of memory and its name.
 pub const NODES_MAX: usize = 1 << 22;
 
+/// More names and targets of symlinks than this, in bytes, are refused. What has a million files has some 20 MiB.
+pub const NAMES_MAX_BYTES: usize = 64 << 20;
+
 /// A tree as a NAR holds it. Two are equal if their NARs differ at most in what the files contain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarTree {

@@ -80,6 +80,11 @@ impl HttpServer {
         }
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// What `--from` takes.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)

@@ -1,7 +1,7 @@
 //! From the nodes of a tree, in the order of a NAR, to the tree with the offsets that they have there.
 
 use super::error::TreeFault;
-use super::{NODES_MAX, NarTree, Node, Payload, tokens};
+use super::{NAMES_MAX_BYTES, NODES_MAX, NarTree, Node, Payload, tokens};
 use crate::closure::shown;
 
 /// The longest file name that Linux and EROFS take, in bytes.
@@ -187,7 +187,11 @@ impl Builder {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<u32, TreeFault> {
-        let start = u32::try_from(self.bytes.len()).map_err(|_| TreeFault::TooManyNames)?;
+        if self.bytes.len() + bytes.len() > NAMES_MAX_BYTES {
+            let max = NAMES_MAX_BYTES;
+            return Err(TreeFault::TooManyNames { max });
+        }
+        let start = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         self.bytes.extend_from_slice(bytes);
         Ok(start)
     }

@@ -168,6 +168,9 @@ pub enum TreeFault {
         max: usize,
     },
     /// More than this program takes.
-    #[error("there are more than 4 GiB of names")]
-    TooManyNames,
+    #[error("names and targets of symlinks have more than {max} bytes")]
+    TooManyNames {
+        /// The most that they may have.
+        max: usize,
+    },
 }

@@ -356,3 +356,19 @@ fn the_deepest_path_that_nix_could_restore() {
         tree
     );
 }
+
+/// Each target takes 4095 bytes, of the NAR and of memory.
+#[test]
+fn memory_has_a_bound_whatever_the_size_of_the_nar() {
+    let target = vec![b'x'; TARGET_MAX];
+    let link = words(&[b"(", b"type", b"symlink", b"target", &target, b")"]);
+    let begin = words(&[b"nix-archive-1", b"(", b"type", b"directory"]);
+    let count = NAMES_MAX_BYTES / TARGET_MAX + 1;
+    let entries = (0..count).map(|n| entry(format!("{n:08}").as_bytes(), &link));
+    let nar = [begin, entries.collect::<Vec<_>>().concat()].concat();
+    let said = refused(&nar);
+    assert!(
+        said.ends_with("names and targets of symlinks have more than 67108864 bytes"),
+        "{said}"
+    );
+}
