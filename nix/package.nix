@@ -41,8 +41,8 @@ rustPlatform.buildRustPackage {
       install -D --mode=444 --target-directory=$out/lib/systemd/system scripts/systemd/*
       install -D --mode=444 --target-directory=$out/share/qemu/vhost-user scripts/qemu/50-lazystore.json
       install -D --mode=555 --target-directory=$out/libexec/lazystore scripts/qemu/vhost-user-blk
-      substituteInPlace $out/lib/systemd/system/*.service $out/libexec/lazystore/vhost-user-blk \
-        --replace-fail /usr/bin/ $out/bin/
+      substituteInPlace $out/lib/systemd/system/*.service --replace-fail /usr/bin/ $out/bin/
+      substituteInPlace $out/libexec/lazystore/vhost-user-blk --replace-fail /usr/bin/ $out/bin/
       substituteInPlace $out/share/qemu/vhost-user/50-lazystore.json --replace-fail /usr/libexec/ $out/libexec/
     ''
     + lib.optionalString (stdenv.hostPlatform.emulatorAvailable buildPackages) ''

@@ -163,6 +163,10 @@ fn the_package_installs_units_pages_and_completions() {
     let start = format!("ExecStart={}/bin/lazystore serve", out.path().display());
     assert!(unit.contains(&start), "{unit}");
     assert!(read("lib/systemd/system/lazystore@.socket").contains("ListenStream"));
+    let place = |file: &str| out.path().join(file).display().to_string();
+    let description = read("share/qemu/vhost-user/50-lazystore.json");
+    assert!(description.contains(&place("libexec/lazystore/vhost-user-blk")));
+    assert!(read("libexec/lazystore/vhost-user-blk").contains(&place("bin/lazystore")));
 }
 
 /// As nixpkgs does it for useNixStoreImage: the guests get what the test script names.
