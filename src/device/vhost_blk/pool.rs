@@ -96,6 +96,12 @@ impl<J: Job> Pool<J> {
         state.threads.extend(started);
     }
 
+    /// Jobs that no thread has begun.
+    #[cfg(test)]
+    pub(in crate::device) fn waiting(&self) -> usize {
+        self.shared.lock().jobs.len()
+    }
+
     /// Does what is left to do, and ends the threads.
     pub(in crate::device) fn end(&self) {
         for thread in self.shared.end() {

@@ -313,13 +313,14 @@ impl RingGuard<'_> {
         let memory = shared.memory.memory();
         let mut vring = self.ring.vring.get_mut();
         let queue = vring.get_queue_mut();
-        let wanted = used::publish(queue, &View::new(&memory), &mut self.state.in_flight);
+        let (wanted, published) =
+            used::publish(queue, &View::new(&memory), &mut self.state.in_flight);
         drop(vring);
-        match wanted {
-            Ok(true) => shared.call.signal().map_err(RingFault::Signal),
-            Ok(false) => Ok(()),
-            Err(error) => Err(self.broken(error)),
-        }
+        let signalled = match wanted {
+            true => shared.call.signal().map_err(RingFault::Signal),
+            false => Ok(()),
+        };
+        published.map_err(|error| self.broken(error)).and(signalled)
     }
 
     fn broken(&mut self, error: QueueError) -> RingFault {

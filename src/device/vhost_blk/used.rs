@@ -11,8 +11,8 @@ use super::inflight::InFlight;
 /// Offset of `avail.ring` (virtio 1.2, section 2.7.6).
 const AVAIL_RING_OFFSET: u64 = 4;
 
-/// Publishes requests from the front of `in_flight`, as far as they have been carried out. Returns whether the driver
-/// wants an interrupt.
+/// Publishes requests from the front of `in_flight`, as far as they have been carried out. Returns whether the driver is to
+/// be interrupted, whatever went wrong: it waits for those that were published before.
 ///
 /// # Errors
 /// When an index is impossible or the ring is not in memory.
@@ -20,15 +20,28 @@ pub(super) fn publish(
     queue: &mut Queue,
     memory: &impl GuestMemory,
     in_flight: &mut InFlight,
-) -> Result<bool, QueueError> {
+) -> (bool, Result<(), QueueError>) {
     let before = queue.next_used();
+    let added = add_completed(queue, memory, in_flight);
+    if queue.next_used() == before {
+        return (false, added);
+    }
+    match wants_interrupt(queue, memory, before) {
+        Ok(wanted) => (wanted, added),
+        // It cannot be known.
+        Err(error) => (true, added.and(Err(error))),
+    }
+}
+
+fn add_completed(
+    queue: &mut Queue,
+    memory: &impl GuestMemory,
+    in_flight: &mut InFlight,
+) -> Result<(), QueueError> {
     while let Some(completion) = in_flight.pop_completed() {
         queue.add_used(memory, completion.head, completion.used_len_bytes)?;
     }
-    if queue.next_used() == before {
-        return Ok(false);
-    }
-    wants_interrupt(queue, memory, before)
+    Ok(())
 }
 
 /// Whether the driver wants an interrupt now that the used index has moved from `before` (virtio 1.2, section 2.7.7).

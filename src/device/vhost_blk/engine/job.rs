@@ -22,18 +22,15 @@ pub(in super::super) struct BlockingJob {
     pub(super) memory: Arc<Memory>,
 }
 
-/// The requests of a job that have been carried out and not reported. The claim covers all that is done meanwhile.
+/// What has been carried out of a job and not reported. The claim covers it, and all that is done meanwhile.
 struct Progress<'j> {
-    job: &'j BlockingJob,
     claim: Claim<'j>,
     completions: Vec<(Ticket, Completion)>,
 }
 
 impl Job for BlockingJob {
     fn run(self) {
-        if let Some(progress) = Progress::begin(&self) {
-            progress.carry_out();
-        }
+        self.carry_out();
     }
 
     fn is_wanted(&self) -> bool {
@@ -46,68 +43,76 @@ impl BlockingJob {
         self.engine.is_wanted(&self.ring)
     }
 
-    /// Waits for what the request needs. None when it is not wanted any more.
-    fn execute(&self, parsed: &Parsed) -> Option<Outcome> {
-        let memory = View::new(&self.memory);
-        let wanted = &|| self.has_reader();
-        let outcome = {
-            let _reading = self.engine.shortage.read();
-            self.engine.disk.execute_while(wanted, parsed, &memory)?
-        };
-        if !matches!(&outcome.result, Err(error) if error.is_shortage()) {
-            return Some(outcome);
-        }
-        // Many reads at once hold many files open. One after the other they get by with few.
-        let _alone = self.engine.shortage.write();
-        self.engine.disk.execute_sparingly(wanted, parsed, &memory)
-    }
-}
-
-impl<'j> Progress<'j> {
-    /// None when the ring was halted since the requests were taken.
-    fn begin(job: &'j BlockingJob) -> Option<Self> {
-        Some(Self {
-            claim: job.ring.claim(job.period)?,
-            job,
-            completions: Vec::with_capacity(job.requests.len()),
-        })
-    }
-
     /// What is done is published before the thread waits for what is not.
-    fn carry_out(mut self) {
-        let job = self.job;
-        let memory = View::new(&job.memory);
-        for (index, (ticket, parsed)) in job.requests.iter().enumerate() {
-            if !job.has_reader() {
+    fn carry_out(&self) {
+        let thread = self.engine.counters.len() - 1;
+        let mut progress = None;
+        for (ticket, parsed) in &self.requests {
+            if !self.has_reader() {
                 break;
             }
-            // The first of them has just been tried.
-            let wanted = &|| job.has_reader();
-            let tried = (index > 0).then(|| job.engine.disk.try_execute(wanted, parsed, &memory));
-            let outcome = if let Some(Attempt::Done(outcome)) = tried {
-                outcome
-            } else {
-                if !self.completions.is_empty() {
-                    self.report();
-                    let Some(next) = Self::begin(job) else { return };
-                    self = next;
-                }
-                let Some(outcome) = job.execute(parsed) else {
-                    break;
-                };
-                outcome
+            let Some((mut done, outcome)) = self.proceed(progress.take(), parsed) else {
+                return;
             };
-            let thread = job.engine.counters.len() - 1;
-            self.completions
-                .push((*ticket, job.engine.note(outcome, thread)));
+            let completion = self.engine.note(outcome, thread);
+            done.completions.push((*ticket, completion));
+            progress = Some(done);
         }
-        self.report();
+        if let Some(done) = progress {
+            self.report(done);
+        }
+    }
+
+    /// Carries a request out, at once if that is possible. None when it is not wanted any more.
+    fn proceed<'j>(
+        &'j self,
+        progress: Option<Progress<'j>>,
+        parsed: &Parsed,
+    ) -> Option<(Progress<'j>, Outcome)> {
+        // The first request has just been tried.
+        if let Some(progress) = progress {
+            let (memory, wanted) = (View::new(&self.memory), || self.has_reader());
+            if let Attempt::Done(outcome) = self.engine.disk.try_execute(&wanted, parsed, &memory) {
+                return Some((progress, outcome));
+            }
+            self.report(progress);
+        }
+        let (claim, outcome) = self.execute(parsed)?;
+        let completions = Vec::with_capacity(self.requests.len());
+        Some((Progress { claim, completions }, outcome))
+    }
+
+    /// Waits for what the request needs. None when it is not wanted any more.
+    fn execute(&self, parsed: &Parsed) -> Option<(Claim<'_>, Outcome)> {
+        let (disk, shortage) = (&self.engine.disk, &self.engine.shortage);
+        let (memory, wanted) = (View::new(&self.memory), &|| self.has_reader());
+        let among_others = || disk.execute_while(wanted, parsed, &memory);
+        let (claim, outcome) = self.execute_during(shortage.read(), among_others)?;
+        if !matches!(&outcome.result, Err(error) if error.is_shortage()) {
+            return Some((claim, outcome));
+        }
+        drop(claim);
+        // Many reads at once hold many files open. One after the other they get by with few.
+        let alone = || disk.execute_sparingly(wanted, parsed, &memory);
+        self.execute_during(shortage.write(), alone)
+    }
+
+    /// Carries a request out while a lock is held. None when the ring was halted since the request was taken, too.
+    ///
+    /// The claim comes after the lock: a halt waits for claims, and must not wait for what another ring's request needs.
+    fn execute_during<L>(
+        &self,
+        _lock: L,
+        execute: impl FnOnce() -> Option<Outcome>,
+    ) -> Option<(Claim<'_>, Outcome)> {
+        let claim = self.ring.claim(self.period)?;
+        execute().map(|outcome| (claim, outcome))
     }
 
     /// Gives the claim up, which must not be held while the ring's lock is waited for: a halt waits for it with the lock.
-    fn report(self) {
-        if let Err(fault) = self.job.ring.answer(self.claim, &self.completions) {
-            self.job.engine.warn_of_ring(&fault);
+    fn report(&self, progress: Progress<'_>) {
+        if let Err(fault) = self.ring.answer(progress.claim, &progress.completions) {
+            self.engine.warn_of_ring(&fault);
         }
     }
 }

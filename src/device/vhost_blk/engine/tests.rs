@@ -169,6 +169,28 @@ fn stopping_the_ring_waits_for_a_request_that_is_carried_out() {
     assert_eq!(guest.ring.queue_next_avail(), 1);
 }
 
+/// When descriptors are short, a request may have to wait until another ring's is done. A stop of its ring waits for
+/// neither.
+#[test]
+fn a_stop_does_not_wait_for_another_rings_request_under_a_shortage() {
+    let mut guest = Guest::new();
+    let engine = Arc::clone(&guest.engine);
+    let other = engine.shortage.write().unwrap();
+    for _ in 0..5 {
+        guest.read(&[PLANNED_SECTOR]);
+        wait_until("no thread began", || engine.pool.waiting() == 0);
+        let ring = guest.ring.clone();
+        let stop = std::thread::spawn(move || ring.set_queue_ready(false));
+        wait_until("the stop waits", || stop.is_finished());
+        assert_eq!(guest.ring.queue_next_avail(), 0);
+        guest.ring.set_queue_ready(true);
+    }
+    drop(other);
+    guest.read(&[]);
+    guest.wait_for(5);
+    assert!((0..5).all(|slot| guest.status(slot) == 0));
+}
+
 /// Where large requests put the first block of the disk.
 const SUPERBLOCK: u64 = 0x8_0000;
 

@@ -78,6 +78,5 @@ fn a_fault_among_what_continues_is_left_to_each_alone() {
     assert!(disk.try_together(&requests[..1], &memory).is_none());
     assert!(disk.try_together(&requests, &memory).is_some());
     std::fs::write(tree.path().join("file7"), b"short").unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(150));
     assert!(disk.try_together(&requests, &memory).is_none());
 }

@@ -59,3 +59,26 @@ fn a_driver_without_event_idx_that_wants_no_interrupt_gets_none() {
         assert_eq!(is_signalled(&process.call), wanted);
     }
 }
+
+/// What was published before a request that cannot be is waited for by the driver.
+#[test]
+fn an_interrupt_is_not_lost_when_a_later_request_cannot_be_published() {
+    let mut driver = Driver::new(8, 0);
+    let process = Process::start(&driver, 8, 0);
+    let _ = is_signalled(&process.call);
+    driver.submit(3);
+    let third = vm_memory::GuestAddress(driver.addresses().1 + 4 + 2 * 2);
+    driver.memory().write_obj(8u16, third).unwrap();
+    let guard = process.memory.memory();
+    let mut chains = Vec::new();
+    let mut locked = process.ring.lock();
+    let (_, first) = locked
+        .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
+        .unwrap();
+    let heads = [0, 1, 8];
+    assert!(chains.iter().map(DescriptorChain::head_index).eq(heads));
+    let fault = publish(&mut locked, first, &heads);
+    assert!(matches!(fault, Err(RingFault::Broken(_))));
+    assert_eq!(driver.used_index(), 2);
+    assert!(is_signalled(&process.call), "no interrupt");
+}
