@@ -7,6 +7,7 @@ mod rings;
 use std::fs;
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use lazystore::image::Image;
 use tempfile::TempDir;
@@ -31,9 +32,15 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
+        Self::start_after(&[])
+    }
+
+    /// The server's command line comes after `before`.
+    fn start_after(before: &[&str]) -> Self {
         let tree = tree();
         let image = crate::common::tree_image(tree.path());
-        let server = Server::start(tree.path(), &["--threads", "2"]);
+        let source = [Path::new("--tree"), tree.path()];
+        let server = Server::start_after(before, &source, &["--threads", "2"]);
         let descriptors = descriptors(&server);
         Self {
             _tree: tree,

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -199,6 +200,21 @@ fn a_recording_goes_on_behind_a_worker_that_was_killed() {
     let text = fs::read_to_string(&file).unwrap();
     assert!(!text.contains("of old"));
     assert_eq!(data_touches(&file), [(0, 0..3), (1, 10..12), (2, 20..21)]);
+}
+
+/// Clients that say nothing, or do not read, are not recorded, and keep nobody from it.
+#[test]
+fn a_client_that_does_not_read_does_not_take_the_recording() {
+    let store = Store::new("a");
+    let image = store.image("a");
+    let file = store.path("recording");
+    let server = store.serve("a", "--record", &file);
+    let _silent = UnixStream::connect(&server.socket).unwrap();
+    wait_for("a worker", || (server.workers().len() == 1).then_some(()));
+    let mut idle = Client::start(&server.socket, 1);
+    read(&server, &image, 0, 3..5);
+    read_as(&mut idle, &image, 0, 7..8);
+    assert_eq!(data_touches(&file), [(0, 3..5)]);
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub use walk::LISTERS_MAX;
 
 use plans::{Need, Plans, Wanted};
 use recorder::Recorder;
+pub use recorder::Start;
 
 /// A part of a range, in the order of the disk.
 #[derive(Debug)]
@@ -146,10 +147,15 @@ impl Image {
         self.volume.space()
     }
 
-    /// From now on writes down which blocks are read, as a [`recording`], to `file`, which is open for appending; with
-    /// `replace`, instead of what is in it, once there is something to write. A second call does nothing.
-    pub fn record_to(&self, file: std::fs::File, replace: bool) {
-        let _ = self.recorder.set(Recorder::new(file, replace));
+    /// From now on writes down which blocks are read, as a [`recording`], to `file`, which is open for appending.
+    /// `take_turn` is asked once, when there is something to write, and says where to begin, or that there is no need. A
+    /// second call does nothing.
+    pub fn record_to(
+        &self,
+        file: std::fs::File,
+        take_turn: impl FnOnce() -> Option<Start> + Send + 'static,
+    ) {
+        let _ = self.recorder.set(Recorder::new(file, take_turn));
     }
 
     /// Calls `sink` with the pieces that make up `offset..offset + len_bytes`, in order and without gaps.

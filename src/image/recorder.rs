@@ -1,6 +1,7 @@
 //! Writes down what is read from a disk, while it is read.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::ops::Range;
@@ -16,6 +17,24 @@ use crate::erofs::layout::space::{Area, Space};
 /// in advance. It bounds the memory for what was seen, too.
 const LIMIT_BYTES: u64 = 16 << 20;
 
+/// Where a recording begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Instead of what is in the file.
+    Anew,
+    /// After what is in the file.
+    AtItsEnd,
+}
+
+/// Asked once, when there is something to write down. None when somebody else records.
+struct TakeTurn(Box<dyn FnOnce() -> Option<Start> + Send>);
+
+impl fmt::Debug for TakeTurn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TakeTurn")
+    }
+}
+
 /// Why a recording ends before its VM does.
 #[derive(Debug, thiserror::Error)]
 enum RecordError {
@@ -25,6 +44,8 @@ enum RecordError {
         "the recording is cut off at {LIMIT_BYTES} bytes: the VM touches more than is worth reading in advance"
     )]
     Full,
+    #[error("somebody else records")]
+    NotItsTurn,
 }
 
 /// Where to write, and what is there already.
@@ -39,25 +60,23 @@ struct Log {
     file: File,
     /// Length of the file.
     len_bytes: u64,
-    /// What the file held is thrown away with the first line.
-    replace: bool,
-    /// Whether there has been a first line.
-    begun: bool,
+    /// None after the first line.
+    take_turn: Option<TakeTurn>,
     seen: RangeSet<u32>,
     /// What a region is called in the file.
     numbers: HashMap<u32, usize>,
 }
 
 impl Recorder {
-    /// Writes to `file`, which is open for appending; with `replace`, instead of what is in it, once there is something
-    /// to write.
-    pub(super) fn new(file: File, replace: bool) -> Self {
-        let len_bytes = file.metadata().map_or(0, |found| found.len());
+    /// Writes to `file`, which is open for appending, as `take_turn` says once there is something to write.
+    pub(super) fn new(
+        file: File,
+        take_turn: impl FnOnce() -> Option<Start> + Send + 'static,
+    ) -> Self {
         let log = Log {
-            len_bytes: if replace { 0 } else { len_bytes },
             file,
-            replace,
-            begun: false,
+            len_bytes: 0,
+            take_turn: Some(TakeTurn(Box::new(take_turn))),
             seen: RangeSet::new(),
             numbers: HashMap::new(),
         };
@@ -73,7 +92,9 @@ impl Recorder {
             return;
         };
         if let Err(error) = log.note(space, bytes) {
-            tracing::warn!("{error}");
+            if !matches!(error, RecordError::NotItsTurn) {
+                tracing::warn!("{error}");
+            }
             *guard = None;
         }
     }
@@ -137,18 +158,25 @@ impl Log {
     }
 
     fn write(&mut self, lines: &[u8]) -> Result<(), RecordError> {
-        let first_line = format!("{FIRST_LINE}\n");
-        let first_line = if self.begun { "" } else { &first_line };
+        let first_line = match self.take_turn.take() {
+            Some(TakeTurn(take_turn)) => self.begin(take_turn())?,
+            None => String::new(),
+        };
         let lines = [first_line.as_bytes(), lines].concat();
         self.len_bytes += lines.len() as u64;
         if self.len_bytes > LIMIT_BYTES {
             return Err(RecordError::Full);
         }
-        if self.replace && !self.begun {
-            self.file.set_len(0)?;
-        }
-        self.begun = true;
         Ok(self.file.write_all(&lines)?)
+    }
+
+    /// Returns the first line.
+    fn begin(&mut self, start: Option<Start>) -> Result<String, RecordError> {
+        match start.ok_or(RecordError::NotItsTurn)? {
+            Start::Anew => self.file.set_len(0)?,
+            Start::AtItsEnd => self.len_bytes = self.file.metadata()?.len(),
+        }
+        Ok(format!("{FIRST_LINE}\n"))
     }
 }
 
@@ -191,7 +219,7 @@ mod tests {
         let out = tempfile::NamedTempFile::new().unwrap();
         fs::write(out.path(), "of old").unwrap();
         let image = store_image(store.path(), &ImageOptions::default());
-        image.record_to(append_to(out.path()), true);
+        image.record_to(append_to(out.path()), || Some(Start::Anew));
         let [a, b] = [image.space().region(0), image.space().region(1)];
         read(&image, 0..2);
         assert_eq!(
@@ -227,7 +255,7 @@ mod tests {
             let at = u64::from(block) * BLOCK_LEN_BYTES;
             recorder.note(space, at..at + BLOCK_LEN_BYTES);
         };
-        let recorder = Recorder::new(append_to(out.path()), true);
+        let recorder = Recorder::new(append_to(out.path()), || Some(Start::Anew));
         // Every other block is a line of its own.
         for block in data.clone().step_by(2).take(2_000_000) {
             note(&recorder, block);
@@ -236,18 +264,20 @@ mod tests {
         assert!((LIMIT_BYTES - 100..=LIMIT_BYTES).contains(&cut), "{cut}");
         Recording::parse(&fs::read(out.path()).unwrap()).unwrap();
         // The next worker, which goes on, finds it full.
-        note(&Recorder::new(append_to(out.path()), false), data.start + 1);
-        note(&Recorder::new(append_to(out.path()), false), data.start + 3);
+        for block in [1, 3] {
+            let next = Recorder::new(append_to(out.path()), || Some(Start::AtItsEnd));
+            note(&next, data.start + block);
+        }
         assert!(len_bytes() <= LIMIT_BYTES);
     }
 
     #[test]
-    fn a_part_is_appended() {
+    fn a_part_is_appended_by_whose_turn_it_is() {
         let store = store();
         let out = tempfile::NamedTempFile::new().unwrap();
-        for replace in [true, false] {
+        for start in [Some(Start::Anew), None, Some(Start::AtItsEnd)] {
             let image = store_image(store.path(), &ImageOptions::default());
-            image.record_to(append_to(out.path()), replace);
+            image.record_to(append_to(out.path()), move || start);
             read(&image, image.space().region(1).data.clone());
         }
         let part = format!("{FIRST_LINE}\n+ b\nd 0 0 3\n");

@@ -16,4 +16,4 @@ mod signals;
 pub use child::{Child, End, stop_all};
 pub use error::ProcessError;
 pub use role::{exit_now, spawn};
-pub use signals::{ENDING, EndRequest, Received, Signals};
+pub use signals::{ENDING, EndRequest, Received, Signals, Waited};

@@ -114,17 +114,30 @@ impl EndRequest {
         Ok(Self(fd))
     }
 
-    /// Waits for it, `limit_ms` at most; says whether it came.
-    pub fn wait(&self, limit_ms: Option<u16>) -> bool {
+    /// Waits for it, or until the other side of `connection` has hung up, `limit_ms` at most.
+    pub fn wait(&self, connection: Option<BorrowedFd<'_>>, limit_ms: Option<u16>) -> Waited {
         let limit = limit_ms.map_or(PollTimeout::NONE, PollTimeout::from);
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        loop {
-            match poll(&mut fds, limit) {
-                Err(Errno::EINTR) => {}
-                done => return done.is_ok_and(|ready| ready > 0),
-            }
+        let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        fds.extend(connection.map(|fd| PollFd::new(fd, PollFlags::empty())));
+        while poll(&mut fds, limit) == Err(Errno::EINTR) {}
+        let mut ready = fds.iter().map(|fd| fd.any() == Some(true));
+        match (ready.next(), ready.next()) {
+            (Some(true), _) => Waited::Asked,
+            (_, Some(true)) => Waited::HungUp,
+            _ => Waited::Limit,
         }
     }
+}
+
+/// What [`EndRequest::wait`] saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// This process is to end.
+    Asked,
+    /// The other side of the connection has gone.
+    HungUp,
+    /// The time is over.
+    Limit,
 }
 
 fn received(info: &siginfo) -> Option<Received> {

@@ -1,44 +1,33 @@
 //! Which worker records what its VM reads, and the process that reads a recording in advance.
 //!
-//! One VM is recorded, the first that uses the disk. When its worker dies, the next one goes on where it stopped; once the
-//! VM has left, the recording is done.
+//! One VM is recorded, the first that reads something of a path. When its worker dies, the next one that reads goes on where
+//! it stopped; once the VM has left, the recording is done.
 
 use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::path::Path;
+use std::sync::Arc;
+
+use rustix::io::ioctl_fionbio;
 
 use super::error::ServeError;
-use crate::image::Image;
+use super::report::{Reporter, Word};
 use crate::image::recording::Recording;
+use crate::image::{Image, Start};
 
 /// A file that a worker fills.
+///
+/// Whose turn it is, is decided by a pipe: it holds one byte, and the worker that reads it records. All workers have its
+/// end, so a client that only connects, or never reads, takes nothing.
 pub(super) struct RecordFile {
     file: File,
-    /// What is in the file is to be discarded.
-    replace: bool,
-    turn: Turn,
+    turn: PipeReader,
+    give: PipeWriter,
 }
 
-/// Who records.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// The next worker.
-    Next,
-    /// The worker with this number.
-    Worker(u64),
-    /// Nobody any more.
-    Done,
-}
-
-/// How a worker ended, as far as its recording goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RecordEnd {
-    /// Its client has left.
-    Complete,
-    /// Its client said nothing.
-    Unused,
-    /// It died, and its VM may come back.
-    Broken,
-}
+/// The byte for each way to begin.
+const ANEW: u8 = b'0';
+const AT_ITS_END: u8 = b'1';
 
 impl RecordFile {
     /// Makes the file if it is not there, and leaves what is in it until there is something to record.
@@ -48,41 +37,38 @@ impl RecordFile {
             path: path.to_owned(),
             source,
         })?;
-        Ok(Self {
-            file,
-            replace: true,
-            turn: Turn::Next,
-        })
+        let (turn, give) = turn_pipe().map_err(ServeError::host("create a pipe"))?;
+        Ok(Self { file, turn, give })
     }
 
-    /// In a worker that was just forked: records what is read from `image` if it is this one's turn.
-    pub(super) fn record_if_next(self, image: &Image) {
-        if self.turn == Turn::Next {
-            image.record_to(self.file, self.replace);
-        }
+    /// In a worker that was just forked: records what is read from `image`, if nobody else does by then.
+    pub(super) fn record(self, image: &Image, reporter: Arc<Reporter>) {
+        let Self { file, mut turn, .. } = self;
+        image.record_to(file, move || {
+            let mut byte = [0];
+            turn.read_exact(&mut byte).ok()?;
+            reporter.tell(&Word::Records);
+            Some(match byte {
+                [ANEW] => Start::Anew,
+                _ => Start::AtItsEnd,
+            })
+        });
     }
 
-    /// In the parent: a worker has been forked.
-    pub(super) fn started(&mut self, worker: u64) {
-        if self.turn == Turn::Next {
-            self.turn = Turn::Worker(worker);
-        }
+    /// In the parent: the worker that recorded has died, and its VM may come back.
+    pub(super) fn give_to_next(&mut self) {
+        // There is room: it holds a byte or two.
+        let _ = self.give.write(&[AT_ITS_END]);
     }
+}
 
-    /// In the parent: a worker has ended.
-    pub(super) fn ended(&mut self, worker: u64, end: RecordEnd) {
-        if self.turn != Turn::Worker(worker) {
-            return;
-        }
-        self.turn = match end {
-            RecordEnd::Complete => Turn::Done,
-            RecordEnd::Unused => Turn::Next,
-            RecordEnd::Broken => {
-                self.replace = false;
-                Turn::Next
-            }
-        };
-    }
+/// A pipe with the first turn in it. Neither end is waited for.
+fn turn_pipe() -> io::Result<(PipeReader, PipeWriter)> {
+    let (turn, mut give) = io::pipe()?;
+    ioctl_fionbio(&turn, true)?;
+    ioctl_fionbio(&give, true)?;
+    give.write_all(&[ANEW])?;
+    Ok((turn, give))
 }
 
 /// Reads in advance what `recording` names.

@@ -19,6 +19,8 @@ pub(super) enum Word {
     Accepted,
     /// The client has sent a first message.
     Spoke,
+    /// It is the one that records what its client reads.
+    Records,
     /// The file is there.
     Mounted,
     /// A first reader has opened the file.
@@ -44,6 +46,7 @@ impl fmt::Display for Word {
         match self {
             Self::Accepted => f.write_str("accepted"),
             Self::Spoke => f.write_str("spoke"),
+            Self::Records => f.write_str("records"),
             Self::Mounted => f.write_str("mounted"),
             Self::Opened => f.write_str("opened"),
             Self::Closed(stats) => numbers(f, "closed", stats),
@@ -65,6 +68,7 @@ impl Word {
         Some(match name {
             "accepted" => Self::Accepted,
             "spoke" => Self::Spoke,
+            "records" => Self::Records,
             "mounted" => Self::Mounted,
             "opened" => Self::Opened,
             "closed" => Self::Closed(parse_stats(rest)?),
@@ -180,6 +184,7 @@ mod tests {
         let words = [
             Word::Accepted,
             Word::Spoke,
+            Word::Records,
             Word::Mounted,
             Word::Opened,
             Word::Closed(stats),

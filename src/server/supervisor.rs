@@ -313,8 +313,10 @@ impl Server<'_> {
                 tracing::warn!(socket = %worker.socket, "a worker could not accept a connection");
             }
             worker.log(&outcome);
-            if let Some(record) = record {
-                record.ended(worker.vm, outcome.of_recording());
+            match record {
+                Some(_) if worker.records && outcome == Outcome::Served => *record = None,
+                Some(record) if worker.records => record.give_to_next(),
+                _ => {}
             }
             // The word of one that was served may be lost; a client that broke the protocol at once had no disk.
             if worker.has_spoken || outcome == Outcome::Served {
@@ -361,9 +363,6 @@ impl Server<'_> {
                 self.next_vm += 1;
                 self.workers
                     .push(Worker::new(child, vm, index, name, reports, is_muted));
-                if let Some(record) = &mut self.record {
-                    record.started(vm);
-                }
             }
             Err(error) => {
                 if !is_muted {
@@ -394,13 +393,19 @@ impl Server<'_> {
     /// The life of a VM's worker.
     fn become_vm_worker(&mut self, index: usize, reporter: Reporter, is_muted: bool) -> u8 {
         let muted = is_muted.then(|| Muted::new(&self.nowhere).ok()).flatten();
+        let reporter = Arc::new(reporter);
         if let Some(record) = self.record.take() {
-            record.record_if_next(&self.image);
+            record.record(&self.image, Arc::clone(&reporter));
         }
         self.serve_endpoint(index, reporter, muted)
     }
 
-    fn serve_endpoint(&mut self, index: usize, reporter: Reporter, muted: Option<Muted>) -> u8 {
+    fn serve_endpoint(
+        &mut self,
+        index: usize,
+        reporter: Arc<Reporter>,
+        muted: Option<Muted>,
+    ) -> u8 {
         let is_alone = self.endpoints.len() == 1;
         let Some(endpoint) = self.take_endpoint(index) else {
             return 1;
@@ -408,7 +413,7 @@ impl Server<'_> {
         let profile = endpoint.profile();
         let context = WorkerContext {
             image: Arc::clone(&self.image),
-            reporter: Arc::new(reporter),
+            reporter,
             confine: &|| self.confine(profile),
         };
         match endpoint {

@@ -7,7 +7,6 @@ use nix::sys::signal::Signal;
 
 use super::activation::SocketName;
 use super::endpoint::EXIT_SILENT;
-use super::recording::RecordEnd;
 use super::report::{Reports, Word};
 use crate::device::Stats;
 use crate::process::{Child, End};
@@ -29,6 +28,8 @@ pub(super) struct Worker {
     /// It has taken its connection.
     pub(super) has_accepted: bool,
     pub(super) has_spoken: bool,
+    /// It records what its client reads.
+    pub(super) records: bool,
     /// The server ends, and this worker with it.
     is_ending: bool,
     /// This process ended it, for want of a first message.
@@ -62,16 +63,6 @@ pub(super) enum Outcome {
     },
 }
 
-impl Outcome {
-    pub(super) fn of_recording(&self) -> RecordEnd {
-        match self {
-            Self::Served => RecordEnd::Complete,
-            Self::Silent => RecordEnd::Unused,
-            Self::Failed { .. } => RecordEnd::Broken,
-        }
-    }
-}
-
 impl Worker {
     pub(super) fn new(
         child: Child,
@@ -90,6 +81,7 @@ impl Worker {
             started: Instant::now(),
             has_accepted: false,
             has_spoken: false,
+            records: false,
             is_ending: false,
             was_turned_away: false,
             is_muted,
@@ -128,6 +120,7 @@ impl Worker {
                         tracing::info!(socket = %self.socket, vm = self.vm, "a VM has connected");
                     }
                 }
+                Word::Records => self.records = true,
                 Word::Left(stats) => self.stats = Some(stats),
                 Word::Failed(reason) => self.failure = Some(reason),
                 Word::Spoke | Word::Mounted | Word::Opened | Word::Closed(_) => {}

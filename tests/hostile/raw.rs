@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -98,6 +99,12 @@ impl Raw {
     pub fn finish(&self) {
         self.send(&message(request::GET_FEATURES, &[]), &[]);
         let _ = (&self.0).read(&mut [0; 20]);
+    }
+
+    /// Whether the device says something in time.
+    pub fn hears_within(&self, patience_ms: u16) -> bool {
+        let mut ready = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut ready, patience_ms).unwrap() > 0
     }
 
     /// An answer's payload.

@@ -5,11 +5,15 @@ use std::io::pipe;
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Command, Stdio};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+
 use super::Stage;
 use super::raw::{Raw, Shared, message, request, words32};
 use crate::common;
 use crate::common::process::wait_for;
 use crate::common::server::{Server, command};
+use crate::common::tool;
 
 /// Where rings lie that share a descriptor table: descriptors, used, available.
 fn places(index: u64) -> [u64; 3] {
@@ -175,4 +179,51 @@ fn large_reads_with_few_descriptors_succeed() {
     let mut expected = vec![0; LEN as usize];
     image.read_exact_at(&mut expected, first).unwrap();
     assert!(shared.bytes(DATA, expected.len()) == expected);
+}
+
+/// Fills the counter of an eventfd in which there is at most 1.
+fn fill(event: &EventFd) {
+    event.write(u64::MAX - 2).unwrap();
+    let mut room = [PollFd::new(event.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut room, PollTimeout::ZERO).unwrap() > 0 {
+        event.write(1).unwrap();
+    }
+}
+
+/// A frontend fills the counter of its call descriptor between the device's look and its write, so that a thread waits
+/// there for good. The worker ends with its frontend all the same.
+#[test]
+#[ignore = "needs strace"]
+fn a_thread_that_waits_for_a_call_descriptor_does_not_outlive_its_frontend() {
+    let strace = tool("strace", "strace");
+    let looks_slowly = [
+        strace.to_str().unwrap(),
+        "-D",
+        "-f",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=poll,ppoll",
+        "-e",
+        "inject=poll,ppoll:delay_exit=200000",
+    ];
+    let stage = Stage::start_after(&looks_slowly);
+    let frontend = stage.connect();
+    frontend.greet();
+    let is_stuck = (0..20).any(|_| {
+        let call = EventFd::new().unwrap();
+        // Signals at once.
+        frontend.call(0, call.as_fd().as_raw_fd());
+        frontend.send(&message(request::GET_FEATURES, &[]), &[]);
+        let looks = !frontend.hears_within(100);
+        fill(&call);
+        let is_stuck = looks && !frontend.hears_within(2000);
+        if !is_stuck {
+            frontend.receive();
+        }
+        is_stuck
+    });
+    assert!(is_stuck, "no thread was made to wait");
+    drop(frontend);
+    stage.is_clean();
 }

@@ -36,7 +36,10 @@ impl Call {
 
     /// Signals the descriptor. An eventfd whose counter is full has been signalled already, and a write would wait.
     ///
-    /// O_NONBLOCK is not set: the frontend shares the file's flags and may rely on reads that wait.
+    /// O_NONBLOCK is not set: the frontend shares the file's flags and may rely on reads that wait. `RWF_NOWAIT` is refused
+    /// for writes to an eventfd. So a frontend that fills the counter between the look and the write makes this thread wait
+    /// until it reads. That harms its own VM only, and a worker does not outlive its frontend, whatever its threads wait
+    /// for (see [`serve_connection`](super::connection::serve_connection)).
     ///
     /// # Errors
     /// When the descriptor is no eventfd, or cannot be written to.

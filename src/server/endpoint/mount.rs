@@ -158,7 +158,7 @@ impl MountEndpoint {
                         worker.failure = Some(reason);
                     }
                 }
-                Word::Accepted | Word::Spoke | Word::Left(_) => {}
+                Word::Accepted | Word::Spoke | Word::Records | Word::Left(_) => {}
             }
         }
         news
@@ -324,7 +324,7 @@ pub(in super::super) struct DetachedWorker {
 /// Tells the parent at SIGTERM, from a thread of its own, what was read by those who still have the file open.
 fn watch(readers: Arc<Readers>, reporter: Arc<Reporter>, end: EndRequest) {
     let watch = move || {
-        end.wait(None);
+        end.wait(None, None);
         if readers.are_there() {
             reporter.tell(&Word::Closed(readers.stats()));
         }

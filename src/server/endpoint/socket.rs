@@ -1,6 +1,6 @@
 //! A socket, for vhost-user-blk or NBD, and the workers of its connections.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread;
@@ -15,7 +15,7 @@ use super::WorkerContext;
 use crate::device::nbd::{self, Exports, NbdOptions};
 use crate::device::vhost_blk::{BlkDevice, DeviceOptions, Served, serve_connection};
 use crate::image::Image;
-use crate::process::{EndRequest, exit_now};
+use crate::process::{EndRequest, Waited, exit_now};
 
 /// Exit code of a worker whose client left without a word.
 pub(in super::super) const EXIT_SILENT: u8 = 3;
@@ -31,6 +31,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause after a worker that could not be started or could not accept: the connection is still waiting, and would cause
 /// the next attempt at once.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How long a worker's threads may take to come back once the frontend has left; then the process ends without them.
+const COME_BACK_MS: u16 = 5_000;
 
 /// What the disk is called over NBD; a client need not ask for it by name.
 const EXPORT_NAME: &str = "nix-store";
@@ -194,10 +197,18 @@ impl SocketEndpoint {
             return 1;
         }
         let watched = Arc::clone(&reporter);
-        let on_accept = |device: &Arc<BlkDevice>| {
+        let on_accept = |device: &Arc<BlkDevice>, connection| {
             watched.tell(&Word::Accepted);
+            let device = Arc::clone(device);
             match end {
-                Ok(end) => watch(Arc::clone(device), watched, end, muted),
+                Ok(end) => Watch {
+                    device,
+                    reporter: watched,
+                    end,
+                    connection,
+                    muted,
+                }
+                .start(),
                 Err(error) => tracing::warn!("{error}"),
             }
         };
@@ -219,28 +230,54 @@ fn exports(image: Arc<Image>) -> Option<Exports> {
     Exports::one(EXPORT_NAME, "a Nix store, EROFS", image)
 }
 
-/// Tells the parent, from a thread of its own, that the client has spoken, and at SIGTERM what was served.
-fn watch(
+/// A thread that tells the parent that the client has spoken, and at the end what was served, and sees to it that there is
+/// an end.
+struct Watch {
     device: Arc<BlkDevice>,
     reporter: Arc<Reporter>,
     end: EndRequest,
-    mut muted: Option<Muted>,
-) {
-    let watch = move || {
-        device.wait_until_addressed();
-        reporter.tell(&Word::Spoke);
-        while !end.wait(muted.as_ref().map(|_| Muted::TIME_MS)) {
-            // It has stayed: no longer one of many that come and go.
-            if let Some(muted) = muted.take() {
-                muted.speak();
+    /// None once the frontend has hung up.
+    connection: Option<OwnedFd>,
+    muted: Option<Muted>,
+}
+
+impl Watch {
+    fn start(self) {
+        let thread = thread::Builder::new().name("watch".to_owned());
+        if let Err(error) = thread.spawn(move || self.run()) {
+            // Then the parent takes the client for silent, and ends this process.
+            tracing::warn!("cannot start a thread: {error}");
+        }
+    }
+
+    fn run(mut self) {
+        self.device.wait_until_addressed();
+        self.reporter.tell(&Word::Spoke);
+        let mut limit_ms = self.muted.as_ref().map(|_| Muted::TIME_MS);
+        loop {
+            let connection = self.connection.as_ref().map(AsFd::as_fd);
+            match self.end.wait(connection, limit_ms) {
+                Waited::Asked => break,
+                Waited::HungUp => {
+                    self.connection = None;
+                    limit_ms = Some(COME_BACK_MS);
+                }
+                Waited::Limit if limit_ms == Some(COME_BACK_MS) => {
+                    tracing::warn!(
+                        "the frontend has left, and threads that serve it do not come back"
+                    );
+                    break;
+                }
+                Waited::Limit => {
+                    // It has stayed: no longer one of many that come and go.
+                    if let Some(muted) = self.muted.take() {
+                        muted.speak();
+                    }
+                    limit_ms = None;
+                }
             }
         }
-        reporter.tell(&Word::Left(device.stats()));
+        self.reporter.tell(&Word::Left(self.device.stats()));
         exit_now(0);
-    };
-    let thread = thread::Builder::new().name("watch".to_owned());
-    if let Err(error) = thread.spawn(watch) {
-        // Then the parent takes the client for silent, and ends this process.
-        tracing::warn!("cannot start a thread: {error}");
     }
 }

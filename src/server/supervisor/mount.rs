@@ -1,18 +1,15 @@
 //! The mount's worker: started, watched, and started again when it ends before its time.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use super::super::endpoint::{Endpoint, MountNews};
 use super::super::error::ServeError;
-use super::super::recording::RecordEnd;
 use super::super::report::{self, Reporter};
 use super::Server;
 use crate::process;
-
-/// Number of the mount's worker, where those of VMs have theirs.
-const MOUNT: u64 = 0;
 
 impl Server<'_> {
     pub(super) fn mount_index(&self) -> Option<usize> {
@@ -37,9 +34,6 @@ impl Server<'_> {
         let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
         let role = || self.become_mount_worker(index, reporter);
         let child = process::spawn(Signal::SIGKILL, role)?;
-        if let Some(record) = self.record.as_mut().filter(|_| self.endpoints.len() == 1) {
-            record.started(MOUNT);
-        }
         if let Some(mount) = self.endpoints[index].mount_mut() {
             mount.started(child, reports, mountpoint);
         }
@@ -49,8 +43,9 @@ impl Server<'_> {
     /// The life of the mount's worker.
     fn become_mount_worker(&mut self, index: usize, reporter: Reporter) -> u8 {
         let is_alone = self.endpoints.len() == 1;
+        let reporter = Arc::new(reporter);
         if let Some(record) = self.record.take().filter(|_| is_alone) {
-            record.record_if_next(&self.image);
+            record.record(&self.image, Arc::clone(&reporter));
         }
         self.serve_endpoint(index, reporter, None)
     }
@@ -63,15 +58,13 @@ impl Server<'_> {
                 return Err(ServeError::NotMounted { reason });
             }
             MountNews::Failed(reason) => self.retry_mount(index, &reason),
-            MountNews::Ended { is_over } => {
-                if let Some(record) = &mut self.record {
-                    let end = match is_over {
-                        true => RecordEnd::Complete,
-                        false => RecordEnd::Broken,
-                    };
-                    record.ended(MOUNT, end);
+            MountNews::Ended { is_over: true } => {}
+            MountNews::Ended { is_over: false } => {
+                // Nobody else records then; a turn that it had not taken comes first.
+                if let Some(record) = self.record.as_mut().filter(|_| self.endpoints.len() == 1) {
+                    record.give_to_next();
                 }
-                if !is_over && let Some(mount) = self.endpoints[index].mount_mut() {
+                if let Some(mount) = self.endpoints[index].mount_mut() {
                     mount.back_off(Instant::now());
                 }
             }
