@@ -4,13 +4,19 @@
 //! is bounded in length.
 
 use std::fmt;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::device::Stats;
 
 /// Longest line; what is longer is cut. A write of that many bytes is not mixed with those of other threads (pipe(7)).
 const LINE_LEN_MAX: usize = 2048;
+
+/// What is read at once, and what a pipe holds (pipe(7)).
+const READ_BYTES: usize = 2 * LINE_LEN_MAX;
+const PIPE_BYTES: usize = 64 << 10;
 
 /// One thing that a worker tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,9 +117,10 @@ pub(super) struct Reports {
     begun: Vec<u8>,
 }
 
-/// Both ends.
+/// Both ends. The parent does not wait at its own.
 pub(super) fn pipe() -> io::Result<(Reports, Reporter)> {
     let (reader, writer) = io::pipe()?;
+    fcntl_setfl(&reader, OFlags::NONBLOCK)?;
     let reports = Reports {
         pipe: Some(reader),
         begun: Vec::new(),
@@ -127,28 +134,29 @@ impl Reports {
         self.pipe.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reads once what has come; waits if nothing has.
+    /// Reads once what has come.
     pub(super) fn read(&mut self) -> Vec<Word> {
-        let mut buffer = [0; 2 * LINE_LEN_MAX];
-        let Some(pipe) = &mut self.pipe else {
-            return Vec::new();
-        };
-        match pipe.read(&mut buffer) {
-            Ok(0) | Err(_) => {
-                self.pipe = None;
-                Vec::new()
-            }
-            Ok(len) => self.take_lines(&buffer[..len]),
-        }
+        self.read_once().unwrap_or_default()
     }
 
-    /// Reads all there is from a worker that has ended.
+    /// Reads all that a worker has told which has ended: as much as a pipe holds. Its end of the pipe may be in other hands,
+    /// for a worker that has fallen to its guest can pass it on.
     pub(super) fn read_to_end(&mut self) -> Vec<Word> {
-        let mut words = Vec::new();
-        while self.pipe.is_some() {
-            words.extend(self.read());
+        let read = std::iter::from_fn(|| self.read_once());
+        read.take(PIPE_BYTES / READ_BYTES).flatten().collect()
+    }
+
+    /// None when there is nothing.
+    fn read_once(&mut self) -> Option<Vec<Word>> {
+        let mut buffer = [0; READ_BYTES];
+        match self.pipe.as_mut()?.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Ok(0) | Err(_) => {
+                self.pipe = None;
+                None
+            }
+            Ok(len) => Some(self.take_lines(&buffer[..len])),
         }
-        words
     }
 
     fn take_lines(&mut self, bytes: &[u8]) -> Vec<Word> {
@@ -196,6 +204,26 @@ mod tests {
         drop(reporter);
         assert_eq!(reports.read_to_end(), words);
         assert!(reports.as_fd().is_none());
+    }
+
+    /// A worker that has fallen to its guest can pass its end on, and die: the parent must not wait for more, or read for
+    /// ever what the new owner writes.
+    #[test]
+    fn a_pipe_in_other_hands_stops_nobody() {
+        let (mut reports, reporter) = pipe().unwrap();
+        let mut other = reporter.0.try_clone().unwrap();
+        reporter.tell(&Word::Spoke);
+        drop(reporter);
+        let (told, heard) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            told.send(reports.read_to_end()).unwrap();
+            let flood = move || while other.write_all(b"mounted\n").is_ok() {};
+            std::thread::spawn(flood);
+            told.send(reports.read_to_end()).unwrap();
+        });
+        let next = || heard.recv_timeout(std::time::Duration::from_secs(10));
+        assert_eq!(next(), Ok(vec![Word::Spoke]));
+        assert!(next().is_ok());
     }
 
     #[test]
