@@ -27,7 +27,7 @@ const ORDERS: [Order; 2] = [
             "server", "cli",
         ],
         beside: &[
-            ("process", &["device", "server", "cli"]),
+            ("process", &["image", "device", "server", "cli"]),
             ("sandbox", &["device", "server", "cli"]),
         ],
     },

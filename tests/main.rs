@@ -46,6 +46,7 @@ mod syscalls;
 mod systemd;
 mod verify;
 mod vhost_user;
+mod watching;
 
 /// A file that nobody names is never compiled, and its tests never run.
 #[test]

@@ -22,9 +22,11 @@ mod record_args;
 mod run;
 mod serve;
 mod socket_args;
+mod status;
 mod systemd;
 mod text;
 mod verify;
+mod watch_args;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -76,6 +78,8 @@ enum Command {
     Run(run::RunArgs),
     /// Serve a closure as a disk, at sockets or as a file.
     Serve(serve::ServeArgs),
+    /// Show what servers and their VMs do: rates, latencies, errors.
+    Status(status::StatusArgs),
     /// Print where file data lie in a closure's disk, for `lazystore bench --ranges`.
     #[command(hide = true)]
     Ranges(ranges::RangesArgs),
@@ -114,6 +118,7 @@ pub fn run(start: Instant) -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::run(&args, start),
+        Command::Status(args) => status::run(&args),
         Command::Ranges(args) => ranges::run(&args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => bench::run(&args),

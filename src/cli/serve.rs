@@ -20,6 +20,7 @@ use super::qemu_text::{qemu_drive, qemu_nbd, qemu_options};
 use super::record_args::{RecordArgs, Records};
 use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
+use super::watch_args::WatchArgs;
 use crate::device::fuse::FuseOptions;
 use crate::server::{InheritedSocket, ServeError, ServeEvent, ServeOptions, SocketName, serve};
 
@@ -41,6 +42,8 @@ pub struct ServeArgs {
     limits: LimitArgs,
     #[command(flatten)]
     recording: RecordArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// End when the first VM has gone. With --fuse alone: when the file was opened and the last one who had it open has closed
     /// it, be it a VM or `cmp`
     #[arg(long, help_heading = "Where to serve")]
@@ -135,7 +138,7 @@ impl ServeArgs {
         let sockets = sockets.chain(nbd.map(|path| Place::new("--nbd", path)));
         let record = self.recording.written();
         let record = record.map(|(option, path)| Place::new(option, path));
-        let files: Vec<_> = sockets.chain(record).collect();
+        let files: Vec<_> = sockets.chain(record).chain(self.watch.places()).collect();
         places::check(&files, self.transports.fuse.as_deref())
     }
 
@@ -158,6 +161,8 @@ impl ServeArgs {
             limits: self.limits.limits(),
             record: records.record.clone(),
             private_dir: None,
+            status: self.watch.status.clone(),
+            metrics: self.watch.metrics_file.clone(),
             prefetch: records.prefetch.clone(),
         })
     }

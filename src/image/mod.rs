@@ -22,6 +22,7 @@ use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
@@ -135,6 +136,11 @@ impl Image {
     /// The host's directory from which all of it is read.
     pub fn store_dir(&self) -> BorrowedFd<'_> {
         self.host.dir()
+    }
+
+    /// How often the planning of a path was begun.
+    pub fn plans_begun(&self) -> u64 {
+        self.plans.begun.load(Ordering::Relaxed)
     }
 
     /// Whether the disk is a directory as it is, and not a closure.

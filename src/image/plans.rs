@@ -6,7 +6,7 @@
 //! is left of a dropped plan is a digest, and a path that has changed since is an error until it is as it was.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -96,8 +96,7 @@ pub(super) struct Plans {
     sizes: Mutex<Sizes>,
     limit_bytes: usize,
     /// How often a path has been begun.
-    #[cfg(test)]
-    pub(super) begun: std::sync::atomic::AtomicUsize,
+    pub(super) begun: AtomicU64,
 }
 
 /// A path of which something is needed.
@@ -136,8 +135,7 @@ impl Plans {
                 past: HashMap::new(),
             }),
             limit_bytes,
-            #[cfg(test)]
-            begun: Default::default(),
+            begun: AtomicU64::new(0),
         }
     }
 
@@ -225,7 +223,6 @@ impl Plans {
             region,
             limits,
         } = path;
-        #[cfg(test)]
         if growing.is_none() {
             self.begun.fetch_add(1, Ordering::Relaxed);
         }

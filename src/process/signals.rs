@@ -18,7 +18,7 @@ pub const ENDING: [Signal; 4] = [
     Signal::SIGHUP,
 ];
 
-/// A signal that asks for the end.
+/// A signal that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
     /// Which.
@@ -27,20 +27,22 @@ pub struct Received {
     pub from_terminal: bool,
 }
 
-/// [`ENDING`] and `SIGCHLD`, blocked, so that they are read from a descriptor.
+/// [`ENDING`], `SIGCHLD` and what else is wanted, blocked, so that they are read from a descriptor.
 pub struct Signals {
     /// None in a role that was forked from the one that waits.
     fd: Option<SignalFd>,
     before: SigSet,
+    others: SigSet,
 }
 
 impl Signals {
-    /// Blocks them. A `SIGHUP` that is ignored, as nohup(1) has it, stays ignored.
+    /// Blocks them, and `others` that are to be waited for, too. A `SIGHUP` that is ignored, as nohup(1) has it, stays ignored.
     ///
     /// # Errors
     /// When the host has no descriptor left.
-    pub fn block() -> Result<Self, ProcessError> {
-        let mut wanted: SigSet = ENDING.into_iter().collect();
+    pub fn block(others: &[Signal]) -> Result<Self, ProcessError> {
+        let others: SigSet = others.iter().copied().collect();
+        let mut wanted: SigSet = ENDING.into_iter().chain(others.iter()).collect();
         wanted.add(Signal::SIGCHLD);
         if is_ignored(Signal::SIGHUP) {
             wanted.remove(Signal::SIGHUP);
@@ -54,6 +56,7 @@ impl Signals {
         Ok(Self {
             fd: Some(fd),
             before,
+            others,
         })
     }
 
@@ -62,11 +65,12 @@ impl Signals {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Those of [`ENDING`] that have come. A `SIGCHLD` is taken too: after this, look at all children.
+    /// Those that have come. A `SIGCHLD` is taken too: after this, look at all children.
     pub fn take(&self) -> Vec<Received> {
         let next = || self.fd.as_ref()?.read_signal().ok().flatten();
         std::iter::from_fn(next)
             .filter_map(|info| received(&info))
+            .filter(|one| ENDING.contains(&one.signal) || self.others.contains(one.signal))
             .collect()
     }
 
@@ -87,7 +91,8 @@ impl Signals {
     /// is how the parent ends it, even if the parent inherited it as blocked.
     pub fn leave_to_parent(&mut self) {
         let mut mask = self.before;
-        ENDING.into_iter().for_each(|signal| mask.add(signal));
+        let held = ENDING.into_iter().chain(self.others.iter());
+        held.for_each(|signal| mask.add(signal));
         mask.remove(Signal::SIGTERM);
         mask.remove(Signal::SIGCHLD);
         // With a wrong mask the role still works, and SIGKILL still ends it.
@@ -142,7 +147,7 @@ pub enum Waited {
 
 fn received(info: &siginfo) -> Option<Received> {
     let signal = Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()?;
-    ENDING.contains(&signal).then_some(Received {
+    Some(Received {
         signal,
         from_terminal: info.ssi_code == libc::SI_KERNEL,
     })

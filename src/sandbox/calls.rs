@@ -222,7 +222,7 @@ const FUSE: &[Call] = &[
     Call::when(libc::SYS_ioctl, 1, INT, FUSE_DEV_IOC_CLONE),
 ];
 
-/// Starting, confining and ending workers; removing sockets.
+/// Starting, confining and ending workers; removing sockets; replacing metrics and reports.
 const PARENT: &[Call] = &[
     Call::any(libc::SYS_clone),
     Call::any(libc::SYS_wait4),
@@ -240,6 +240,7 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_signalfd4),
     Call::any(libc::SYS_openat),
     Call::any(libc::SYS_unlinkat),
+    Call::any(libc::SYS_renameat2),
     Call::any(libc::SYS_prctl),
     Call::any(libc::SYS_prlimit64),
     Call::any(libc::SYS_capget),
@@ -252,6 +253,7 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_fork),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_unlink),
+    Call::any(libc::SYS_rename),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_rmdir),
 ];

@@ -69,7 +69,12 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
             let rules = allow(rules, THREADS.as_ref(), AccessFs::ReadDir.into())?;
             let remove = AccessFs::RemoveFile | AccessFs::RemoveDir;
             let mut dirs = reach.cleaned_dirs.iter();
-            dirs.try_fold(rules, |rules, dir| allow(rules, dir, remove))?
+            let rules = dirs.try_fold(rules, |rules, dir| allow(rules, dir, remove))?;
+            let write = AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::Truncate;
+            let mut dirs = reach.written_dirs.iter();
+            dirs.try_fold(rules, |rules, dir| {
+                allow(rules, dir, write | AccessFs::RemoveFile)
+            })?
         }
     };
     rules.restrict_self()?;

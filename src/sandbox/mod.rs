@@ -71,6 +71,8 @@ pub struct Reach<'a> {
     pub any_owner: bool,
     /// Directories in which the listener removes something at its end: sockets, and what was made for them.
     pub cleaned_dirs: Vec<PathBuf>,
+    /// Directories in which the listener writes, replaces and removes files of its own.
+    pub written_dirs: Vec<PathBuf>,
 }
 
 /// Confines the calling process, which must have one thread.

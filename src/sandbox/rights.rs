@@ -81,7 +81,8 @@ fn necessary(process: Process, reach: &Reach<'_>) -> CapabilitySet {
     if process == Process::Mounter {
         sets |= CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_READ_SEARCH;
     }
-    if !process.is_worker() && reach.cleaned_dirs.iter().any(|dir| is_foreign(dir)) {
+    let mut dirs = reach.cleaned_dirs.iter().chain(&reach.written_dirs);
+    if !process.is_worker() && dirs.any(|dir| is_foreign(dir)) {
         sets |= CapabilitySet::DAC_OVERRIDE;
     }
     sets

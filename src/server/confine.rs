@@ -31,6 +31,7 @@ pub(super) fn confine(
     process: Process,
     image: &Image,
     options: &ServeOptions,
+    status: &[&Path],
     logs_to_file: bool,
 ) -> Result<(), SandboxError> {
     if !options.sandbox {
@@ -41,7 +42,8 @@ pub(super) fn confine(
         paths: paths(process, image, options),
         writes_file: options.record.is_some() || logs_to_file,
         any_owner: image.is_tree(),
-        cleaned_dirs: cleaned_dirs(image, options),
+        cleaned_dirs: cleaned_dirs(image, options, status),
+        written_dirs: options.metrics.iter().map(|file| dir_of(file)).collect(),
     };
     sandbox::confine(process, &reach)
 }
@@ -65,9 +67,9 @@ fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<
 }
 
 /// Where the parent, or its caller, removes something at the end.
-fn cleaned_dirs(image: &Image, options: &ServeOptions) -> Vec<PathBuf> {
+fn cleaned_dirs(image: &Image, options: &ServeOptions, status: &[&Path]) -> Vec<PathBuf> {
     let removed = options.sockets.iter().chain(&options.nbd);
-    let removed = removed.map(PathBuf::as_path);
+    let removed = removed.map(PathBuf::as_path).chain(status.iter().copied());
     let removed = removed.chain(options.private_dir.as_deref());
     let removed = removed.chain(options.record.as_deref());
     removed.chain(image.pins_file()).map(dir_of).collect()

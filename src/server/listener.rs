@@ -73,6 +73,18 @@ impl ListeningSocket {
         })
     }
 
+    /// From now on [`accept`](Self::accept) does not wait.
+    pub(super) fn set_nonblocking(&self) -> io::Result<()> {
+        self.listener.set_nonblocking(true)
+    }
+
+    /// Takes a connection, which does not block either.
+    pub(super) fn accept(&self) -> io::Result<UnixStream> {
+        let (stream, _) = self.listener.accept()?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    }
+
     /// For a worker: keeps the descriptor and leaves the file to the parent.
     pub(super) fn into_listener(self) -> UnixListener {
         // Dropping it would remove the file.

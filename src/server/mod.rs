@@ -12,6 +12,7 @@
 //! | `supervisor` | the parent: waits for events, starts workers, ends everything |
 //! | `workers` | the workers of VMs: what they tell, and how they ended |
 //! | `report` | what a worker tells its parent |
+//! | `status` | where the server can be asked what its VMs do, and its metrics |
 //! | `throttle`, `mute` | limits of what a client can cause: forks and log lines |
 //! | `listener` | listening sockets: stale and live ones, permissions, removal |
 //! | `activation` | listening sockets that systemd hands over |
@@ -29,6 +30,7 @@ mod listener;
 mod mute;
 mod recording;
 mod report;
+mod status;
 mod supervisor;
 mod throttle;
 mod workers;
@@ -39,6 +41,7 @@ use std::time::Duration;
 pub use activation::{InheritedSocket, SocketName};
 pub use error::{ServeError, SocketError};
 pub use listener::SocketAccess;
+pub use status::{ClientKind, ClientStatus, ServerStatus, prometheus_text, status_path};
 pub use supervisor::serve;
 
 use crate::device::fuse::FuseOptions;
@@ -68,6 +71,10 @@ pub struct ServeOptions {
     pub record: Option<PathBuf>,
     /// A directory for this alone, which the caller removes at the end.
     pub private_dir: Option<PathBuf>,
+    /// Where the status can be asked for; none: next to each socket and the mount, see [`status_path`].
+    pub status: Option<PathBuf>,
+    /// A file with metrics in Prometheus' text format.
+    pub metrics: Option<PathBuf>,
     /// What to read in advance.
     pub prefetch: Option<Recording>,
 }

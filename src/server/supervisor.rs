@@ -5,13 +5,14 @@
 
 mod mount;
 mod prefetch;
+mod status;
+mod wait;
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::activation::InheritedSocket;
@@ -21,20 +22,21 @@ use super::error::ServeError;
 use super::mute::Muted;
 use super::recording::RecordFile;
 use super::report::{self, Reporter};
+use super::status::{MetricsFile, StatusPoint};
 use super::workers::{Outcome, Worker};
 use super::{ServeEvent, ServeOptions};
+use crate::device::meter::Meter;
 use crate::image::Image;
-use crate::process::{self, Child, End, Signals, stop_all};
+use crate::process::{self, Child, ENDING, End, Signals, stop_all};
 use crate::sandbox::{Process, SandboxError};
+use status::Left;
+use wait::Source;
 
 /// How long workers may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Clients at a time that have not said anything yet; further ones wait.
 const SILENT_MAX: usize = 64;
-
-/// Pause after waiting itself failed, for want of memory.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `image` until a signal asks for the end, with `once` until the first VM has gone, or until there is nothing to
 /// serve any more because someone unmounted the file. `inherited` sockets are served like those of the options.
@@ -51,10 +53,19 @@ pub fn serve(
     mut on_event: impl FnMut(ServeEvent),
 ) -> Result<(), ServeError> {
     // Before the sockets exist: a signal must not leave them behind.
-    let signals = Signals::block()?;
+    let signals = Signals::block(&[Signal::SIGUSR1])?;
+    let started = Instant::now();
     let record = options.record.as_deref().map(RecordFile::open);
+    let places = status::places(options, &inherited);
     let mut server = Server {
         endpoints: endpoint::all(&image, options, inherited)?,
+        status: StatusPoint::bind(places),
+        metrics: options
+            .metrics
+            .clone()
+            .map(|path| MetricsFile::new(path, started)),
+        started,
+        left: Left::default(),
         nowhere: Muted::nowhere().map_err(ServeError::host("open /dev/null"))?,
         record: record.transpose()?,
         image,
@@ -84,16 +95,6 @@ enum Step {
     End,
 }
 
-/// What can be waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    Signals,
-    /// Index of a worker.
-    Worker(usize),
-    /// Index of an endpoint.
-    Endpoint(usize),
-}
-
 struct Server<'o> {
     image: Arc<Image>,
     options: &'o ServeOptions,
@@ -105,6 +106,10 @@ struct Server<'o> {
     workers: Vec<Worker>,
     record: Option<RecordFile>,
     prefetcher: Option<Child>,
+    status: StatusPoint,
+    metrics: Option<MetricsFile>,
+    started: Instant,
+    left: Left,
     /// Where muted workers write; opened before this process is confined.
     nowhere: File,
     next_vm: u64,
@@ -156,8 +161,8 @@ impl Server<'_> {
         let ready = self.wait();
         for source in &ready {
             match source {
-                Source::Signals if !self.signals.take().is_empty() => return Ok(Step::End),
-                Source::Signals => {}
+                Source::Signals if self.is_asked_to_end() => return Ok(Step::End),
+                Source::Signals | Source::Status => {}
                 Source::Worker(index) => self.hear_worker(*index),
                 Source::Endpoint(index) => {
                     if let Some(mount) = self.endpoints[*index].mount_mut() {
@@ -172,66 +177,22 @@ impl Server<'_> {
             return Ok(Step::End);
         }
         self.turn_away_silent();
+        if self.is_ready {
+            self.tell_status();
+        }
         if let Some(index) = self.choose_endpoint(&ready) {
             self.start_worker(index);
         }
         Ok(Step::GoOn)
     }
 
-    /// What is readable, waiting for it if need be; nothing when it is time to look after something.
-    fn wait(&mut self) -> Vec<Source> {
-        let now = Instant::now();
-        let may_take = self.is_ready && self.may_take_clients();
-        let limit = self
-            .wakes_at(now)
-            .map(|at| at.saturating_duration_since(now));
-        let mut sources = Vec::new();
-        let mut fds = Vec::new();
-        let mut add = |source, fd| {
-            sources.push(source);
-            fds.push(PollFd::new(fd, PollFlags::POLLIN));
-        };
-        for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
-            let waits = match endpoint.socket_mut() {
-                Some(socket) => may_take && socket.may_accept(now),
-                None => true,
-            };
-            if waits && let Some(fd) = endpoint.as_fd() {
-                add(Source::Endpoint(index), fd);
-            }
+    /// Takes the signals that have come.
+    fn is_asked_to_end(&self) -> bool {
+        let received = self.signals.take();
+        if received.iter().any(|one| one.signal == Signal::SIGUSR1) {
+            self.log_status();
         }
-        if let Some(fd) = self.signals.as_fd() {
-            add(Source::Signals, fd);
-        }
-        for (index, worker) in self.workers.iter().enumerate() {
-            if let Some(fd) = worker.as_fd() {
-                add(Source::Worker(index), fd);
-            }
-        }
-        match poll(&mut fds, timeout(limit)) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => {
-                tracing::error!("cannot wait for something to do: {errno}");
-                std::thread::sleep(PAUSE);
-            }
-        }
-        let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-        let ready = fds.iter().map(is_ready);
-        let ready = sources.iter().zip(ready).filter(|(_, ready)| *ready);
-        ready.map(|(source, _)| *source).collect()
-    }
-
-    /// When something is due, if nothing happens before.
-    fn wakes_at(&mut self, now: Instant) -> Option<Instant> {
-        let first_message = self.options.limits.first_message;
-        let deadlines = self
-            .workers
-            .iter()
-            .filter_map(|worker| worker.deadline(first_message));
-        let deadline = deadlines.min();
-        let endpoints = self.endpoints.iter_mut();
-        let due = endpoints.filter_map(|endpoint| endpoint.wakes_at(now));
-        due.chain(deadline).min()
+        received.iter().any(|one| ENDING.contains(&one.signal))
     }
 
     fn may_take_clients(&self) -> bool {
@@ -298,6 +259,7 @@ impl Server<'_> {
         let now = Instant::now();
         let mut outcomes = Vec::new();
         let (endpoints, record) = (&mut self.endpoints, &mut self.record);
+        let left = &mut self.left;
         self.workers.retain_mut(|worker| {
             let Some(outcome) = worker.outcome() else {
                 return true;
@@ -313,6 +275,9 @@ impl Server<'_> {
                 tracing::warn!(socket = %worker.socket, "a worker could not accept a connection");
             }
             worker.log(&outcome);
+            if worker.has_spoken {
+                left.add(&worker.meter);
+            }
             match record {
                 Some(_) if worker.records && outcome == Outcome::Served => *record = None,
                 Some(record) if worker.records => record.give_to_next(),
@@ -347,22 +312,23 @@ impl Server<'_> {
             return;
         };
         let name = socket.name().clone();
+        let meter = socket.meter();
         let unlogged = socket.starts(vm, now);
         if let Some(connections @ 1..) = unlogged {
             tracing::warn!(socket = %name, connections, "connections that came and went were not logged");
         }
         let is_muted = unlogged.is_none();
-        let started = report::pipe()
-            .map_err(ServeError::host("create a pipe"))
-            .and_then(|(reports, reporter)| {
-                let role = || self.become_vm_worker(index, reporter, is_muted);
-                Ok((process::spawn(Signal::SIGKILL, role)?, reports))
-            });
+        let started = meter.map_err(ServeError::from).and_then(|meter| {
+            let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
+            let role = || self.become_vm_worker(index, reporter, meter.clone(), is_muted);
+            Ok((process::spawn(Signal::SIGKILL, role)?, reports, meter))
+        });
         match started {
-            Ok((child, reports)) => {
+            Ok((child, reports, meter)) => {
                 self.next_vm += 1;
+                let place = (index, name);
                 self.workers
-                    .push(Worker::new(child, vm, index, name, reports, is_muted));
+                    .push(Worker::new(child, vm, place, reports, meter, is_muted));
             }
             Err(error) => {
                 if !is_muted {
@@ -378,6 +344,7 @@ impl Server<'_> {
     /// In a worker: takes its endpoint, and lets go of all else that is the parent's.
     fn take_endpoint(&mut self, index: usize) -> Option<Endpoint> {
         self.signals.leave_to_parent();
+        self.status.leave_to_parent();
         drop(std::mem::take(&mut self.workers));
         let mut own = None;
         for (other, endpoint) in std::mem::take(&mut self.endpoints).into_iter().enumerate() {
@@ -391,19 +358,26 @@ impl Server<'_> {
     }
 
     /// The life of a VM's worker.
-    fn become_vm_worker(&mut self, index: usize, reporter: Reporter, is_muted: bool) -> u8 {
+    fn become_vm_worker(
+        &mut self,
+        index: usize,
+        reporter: Reporter,
+        meter: Meter,
+        is_muted: bool,
+    ) -> u8 {
         let muted = is_muted.then(|| Muted::new(&self.nowhere).ok()).flatten();
         let reporter = Arc::new(reporter);
         if let Some(record) = self.record.take() {
             record.record(&self.image, Arc::clone(&reporter));
         }
-        self.serve_endpoint(index, reporter, muted)
+        self.serve_endpoint(index, reporter, meter, muted)
     }
 
     fn serve_endpoint(
         &mut self,
         index: usize,
         reporter: Arc<Reporter>,
+        meter: Meter,
         muted: Option<Muted>,
     ) -> u8 {
         let is_alone = self.endpoints.len() == 1;
@@ -414,6 +388,7 @@ impl Server<'_> {
         let context = WorkerContext {
             image: Arc::clone(&self.image),
             reporter,
+            meter,
             confine: &|| self.confine(profile),
         };
         match endpoint {
@@ -423,7 +398,14 @@ impl Server<'_> {
     }
 
     fn confine(&self, profile: Process) -> Result<(), SandboxError> {
-        confine(profile, &self.image, self.options, self.logs_to_file)
+        let status: Vec<&Path> = self.status.paths().collect();
+        confine(
+            profile,
+            &self.image,
+            self.options,
+            &status,
+            self.logs_to_file,
+        )
     }
 
     /// Ends everything.
@@ -442,6 +424,9 @@ impl Server<'_> {
             workers.chain(mounts).chain(&mut self.prefetcher).collect();
         stop_all(&mut children, GRACE);
         self.take_ended();
+        if let Some(metrics) = &self.metrics {
+            metrics.remove();
+        }
         for worker in detached {
             if let Some(mount) = self.endpoints.iter_mut().find_map(Endpoint::mount_mut) {
                 mount.hear_last(worker);
@@ -467,15 +452,4 @@ impl Server<'_> {
             Endpoint::Fuse(mount) => !mount.is_over(),
         })
     }
-}
-
-/// Rounded up, so that what is waited for is due afterwards.
-fn timeout(limit: Option<Duration>) -> PollTimeout {
-    limit.map_or(PollTimeout::NONE, |limit| {
-        let millis = limit.as_millis() + 1;
-        i32::try_from(millis)
-            .ok()
-            .and_then(|millis| millis.try_into().ok())
-            .unwrap_or(PollTimeout::MAX)
-    })
 }

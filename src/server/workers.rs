@@ -9,6 +9,7 @@ use super::activation::SocketName;
 use super::endpoint::EXIT_SILENT;
 use super::report::{Reports, Word};
 use crate::device::Stats;
+use crate::device::meter::Meter;
 use crate::process::{Child, End};
 
 /// A worker that lived so long is logged, however many came and went before it.
@@ -24,7 +25,9 @@ pub(super) struct Worker {
     /// Where it is connected, for log lines.
     pub(super) socket: SocketName,
     reports: Reports,
-    started: Instant,
+    /// What it serves.
+    pub(super) meter: Meter,
+    pub(super) started: Instant,
     /// It has taken its connection.
     pub(super) has_accepted: bool,
     pub(super) has_spoken: bool,
@@ -67,9 +70,9 @@ impl Worker {
     pub(super) fn new(
         child: Child,
         vm: u64,
-        endpoint: usize,
-        socket: SocketName,
+        (endpoint, socket): (usize, SocketName),
         reports: Reports,
+        meter: Meter,
         is_muted: bool,
     ) -> Self {
         Self {
@@ -78,6 +81,7 @@ impl Worker {
             endpoint,
             socket,
             reports,
+            meter,
             started: Instant::now(),
             has_accepted: false,
             has_spoken: false,

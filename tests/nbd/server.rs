@@ -53,7 +53,13 @@ impl Server {
                 let exports = exports.clone();
                 let connection = connection.unwrap();
                 thread::spawn(move || {
-                    serve_connection(connection.into(), &exports, &options(), || ())
+                    serve_connection(
+                        connection.into(),
+                        &exports,
+                        &options(),
+                        options().meter().unwrap(),
+                        || (),
+                    )
                 });
             }
         });
@@ -88,6 +94,9 @@ pub fn single(dir: &Path, options: &NbdOptions) -> (UnixStream, Single) {
     let exports = Exports::new(vec![export("store", Arc::clone(&image))]).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let options = options.clone();
-    let end = thread::spawn(move || serve_connection(theirs.into(), &exports, &options, || ()));
+    let end = thread::spawn(move || {
+        let meter = options.meter().unwrap();
+        serve_connection(theirs.into(), &exports, &options, meter, || ())
+    });
     (ours, Single { image, end })
 }

@@ -343,6 +343,7 @@ fn attempt(name: &str) -> Result<(), Errno> {
         paths: vec![b"path"],
         writes_file: false,
         any_owner: false,
+        written_dirs: Vec::new(),
         cleaned_dirs: Vec::new(),
     };
     LENGTHENED.with(|_| ());

@@ -3,6 +3,7 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod recording;
+mod status;
 mod vmm;
 
 use std::io;
@@ -13,6 +14,7 @@ use super::hints;
 #[cfg(feature = "bench")]
 pub use bench::BenchError;
 pub use recording::RecordingError;
+pub use status::StatusError;
 pub use vmm::VmmError;
 
 use crate::closure::ClosureError;
@@ -54,6 +56,9 @@ pub enum CliError {
     /// There is nothing to compare.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// A server does not tell its status.
+    #[error(transparent)]
+    Status(#[from] StatusError),
     /// There is no recording to read in advance.
     #[error(transparent)]
     Recording(#[from] RecordingError),

@@ -88,7 +88,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         stdout.write_all(b"\n")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut signals = Signals::block()?;
+    let mut signals = Signals::block(&[Signal::SIGUSR1])?;
     let dir = PrivateDir::create().map_err(|source| CliError::PrivateDir {
         dir: PrivateDir::base(),
         source,
@@ -183,6 +183,8 @@ fn serve_options(
         limits: Limits::default(),
         record: records.record.clone(),
         private_dir: Some(dir.to_owned()),
+        status: None,
+        metrics: None,
         prefetch: records.prefetch.clone(),
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::mkdtemp;
 
 use super::vmm::Disk;
+use crate::server::status_path;
 
 /// What `mkdtemp` replaces.
 const TEMPLATE: &str = "lazystore-XXXXXX";
@@ -58,6 +59,9 @@ impl Drop for PrivateDir {
     fn drop(&mut self) {
         // The other process may be faster.
         let disk = Disk::in_dir(&self.path);
+        for made in [&disk.socket, &disk.mount] {
+            let _ = fs::remove_file(status_path(made));
+        }
         let _ = fs::remove_file(&disk.socket);
         let _ = fs::remove_dir(&disk.mount);
         let _ = fs::remove_dir(&self.path);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 
 use crate::process::{Child, End, Signals};
 
@@ -43,7 +44,10 @@ pub fn await_ready(
 ) -> io::Result<Start> {
     loop {
         let [word, signal] = wait([Some(words.as_fd()), signals.as_fd()])?;
-        if signal && let Some(received) = signals.take().first() {
+        let received = if signal { signals.take() } else { Vec::new() };
+        let mut received = received.into_iter();
+        // There is nothing to tell yet.
+        if let Some(received) = received.find(|one| one.signal != Signal::SIGUSR1) {
             server.stop(GRACE);
             return Ok(Start::Interrupted(End::Killed(received.signal)));
         }
@@ -73,9 +77,11 @@ pub fn await_end(signals: &Signals, server: &mut Child, vm: &mut Child) -> io::R
         }
         wait([signals.as_fd()])?;
         for received in signals.take() {
-            // A terminal sends its signals to the VM, too.
-            if !received.from_terminal {
-                vm.signal(received.signal);
+            match received.signal {
+                Signal::SIGUSR1 => server.signal(Signal::SIGUSR1),
+                // A terminal sends its signals to the VM, too.
+                _ if received.from_terminal => {}
+                signal => vm.signal(signal),
             }
         }
     }

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -172,15 +172,18 @@ impl Filesystem for ImageFile {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        BUFFER.with_borrow_mut(|buffer| match self.read_into(buffer, offset, len_bytes) {
-            Ok(bytes) => {
-                // Before the answer: the last reader may close the file as soon as it has it.
-                self.readers.count(Some(bytes.len()));
-                reply.data(bytes);
-            }
-            Err(error) => {
-                self.readers.count(None);
-                reply.error(self.fail(offset, len_bytes, &error));
+        let (taken, counters) = (Instant::now(), self.readers.counters());
+        counters.took(1);
+        BUFFER.with_borrow_mut(|buffer| {
+            let read = self.read_into(buffer, offset, len_bytes);
+            // Before the answer: the last reader may close the file as soon as it has it.
+            counters.count(read.as_ref().ok().map(|bytes| bytes.len() as u64));
+            counters.left(1);
+            counters.took_since(taken, 1);
+            counters.set_plans(self.image.plans_begun());
+            match read {
+                Ok(bytes) => reply.data(bytes),
+                Err(error) => reply.error(self.fail(offset, len_bytes, &error)),
             }
         });
     }

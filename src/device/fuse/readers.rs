@@ -1,8 +1,9 @@
 //! Who has the file open, and what they have read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use crate::device::Stats;
+use crate::device::meter::{Counters, Meter, Stats};
 
 /// Told in the thread that answers the kernel, so it must not wait for anybody.
 type OnChange = Box<dyn Fn(Change) + Send + Sync>;
@@ -19,20 +20,19 @@ pub enum Change {
 /// The readers of the file.
 pub struct Readers {
     open: AtomicU64,
-    requests: AtomicU64,
-    bytes: AtomicU64,
-    errors: AtomicU64,
+    meter: Meter,
+    /// What had been served when the file was closed last.
+    before: Mutex<Stats>,
     on_change: OnChange,
 }
 
 impl Readers {
     /// Nobody yet; `on_change` is called when that changes, and changes back.
-    pub fn new(on_change: impl Fn(Change) + Send + Sync + 'static) -> Self {
+    pub fn new(meter: Meter, on_change: impl Fn(Change) + Send + Sync + 'static) -> Self {
         Self {
             open: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            meter,
+            before: Mutex::default(),
             on_change: Box::new(on_change),
         }
     }
@@ -44,11 +44,10 @@ impl Readers {
 
     /// What was read since it was last closed.
     pub fn stats(&self) -> Stats {
-        Stats {
-            requests: self.requests.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            errors: self.errors.load(Ordering::Relaxed),
-        }
+        since(
+            self.meter.stats(),
+            *self.before.lock().unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     pub(super) fn opened(&self) {
@@ -66,20 +65,23 @@ impl Readers {
         was_last
     }
 
-    pub(super) fn count(&self, read: Option<usize>) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        match read {
-            Some(bytes) => self.bytes.fetch_add(bytes as u64, Ordering::Relaxed),
-            None => self.errors.fetch_add(1, Ordering::Relaxed),
-        };
+    /// Threads share these counters: the kernel's part of a read costs far more.
+    pub(super) fn counters(&self) -> &Counters {
+        self.meter.last()
     }
 
     fn take_stats(&self) -> Stats {
-        Stats {
-            requests: self.requests.swap(0, Ordering::Relaxed),
-            bytes: self.bytes.swap(0, Ordering::Relaxed),
-            errors: self.errors.swap(0, Ordering::Relaxed),
-        }
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.meter.stats();
+        since(now, std::mem::replace(&mut *before, now))
+    }
+}
+
+fn since(now: Stats, before: Stats) -> Stats {
+    Stats {
+        requests: now.requests - before.requests,
+        bytes: now.bytes - before.bytes,
+        errors: now.errors - before.errors,
     }
 }
 
@@ -93,12 +95,13 @@ mod tests {
     fn the_first_and_the_last_reader_are_told_with_what_was_read() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&told);
-        let readers = Readers::new(move |change| list.lock().unwrap().push(change));
+        let meter = Meter::new(1).unwrap();
+        let readers = Readers::new(meter, move |change| list.lock().unwrap().push(change));
         for round in 0..2 {
             readers.opened();
             readers.opened();
-            readers.count(Some(100 * round));
-            readers.count(None);
+            readers.counters().count(Some(100 * round));
+            readers.counters().count(None);
             assert!(!readers.closed());
             assert!(readers.are_there());
             assert!(readers.closed());

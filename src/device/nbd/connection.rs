@@ -10,7 +10,7 @@ use super::negotiation::{Negotiation, Session, Step};
 use super::options::NbdOptions;
 use super::stream::{Input, Stream, gone, left};
 use super::transmission::Transmission;
-use crate::device::vhost_blk::Stats;
+use crate::device::meter::{Meter, Stats};
 
 /// What came of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,7 @@ pub fn serve_connection(
     socket: OwnedFd,
     exports: &Exports,
     options: &NbdOptions,
+    meter: Meter,
     on_start: impl FnOnce(),
 ) -> Result<Served, NbdError> {
     let stream = Stream::new(socket)?;
@@ -41,7 +42,7 @@ pub fn serve_connection(
         None => Ok(Served::Nobody),
         Some(session) => {
             on_start();
-            let transmission = Transmission::new(stream, session, options);
+            let transmission = Transmission::new(stream, session, options, meter);
             transmission.run(input).map(Served::Client)
         }
     }

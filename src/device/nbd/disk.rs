@@ -92,6 +92,11 @@ impl Disk {
         extents
     }
 
+    /// How often the planning of a path was begun.
+    pub fn plans_begun(&self) -> u64 {
+        self.0.plans_begun()
+    }
+
     /// The path of the closure that `error` is about.
     pub fn culprit<'e>(&self, error: &'e ReadError) -> Option<&'e OsStr> {
         self.0.culprit(error)

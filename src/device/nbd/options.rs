@@ -3,6 +3,9 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use crate::device::meter::Meter;
+use crate::process::ProcessError;
+
 /// What a client gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NbdOptions {
@@ -12,6 +15,16 @@ pub struct NbdOptions {
     pub poll: Duration,
     /// How long a client may take to say what it wants to read.
     pub negotiation: Duration,
+}
+
+impl NbdOptions {
+    /// Counters for one connection: for the thread that receives, and for all others.
+    ///
+    /// # Errors
+    /// When there is no memory left.
+    pub fn meter(&self) -> Result<Meter, ProcessError> {
+        Meter::new(2)
+    }
 }
 
 impl Default for NbdOptions {

@@ -8,8 +8,8 @@
 //! client that sends more than that, or does not read its replies, is not read from, either.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::answer::{Progress, SEGMENT_BYTES, Task, Work, begin};
 use super::disk::Disk;
@@ -21,7 +21,7 @@ use super::request::parse;
 use super::stream::{Input, Stream, gone, left};
 use super::wire::REQUEST_LEN_BYTES;
 use crate::device::log_limit::{LogLimit, more_like_it};
-use crate::device::vhost_blk::Stats;
+use crate::device::meter::{Counters, Meter, Stats};
 use crate::device::vhost_blk::poller::Poller;
 use crate::device::vhost_blk::pool::{Job, Pool};
 use crate::image::ReadError;
@@ -55,19 +55,24 @@ struct Shared {
     large: Mutex<()>,
     waiting: Mutex<usize>,
     fewer_waiting: Condvar,
-    requests: AtomicU64,
-    bytes: AtomicU64,
-    errors: AtomicU64,
+    meter: Meter,
 }
 
 /// Work for one of the other threads.
 struct Waiting {
     work: Work,
     shared: Arc<Shared>,
+    /// When the request was read.
+    taken: Instant,
 }
 
 impl Transmission {
-    pub(super) fn new(stream: Stream, session: Session, options: &NbdOptions) -> Self {
+    pub(super) fn new(
+        stream: Stream,
+        session: Session,
+        options: &NbdOptions,
+        meter: Meter,
+    ) -> Self {
         let shared = Shared {
             stream,
             disk: Disk::new(Arc::clone(&session.export.image)),
@@ -76,9 +81,7 @@ impl Transmission {
             large: Mutex::default(),
             waiting: Mutex::default(),
             fewer_waiting: Condvar::new(),
-            requests: AtomicU64::default(),
-            bytes: AtomicU64::default(),
-            errors: AtomicU64::default(),
+            meter,
         };
         Self {
             session,
@@ -99,7 +102,7 @@ impl Transmission {
             Err(NbdError::Connection(error)) => left(error)?,
             other => other?,
         }
-        Ok(self.shared.stats())
+        Ok(self.shared.meter.stats())
     }
 
     fn serve(&self, input: &mut Input, out: &mut Outbox) -> Result<(), NbdError> {
@@ -134,7 +137,7 @@ impl Transmission {
             self.shared.throw_away(parsed.payload_bytes, input)?;
         }
         match begin(&parsed, out) {
-            Task::Done => self.shared.count(),
+            Task::Done => self.shared.meter.of(0).count(Some(0)),
             Task::Refused(refusal) => self.shared.refused(&refusal),
             Task::Work(work) => self.try_now(work, out)?,
             Task::Leave => return Ok(false),
@@ -147,34 +150,42 @@ impl Transmission {
 
     /// Does what can be done without waiting, and leaves the rest to other threads.
     fn try_now(&self, mut work: Work, out: &mut Outbox) -> Result<(), NbdError> {
+        let (taken, counters) = (Instant::now(), self.shared.meter.of(0));
         if work.is_heavy() {
-            return self.hand_over(work, out);
+            return self.hand_over(work, taken, out);
         }
         let len_bytes = work.len_bytes();
         loop {
             match work.advance(&self.shared.disk, IoMode::NoWait, out) {
                 Ok(Progress::Done) => {
-                    self.shared.delivered(len_bytes);
+                    counters.took_since(taken, 1);
+                    counters.count(Some(len_bytes));
                     return Ok(());
                 }
                 Ok(Progress::Part) => self.shared.send(out)?,
-                Err(error) if error.would_block().is_some() => return self.hand_over(work, out),
+                Err(error) if error.would_block().is_some() => {
+                    return self.hand_over(work, taken, out);
+                }
                 Err(error) => {
-                    self.shared.failed(&work, &error, out);
+                    self.shared.failed(&work, &error, counters, out);
                     return Ok(());
                 }
             }
         }
     }
 
-    fn hand_over(&self, work: Work, out: &mut Outbox) -> Result<(), NbdError> {
+    fn hand_over(&self, work: Work, taken: Instant, out: &mut Outbox) -> Result<(), NbdError> {
         if !self.shared.try_begin_waiting() {
             // Those that wait may be what the client waits for.
             self.shared.send(out)?;
             self.shared.begin_waiting();
         }
-        let shared = Arc::clone(&self.shared);
-        if let Err(waiting) = self.pool.submit(Waiting { work, shared }) {
+        let waiting = Waiting {
+            work,
+            shared: Arc::clone(&self.shared),
+            taken,
+        };
+        if let Err(waiting) = self.pool.submit(waiting) {
             // No thread could be started: this one waits for the disk.
             self.shared.send(out)?;
             waiting.run();
@@ -186,7 +197,7 @@ impl Transmission {
 impl Job for Waiting {
     fn run(self) {
         let _large = self.work.is_large().then(|| lock(&self.shared.large));
-        if self.shared.finish(self.work).is_err() {
+        if self.shared.finish(self.work, self.taken).is_err() {
             // The thread that receives has to know, too.
             self.shared.stream.shut_down();
         }
@@ -196,18 +207,21 @@ impl Job for Waiting {
 
 impl Shared {
     /// Does all of `work`, however long it takes, and sends the reply.
-    fn finish(&self, mut work: Work) -> io::Result<()> {
+    fn finish(&self, mut work: Work, taken: Instant) -> io::Result<()> {
         let mut out = Outbox::default();
         let len_bytes = work.len_bytes();
+        let counters = self.meter.last();
         loop {
             let progress = work.advance(&self.disk, IoMode::Blocking, &mut out);
             match &progress {
-                Ok(Progress::Done) => self.delivered(len_bytes),
+                Ok(Progress::Done) => counters.count(Some(len_bytes)),
                 Ok(Progress::Part) => {}
-                Err(error) => self.failed(&work, error, &mut out),
+                Err(error) => self.failed(&work, error, counters, &mut out),
             }
             self.send(&mut out)?;
             if !matches!(progress, Ok(Progress::Part)) {
+                counters.took_since(taken, 1);
+                counters.set_plans(self.disk.plans_begun());
                 return Ok(());
             }
         }
@@ -260,6 +274,7 @@ impl Shared {
         let mut waiting = lock(&self.waiting);
         let has_room = *waiting < WAITING_MAX;
         *waiting += usize::from(has_room);
+        self.meter.last().took(usize::from(has_room));
         has_room
     }
 
@@ -269,34 +284,25 @@ impl Shared {
             .fewer_waiting
             .wait_while(waiting, |waiting| *waiting >= WAITING_MAX);
         *waiting.unwrap_or_else(PoisonError::into_inner) += 1;
+        self.meter.last().took(1);
     }
 
     fn end_waiting(&self) {
         *lock(&self.waiting) -= 1;
+        self.meter.last().left(1);
         self.fewer_waiting.notify_one();
     }
 
-    fn count(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn delivered(&self, len_bytes: u64) {
-        self.count();
-        self.bytes.fetch_add(len_bytes, Ordering::Relaxed);
-    }
-
     fn refused(&self, refusal: &super::request::Refusal) {
-        self.count();
-        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.meter.of(0).count(None);
         if let Some(dropped) = self.limit.pass_request(None) {
             let more = more_like_it(dropped);
             tracing::warn!("an NBD request was refused: {refusal}{more}");
         }
     }
 
-    fn failed(&self, work: &Work, error: &ReadError, out: &mut Outbox) {
-        self.count();
-        self.errors.fetch_add(1, Ordering::Relaxed);
+    fn failed(&self, work: &Work, error: &ReadError, counters: &Counters, out: &mut Outbox) {
+        counters.count(None);
         work.fail(out);
         if let Some(dropped) = self.limit.pass_request(self.disk.culprit(error)) {
             let (offset, len_bytes) = (work.offset(), work.len_bytes());
@@ -304,14 +310,6 @@ impl Shared {
                 "read of {len_bytes} bytes at {offset} failed: {error}{}",
                 more_like_it(dropped)
             );
-        }
-    }
-
-    fn stats(&self) -> Stats {
-        Stats {
-            requests: self.requests.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            errors: self.errors.load(Ordering::Relaxed),
         }
     }
 }

@@ -16,6 +16,7 @@ use vmm_sys_util::event::{
 };
 
 use super::super::log_limit::Trouble;
+use super::super::meter::{Meter, Stats};
 use super::config::{self, ConfigSpace, QUEUE_SIZE_MAX, QUEUES};
 use super::engine::{Engine, QueueThread};
 use super::execute::Disk;
@@ -24,8 +25,8 @@ use super::idle::IdleWakes;
 use super::poller::Poller;
 use super::request::ID_BYTES;
 use super::ring::Ring;
-pub use super::stats::Stats;
 use crate::image::Image;
+use crate::process::ProcessError;
 
 /// More threads than this do not make one VM faster: a guest's reads are few and short.
 const DEFAULT_THREADS_MAX: usize = 4;
@@ -52,6 +53,15 @@ impl DeviceOptions {
         let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let most = NonZeroUsize::new(DEFAULT_THREADS_MAX).unwrap_or(NonZeroUsize::MIN);
         cpus.min(most)
+    }
+
+    /// Counters for all threads of one device.
+    ///
+    /// # Errors
+    /// When there is no memory left.
+    pub fn meter(&self) -> Result<Meter, ProcessError> {
+        // One for each queue thread, and one for the pool.
+        Meter::new(self.queue_threads() + 1)
     }
 
     fn queue_threads(&self) -> usize {
@@ -85,13 +95,14 @@ pub struct BlkDevice {
 }
 
 impl BlkDevice {
-    /// A device that serves `image` to the frontend whose memory is mapped into `memory`.
+    /// A device that serves `image` to the frontend whose memory is mapped into `memory`, and counts in `meter`.
     ///
     /// # Errors
     /// When the host has no file descriptors left.
     pub fn new(
         image: Arc<Image>,
         options: &DeviceOptions,
+        meter: Meter,
         memory: SharedMemory,
     ) -> io::Result<Self> {
         let threads = options.queue_threads();
@@ -111,7 +122,7 @@ impl BlkDevice {
         let config = ConfigSpace::new(image.len_bytes(), queues);
         let serial = options.padded_serial();
         Ok(Self {
-            engine: Arc::new(Engine::new(Disk { image, serial }, memory, threads)),
+            engine: Arc::new(Engine::new(Disk { image, serial }, memory, meter)),
             config,
             queues,
             threads: (0..threads).map(queue_thread).collect(),
@@ -132,12 +143,7 @@ impl BlkDevice {
 
     /// What was served so far; exact once the threads have ended and [`finish`](Self::finish) has returned.
     pub fn stats(&self) -> Stats {
-        let mut stats = Stats::default();
-        self.engine
-            .counters
-            .iter()
-            .for_each(|counters| counters.add_to(&mut stats));
-        stats
+        self.engine.meter.stats()
     }
 
     /// Whether a frontend has asked for the features, which is the first thing all of them do.

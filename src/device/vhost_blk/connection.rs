@@ -9,7 +9,8 @@ use rustix::fs::{FileType, fstat};
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 
-use super::blk::{BlkDevice, DeviceOptions, Stats};
+use super::super::meter::{Meter, Stats};
+use super::blk::{BlkDevice, DeviceOptions};
 use super::error::ConnectionError;
 use super::guest::{Memory, SharedMemory};
 use crate::image::Image;
@@ -36,11 +37,13 @@ pub enum Served {
 pub fn serve_connection(
     image: Arc<Image>,
     options: &DeviceOptions,
+    meter: Meter,
     listener: UnixListener,
     on_accept: impl FnOnce(&Arc<BlkDevice>, Option<OwnedFd>),
 ) -> Result<Served, ConnectionError> {
     let memory = SharedMemory::new(Memory::new());
-    let device = BlkDevice::new(image, options, memory.clone()).map_err(ConnectionError::Events)?;
+    let device =
+        BlkDevice::new(image, options, meter, memory.clone()).map_err(ConnectionError::Events)?;
     let device = Arc::new(device);
     let mut daemon = VhostUserDaemon::new("vhost-user".into(), device.clone(), memory)
         .map_err(ConnectionError::Protocol)?;

@@ -8,11 +8,13 @@ mod job;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
+use std::time::Instant;
 
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddressSpace;
 
 use super::super::log_limit::{LogLimit, Trouble, more_like_it};
+use super::super::meter::{Counters, Meter};
 use super::execute::{Completion, Disk, Outcome};
 use super::guest::{SharedMemory, View};
 use super::idle::IdleWakes;
@@ -21,7 +23,6 @@ use super::poller::Poller;
 use super::pool::Pool;
 use super::request::{Parsed, parse};
 use super::ring::{BATCH, Found, Ring, RingFault, RingGuard, WhenEmpty};
-use super::stats::Counters;
 use batch::Batch;
 pub(super) use job::BlockingJob;
 
@@ -36,8 +37,8 @@ pub(super) struct Engine {
     pub(super) disk: Disk,
     pub(super) disk_len_bytes: u64,
     pub(super) memory: SharedMemory,
-    /// One for each queue thread, and one for the pool.
-    pub(super) counters: Vec<Counters>,
+    /// Counters for each queue thread, and the last ones for the pool.
+    pub(super) meter: Meter,
     pub(super) limit: LogLimit,
     pub(super) pool: Pool<BlockingJob>,
     /// Threads of the pool read side by side; one that found no file descriptors left reads alone.
@@ -55,12 +56,12 @@ pub(super) struct QueueThread {
 }
 
 impl Engine {
-    pub(super) fn new(disk: Disk, memory: SharedMemory, threads: usize) -> Self {
+    pub(super) fn new(disk: Disk, memory: SharedMemory, meter: Meter) -> Self {
         Self {
             disk_len_bytes: disk.image.len_bytes(),
             disk,
             memory,
-            counters: (0..=threads).map(|_| Counters::default()).collect(),
+            meter,
             limit: LogLimit::new(),
             pool: Pool::new(BLOCKING_THREADS_MAX),
             shortage: RwLock::new(()),
@@ -103,9 +104,9 @@ impl Engine {
     }
 
     fn wait(&self, rings: &[&Ring], thread: &mut QueueThread) -> bool {
-        if let Some(counters) = self.counters.get(thread.index) {
-            thread.poller.answered(counters.requests());
-        }
+        thread
+            .poller
+            .answered(self.meter.of(thread.index).requests());
         let guard = self.memory.memory();
         let memory = View::new(&guard);
         thread
@@ -177,17 +178,16 @@ impl Engine {
             engine: self,
             guard,
             ring,
-            thread,
+            counters: self.meter.of(thread),
+            taken: Instant::now(),
             memory,
         };
         batch.answer(&requests, first)
     }
 
     /// Counts and tells what came of a request.
-    fn note(&self, outcome: Outcome, thread: usize) -> Completion {
-        if let Some(counters) = self.counters.get(thread) {
-            counters.count(&outcome);
-        }
+    fn note(&self, outcome: Outcome, counters: &Counters) -> Completion {
+        counters.count(outcome.result.as_ref().ok().copied());
         if let Err(error) = &outcome.result {
             let culprit = error.culprit(&self.disk.image);
             tell(self.limit.pass_request(culprit), error);

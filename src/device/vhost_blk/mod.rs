@@ -40,7 +40,6 @@ pub(super) mod poller;
 pub(super) mod pool;
 pub mod request;
 pub mod ring;
-mod stats;
 #[cfg(test)]
 mod stress;
 mod sync;
@@ -51,7 +50,7 @@ mod tests;
 mod used;
 mod vring;
 
-pub use blk::{BlkDevice, DeviceOptions, Stats};
+pub use blk::{BlkDevice, DeviceOptions};
 pub use config::QUEUES;
 pub use connection::{Served, serve_connection};
 pub use error::ConnectionError;

@@ -18,6 +18,7 @@ use super::error::{ServeError, SocketError};
 use super::listener::ListeningSocket;
 use super::report::Reporter;
 use super::{ServeOptions, descriptors};
+use crate::device::meter::Meter;
 use crate::device::nbd::NbdOptions;
 use crate::device::vhost_blk::DeviceOptions;
 use crate::image::Image;
@@ -93,6 +94,8 @@ impl Endpoint {
 pub(super) struct WorkerContext<'c> {
     pub(super) image: Arc<Image>,
     pub(super) reporter: Arc<Reporter>,
+    /// Where it counts what it serves.
+    pub(super) meter: Meter,
     /// Confines this process; to be called before it meets a client.
     pub(super) confine: &'c dyn Fn() -> Result<(), crate::sandbox::SandboxError>,
 }

@@ -6,6 +6,7 @@
 //! VMs at sockets must not suffer.
 
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::device::Stats;
 use crate::device::fuse::{
     Change, End as MountEnd, FuseError, FuseOptions, MountPoint, Mounted, Readers, check_device,
 };
+use crate::device::meter::Meter;
 use crate::process::{Child, End, EndRequest, exit_now};
 
 /// Pause before the first attempt to mount again, and the longest one: each is twice the one before.
@@ -55,6 +57,8 @@ enum State {
 struct MountWorker {
     child: Child,
     reports: Reports,
+    meter: Meter,
+    since: Instant,
     mountpoint: MountPoint,
     is_mounted: bool,
     /// What it said before it gave up.
@@ -102,6 +106,19 @@ impl MountEndpoint {
         }
     }
 
+    /// Since when the file is there, and what was read of it.
+    pub(in super::super) fn served(&self) -> Option<(Instant, &Meter)> {
+        match &self.state {
+            State::Worker(worker) if worker.is_mounted => Some((worker.since, &worker.meter)),
+            _ => None,
+        }
+    }
+
+    /// Where the file is.
+    pub(in super::super) fn file(&self) -> PathBuf {
+        self.options.image_path()
+    }
+
     /// Whether the file is there.
     pub(in super::super) fn is_mounted(&self) -> bool {
         matches!(&self.state, State::Worker(worker) if worker.is_mounted)
@@ -119,10 +136,18 @@ impl MountEndpoint {
     }
 
     /// A worker that is to mount on `mountpoint` has been started.
-    pub(in super::super) fn started(&mut self, child: Child, reports: Reports, on: MountPoint) {
+    pub(in super::super) fn started(
+        &mut self,
+        child: Child,
+        reports: Reports,
+        on: MountPoint,
+        meter: Meter,
+    ) {
         self.state = State::Worker(MountWorker {
             child,
             reports,
+            meter,
+            since: Instant::now(),
             mountpoint: on,
             is_mounted: false,
             failure: None,
@@ -276,10 +301,11 @@ impl MountEndpoint {
         let WorkerContext {
             image,
             reporter,
+            meter,
             confine,
         } = context;
         let told = Arc::clone(&reporter);
-        let readers = Arc::new(Readers::new(move |change| {
+        let readers = Arc::new(Readers::new(meter, move |change| {
             told.tell(&match change {
                 Change::Opened => Word::Opened,
                 Change::Closed(stats) => Word::Closed(stats),

@@ -12,10 +12,11 @@ use super::super::mute::Muted;
 use super::super::report::{Reporter, Word};
 use super::super::throttle::Throttle;
 use super::WorkerContext;
+use crate::device::meter::Meter;
 use crate::device::nbd::{self, Exports, NbdOptions};
 use crate::device::vhost_blk::{BlkDevice, DeviceOptions, Served, serve_connection};
 use crate::image::Image;
-use crate::process::{EndRequest, Waited, exit_now};
+use crate::process::{EndRequest, ProcessError, Waited, exit_now};
 
 /// Exit code of a worker whose client left without a word.
 pub(in super::super) const EXIT_SILENT: u8 = 3;
@@ -81,6 +82,14 @@ impl SocketEndpoint {
 
     pub(in super::super) fn name(&self) -> &SocketName {
         &self.name
+    }
+
+    /// Counters for the next worker.
+    pub(in super::super) fn meter(&self) -> Result<Meter, ProcessError> {
+        match &self.device {
+            SocketDevice::VhostUser(device) => device.meter(),
+            SocketDevice::Nbd(options) => options.meter(),
+        }
     }
 
     /// Whether the next connection can be given to a worker.
@@ -164,8 +173,9 @@ impl SocketEndpoint {
         let Some(exports) = exports(Arc::clone(&context.image)) else {
             return 1;
         };
+        let meter = context.meter.clone();
         let on_start = || reporter.tell(&Word::Spoke);
-        match nbd::serve_connection(client.into(), &exports, options, on_start) {
+        match nbd::serve_connection(client.into(), &exports, options, meter, on_start) {
             Ok(nbd::Served::Client(stats)) => {
                 reporter.tell(&Word::Left(stats));
                 0
@@ -187,6 +197,7 @@ impl SocketEndpoint {
         let WorkerContext {
             image,
             reporter,
+            meter,
             confine,
         } = context;
         let listener = self.into_listener();
@@ -212,7 +223,7 @@ impl SocketEndpoint {
                 Err(error) => tracing::warn!("{error}"),
             }
         };
-        match serve_connection(image, device, listener, on_accept) {
+        match serve_connection(image, device, meter, listener, on_accept) {
             Ok(Served::Frontend(stats)) => {
                 reporter.tell(&Word::Left(stats));
                 0

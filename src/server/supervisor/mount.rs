@@ -9,6 +9,7 @@ use super::super::endpoint::{Endpoint, MountNews};
 use super::super::error::ServeError;
 use super::super::report::{self, Reporter};
 use super::Server;
+use crate::device::meter::Meter;
 use crate::process;
 
 impl Server<'_> {
@@ -32,22 +33,23 @@ impl Server<'_> {
         };
         let mountpoint = mount.prepare()?;
         let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
-        let role = || self.become_mount_worker(index, reporter);
+        let meter = Meter::new(1)?;
+        let role = || self.become_mount_worker(index, reporter, meter.clone());
         let child = process::spawn(Signal::SIGKILL, role)?;
         if let Some(mount) = self.endpoints[index].mount_mut() {
-            mount.started(child, reports, mountpoint);
+            mount.started(child, reports, mountpoint, meter);
         }
         Ok(())
     }
 
     /// The life of the mount's worker.
-    fn become_mount_worker(&mut self, index: usize, reporter: Reporter) -> u8 {
+    fn become_mount_worker(&mut self, index: usize, reporter: Reporter, meter: Meter) -> u8 {
         let is_alone = self.endpoints.len() == 1;
         let reporter = Arc::new(reporter);
         if let Some(record) = self.record.take().filter(|_| is_alone) {
             record.record(&self.image, Arc::clone(&reporter));
         }
-        self.serve_endpoint(index, reporter, None)
+        self.serve_endpoint(index, reporter, meter, None)
     }
 
     /// At the start a mount that fails is an error; later it is tried again.

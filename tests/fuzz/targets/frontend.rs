@@ -97,7 +97,13 @@ impl Stage {
         let (files, stopped) = frontend.speak();
         let listener = self.listener.try_clone().unwrap();
         // Any end will do.
-        let _ = serve_connection(Arc::clone(&self.image), &self.options, listener, |_, _| {});
+        let _ = serve_connection(
+            Arc::clone(&self.image),
+            &self.options,
+            self.options.meter().unwrap(),
+            listener,
+            |_, _| {},
+        );
         if let Some(bases) = stopped {
             check_base(&stream, &files, bases);
         }

@@ -68,7 +68,13 @@ impl Stage {
             poll: Duration::ZERO,
         };
         let shared = SharedMemory::new(Memory::new());
-        let device = BlkDevice::new(Arc::clone(&image), &options, shared.clone()).unwrap();
+        let device = BlkDevice::new(
+            Arc::clone(&image),
+            &options,
+            options.meter().unwrap(),
+            shared.clone(),
+        )
+        .unwrap();
         let device = Arc::new(device);
         Self {
             server: Server::new(Arc::clone(&device)),

@@ -1,6 +1,7 @@
 //! One batch of requests: carried out in the order of the ring, handed to the pool, published.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use vm_memory::GuestAddressSpace;
 
@@ -10,6 +11,7 @@ use super::super::inflight::Ticket;
 use super::super::request::Parsed;
 use super::super::ring::{Ring, RingFault, RingGuard};
 use super::{BlockingJob, Engine};
+use crate::device::meter::Counters;
 
 /// Most bytes of data that wait to be published for what comes after them: the guest goes on with the first answers
 /// while the last are being made. Small requests are not worth it: publishing every 16 of them cost 16 % of the 4 KiB
@@ -29,8 +31,10 @@ pub(super) struct Batch<'b, 'r> {
     pub(super) engine: &'b Arc<Engine>,
     pub(super) guard: &'b mut RingGuard<'r>,
     pub(super) ring: &'b Ring,
-    /// Which queue thread this is.
-    pub(super) thread: usize,
+    /// Those of this queue thread.
+    pub(super) counters: &'b Counters,
+    /// When the batch was taken.
+    pub(super) taken: Instant,
     pub(super) memory: View<'b>,
 }
 
@@ -39,6 +43,8 @@ pub(super) struct Batch<'b, 'r> {
 struct Pending {
     /// Data bytes that are done.
     due_bytes: u32,
+    /// Requests that are done.
+    due: u64,
     /// Data bytes that were done in the whole batch.
     total_bytes: u64,
     /// Reads that wait for a disk.
@@ -60,20 +66,28 @@ impl Batch<'_, '_> {
         let mut ticket = first;
         while !rest.is_empty() && pending.total_bytes < BATCH_BYTES {
             if !self.is_wanted() {
-                return published.and(self.guard.publish());
+                return published.and(self.publish(&mut pending));
             }
             let (now, later) = rest.split_at(adjacent(rest));
             self.run(now, ticket, &mut pending);
             if pending.due_bytes >= PUBLISH_BYTES {
                 pending.due_bytes = 0;
                 // A fault is told at the end.
-                published = published.and(self.guard.publish());
+                published = published.and(self.publish(&mut pending));
             }
             (rest, ticket) = (later, ticket.later(now.len()));
         }
         self.guard.put_back(rest.len());
-        self.hand_over(pending.late);
-        published.and(self.guard.publish())
+        self.hand_over(std::mem::take(&mut pending.late));
+        published.and(self.publish(&mut pending))
+    }
+
+    fn publish(&mut self, pending: &mut Pending) -> Result<(), RingFault> {
+        if pending.due > 0 {
+            let due = std::mem::take(&mut pending.due);
+            self.counters.took_since(self.taken, due);
+        }
+        self.guard.publish()
     }
 
     fn is_wanted(&self) -> bool {
@@ -104,8 +118,9 @@ impl Batch<'_, '_> {
     }
 
     fn complete(&mut self, ticket: Ticket, outcome: Outcome, pending: &mut Pending) {
-        let completion = self.engine.note(outcome, self.thread);
+        let completion = self.engine.note(outcome, self.counters);
         let len_bytes = completion.used_len_bytes;
+        pending.due += 1;
         pending.due_bytes = pending.due_bytes.saturating_add(len_bytes);
         pending.total_bytes += u64::from(len_bytes);
         self.guard.complete(ticket, completion);
@@ -116,11 +131,13 @@ impl Batch<'_, '_> {
         if requests.is_empty() {
             return;
         }
+        self.engine.meter.last().took(requests.len());
         let job = BlockingJob {
             engine: Arc::clone(self.engine),
             ring: self.ring.clone(),
             requests,
             period: self.guard.period(),
+            taken: self.taken,
             memory: self.engine.memory.memory().into_inner(),
         };
         if let Err(job) = self.engine.pool.submit(job) {
@@ -130,7 +147,9 @@ impl Batch<'_, '_> {
                 let Some(outcome) = self.engine.disk.execute_while(wanted, parsed, &memory) else {
                     return;
                 };
-                self.guard.complete(*ticket, self.engine.note(outcome, 0));
+                self.counters.took_since(self.taken, 1);
+                let completion = self.engine.note(outcome, self.counters);
+                self.guard.complete(*ticket, completion);
             }
         }
     }

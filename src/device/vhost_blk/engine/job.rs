@@ -1,6 +1,7 @@
 //! Requests that would block the queue's thread, carried out by a thread of the pool.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::super::execute::{Attempt, Completion, Outcome};
 use super::super::guest::{Memory, View};
@@ -16,8 +17,10 @@ pub(in super::super) struct BlockingJob {
     pub(super) engine: Arc<Engine>,
     pub(super) ring: Ring,
     pub(super) requests: Vec<(Ticket, Parsed)>,
-    /// When they were taken.
+    /// When they were taken, as far as the ring goes.
     pub(super) period: Period,
+    /// The same by the clock.
+    pub(super) taken: Instant,
     /// As it was when the requests were taken: their buffers stay mapped.
     pub(super) memory: Arc<Memory>,
 }
@@ -38,6 +41,13 @@ impl Job for BlockingJob {
     }
 }
 
+/// They are answered, or nobody wants the answers any more.
+impl Drop for BlockingJob {
+    fn drop(&mut self) {
+        self.engine.meter.last().left(self.requests.len());
+    }
+}
+
 impl BlockingJob {
     fn has_reader(&self) -> bool {
         self.engine.is_wanted(&self.ring)
@@ -45,7 +55,7 @@ impl BlockingJob {
 
     /// What is done is published before the thread waits for what is not.
     fn carry_out(&self) {
-        let thread = self.engine.counters.len() - 1;
+        let counters = self.engine.meter.last();
         let mut progress = None;
         for (ticket, parsed) in &self.requests {
             if !self.has_reader() {
@@ -54,7 +64,9 @@ impl BlockingJob {
             let Some((mut done, outcome)) = self.proceed(progress.take(), parsed) else {
                 return;
             };
-            let completion = self.engine.note(outcome, thread);
+            let completion = self.engine.note(outcome, counters);
+            counters.took_since(self.taken, 1);
+            counters.set_plans(self.engine.disk.image.plans_begun());
             done.completions.push((*ticket, completion));
             progress = Some(done);
         }

@@ -43,7 +43,7 @@ impl Guest {
         ring.set_enabled(true);
         Self {
             _tree: tree,
-            engine: Arc::new(Engine::new(disk, shared, 1)),
+            engine: Arc::new(Engine::new(disk, shared, Meter::new(2).unwrap())),
             ring,
             memory,
             thread: QueueThread {

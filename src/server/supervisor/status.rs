@@ -1,0 +1,169 @@
+//! What the server tells of itself and its VMs.
+
+use std::path::PathBuf;
+use std::process;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::super::activation::{InheritedSocket, SocketName};
+use super::super::endpoint::Endpoint;
+use super::super::status::{ClientKind, ClientStatus, ServerStatus, status_path};
+use super::super::workers::Worker;
+use super::{ServeOptions, Server};
+use crate::device::Stats;
+use crate::device::meter::Meter;
+
+/// Where a status can be asked for: next to everything that has a place.
+pub(super) fn places(options: &ServeOptions, inherited: &[InheritedSocket]) -> Vec<PathBuf> {
+    if let Some(path) = &options.status {
+        return vec![path.clone()];
+    }
+    let names: Vec<SocketName> = inherited.iter().map(InheritedSocket::name).collect();
+    let inherited = names.iter().filter_map(SocketName::path);
+    let sockets = options.sockets.iter().chain(&options.nbd);
+    let dirs = options.fuse.iter().map(|fuse| &fuse.dir);
+    let places = inherited.chain(sockets.chain(dirs).map(PathBuf::as_path));
+    places.map(status_path).collect()
+}
+
+/// Clients that have left.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Left {
+    count: u64,
+    stats: Stats,
+}
+
+impl Left {
+    pub(super) fn add(&mut self, meter: &Meter) {
+        let stats = meter.stats();
+        self.count += 1;
+        self.stats.requests = self.stats.requests.saturating_add(stats.requests);
+        self.stats.bytes = self.stats.bytes.saturating_add(stats.bytes);
+        self.stats.errors = self.stats.errors.saturating_add(stats.errors);
+    }
+}
+
+impl Server<'_> {
+    /// Answers those who ask, and writes the metrics if it is time.
+    pub(super) fn tell_status(&mut self) {
+        let now = Instant::now();
+        let mut point = std::mem::take(&mut self.status);
+        point.turn(now, &|| self.status());
+        self.status = point;
+        if let Some(mut metrics) = self.metrics.take() {
+            metrics.turn(now, &|| self.status());
+            self.metrics = Some(metrics);
+        }
+    }
+
+    /// When there is something to tell, whether anything happens or not.
+    pub(super) fn status_due(&self) -> Option<Instant> {
+        let metrics = self.metrics.iter().map(|metrics| metrics.wakes_at());
+        let metrics = metrics.filter(|_| self.is_ready);
+        metrics.chain(self.status.wakes_at()).min()
+    }
+
+    /// For the log, at SIGUSR1.
+    pub(super) fn log_status(&self) {
+        let status = self.status();
+        for vm in &status.clients {
+            tracing::info!(
+                vm = vm.vm,
+                place = vm.place,
+                requests = vm.requests,
+                bytes = vm.bytes,
+                errors = vm.errors,
+                in_flight = vm.in_flight,
+                plans = vm.plans,
+                seconds = vm.age_ms / 1000,
+                "status of a VM"
+            );
+        }
+        tracing::info!(
+            vms = status.clients.len(),
+            left = status.left,
+            paths = status.paths,
+            seconds = status.age_ms / 1000,
+            "status of the server"
+        );
+    }
+
+    fn status(&self) -> ServerStatus {
+        let spoken = self.workers.iter().filter(|worker| worker.has_spoken);
+        let mut clients: Vec<_> = spoken.filter_map(|worker| self.client(worker)).collect();
+        clients.extend(self.file_status());
+        ServerStatus {
+            pid: process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since_sec: unix_sec(self.started),
+            age_ms: age_ms(self.started),
+            paths: self.image.space().regions().len() as u64,
+            clients,
+            left: self.left.count,
+            left_requests: self.left.stats.requests,
+            left_bytes: self.left.stats.bytes,
+            left_errors: self.left.stats.errors,
+        }
+    }
+
+    fn client(&self, worker: &Worker) -> Option<ClientStatus> {
+        let kind = match self.endpoints.get(worker.endpoint)? {
+            Endpoint::VhostUser(_) => ClientKind::VhostUser,
+            Endpoint::Nbd(_) => ClientKind::Nbd,
+            Endpoint::Fuse(_) => ClientKind::Fuse,
+        };
+        let place = worker.socket.to_string();
+        Some(status_of(
+            worker.vm,
+            kind,
+            place,
+            worker.started,
+            &worker.meter,
+        ))
+    }
+
+    fn file_status(&self) -> Option<ClientStatus> {
+        let mount = self.mount_index().map(|index| &self.endpoints[index]);
+        let Some(Endpoint::Fuse(mount)) = mount else {
+            return None;
+        };
+        let (since, meter) = mount.served()?;
+        let place = mount.file().display().to_string();
+        Some(status_of(0, ClientKind::Fuse, place, since, meter))
+    }
+}
+
+fn status_of(
+    vm: u64,
+    kind: ClientKind,
+    place: String,
+    since: Instant,
+    meter: &Meter,
+) -> ClientStatus {
+    let mut status = ClientStatus {
+        vm,
+        kind,
+        place,
+        since_sec: unix_sec(since),
+        age_ms: age_ms(since),
+        requests: 0,
+        bytes: 0,
+        errors: 0,
+        in_flight: 0,
+        plans: 0,
+        times: Vec::new(),
+    };
+    status.set_figures(&meter.figures());
+    status
+}
+
+fn unix_sec(at: Instant) -> u64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let at = since_epoch
+        .unwrap_or(Duration::ZERO)
+        .saturating_sub(at.elapsed());
+    at.as_secs()
+}
+
+fn age_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,95 @@
+//! Waiting, in one place, for whatever comes first.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::Server;
+
+/// Pause after waiting itself failed, for want of memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What can be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Signals,
+    /// Index of a worker.
+    Worker(usize),
+    /// Index of an endpoint.
+    Endpoint(usize),
+    /// Someone asks for the status, or takes more of the answer.
+    Status,
+}
+
+impl Server<'_> {
+    /// What is readable, waiting for it if need be; nothing when it is time to look after something.
+    pub(super) fn wait(&mut self) -> Vec<Source> {
+        let now = Instant::now();
+        let may_take = self.is_ready && self.may_take_clients();
+        let limit = self
+            .wakes_at(now)
+            .map(|at| at.saturating_duration_since(now));
+        let mut sources = Vec::new();
+        let mut fds = Vec::new();
+        let mut add = |source, fd, flags| {
+            sources.push(source);
+            fds.push(PollFd::new(fd, flags));
+        };
+        for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
+            let waits = match endpoint.socket_mut() {
+                Some(socket) => may_take && socket.may_accept(now),
+                None => true,
+            };
+            if waits && let Some(fd) = endpoint.as_fd() {
+                add(Source::Endpoint(index), fd, PollFlags::POLLIN);
+            }
+        }
+        if let Some(fd) = self.signals.as_fd() {
+            add(Source::Signals, fd, PollFlags::POLLIN);
+        }
+        for (fd, flags) in self.status.awaited().filter(|_| self.is_ready) {
+            add(Source::Status, fd, flags);
+        }
+        for (index, worker) in self.workers.iter().enumerate() {
+            if let Some(fd) = worker.as_fd() {
+                add(Source::Worker(index), fd, PollFlags::POLLIN);
+            }
+        }
+        match poll(&mut fds, timeout(limit)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => {
+                tracing::error!("cannot wait for something to do: {errno}");
+                std::thread::sleep(PAUSE);
+            }
+        }
+        let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let ready = fds.iter().map(is_ready);
+        let ready = sources.iter().zip(ready).filter(|(_, ready)| *ready);
+        ready.map(|(source, _)| *source).collect()
+    }
+
+    /// When something is due, if nothing happens before.
+    fn wakes_at(&mut self, now: Instant) -> Option<Instant> {
+        let first_message = self.options.limits.first_message;
+        let deadlines = self
+            .workers
+            .iter()
+            .filter_map(|worker| worker.deadline(first_message));
+        let deadline = deadlines.chain(self.status_due()).min();
+        let endpoints = self.endpoints.iter_mut();
+        let due = endpoints.filter_map(|endpoint| endpoint.wakes_at(now));
+        due.chain(deadline).min()
+    }
+}
+
+/// Rounded up, so that what is waited for is due afterwards.
+fn timeout(limit: Option<Duration>) -> PollTimeout {
+    limit.map_or(PollTimeout::NONE, |limit| {
+        let millis = limit.as_millis() + 1;
+        i32::try_from(millis)
+            .ok()
+            .and_then(|millis| millis.try_into().ok())
+            .unwrap_or(PollTimeout::MAX)
+    })
+}
