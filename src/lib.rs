@@ -9,6 +9,7 @@
 //! | [`tree`] | values: file kinds, attributes, listings |
 //! | [`closure`] | which store paths, in which order, with which NAR size |
 //! | [`source`] | where a path's tree and bytes come from |
+//! | [`cache`] | store paths of binary caches: closures, fetching, verifying |
 //! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
 //! | [`image`] | block to extents: the disk as something to read from |
 //! | [`verify`] | the disk against the host, through an EROFS reader of somebody else's |
@@ -18,6 +19,7 @@
 //! | [`server`] | endpoints, and a worker process for each connection or mount |
 //! | [`cli`] | arguments to checked configuration; messages |
 
+pub mod cache;
 pub mod cli;
 pub mod closure;
 pub mod device;

@@ -14,6 +14,7 @@
 
 mod common;
 
+mod binary_cache;
 mod boot;
 mod boot_faults;
 mod cache_formats;

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::errors::CliError;
+use super::cache_args::CacheArgs;
+use super::errors::{CacheError, CliError};
 use super::numbers::whole;
 use super::{limits, pins};
+use crate::cache::FetcherProcess;
 use crate::closure::{Closure, Graph, Source, StoreLocation};
 use crate::erofs::format::LABEL_LEN_MAX;
 use crate::image::{Image, ImageOptions};
@@ -34,6 +36,8 @@ pub struct ClosureArgs {
     /// Put the closure's registration on the disk, as .lazystore/registration, for `nix-store --load-db` in the guest
     #[arg(long, conflicts_with = "tree")]
     with_registration: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     image: ImageArgs,
 }
@@ -91,22 +95,29 @@ pub struct Loaded {
     pub options: ImageOptions,
     /// The disk.
     pub image: Image,
+    /// The process that fetches, as long as the disk is read.
+    pub fetcher: Option<FetcherProcess>,
 }
 
 impl ClosureArgs {
-    /// Reads the closure and makes its disk.
+    /// As [`ClosureArgs::load`], for those who read the disk in this process.
     ///
     /// # Errors
-    /// When the closure cannot be read or its disk cannot be laid out.
-    pub fn image(&self) -> Result<Image, CliError> {
-        Ok(self.load(usize::MAX)?.image)
+    /// As [`ClosureArgs::load`].
+    pub fn load_to_read(&self, max_open_files: usize) -> Result<Loaded, CliError> {
+        let loaded = self.load(max_open_files)?;
+        if let Some(remote) = loaded.image.remote() {
+            let connection = remote.connect();
+            remote.attach(connection.map_err(|error| CacheError::Start(error.into()))?);
+        }
+        Ok(loaded)
     }
 
-    /// As [`ClosureArgs::image`], for those who look at the closure too. At most `max_open_files` of the
+    /// Reads the closure and makes its disk. At most `max_open_files` of the
     /// store's files stay open, and no more than the limits of the process allow.
     ///
     /// # Errors
-    /// As [`ClosureArgs::image`].
+    /// When the closure cannot be read or its disk cannot be laid out.
     pub fn load(&self, max_open_files: usize) -> Result<Loaded, CliError> {
         let mut options = self.image.options();
         options.max_open_files = options.max_open_files.min(max_open_files);
@@ -114,7 +125,12 @@ impl ClosureArgs {
             store_dir: self.store_dir.clone(),
             store_root: self.store_root.clone(),
         };
-        let graph = Graph::load(&self.source(), &location)?;
+        let max_nars = options.max_open_files / 2;
+        let remote = self.cache.load(&self.source(), &location, max_nars)?;
+        let (graph, fetcher) = match remote {
+            Some(remote) => remote.attach_to(&mut options),
+            None => (Graph::load(&self.source(), &location)?, None),
+        };
         if self.with_registration {
             options.registration = Some(graph.registration()?.into());
         }
@@ -127,6 +143,7 @@ impl ClosureArgs {
             closure: graph.closure,
             options,
             image,
+            fetcher,
         })
     }
 

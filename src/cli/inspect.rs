@@ -62,7 +62,7 @@ struct PlaceArgs {
 
 /// Prints what was asked for. Fails if a path of the map cannot be planned, or the nid is no inode.
 pub fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
-    let loaded = args.closure.load(usize::MAX)?;
+    let loaded = args.closure.load_to_read(usize::MAX)?;
     let clean = match args.place {
         PlaceArgs { at: Some(at), .. } => args.spot(&loaded, at, None)?,
         PlaceArgs {

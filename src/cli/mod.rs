@@ -2,6 +2,7 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod cache_args;
 mod closure_args;
 mod device_args;
 mod doctor;
@@ -13,6 +14,7 @@ mod limit_args;
 mod limits;
 mod log;
 mod manual;
+mod nix_conf;
 mod numbers;
 mod pins;
 mod places;

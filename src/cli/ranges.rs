@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::closure_args::ClosureArgs;
+use super::closure_args::{ClosureArgs, Loaded};
 use super::errors::CliError;
 
 /// Arguments of `lazystore ranges`.
@@ -20,7 +20,11 @@ pub struct RangesArgs {
 /// # Errors
 /// When the closure has no disk, or a path cannot be planned.
 pub fn run(args: &RangesArgs) -> Result<ExitCode, CliError> {
-    let image = args.closure.image()?;
+    let Loaded {
+        image,
+        fetcher: _fetcher,
+        ..
+    } = args.closure.load_to_read(usize::MAX)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut closed = false;
     image.file_ranges(&mut |start, len_bytes| {

@@ -110,7 +110,12 @@ struct FuseArgs {
 pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let inherited = args.transports.inherited()?;
     args.check_places()?;
-    let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
+    let Loaded {
+        closure,
+        image,
+        fetcher: _fetcher,
+        ..
+    } = args.closure.load(usize::MAX)?;
     let records = args.recording.records(&closure)?;
     let options = args.options(&records)?;
     let names = inherited.iter().map(InheritedSocket::name);

@@ -57,7 +57,8 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
         closure,
         options,
         image,
-    } = args.closure.load(MAX_OPEN_FILES)?;
+        fetcher: _fetcher,
+    } = args.closure.load_to_read(MAX_OPEN_FILES)?;
     let verify_options = VerifyOptions {
         hash: !args.no_hash,
         sample: args.sample,

@@ -9,7 +9,7 @@
 //!   The file is then complete by itself, and is read as it stands (`immutable=1`). If it changed meanwhile, the result is
 //!   discarded and the read is repeated.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -88,6 +88,23 @@ pub(super) fn load(
             Wanted::All => walk.all()?,
         }
         Ok(walk.finish())
+    })
+}
+
+/// Base names of all valid paths in the database `file`.
+pub(super) fn names(
+    file: &Path,
+    store_dir: StoreDir<'_>,
+) -> Result<HashSet<Box<[u8]>>, DatabaseError> {
+    read(file, |connection| {
+        let mut paths = connection.prepare("SELECT path FROM ValidPaths")?;
+        let mut rows = paths.query([])?;
+        let mut names = HashSet::new();
+        while let Some(row) = rows.next()? {
+            let name = store_dir.name_of(text(row.get_ref(0)?));
+            names.insert(name.map_err(DatabaseError::Path)?.into());
+        }
+        Ok(names)
     })
 }
 

@@ -1,5 +1,6 @@
 //! A closure with what its paths refer to: what keeps it from the garbage collector, and what a guest's Nix is told.
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use super::database::{self, DatabaseError, Found, Wanted};
 use super::error::{ClosureError, Input};
 use super::lines::Lines;
 use super::name::StoreDir;
-use super::references::References;
+use super::references::{Collector, Index, References};
 use super::{Closure, Contents, Source, StoreLocation, StorePath, hash, nix_store, roots};
 
 /// A closure, and how its paths refer to each other.
@@ -17,6 +18,33 @@ pub struct Graph {
     pub closure: Closure,
     /// None if the source does not tell: a plain list, a tree.
     pub references: Option<References>,
+}
+
+/// A path, and the base names of those that it refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GraphNode {
+    /// The path.
+    pub path: StorePath,
+    /// What it refers to, itself perhaps among them.
+    pub references: Vec<Box<[u8]>>,
+}
+
+/// Base names of all paths that are valid on the host; none where no Nix is.
+///
+/// # Errors
+/// There is a database that cannot be read.
+pub fn valid_names(location: &StoreLocation) -> Result<HashSet<Box<[u8]>>, ClosureError> {
+    let file = location.database();
+    let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
+    match database::names(&file, store_dir) {
+        Ok(names) => Ok(names),
+        Err(DatabaseError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(HashSet::new())
+        }
+        // What is valid cannot be told then, and is fetched.
+        Err(error) if error.is_access() => Ok(HashSet::new()),
+        Err(error) => Err(unreadable(file, &error)),
+    }
 }
 
 impl Graph {
@@ -35,8 +63,7 @@ impl Graph {
                 super::load_lists(list, registration.as_deref(), location)
             }
             Source::Roots(roots) => {
-                let names = roots.iter().map(|root| roots::store_path(root, location));
-                let names = names.collect::<Result<Vec<_>, _>>()?;
+                let names = roots::root_names(roots, location)?;
                 from_database(Wanted::Closure(&names), location)
             }
             Source::All => from_database(Wanted::All, location),
@@ -45,6 +72,59 @@ impl Graph {
                 references: None,
             }),
         }
+    }
+
+    /// The valid paths `names` and all that they refer to.
+    ///
+    /// # Errors
+    ///
+    /// One of them is not valid, or the database cannot be read.
+    pub fn of_valid(names: &[Box<[u8]>], location: &StoreLocation) -> Result<Self, ClosureError> {
+        from_database(Wanted::Closure(names), location)
+    }
+
+    /// The closure of `nodes`, in any order; of two with one name the first counts.
+    pub fn from_nodes(mut nodes: Vec<GraphNode>, location: &StoreLocation) -> Self {
+        nodes.sort_by(|a, b| a.path.name.cmp(&b.path.name));
+        nodes.dedup_by(|b, a| a.path.name == b.path.name);
+        let names: Vec<_> = nodes.iter().map(|node| node.path.name.clone()).collect();
+        let index = Index::new(&names);
+        let mut references = Collector::default();
+        for (from, node) in nodes.iter().enumerate() {
+            for name in &node.references {
+                match index.find(name, from) {
+                    Some(to) => references.add(from, to),
+                    None => references.add_outside(from, &location.store_path(name)),
+                }
+            }
+        }
+        let references = references.finish(nodes.len());
+        let paths = nodes.into_iter().map(|node| node.path);
+        let found = Found {
+            paths: paths.collect(),
+            references,
+        };
+        found_graph(found, location)
+    }
+
+    /// Its paths, each with the names of what it refers to.
+    pub fn into_nodes(self) -> Vec<GraphNode> {
+        let Contents::StorePaths(paths) = self.closure.contents else {
+            return Vec::new();
+        };
+        let names: Vec<_> = paths.iter().map(|path| path.name.clone()).collect();
+        let references = |index: u32| match &self.references {
+            Some(references) => {
+                let targets = references.of(index).iter();
+                targets.map(|to| names[*to as usize].clone()).collect()
+            }
+            None => Vec::new(),
+        };
+        let nodes = (0..).zip(paths).map(|(index, path)| GraphNode {
+            path,
+            references: references(index),
+        });
+        nodes.collect()
     }
 
     /// Those paths that, with all that they refer to, are the whole closure. All of them where nothing is known of

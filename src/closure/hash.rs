@@ -47,7 +47,7 @@ pub(super) fn decode(text: &[u8]) -> Option<[u8; 32]> {
 }
 
 /// `hash` as closureInfo writes it, in nix32.
-pub(super) fn encode(hash: &[u8]) -> String {
+pub fn encode(hash: &[u8]) -> String {
     let digit = |place: usize| {
         let (byte, shift) = (place * 5 / 8, place * 5 % 8);
         let next = hash.get(byte + 1).copied().unwrap_or(0);

@@ -85,7 +85,7 @@ impl<'a> StoreDir<'a> {
 
 /// Whether Nix itself could have given this base name: 32 digits, a dash, and letters of a few kinds (Nix,
 /// `src/libstore/path.cc`). So neither commas nor spaces nor line ends, which separate names elsewhere.
-pub(super) fn is_nix_name(name: &[u8]) -> bool {
+pub(crate) fn is_nix_name(name: &[u8]) -> bool {
     let Some((digits, rest)) = name.split_at_checked(HASH_DIGITS) else {
         return false;
     };

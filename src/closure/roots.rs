@@ -11,6 +11,19 @@ use super::name::StoreDir;
 /// Links that one path may lead through (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
+/// The base names of the store paths that `roots` lead to, which need not exist.
+///
+/// # Errors
+/// One of them leads to no store path, or `location` has a relative store directory.
+pub fn root_names(
+    roots: &[PathBuf],
+    location: &StoreLocation,
+) -> Result<Vec<Box<[u8]>>, ClosureError> {
+    super::check_location(location)?;
+    let names = roots.iter().map(|root| store_path(root, location));
+    names.collect()
+}
+
 /// The base name of the store path that `root` leads to.
 ///
 /// A path is followed link by link up to the first store path: what lies there is not looked at. What starts with the

@@ -194,7 +194,7 @@ impl Writer<'_> {
             EntryRef::Child(child) => {
                 let node = self.plan.node(dir.child(child));
                 let nid = self.region.nid_at(node.slot());
-                (nid, dirent_type(node.kind()), self.plan.name(node))
+                (nid, dirent_type(Some(node.kind())), self.plan.name(node))
             }
         });
         dirents(entries, out);

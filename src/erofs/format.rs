@@ -182,6 +182,8 @@ const _: () = {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum DirentType {
+    /// `FT_UNKNOWN`: who wants to know looks at the inode.
+    Unknown = 0,
     /// `FT_REG_FILE`
     Regular = 1,
     /// `FT_DIR`

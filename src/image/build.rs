@@ -12,7 +12,7 @@ use crate::erofs::layout::plan::Plan;
 use crate::erofs::layout::space::{self, Claim, Space, TooBig};
 use crate::erofs::volume::{RootDir, Volume};
 use crate::parallel;
-use crate::source::{HostTree, Identity, PathTree, SourceError, TreeSource};
+use crate::source::{HostTree, Identity, PathTree, RemoteTree, SourceError, TreeSource};
 use crate::tree::{FileKind, Stat};
 
 /// Label that NixOS mounts a store disk by.
@@ -39,6 +39,8 @@ pub struct ImageOptions {
     pub registration: Option<Arc<[u8]>>,
     /// What holds the closure against garbage collection as long as there is the disk.
     pub pins: Arc<Pins>,
+    /// Has the paths that are not on the host. With it the layout is another one, and does not depend on which those are.
+    pub remote: Option<Arc<RemoteTree>>,
 }
 
 impl Default for ImageOptions {
@@ -54,6 +56,7 @@ impl Default for ImageOptions {
             max_open_files: 1024,
             registration: None,
             pins: Arc::default(),
+            remote: None,
         }
     }
 }
@@ -98,7 +101,14 @@ impl Image {
     ) -> Result<Self, ImageError> {
         let attributes = options.attributes(attributes::Origin::Nar);
         let mut sources = vec![TreeSource::Host(Arc::clone(&host))];
-        let mut found = examine(&sources[HOST], closure, paths)?;
+        let remote = options.remote.as_ref().map(|remote| {
+            sources.push(TreeSource::Remote(Arc::clone(remote)));
+            Remote {
+                tree: remote,
+                source: sources.len() - 1,
+            }
+        });
+        let mut found = examine(&sources[HOST], remote.as_ref(), closure, paths)?;
         if let Some(text) = &options.registration {
             let names = found.iter().map(|path| &*path.name);
             found.insert(builtin::position(names)?, Found::builtin(sources.len()));
@@ -156,6 +166,7 @@ impl Image {
             plans,
             recorder: OnceLock::new(),
             pins: Arc::clone(&options.pins),
+            remote: options.remote.clone(),
         }
     }
 }
@@ -180,6 +191,7 @@ impl ImageOptions {
             uid: self.uid,
             gid: self.gid,
             mtime_sec: self.mtime_sec,
+            is_remote: self.remote.is_some(),
         }
     }
 }
@@ -190,7 +202,8 @@ const PARALLEL_FROM: usize = 4096;
 /// A path that is to be on the disk.
 struct Found {
     name: Box<[u8]>,
-    kind: FileKind,
+    /// None on a disk of which some paths are not on this host: it must not depend on which.
+    kind: Option<FileKind>,
     nar_size: Option<u64>,
     origin: Origin,
 }
@@ -199,7 +212,7 @@ impl Found {
     fn builtin(source: usize) -> Self {
         Self {
             name: builtin::DIR.as_bytes().into(),
-            kind: FileKind::Directory,
+            kind: Some(FileKind::Directory),
             nar_size: None,
             origin: Origin {
                 source,
@@ -209,9 +222,31 @@ impl Found {
     }
 }
 
+/// A source for what is not on the host.
+struct Remote<'o> {
+    tree: &'o RemoteTree,
+    /// Its index among the sources.
+    source: usize,
+}
+
+impl Remote<'_> {
+    fn found(&self, path: &StorePath) -> Found {
+        Found {
+            name: path.name.clone(),
+            kind: None,
+            nar_size: path.nar_size,
+            origin: Origin {
+                source: self.source,
+                identity: None,
+            },
+        }
+    }
+}
+
 /// Looks at every path's top node. All that are missing are named in one error.
 fn examine(
     host: &TreeSource,
+    remote: Option<&Remote<'_>>,
     closure: &Closure,
     paths: &[StorePath],
 ) -> Result<Vec<Found>, ImageError> {
@@ -221,7 +256,7 @@ fn examine(
         match top {
             Ok((stat, identity)) => all.push(Found {
                 name: path.name.clone(),
-                kind: stat.kind,
+                kind: remote.is_none().then_some(stat.kind),
                 nar_size: path.nar_size,
                 origin: Origin {
                     source: HOST,
@@ -229,6 +264,10 @@ fn examine(
                 },
             }),
             Err(error) if error.is_not_found() => {
+                if let Some(remote) = remote.filter(|remote| remote.tree.has(&path.name)) {
+                    all.push(remote.found(path));
+                    continue;
+                }
                 let name = String::from_utf8_lossy(&path.name);
                 missing.push(format!("{}/{name}", closure.store_dir.display()));
             }
@@ -274,7 +313,7 @@ impl<'a> Sizing<'a> {
         let claim = |path: &Found| Claim {
             name: path.name.clone(),
             kind: path.kind,
-            size: Size::bound(path.nar_size.unwrap_or(0)),
+            size: Size::bound(path.nar_size.unwrap_or(0), attributes.inlines_files()),
         };
         let unknown = (0..found.len()).filter(|&index| found[index].nar_size.is_none());
         Self {

@@ -34,8 +34,8 @@ use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, ROOT_NID, Space};
 use crate::erofs::volume::{DataPart, Volume, data_parts};
 use crate::source::{
-    Awaits, Destination, File, FileId, HostTree, Identity, IoMode, PathTree, SourceError,
-    TreeSource,
+    Awaits, Destination, File, FileId, HostTree, Identity, IoMode, PathTree, RemoteTree,
+    SourceError, TreeSource,
 };
 use crate::tree::FileKind;
 
@@ -84,6 +84,8 @@ pub struct Image {
     recorder: OnceLock<Recorder>,
     /// Held as long as the disk may be read.
     pins: Arc<Pins>,
+    /// One of the sources, if some paths are not on this host.
+    remote: Option<Arc<RemoteTree>>,
 }
 
 /// Where a path comes from.
@@ -141,6 +143,11 @@ impl Image {
     /// How often the planning of a path was begun.
     pub fn plans_begun(&self) -> u64 {
         self.plans.begun.load(Ordering::Relaxed)
+    }
+
+    /// What has the paths that are not on this host, if there is such a source.
+    pub fn remote(&self) -> Option<&RemoteTree> {
+        self.remote.as_deref()
     }
 
     /// Whether the disk is a directory as it is, and not a closure.

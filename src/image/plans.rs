@@ -164,7 +164,7 @@ impl Plans {
         }
         let cell = slot.get();
         let mut growing = match mode {
-            IoMode::Blocking => lock(&cell.growing),
+            IoMode::Local | IoMode::Blocking => lock(&cell.growing),
             IoMode::NoWait => {
                 try_lock(&cell.growing).ok_or(SourceError::WouldBlock(Awaits::Lookup))?
             }
@@ -192,7 +192,10 @@ impl Plans {
     fn give_up(&self, region: u32, error: &ReadError, growing: &mut Growing) {
         let lasts = match error {
             ReadError::Layout { .. } | ReadError::Replaced { .. } => true,
-            ReadError::Source(error) => matches!(error, SourceError::Replaced { .. }),
+            ReadError::Source(error) => matches!(
+                error,
+                SourceError::Replaced { .. } | SourceError::Contradicted { .. }
+            ),
             ReadError::OutOfRange { .. } => false,
         };
         if !lasts {
@@ -223,6 +226,7 @@ impl Plans {
             region,
             limits,
         } = path;
+        tree.prepare(mode)?;
         if growing.is_none() {
             self.begun.fetch_add(1, Ordering::Relaxed);
         }

@@ -57,15 +57,26 @@ impl Child {
     pub fn end(&mut self) -> Option<End> {
         if self.end.is_none() {
             self.end = match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(_, code)) => {
-                    Some(u8::try_from(code).map_or(End::Unknown, End::Exited))
-                }
-                Ok(WaitStatus::Signaled(_, signal, _)) => Some(End::Killed(signal)),
-                Ok(_) | Err(Errno::EINTR) => None,
+                Ok(status) => ended(status),
+                Err(Errno::EINTR) => None,
                 Err(_) => Some(End::Unknown),
             };
         }
         self.end
+    }
+
+    /// Waits until it has ended, however long that takes.
+    pub fn wait(&mut self) -> End {
+        loop {
+            if let Some(end) = self.end {
+                return end;
+            }
+            self.end = match waitpid(self.pid, None) {
+                Ok(status) => ended(status),
+                Err(Errno::EINTR) => None,
+                Err(_) => Some(End::Unknown),
+            };
+        }
     }
 
     /// Sends a signal, unless it has ended.
@@ -80,6 +91,15 @@ impl Child {
     pub fn stop(&mut self, grace: Duration) -> Option<End> {
         stop_all(&mut [&mut *self], grace);
         self.end()
+    }
+}
+
+/// How a process ended that `waitpid` tells of; none if it lives.
+fn ended(status: WaitStatus) -> Option<End> {
+    match status {
+        WaitStatus::Exited(_, code) => Some(u8::try_from(code).map_or(End::Unknown, End::Exited)),
+        WaitStatus::Signaled(_, signal, _) => Some(End::Killed(signal)),
+        _ => None,
     }
 }
 

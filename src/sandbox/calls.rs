@@ -77,8 +77,8 @@ pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
         Process::VhostWorker | Process::NbdWorker => {
             &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET]
         }
-        Process::FuseWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, FUSE],
-        Process::Prefetcher => &[RUNTIME, THREADS_ONLY, STORE],
+        Process::FuseWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, FUSE, FETCHER],
+        Process::Prefetcher => &[RUNTIME, THREADS_ONLY, STORE, FETCHER],
         Process::Listener => &[RUNTIME, STORE, RECORD, SOCKET, PARENT, NOTIFY],
         Process::Mounter => &[RUNTIME, STORE, RECORD, SOCKET, PARENT, NOTIFY, MOUNTS],
     }
@@ -216,6 +216,9 @@ const SOCKET: &[Call] = &[
     Call::when(libc::SYS_ioctl, 1, INT, FIONBIO),
 ];
 
+/// Asking the process that fetches, on a socket that others made.
+const FETCHER: &[Call] = &[Call::any(libc::SYS_recvmsg), Call::any(libc::SYS_sendto)];
+
 /// A descriptor of `/dev/fuse` for each thread. Which files are opened is up to Landlock.
 const FUSE: &[Call] = &[
     Call::when(libc::SYS_openat, 2, MAKES_FILES, 0),
@@ -237,6 +240,7 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_pidfd_open),
     Call::any(libc::SYS_pidfd_send_signal),
     Call::any(libc::SYS_pipe2),
+    Call::any(libc::SYS_socketpair),
     Call::any(libc::SYS_signalfd4),
     Call::any(libc::SYS_openat),
     Call::any(libc::SYS_unlinkat),

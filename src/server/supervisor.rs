@@ -29,6 +29,7 @@ use crate::device::meter::Meter;
 use crate::image::Image;
 use crate::process::{self, Child, ENDING, End, Signals, stop_all};
 use crate::sandbox::{Process, SandboxError};
+use crate::source::RemoteTree;
 use status::Left;
 use wait::Source;
 
@@ -320,8 +321,10 @@ impl Server<'_> {
         let is_muted = unlogged.is_none();
         let started = meter.map_err(ServeError::from).and_then(|meter| {
             let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
-            let role = || self.become_vm_worker(index, reporter, meter.clone(), is_muted);
-            Ok((process::spawn(Signal::SIGKILL, role)?, reports, meter))
+            let of_role = meter.clone();
+            let role =
+                |server: &mut Self| server.become_vm_worker(index, reporter, of_role, is_muted);
+            Ok((self.spawn_reader(role)?, reports, meter))
         });
         match started {
             Ok((child, reports, meter)) => {
@@ -339,6 +342,25 @@ impl Server<'_> {
                 }
             }
         }
+    }
+
+    /// Starts a process that reads the disk.
+    fn spawn_reader(&mut self, role: impl FnOnce(&mut Self) -> u8) -> Result<Child, ServeError> {
+        let remote = self.image.remote();
+        let connection = remote.map(RemoteTree::connect).transpose();
+        // Without one, what is not on this host is an I/O error, and the rest is served.
+        let connection = connection.unwrap_or_else(|error| {
+            tracing::error!("a new process cannot ask for paths to be fetched: {error}");
+            None
+        });
+        let child = process::spawn(Signal::SIGKILL, || {
+            if let Some(remote) = self.image.remote() {
+                connection.into_iter().for_each(|end| remote.attach(end));
+                remote.forget_control();
+            }
+            role(self)
+        })?;
+        Ok(child)
     }
 
     /// In a worker: takes its endpoint, and lets go of all else that is the parent's.

@@ -176,7 +176,9 @@ fn preadv(
     let read = unsafe {
         match mode {
             // The older call, which every sandbox allows.
-            IoMode::Blocking => libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset),
+            IoMode::Local | IoMode::Blocking => {
+                libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset)
+            }
             IoMode::NoWait => {
                 let flags = libc::RWF_NOWAIT;
                 libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), count, offset, flags)

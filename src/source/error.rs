@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -11,6 +12,8 @@ pub enum Awaits {
     Data,
     /// A plan, a name, a small file: nothing is being read meanwhile.
     Lookup,
+    /// What is not on this host. It has been asked for.
+    Fetch,
 }
 
 /// Why a source cannot give what was asked for.
@@ -27,7 +30,7 @@ pub enum SourceError {
         errno: Errno,
     },
     /// It is not in memory, and the caller must not wait.
-    #[error("a disk has to be waited for")]
+    #[error("a disk or the network has to be waited for")]
     WouldBlock(Awaits),
     /// The file is not the one that was planned.
     #[error("{}: its type, size or mtime changed while it was served", path.display())]
@@ -45,6 +48,23 @@ pub enum SourceError {
     #[error("{}: replaced while it was served (restart lazystore to serve what lies there now)", path.display())]
     Replaced {
         /// Where.
+        path: PathBuf,
+    },
+    /// It is not on this host, and cannot be fetched.
+    #[error("{}: {reason}", path.display())]
+    Fetch {
+        /// The store path.
+        path: PathBuf,
+        /// In a sentence.
+        reason: Arc<str>,
+    },
+    /// The NAR is not of the tree that the path was planned with.
+    #[error(
+        "{}: the listing that a binary cache gave for it contradicts its NAR, so nothing of it is served (lazystore cache prune removes what was fetched of it)",
+        path.display()
+    )]
+    Contradicted {
+        /// The store path.
         path: PathBuf,
     },
     /// The bytes could not be stored where they were wanted.
@@ -66,6 +86,8 @@ impl SourceError {
             | Self::Changed { path }
             | Self::Replaced { path }
             | Self::Unlisted { path }
+            | Self::Fetch { path, .. }
+            | Self::Contradicted { path }
             | Self::Shrank { path } => Some(path),
             Self::WouldBlock(_) | Self::Destination(_) => None,
         }

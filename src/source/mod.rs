@@ -9,6 +9,7 @@ mod error;
 mod host;
 mod memory;
 pub mod nar;
+pub mod remote;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub use destination::{Destination, DestinationError};
 pub use error::{Awaits, SourceError};
 pub use host::{FileId, HostFile, HostTree, Identity};
 pub use memory::MemoryTree;
+pub use remote::{NarFile, RemotePath, RemoteTree};
 
 use crate::tree::{Detail, FileKind, Listing, Stamp, Stat};
 
@@ -25,6 +27,8 @@ use crate::tree::{Detail, FileKind, Listing, Stamp, Stat};
 pub enum IoMode {
     /// What is not in memory is refused with [`SourceError::WouldBlock`].
     NoWait,
+    /// A disk is waited for; what must be fetched first is refused with [`SourceError::WouldBlock`].
+    Local,
     /// As long as it takes.
     Blocking,
 }
@@ -36,6 +40,8 @@ pub enum TreeSource {
     Host(Arc<HostTree>),
     /// Memory of this process.
     Memory(MemoryTree),
+    /// A fetcher process.
+    Remote(Arc<RemoteTree>),
 }
 
 /// One tree of a source: a store path, or all of it.
@@ -58,6 +64,7 @@ impl TreeSource {
         match self {
             Self::Host(host) => host.identify(path).map(|(stat, id)| (stat, Some(id))),
             Self::Memory(memory) => memory.stat(path).map(|stat| (stat, None)),
+            Self::Remote(remote) => remote.stat(path).map(|stat| (stat, None)),
         }
     }
 }
@@ -71,6 +78,7 @@ impl PathTree<'_> {
         let (stat, _) = self.source.stat(self.name)?;
         let target = match (stat.kind, self.source) {
             (FileKind::Symlink, TreeSource::Host(host)) => host.read_link(self.name)?,
+            (FileKind::Symlink, TreeSource::Remote(remote)) => remote.target(self.name)?,
             _ => Vec::new(),
         };
         Ok((stat, target))
@@ -86,6 +94,18 @@ impl PathTree<'_> {
         match self.source {
             TreeSource::Host(host) => host.host_path(path),
             TreeSource::Memory(_) => String::from_utf8_lossy(path).into_owned().into(),
+            TreeSource::Remote(remote) => remote.display_path(path),
+        }
+    }
+
+    /// Makes sure that it can be listed without a wait for anything but a disk.
+    ///
+    /// # Errors
+    /// It cannot be fetched; [`SourceError::WouldBlock`] as `mode` has it.
+    pub fn prepare(&self, mode: IoMode) -> Result<(), SourceError> {
+        match self.source {
+            TreeSource::Host(_) | TreeSource::Memory(_) => Ok(()),
+            TreeSource::Remote(remote) => remote.prepare(self.name, mode),
         }
     }
 
@@ -97,6 +117,7 @@ impl PathTree<'_> {
         match self.source {
             TreeSource::Host(host) => host.list(path, detail),
             TreeSource::Memory(memory) => memory.list(path),
+            TreeSource::Remote(remote) => remote.list(path),
         }
     }
 
@@ -128,6 +149,7 @@ impl PathTree<'_> {
                 .file(id, stamp, self.identity, mode, path)
                 .map(File::Host),
             TreeSource::Memory(memory) => memory.open(&path()).map(File::Memory),
+            TreeSource::Remote(remote) => remote.open(&path(), mode).map(File::Nar),
         }
     }
 }
@@ -139,6 +161,8 @@ pub enum File {
     Host(Arc<HostFile>),
     /// In memory.
     Memory(Arc<[u8]>),
+    /// In a NAR.
+    Nar(NarFile),
 }
 
 impl File {
@@ -156,6 +180,7 @@ impl File {
     ) -> Result<(), SourceError> {
         match self {
             Self::Host(file) => file.read_into(to, offset, len_bytes, mode),
+            Self::Nar(file) => file.read_into(to, offset, len_bytes, mode),
             Self::Memory(bytes) => {
                 let at = |byte| usize::try_from(byte).unwrap_or(usize::MAX);
                 let range = at(offset)..at(offset.saturating_add(len_bytes));
@@ -174,6 +199,7 @@ impl File {
     pub fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), SourceError> {
         match self {
             Self::Host(file) => file.read_ahead(offset, len_bytes),
+            Self::Nar(file) => file.read_ahead(offset, len_bytes),
             Self::Memory(_) => Ok(()),
         }
     }

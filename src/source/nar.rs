@@ -10,6 +10,7 @@ mod builder;
 mod error;
 mod json;
 mod listing;
+mod packed;
 mod parser;
 mod tokens;
 
@@ -17,8 +18,9 @@ use std::io::Read;
 
 use crate::tree::{FileKind, Listing, Stat};
 
-pub use error::{ListingError, NarError, TreeFault};
+pub use error::{ListingError, NarError, PackedError, TreeFault};
 pub use listing::LISTING_MAX_BYTES;
+pub use packed::PACKED_MAX_BYTES;
 
 /// More nodes than this, in one store path, are refused: each takes 36 bytes of memory and its name.
 pub const NODES_MAX: usize = 1 << 22;
@@ -150,6 +152,11 @@ impl NarTree {
             listing.push(self.name(node), node.stat(), self.target(node));
         }
         Some(listing)
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn heap_bytes(&self) -> usize {
+        size_of_val(&*self.nodes) + size_of_val(&*self.children) + self.bytes.len()
     }
 
     fn find(&self, path: &[u8]) -> Option<&Node> {

@@ -16,6 +16,7 @@ pub mod proc;
 pub mod process;
 pub mod random;
 pub mod reader;
+pub mod remote;
 pub mod server;
 pub mod small_store;
 pub mod tree;

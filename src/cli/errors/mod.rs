@@ -2,6 +2,7 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod cache;
 mod recording;
 mod status;
 mod vmm;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use super::hints;
 #[cfg(feature = "bench")]
 pub use bench::BenchError;
+pub use cache::CacheError;
 pub use recording::RecordingError;
 pub use status::StatusError;
 pub use vmm::VmmError;
@@ -62,6 +64,9 @@ pub enum CliError {
     /// There is no recording to read in advance.
     #[error(transparent)]
     Recording(#[from] RecordingError),
+    /// Binary caches are of no use.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// stdout takes nothing.
     #[error("cannot write to stdout: {0}")]
     Stdout(#[from] std::io::Error),

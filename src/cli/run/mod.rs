@@ -140,7 +140,12 @@ fn become_server(
     let dir = PrivateDir::adopt(dir);
     // A terminal's signals are for the VM.
     setsid().map_err(run_error("leave the terminal"))?;
-    let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
+    let Loaded {
+        closure,
+        image,
+        fetcher: _fetcher,
+        ..
+    } = args.closure.load(usize::MAX)?;
     let records = args.recording.records(&closure)?;
     let options = serve_options(args, dir.path(), attached, &records);
     let mut was_used = false;

@@ -13,6 +13,8 @@ pub const CACHE_NIXOS_ORG: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey {
     name: String,
+    /// As it was given.
+    text: String,
     key: VerifyingKey,
 }
 
@@ -28,8 +30,8 @@ impl PublicKey {
         let (name, digits) = split(text).ok_or_else(fault)?;
         let bytes = hash::base64(digits).ok_or_else(fault)?;
         let key = VerifyingKey::from_bytes(&bytes).map_err(|_| fault())?;
-        let name = name.to_owned();
-        Ok(Self { name, key })
+        let (name, text) = (name.to_owned(), text.to_owned());
+        Ok(Self { name, text, key })
     }
 
     /// Parses keys with white space between them, as `trusted-public-keys` in nix.conf has them.
@@ -43,6 +45,11 @@ impl PublicKey {
     /// Its name: what signatures call it by.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// `NAME:BASE64`.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     pub(super) fn verifies(&self, text: &[u8], signature: &Signature) -> bool {

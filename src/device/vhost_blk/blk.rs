@@ -138,6 +138,7 @@ impl BlkDevice {
 
     /// Waits for requests that other threads still carry out. For the end: from then on all threads block.
     pub fn finish(&self) {
+        self.engine.fetching.end();
         self.engine.pool.end();
     }
 

@@ -24,7 +24,7 @@ use super::pool::Pool;
 use super::request::{Parsed, parse};
 use super::ring::{BATCH, Found, Ring, RingFault, RingGuard, WhenEmpty};
 use batch::Batch;
-pub(super) use job::BlockingJob;
+pub(super) use job::{BlockingJob, FetchingJob};
 
 /// Batches between two looks at which rings are in use.
 const ROUNDS: usize = 64;
@@ -41,6 +41,8 @@ pub(super) struct Engine {
     pub(super) meter: Meter,
     pub(super) limit: LogLimit,
     pub(super) pool: Pool<BlockingJob>,
+    /// Has one thread, which waits for all that is to be fetched.
+    pub(super) fetching: Pool<FetchingJob>,
     /// Threads of the pool read side by side; one that found no file descriptors left reads alone.
     shortage: RwLock<()>,
     /// The frontend has left: no more requests are carried out.
@@ -64,6 +66,7 @@ impl Engine {
             meter,
             limit: LogLimit::new(),
             pool: Pool::new(BLOCKING_THREADS_MAX),
+            fetching: Pool::new(1),
             shortage: RwLock::new(()),
             ended: AtomicBool::new(false),
         }

@@ -105,6 +105,17 @@ pub enum Attempt {
     Abandoned,
 }
 
+/// What came of a request that was waited for.
+#[derive(Debug)]
+pub enum Waited {
+    /// It was carried out.
+    Done(Outcome),
+    /// Something must be fetched first, which takes longer than a disk. It has been asked for.
+    Fetching,
+    /// It is not wanted any more.
+    Abandoned,
+}
+
 /// How a request is carried out.
 #[derive(Clone, Copy)]
 struct Effort<'w> {
@@ -140,16 +151,16 @@ impl Disk {
         finish(parsed, result, memory)
     }
 
-    /// Like [`execute`](Self::execute), as long as `wanted` says so: that is asked after every MiB. None once
-    /// it does not; part of the data may have been written then.
+    /// Like [`execute`](Self::execute), as long as `wanted` says so, which is asked after every MiB, and waiting for disks
+    /// only. Part of the data may have been written in any case.
     pub fn execute_while(
         &self,
         wanted: &dyn Fn() -> bool,
         parsed: &Parsed,
         memory: &impl GuestMemory<Bitmap = ()>,
-    ) -> Option<Outcome> {
-        let result = self.carry_out(Effort::new(IoMode::Blocking, wanted), parsed, memory);
-        unless_abandoned(parsed, result, memory)
+    ) -> Waited {
+        let result = self.carry_out(Effort::new(IoMode::Local, wanted), parsed, memory);
+        waited(parsed, result, memory)
     }
 
     /// Like [`execute_while`](Self::execute_while), with as few files open at once as possible.
@@ -158,13 +169,13 @@ impl Disk {
         wanted: &dyn Fn() -> bool,
         parsed: &Parsed,
         memory: &impl GuestMemory<Bitmap = ()>,
-    ) -> Option<Outcome> {
+    ) -> Waited {
         let effort = Effort {
             slice_bytes: SMALL_SLICE_BYTES,
-            ..Effort::new(IoMode::Blocking, wanted)
+            ..Effort::new(IoMode::Local, wanted)
         };
         let result = self.carry_out(effort, parsed, memory);
-        unless_abandoned(parsed, result, memory)
+        waited(parsed, result, memory)
     }
 
     /// Like [`execute_while`](Self::execute_while), but does nothing that could block.
@@ -181,7 +192,7 @@ impl Disk {
         };
         match result {
             _ if waits == Some(Awaits::Data) => Attempt::Underway,
-            _ if waits == Some(Awaits::Lookup) => Attempt::Blocked,
+            _ if waits.is_some() => Attempt::Blocked,
             Err(error) if error.is_shortage() => Attempt::Blocked,
             Err(RequestError::Abandoned) => Attempt::Abandoned,
             result => Attempt::Done(finish(parsed, result, memory)),
@@ -309,13 +320,16 @@ fn finish(
     Outcome { completion, result }
 }
 
-fn unless_abandoned(
+fn waited(
     parsed: &Parsed,
     result: Result<u64, RequestError>,
     memory: &impl GuestMemory<Bitmap = ()>,
-) -> Option<Outcome> {
-    let abandoned = matches!(result, Err(RequestError::Abandoned));
-    (!abandoned).then(|| finish(parsed, result, memory))
+) -> Waited {
+    match result {
+        Err(RequestError::Abandoned) => Waited::Abandoned,
+        Err(RequestError::Read(error)) if error.would_block().is_some() => Waited::Fetching,
+        result => Waited::Done(finish(parsed, result, memory)),
+    }
 }
 
 fn write_status(

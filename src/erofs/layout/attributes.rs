@@ -35,6 +35,8 @@ pub struct Attributes {
     pub gid: Option<u32>,
     /// mtime of every file, in seconds.
     pub mtime_sec: Option<u64>,
+    /// What small files hold lies in data blocks too: it may have to be fetched, and looking at inodes must not need it.
+    pub is_remote: bool,
 }
 
 impl Attributes {
@@ -45,6 +47,7 @@ impl Attributes {
             uid: None,
             gid: None,
             mtime_sec: None,
+            is_remote: false,
         }
     }
 
@@ -56,10 +59,10 @@ impl Attributes {
         }
     }
 
-    /// Whether small files lie after their inodes. Not if they may change or be unreadable on the host: such a file
-    /// would take all that is in its block along.
+    /// Whether small files lie after their inodes. Not if they may change or be unreadable on the host, or have to be
+    /// fetched: such a file would take all that is in its block along.
     pub fn inlines_files(&self) -> bool {
-        self.origin == Origin::Nar
+        self.origin == Origin::Nar && !self.is_remote
     }
 
     /// Permission bits that the guest sees.
@@ -114,8 +117,11 @@ pub fn mode_type(kind: FileKind) -> ModeType {
     }
 }
 
-/// Type in a directory entry.
-pub fn dirent_type(kind: FileKind) -> DirentType {
+/// Type in a directory entry; of a file whose type is not known, none.
+pub fn dirent_type(kind: Option<FileKind>) -> DirentType {
+    let Some(kind) = kind else {
+        return DirentType::Unknown;
+    };
     match kind {
         FileKind::Regular => DirentType::Regular,
         FileKind::Directory => DirentType::Directory,

@@ -48,6 +48,12 @@ const NAR_BYTES_PER_META_BLOCK: u64 = 2048;
 /// Metadata blocks on top of that.
 const META_BLOCKS_EXTRA: u64 = 4;
 
+/// The same where small files have blocks of their own (see [`Attributes::inlines_files`]): a file of one byte in a directory
+/// has a node of 88 + 88 + 8 + 8 bytes, and so does each of its blocks at the least.
+///
+/// [`Attributes::inlines_files`]: super::attributes::Attributes::inlines_files
+const NAR_BYTES_PER_DATA_BLOCK_APART: u64 = 192;
+
 /// How many blocks a path takes or may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -60,11 +66,15 @@ pub struct Size {
 }
 
 impl Size {
-    /// The bound for a path whose NAR has `nar_size_bytes`.
-    pub fn bound(nar_size_bytes: u64) -> Self {
+    /// The bound for a path whose NAR has `nar_size_bytes`; `inlines_files` as its attributes have it.
+    pub fn bound(nar_size_bytes: u64, inlines_files: bool) -> Self {
+        let each_data_block = match inlines_files {
+            true => NAR_BYTES_PER_DATA_BLOCK,
+            false => NAR_BYTES_PER_DATA_BLOCK_APART,
+        };
         Self {
             meta_blocks: nar_size_bytes / NAR_BYTES_PER_META_BLOCK + META_BLOCKS_EXTRA,
-            data_blocks: nar_size_bytes / NAR_BYTES_PER_DATA_BLOCK + 1,
+            data_blocks: nar_size_bytes / each_data_block + 1,
             exact: false,
         }
     }

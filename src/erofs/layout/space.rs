@@ -34,8 +34,8 @@ const _: () = assert!(ROOT_NID as u32 == ROOT_BLOCK * SLOTS_PER_BLOCK);
 pub struct Region {
     /// Name in the store; empty for a tree.
     pub name: Box<[u8]>,
-    /// Type of the path's top node.
-    pub kind: FileKind,
+    /// Type of the path's top node, if that is known without a look at it.
+    pub kind: Option<FileKind>,
     /// Metadata blocks; the path's own inode is the first thing in them.
     pub meta: Range<u32>,
     /// Data blocks.
@@ -76,8 +76,8 @@ pub struct TooBig;
 pub struct Claim {
     /// Name in the store.
     pub name: Box<[u8]>,
-    /// Type of the path's top node.
-    pub kind: FileKind,
+    /// Type of the path's top node, if that is known.
+    pub kind: Option<FileKind>,
     /// What it takes.
     pub size: Size,
 }
@@ -122,7 +122,7 @@ impl Space {
     pub fn whole(kind: FileKind) -> Self {
         let region = Region {
             name: Box::default(),
-            kind,
+            kind: Some(kind),
             meta: ROOT_BLOCK..DATA_ARENA_START,
             data: DATA_ARENA_START..DATA_ARENA_END,
             exact: false,

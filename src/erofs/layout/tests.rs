@@ -156,7 +156,11 @@ fn limits(size: Size) -> Limits {
 }
 
 fn planner(tree: &Tree, limits: Limits) -> Planner {
-    Planner::new(b"path", attributes(), limits, &tree.stat(), &tree.target()).unwrap()
+    planner_with(attributes(), tree, limits)
+}
+
+fn planner_with(attributes: Attributes, tree: &Tree, limits: Limits) -> Planner {
+    Planner::new(b"path", attributes, limits, &tree.stat(), &tree.target()).unwrap()
 }
 
 fn step(planner: &mut Planner, tree: &Tree) {
@@ -168,7 +172,7 @@ fn step(planner: &mut Planner, tree: &Tree) {
 fn region() -> Region {
     Region {
         name: b"path".as_slice().into(),
-        kind: FileKind::Directory,
+        kind: Some(FileKind::Directory),
         meta: 2..1000,
         data: DATA_ARENA_START..u32::MAX - 511,
         exact: false,
@@ -225,12 +229,19 @@ fn check_places(plan: &Plan) -> Result<(), TestCaseError> {
 }
 
 fn check_bound(tree: &Tree) -> Result<(), TestCaseError> {
-    let bound = Size::bound(nar_size(tree));
-    let mut planner = planner(tree, limits(bound));
-    while !planner.is_complete() {
-        step(&mut planner, tree);
+    for is_remote in [false, true] {
+        let attributes = Attributes {
+            is_remote,
+            ..attributes()
+        };
+        let bound = Size::bound(nar_size(tree), attributes.inlines_files());
+        let mut planner = planner_with(attributes, tree, limits(bound));
+        while !planner.is_complete() {
+            step(&mut planner, tree);
+        }
+        check_places(planner.plan())?;
     }
-    check_places(planner.plan())
+    Ok(())
 }
 
 proptest! {
@@ -287,7 +298,7 @@ fn the_first_block_needs_only_the_top_directories() {
 fn a_wrong_nar_size_is_noticed() {
     let file = |index: usize| (format!("{index:0>200}").into_bytes(), Tree::File(5000));
     let tree = Tree::Dir((0..100).map(file).collect());
-    let mut planner = planner(&tree, limits(Size::bound(1000)));
+    let mut planner = planner(&tree, limits(Size::bound(1000, true)));
     let error = planner.push(&tree.listing()).unwrap_err();
     assert_eq!(error, super::LayoutError::OutgrewRange);
 }
@@ -295,7 +306,7 @@ fn a_wrong_nar_size_is_noticed() {
 fn claim(name: u8, meta_blocks: u64, data_blocks: u64, exact: bool) -> Claim {
     Claim {
         name: [name].into(),
-        kind: FileKind::Directory,
+        kind: Some(FileKind::Directory),
         size: Size {
             meta_blocks,
             data_blocks,
@@ -375,11 +386,11 @@ fn the_largest_bounds_are_planned_first_and_no_more_than_needed() {
 fn absurd_nar_sizes_do_not_overflow() {
     let claims = vec![
         Claim {
-            size: Size::bound(u64::MAX),
+            size: Size::bound(u64::MAX, true),
             ..claim(b'a', 0, 0, false)
         },
         Claim {
-            size: Size::bound(u64::MAX),
+            size: Size::bound(u64::MAX, true),
             ..claim(b'b', 0, 0, false)
         },
     ];

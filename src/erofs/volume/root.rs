@@ -36,9 +36,10 @@ pub enum RootPart {
 }
 
 impl RootDir {
-    /// Lays out the names and types of the closure's paths, sorted.
+    /// Lays out the names and types of the closure's paths, sorted. With a type that is not known the link count is 1, as
+    /// of any directory whose subdirectories were not counted (find(1) relies on that).
     pub fn new<'a>(
-        paths: impl Iterator<Item = (&'a [u8], FileKind)> + Clone,
+        paths: impl Iterator<Item = (&'a [u8], Option<FileKind>)> + Clone,
         attributes: &Attributes,
     ) -> Self {
         let dots = Dots::among(paths.clone().map(|(name, _)| name));
@@ -46,10 +47,7 @@ impl RootDir {
         // Every path has a block of metadata at the least, so there are fewer than 2^25.
         let children = u32::try_from(lens.len()).unwrap_or(u32::MAX - 2);
         let packing = dots.pack(children, |child| lens[child as usize]);
-        let dirs = paths
-            .filter(|(_, kind)| *kind == FileKind::Directory)
-            .count();
-        let nlink = u32::try_from(dirs).unwrap_or(u32::MAX).saturating_add(2);
+        let nlink = nlink(paths.map(|(_, kind)| kind));
         let size = packing.size_bytes();
         let mut fields = InodeFields::directory(nlink, size, 0, u64::from(ROOT_NID));
         (fields.uid, fields.gid) = (attributes.uid.unwrap_or(0), attributes.gid.unwrap_or(0));
@@ -129,6 +127,14 @@ impl RootDir {
         });
         encode::dirents(entries, out);
     }
+}
+
+/// Of a directory with entries of these types.
+fn nlink(mut kinds: impl Iterator<Item = Option<FileKind>>) -> u32 {
+    let count = |sum: u32, kind: Option<FileKind>| {
+        kind.map(|kind| sum.saturating_add(u32::from(kind == FileKind::Directory)))
+    };
+    kinds.try_fold(2, count).unwrap_or(1)
 }
 
 /// The closure has checked that names have at most 255 bytes.

@@ -3,14 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
 use super::super::endpoint::{Endpoint, MountNews};
 use super::super::error::ServeError;
 use super::super::report::{self, Reporter};
 use super::Server;
 use crate::device::meter::Meter;
-use crate::process;
 
 impl Server<'_> {
     pub(super) fn mount_index(&self) -> Option<usize> {
@@ -34,8 +31,9 @@ impl Server<'_> {
         let mountpoint = mount.prepare()?;
         let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
         let meter = Meter::new(1)?;
-        let role = || self.become_mount_worker(index, reporter, meter.clone());
-        let child = process::spawn(Signal::SIGKILL, role)?;
+        let of_role = meter.clone();
+        let role = |server: &mut Self| server.become_mount_worker(index, reporter, of_role);
+        let child = self.spawn_reader(role)?;
         if let Some(mount) = self.endpoints[index].mount_mut() {
             mount.started(child, reports, mountpoint, meter);
         }

@@ -1,10 +1,7 @@
 //! Reading in advance, in a process of its own.
 
-use nix::sys::signal::Signal;
-
 use super::super::recording::prefetch;
 use super::Server;
-use crate::process;
 use crate::sandbox::Process;
 
 impl Server<'_> {
@@ -13,7 +10,7 @@ impl Server<'_> {
         if self.options.prefetch.is_none() {
             return;
         }
-        match process::spawn(Signal::SIGKILL, || self.become_prefetcher()) {
+        match self.spawn_reader(Self::become_prefetcher) {
             Ok(child) => self.prefetcher = Some(child),
             Err(error) => tracing::warn!("cannot read in advance: {error}"),
         }

@@ -2,7 +2,7 @@
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -51,18 +51,41 @@ impl HostFile {
         }
     }
 
+    /// A file as it is now; `path` for messages.
+    pub(in crate::source) fn of_open(fd: OwnedFd, path: PathBuf) -> Result<Self, SourceError> {
+        match statx(&fd, c"", AtFlags::EMPTY_PATH) {
+            Ok(found) => Ok(Self::new(fd, path, Stat::from(&found).stamp())),
+            Err(errno) => Err(SourceError::Io {
+                path,
+                action: "stat",
+                errno,
+            }),
+        }
+    }
+
     /// A file as it is now.
     #[cfg(test)]
     pub(in crate::source) fn for_tests(file: std::fs::File) -> Self {
-        let fd = OwnedFd::from(file);
-        let stamp = Stat::from(&statx(&fd, c"", AtFlags::EMPTY_PATH).unwrap()).stamp();
-        Self::new(fd, "a test's file".into(), stamp)
+        Self::of_open(file.into(), "a test's file".into()).unwrap()
+    }
+
+    pub(in crate::source) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(in crate::source) fn len_bytes(&self) -> u64 {
+        self.stamp.size_bytes
+    }
+
+    /// Whether no read has failed.
+    pub(in crate::source) fn is_usable(&self) -> bool {
+        !self.faulty.load(Ordering::Relaxed)
     }
 
     /// Whether it can be used for a file that was planned with `stamp`. Not after a failed read: what was wrong may lie
     /// in this open file only, and in its place there may be another one by now.
     pub(super) fn is_still(&self, stamp: Stamp) -> bool {
-        self.stamp == stamp && !self.faulty.load(Ordering::Relaxed)
+        self.stamp == stamp && self.is_usable()
     }
 
     /// Makes sure that the file is still the one that was planned. To be asked after a read and before its bytes are

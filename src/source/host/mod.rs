@@ -232,9 +232,10 @@ impl HostTree {
 
     /// The entry of the directory that `path`, a [`HostTree::host_path`], lies in: for a store, the store path.
     pub fn entry_of<'p>(&self, path: &'p Path) -> &'p OsStr {
-        let inside = path.strip_prefix(&self.path).unwrap_or(path);
-        let first = inside.components().next();
-        first.map_or(inside.as_os_str(), |first| first.as_os_str())
+        let inside = path.strip_prefix(&self.path).ok();
+        let first = inside.and_then(|inside| inside.components().next());
+        // What is not on the host is told apart by its whole path.
+        first.map_or(path.as_os_str(), |first| first.as_os_str())
     }
 
     fn error(&self, path: &[u8], action: &'static str, errno: Errno) -> SourceError {
@@ -251,7 +252,7 @@ impl HostTree {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | flags;
         let open = |flags| match mode {
             IoMode::NoWait => self.open_cached(path, flags),
-            IoMode::Blocking => self.open_beneath(path, flags),
+            IoMode::Local | IoMode::Blocking => self.open_beneath(path, flags),
         };
         if self.noatime.load(Ordering::Relaxed) {
             match open(flags | OFlags::NOATIME) {

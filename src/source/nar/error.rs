@@ -110,6 +110,14 @@ pub enum ListingError {
     Tree(#[from] TreeFault),
 }
 
+/// Why bytes give no packed tree. They come from this program, so there is nothing more to say.
+#[derive(Debug, thiserror::Error)]
+pub enum PackedError {
+    /// Cut short, or something else.
+    #[error("the packed tree is malformed")]
+    Malformed,
+}
+
 /// What is wrong with a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeFault {

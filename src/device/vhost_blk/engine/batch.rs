@@ -141,10 +141,8 @@ impl Batch<'_, '_> {
             memory: self.engine.memory.memory().into_inner(),
         };
         if let Err(job) = self.engine.pool.submit(job) {
-            let memory = View::new(&job.memory);
-            let wanted = &|| self.engine.is_wanted(self.ring);
             for (ticket, parsed) in &job.requests {
-                let Some(outcome) = self.engine.disk.execute_while(wanted, parsed, &memory) else {
+                let Some(outcome) = job.execute_patiently(parsed) else {
                     return;
                 };
                 self.counters.took_since(self.taken, 1);

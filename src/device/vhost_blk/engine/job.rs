@@ -1,9 +1,9 @@
 //! Requests that would block the queue's thread, carried out by a thread of the pool.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::super::execute::{Attempt, Completion, Outcome};
+use super::super::execute::{Attempt, Completion, Outcome, Waited};
 use super::super::guest::{Memory, View};
 use super::super::inflight::Ticket;
 use super::super::offload::{Claim, Period};
@@ -11,6 +11,7 @@ use super::super::pool::Job;
 use super::super::request::Parsed;
 use super::super::ring::Ring;
 use super::Engine;
+use crate::source::RemoteTree;
 
 /// Some requests of one ring, in the order in which they were taken.
 pub(in super::super) struct BlockingJob {
@@ -23,6 +24,37 @@ pub(in super::super) struct BlockingJob {
     pub(super) taken: Instant,
     /// As it was when the requests were taken: their buffers stay mapped.
     pub(super) memory: Arc<Memory>,
+}
+
+/// A job that needs something to be fetched: it waits without a claim, so that a halt does not wait for it.
+pub(in super::super) struct FetchingJob {
+    job: BlockingJob,
+    /// How many answers of the fetcher there had been before it was tried.
+    seen: u64,
+}
+
+/// How long it waits before it looks again whether it is still wanted.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+impl Job for FetchingJob {
+    /// Until something has arrived; then it is tried again, and may come back.
+    fn run(self) {
+        let engine = Arc::clone(&self.job.engine);
+        let Some(remote) = engine.disk.image.remote() else {
+            return;
+        };
+        while self.is_wanted() {
+            if remote.wait_for_arrival(self.seen, LOOK_AGAIN) {
+                // Only when the pool has ended.
+                let _ = engine.pool.submit(self.job);
+                return;
+            }
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.job.is_wanted() && self.job.has_reader()
+    }
 }
 
 /// What has been carried out of a job and not reported. The claim covers it, and all that is done meanwhile.
@@ -57,11 +89,11 @@ impl BlockingJob {
     fn carry_out(&self) {
         let counters = self.engine.meter.last();
         let mut progress = None;
-        for (ticket, parsed) in &self.requests {
+        for (index, (ticket, _)) in self.requests.iter().enumerate() {
             if !self.has_reader() {
                 break;
             }
-            let Some((mut done, outcome)) = self.proceed(progress.take(), parsed) else {
+            let Some((mut done, outcome)) = self.proceed(progress.take(), index) else {
                 return;
             };
             let completion = self.engine.note(outcome, counters);
@@ -75,12 +107,14 @@ impl BlockingJob {
         }
     }
 
-    /// Carries a request out, at once if that is possible. None when it is not wanted any more.
+    /// Carries request `index` out, at once if that is possible. None when it is not wanted any more, or when it and those
+    /// that follow wait for something to be fetched.
     fn proceed<'j>(
         &'j self,
         progress: Option<Progress<'j>>,
-        parsed: &Parsed,
+        index: usize,
     ) -> Option<(Progress<'j>, Outcome)> {
+        let (_, parsed) = &self.requests[index];
         // The first request has just been tried.
         if let Some(progress) = progress {
             let (memory, wanted) = (View::new(&self.memory), || self.has_reader());
@@ -89,19 +123,33 @@ impl BlockingJob {
             }
             self.report(progress);
         }
-        let (claim, outcome) = self.execute(parsed)?;
-        let completions = Vec::with_capacity(self.requests.len());
-        Some((Progress { claim, completions }, outcome))
+        let seen = self.arrivals();
+        let (claim, waited) = self.execute(parsed)?;
+        match waited {
+            Waited::Done(outcome) => {
+                let completions = Vec::with_capacity(self.requests.len());
+                Some((Progress { claim, completions }, outcome))
+            }
+            Waited::Fetching => {
+                drop(claim);
+                self.await_fetch(index, seen);
+                None
+            }
+            Waited::Abandoned => None,
+        }
     }
 
-    /// Waits for what the request needs. None when it is not wanted any more.
-    fn execute(&self, parsed: &Parsed) -> Option<(Claim<'_>, Outcome)> {
+    /// Waits for the disk, if the request needs it. None when the ring was halted since the request was taken.
+    fn execute(&self, parsed: &Parsed) -> Option<(Claim<'_>, Waited)> {
         let (disk, shortage) = (&self.engine.disk, &self.engine.shortage);
         let (memory, wanted) = (View::new(&self.memory), &|| self.has_reader());
         let among_others = || disk.execute_while(wanted, parsed, &memory);
-        let (claim, outcome) = self.execute_during(shortage.read(), among_others)?;
-        if !matches!(&outcome.result, Err(error) if error.is_shortage()) {
-            return Some((claim, outcome));
+        let (claim, waited) = self.execute_during(shortage.read(), among_others)?;
+        match &waited {
+            Waited::Done(Outcome {
+                result: Err(error), ..
+            }) if error.is_shortage() => {}
+            _ => return Some((claim, waited)),
         }
         drop(claim);
         // Many reads at once hold many files open. One after the other they get by with few.
@@ -109,16 +157,56 @@ impl BlockingJob {
         self.execute_during(shortage.write(), alone)
     }
 
-    /// Carries a request out while a lock is held. None when the ring was halted since the request was taken, too.
+    /// Waits for all that the request needs, without a thread that could do it instead. None when it is not wanted any more.
+    pub(super) fn execute_patiently(&self, parsed: &Parsed) -> Option<Outcome> {
+        let memory = View::new(&self.memory);
+        let wanted = &|| self.has_reader();
+        loop {
+            let seen = self.arrivals();
+            match self.engine.disk.execute_while(wanted, parsed, &memory) {
+                Waited::Done(outcome) => return Some(outcome),
+                Waited::Abandoned => return None,
+                Waited::Fetching if !self.has_reader() => return None,
+                Waited::Fetching => {
+                    let remote = self.engine.disk.image.remote()?;
+                    remote.wait_for_arrival(seen, LOOK_AGAIN);
+                }
+            }
+        }
+    }
+
+    /// How many answers of the fetcher there have been.
+    fn arrivals(&self) -> u64 {
+        let remote = self.engine.disk.image.remote();
+        remote.map_or(0, RemoteTree::arrivals)
+    }
+
+    /// Leaves the requests from `index` on to a thread that waits until more has arrived than `seen`.
+    fn await_fetch(&self, index: usize, seen: u64) {
+        let job = Self {
+            engine: Arc::clone(&self.engine),
+            ring: self.ring.clone(),
+            requests: self.requests[index..].to_vec(),
+            period: self.period,
+            taken: self.taken,
+            memory: Arc::clone(&self.memory),
+        };
+        if let Err(job) = self.engine.fetching.submit(FetchingJob { job, seen }) {
+            // No thread can be started: then this one waits.
+            job.run();
+        }
+    }
+
+    /// Carries a request out while a lock is held. None when the ring was halted since the request was taken.
     ///
     /// The claim comes after the lock: a halt waits for claims, and must not wait for what another ring's request needs.
     fn execute_during<L>(
         &self,
         _lock: L,
-        execute: impl FnOnce() -> Option<Outcome>,
-    ) -> Option<(Claim<'_>, Outcome)> {
+        execute: impl FnOnce() -> Waited,
+    ) -> Option<(Claim<'_>, Waited)> {
         let claim = self.ring.claim(self.period)?;
-        execute().map(|outcome| (claim, outcome))
+        Some((claim, execute()))
     }
 
     /// Gives the claim up, which must not be held while the ring's lock is waited for: a halt waits for it with the lock.

@@ -1,0 +1,163 @@
+//! Closures of which some paths are not on this host: narinfos tell what they are and what they refer to.
+
+mod walk;
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use super::dir::CacheDir;
+use super::fetch::Fetchable;
+use super::keys::Keys;
+use super::transport::{BinaryCache, HttpOptions};
+use crate::closure::narinfo::Narinfo;
+use crate::closure::{
+    ClosureError, Contents, Graph, GraphNode, StoreLocation, StorePath, valid_names,
+};
+
+use walk::Walk;
+pub use walk::WalkError;
+
+/// Where narinfos come from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// Where to keep them.
+    pub dir: CacheDir,
+    /// Asked in this order.
+    pub caches: Arc<[BinaryCache]>,
+    /// Which are believed.
+    pub keys: Keys,
+    /// How to ask.
+    pub http: HttpOptions,
+}
+
+/// A closure, and what of it is not on the host.
+#[derive(Debug)]
+pub struct PartlyRemote {
+    /// All of it.
+    pub graph: Graph,
+    /// Those paths that have to be fetched, sorted.
+    pub remote: Vec<Fetchable>,
+}
+
+/// Why a closure cannot be found out.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteClosureError {
+    /// What the host says of it.
+    #[error(transparent)]
+    Closure(#[from] ClosureError),
+    /// What caches say of it.
+    #[error(transparent)]
+    Walk(#[from] WalkError),
+    /// A cache has another build than the registration says.
+    #[error(
+        "{path}: the binary cache has a NAR of another hash than the registration says, which is another build"
+    )]
+    OtherBuild {
+        /// The store path.
+        path: String,
+    },
+}
+
+impl PartlyRemote {
+    /// The paths `roots`, base names, and all that they refer to. What is valid on the host is taken from there.
+    ///
+    /// # Errors
+    /// No cache has a path, or says something of it that is not to be believed.
+    pub fn of_roots(
+        roots: &[Box<[u8]>],
+        location: &StoreLocation,
+        sources: &Sources,
+    ) -> Result<Self, RemoteClosureError> {
+        let valid = valid_names(location)?;
+        let walk = Walk {
+            sources,
+            store_dir: &location.store_dir,
+            stops: &valid,
+            follows_references: true,
+        };
+        let narinfos = walk.narinfos(roots)?;
+        let referenced = narinfos.values().flat_map(|narinfo| &narinfo.references);
+        let on_host = roots.iter().chain(referenced);
+        let on_host: BTreeSet<_> = on_host.filter(|name| valid.contains(*name)).collect();
+        let on_host: Vec<_> = on_host.into_iter().cloned().collect();
+        let mut nodes = match on_host.is_empty() {
+            true => Vec::new(),
+            false => Graph::of_valid(&on_host, location)?.into_nodes(),
+        };
+        let remote = fetchable(narinfos.values());
+        nodes.extend(narinfos.into_values().map(node));
+        let graph = Graph::from_nodes(nodes, location);
+        Ok(Self { graph, remote })
+    }
+
+    /// The paths of `graph`, with what of them is not on the host.
+    ///
+    /// # Errors
+    /// As [`of_roots`](Self::of_roots); or a cache has another build of a path than `graph` says.
+    pub fn of_list(
+        mut graph: Graph,
+        location: &StoreLocation,
+        sources: &Sources,
+    ) -> Result<Self, RemoteClosureError> {
+        let dir = graph.closure.dir.clone();
+        let Contents::StorePaths(paths) = &mut graph.closure.contents else {
+            return Ok(Self {
+                graph,
+                remote: Vec::new(),
+            });
+        };
+        let is_absent = |path: &&StorePath| {
+            let path = dir.join(OsStr::from_bytes(&path.name));
+            path.symlink_metadata().is_err()
+        };
+        let absent: Vec<_> = paths.iter().filter(is_absent).collect();
+        let absent: Vec<_> = absent.iter().map(|path| path.name.clone()).collect();
+        let walk = Walk {
+            sources,
+            store_dir: &location.store_dir,
+            stops: &HashSet::new(),
+            // The list says what is on the disk.
+            follows_references: false,
+        };
+        let narinfos = walk.narinfos(&absent)?;
+        for path in paths.iter_mut() {
+            let Some(narinfo) = narinfos.get(&path.name) else {
+                continue;
+            };
+            if path.nar_hash.is_some_and(|hash| hash != narinfo.nar_hash) {
+                let path = String::from_utf8_lossy(&location.store_path(&path.name)).into_owned();
+                return Err(RemoteClosureError::OtherBuild { path });
+            }
+            path.nar_hash = Some(narinfo.nar_hash);
+            path.nar_size = Some(narinfo.nar_size);
+        }
+        let remote = fetchable(narinfos.values());
+        Ok(Self { graph, remote })
+    }
+}
+
+/// Sorted by their names: this numbers them.
+fn fetchable<'n>(narinfos: impl Iterator<Item = &'n Narinfo>) -> Vec<Fetchable> {
+    let mut all: Vec<_> = narinfos
+        .map(|narinfo| Fetchable {
+            name: narinfo.name.clone(),
+            nar_hash: narinfo.nar_hash,
+            nar_size: narinfo.nar_size,
+        })
+        .collect();
+    all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+fn node(narinfo: Narinfo) -> GraphNode {
+    GraphNode {
+        path: StorePath {
+            name: narinfo.name,
+            nar_size: Some(narinfo.nar_size),
+            nar_hash: Some(narinfo.nar_hash),
+        },
+        references: narinfo.references,
+    }
+}

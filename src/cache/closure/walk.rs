@@ -1,0 +1,227 @@
+//! From roots along references, by narinfos: the kept ones first, and if one is missing all over again with the network.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use nix::sys::signal::Signal;
+
+use super::Sources;
+use crate::cache::narinfos::Located;
+use crate::cache::transport::Http;
+use crate::closure::narinfo::Narinfo;
+use crate::closure::{is_nix_name, shown};
+use crate::parallel;
+use crate::process::{self, ProcessError};
+
+/// Questions to caches at a time: each mostly waits for its answer.
+const AT_ONCE: usize = 48;
+
+/// Narinfos by the names of their store paths.
+pub(super) type Narinfos = HashMap<Box<[u8]>, Narinfo>;
+
+/// Why narinfos are missing.
+#[derive(Debug, thiserror::Error)]
+pub enum WalkError {
+    /// The process that asks caches cannot be started.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// It cannot be heard.
+    #[error("cannot hear from the process that asks binary caches: {0}")]
+    Pipe(#[from] io::Error),
+    /// It could not find one.
+    #[error("{0}")]
+    Failed(String),
+    /// What it had found is not there.
+    #[error("narinfos vanish from the cache directory: is something else removing them?")]
+    Lost,
+}
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Walk<'w> {
+    pub(super) sources: &'w Sources,
+    pub(super) store_dir: &'w Path,
+    /// Names that are known already, with all that they refer to.
+    pub(super) stops: &'w HashSet<Box<[u8]>>,
+    /// Whether what is referred to is looked for, too.
+    pub(super) follows_references: bool,
+}
+
+impl Walk<'_> {
+    /// The narinfos of `roots` and, perhaps, of all that they refer to.
+    pub(super) fn narinfos(&self, roots: &[Box<[u8]>]) -> Result<Narinfos, WalkError> {
+        if let Some(all) = self.kept(roots) {
+            return Ok(all);
+        }
+        self.fetch_apart(roots)?;
+        self.kept(roots).ok_or(WalkError::Lost)
+    }
+
+    /// None if one of them is not kept.
+    fn kept(&self, roots: &[Box<[u8]>]) -> Option<Narinfos> {
+        let located = self.located();
+        let mut found = Narinfos::new();
+        let mut level = self.unknown(roots, &found);
+        while !level.is_empty() {
+            let read = |(): &mut (), at: usize| located.kept(&level[at]);
+            let read = parallel::for_each(level.len(), || (), read);
+            let mut referenced = Vec::new();
+            for narinfo in read {
+                let narinfo = narinfo?;
+                if self.follows_references {
+                    referenced.extend(narinfo.references.iter().cloned());
+                }
+                found.insert(narinfo.name.clone(), narinfo);
+            }
+            level = self.unknown(&referenced, &found);
+        }
+        Some(found)
+    }
+
+    /// Those of `names` that have to be looked for, each once.
+    fn unknown(&self, names: &[Box<[u8]>], found: &Narinfos) -> Vec<Box<[u8]>> {
+        let unknown = |name: &&Box<[u8]>| !self.stops.contains(*name) && !found.contains_key(*name);
+        let unknown: BTreeSet<_> = names.iter().filter(unknown).collect();
+        unknown.into_iter().cloned().collect()
+    }
+
+    fn located(&self) -> Located<'_> {
+        Located {
+            dir: &self.sources.dir,
+            keys: &self.sources.keys,
+            store_dir: self.store_dir,
+        }
+    }
+
+    /// Has a process of its own fetch what is not kept: a client of HTTP starts threads, and this process has to go on forking.
+    fn fetch_apart(&self, roots: &[Box<[u8]>]) -> Result<(), WalkError> {
+        let (mut told, mut teller) = io::pipe()?;
+        let mut child = process::spawn(Signal::SIGKILL, || match self.fetch(roots) {
+            Ok(()) => 0,
+            Err(reason) => {
+                let _ = teller.write_all(reason.as_bytes());
+                1
+            }
+        })?;
+        drop(teller);
+        let mut reason = String::new();
+        told.read_to_string(&mut reason)?;
+        match child.wait() {
+            process::End::Exited(0) => Ok(()),
+            end if reason.is_empty() => Err(WalkError::Failed(format!(
+                "the process that asks binary caches ended badly ({end:?})"
+            ))),
+            _ => Err(WalkError::Failed(reason)),
+        }
+    }
+
+    fn fetch(&self, roots: &[Box<[u8]>]) -> Result<(), String> {
+        let http = Http::new(&self.sources.http);
+        let queue = Queue::default();
+        queue.add(self, roots);
+        thread::scope(|scope| {
+            for _ in 0..AT_ONCE {
+                let started =
+                    thread::Builder::new().spawn_scoped(scope, || self.work(&queue, &http));
+                if started.is_err() {
+                    break;
+                }
+            }
+            self.work(&queue, &http);
+        });
+        let state = queue.lock();
+        state.failed.clone().map_or(Ok(()), Err)
+    }
+
+    fn work(&self, queue: &Queue, http: &Http) {
+        while let Some(name) = queue.next() {
+            match self.find(http, &name) {
+                Ok(narinfo) if self.follows_references => queue.add(self, &narinfo.references),
+                Ok(_) => {}
+                Err(reason) => queue.fail(reason),
+            }
+            queue.done();
+        }
+    }
+
+    fn find(&self, http: &Http, name: &[u8]) -> Result<Narinfo, String> {
+        let fail = |reason: &dyn std::fmt::Display| {
+            format!("{}/{}: {reason}", self.store_dir.display(), shown(name))
+        };
+        if !is_nix_name(name) {
+            return Err(fail(
+                &"it is not on this host, and its name is not one that a binary cache can have",
+            ));
+        }
+        let located = self.located();
+        if let Some(narinfo) = located.kept(name) {
+            return Ok(narinfo);
+        }
+        let found = located.fetch(http, &self.sources.caches, name);
+        found.map_err(|error| fail(&error))
+    }
+}
+
+/// Names that are still to be looked for.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    names: VecDeque<Box<[u8]>>,
+    seen: HashSet<Box<[u8]>>,
+    /// How many are being looked for.
+    busy: usize,
+    /// Why one was not found: then nothing else is looked for.
+    failed: Option<String>,
+}
+
+impl Queue {
+    fn add(&self, walk: &Walk<'_>, names: &[Box<[u8]>]) {
+        let mut state = self.lock();
+        for name in names {
+            if !walk.stops.contains(name) && state.seen.insert(name.clone()) {
+                state.names.push_back(name.clone());
+            }
+        }
+        self.changed.notify_all();
+    }
+
+    /// None when all have been found, or one has not.
+    fn next(&self) -> Option<Box<[u8]>> {
+        let mut state = self.lock();
+        loop {
+            if state.failed.is_some() {
+                return None;
+            }
+            if let Some(name) = state.names.pop_front() {
+                state.busy += 1;
+                return Some(name);
+            }
+            if state.busy == 0 {
+                return None;
+            }
+            let waited = self.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn done(&self) {
+        self.lock().busy -= 1;
+        self.changed.notify_all();
+    }
+
+    fn fail(&self, reason: String) {
+        self.lock().failed.get_or_insert(reason);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,64 @@
+//! Which NARs servers need: these are not removed.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::Write;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{CacheDir, DirError, NarHash, TMP, USERS};
+use crate::closure::nix32;
+
+/// The mark of a server; what it needs is kept as long as this, or a copy of it in another process, is open.
+#[derive(Debug)]
+pub struct User {
+    _file: File,
+}
+
+impl CacheDir {
+    /// From now on the NARs `hashes` are in use.
+    ///
+    /// # Errors
+    /// The directory cannot be written to.
+    pub fn register<'h>(
+        &self,
+        hashes: impl Iterator<Item = &'h NarHash>,
+    ) -> Result<User, DirError> {
+        let mut text = String::new();
+        for hash in hashes {
+            text.push_str(&nix32(hash));
+            text.push('\n');
+        }
+        let staged = self.stage()?;
+        let path = self.path.join(USERS).join(staged.name());
+        let mut file = staged.file();
+        file.write_all(text.as_bytes())
+            .map_err(DirError::host("write", &path))?;
+        // Its lock moves with it.
+        let file = staged.file().try_clone();
+        let file = file.map_err(DirError::host("lock", &path))?;
+        staged.keep(&path)?;
+        Ok(User { _file: file })
+    }
+
+    /// What servers that live need, by the names of files.
+    pub(super) fn in_use(&self) -> HashSet<String> {
+        let entries = fs::read_dir(self.path.join(USERS)).into_iter().flatten();
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_locked = |path: &std::path::PathBuf| {
+            let file = File::open(path);
+            file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+        };
+        let texts = paths.filter(is_locked).map(fs::read_to_string);
+        let lines = texts.filter_map(Result::ok);
+        lines
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Removes what processes that were killed have left.
+    pub(super) fn remove_left_over(&self) {
+        self.remove_stale(TMP);
+        self.remove_stale(USERS);
+    }
+}

@@ -1,0 +1,344 @@
+//! Fetches trees and NARs of store paths into the cache directory.
+
+mod verified;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::dir::{CacheDir, DirError, NarHash, Settled, StoredTree};
+use super::keys::Keys;
+use super::narinfos::{self, Located};
+use super::transport::{BinaryCache, FetchError, Http, Retries};
+use crate::closure::narinfo::Narinfo;
+use crate::closure::shown;
+use crate::source::decompress::decompress;
+use crate::source::nar::{LISTING_MAX_BYTES, NarTree};
+use crate::source::remote::protocol::{Digest, Part, Wanted};
+use verified::{Verified, VerifyError};
+
+/// How often a failure of a server that may pass is tried again.
+const RETRIES: Retries = Retries(4);
+
+/// A path that can be fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetchable {
+    /// Base name of the store path.
+    pub name: Box<[u8]>,
+    /// SHA-256 of its NAR, which is believed.
+    pub nar_hash: NarHash,
+    /// Length of its NAR.
+    pub nar_size: u64,
+}
+
+/// Where to fetch from, and where to.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where to keep what was fetched.
+    pub dir: CacheDir,
+    /// Asked in this order.
+    pub caches: Arc<[BinaryCache]>,
+    /// Which narinfos are believed.
+    pub keys: Keys,
+    /// The logical store directory.
+    pub store_dir: PathBuf,
+    /// By their numbers.
+    pub paths: Arc<[Fetchable]>,
+    /// How much NARs may take in the directory.
+    pub limit_bytes: u64,
+}
+
+/// Why something cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotFetch {
+    /// The cache directory.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// No cache has it.
+    #[error("no binary cache has it ({caches})")]
+    Nowhere {
+        /// Their URLs.
+        caches: String,
+    },
+    /// Each cache failed.
+    #[error("{reason}")]
+    Failed {
+        /// What the last one said, or the first that had it.
+        reason: String,
+    },
+    /// Its listing and its NAR do not fit.
+    #[error("{reason}")]
+    Contradicted {
+        /// In a sentence.
+        reason: String,
+    },
+    /// There is no such path.
+    #[error("the disk has no path of this number")]
+    NoSuchPath,
+    /// Nobody can fetch it.
+    #[error("cannot start a thread to fetch it")]
+    NoThread,
+}
+
+/// Fetches.
+#[derive(Debug, Clone)]
+pub struct Fetcher {
+    plan: Plan,
+    http: Http,
+}
+
+impl Fetcher {
+    /// Fetches as `plan` says.
+    pub fn new(plan: Plan, http: Http) -> Self {
+        Self { plan, http }
+    }
+
+    /// What `wanted` names, open for reading, fetched if need be. The digest is that of the tree; of a tree alone it means
+    /// nothing.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn get(&self, wanted: Wanted) -> Result<(Digest, File), CannotFetch> {
+        if let Some(kept) = self.kept(wanted) {
+            return kept;
+        }
+        let path = self.plan.paths.get(wanted.path as usize);
+        let path = path.ok_or(CannotFetch::NoSuchPath)?;
+        match wanted.part {
+            Part::Tree => self.tree(path).map(|file| ([0; 32], file)),
+            Part::Nar => self.nar(path),
+        }
+    }
+
+    /// What `wanted` names if it is in the cache directory, or the reason why it never will be.
+    pub fn kept(&self, wanted: Wanted) -> Option<Result<(Digest, File), CannotFetch>> {
+        let Some(path) = self.plan.paths.get(wanted.path as usize) else {
+            return Some(Err(CannotFetch::NoSuchPath));
+        };
+        if let Some(reason) = self.plan.dir.contradiction(&path.nar_hash) {
+            return Some(Err(CannotFetch::Contradicted { reason }));
+        }
+        match wanted.part {
+            Part::Tree => {
+                let tree = self.plan.dir.tree(&path.nar_hash)?;
+                Some(Ok(([0; 32], tree.into_file())))
+            }
+            Part::Nar => self.kept_nar(path).transpose(),
+        }
+    }
+
+    fn kept_nar(&self, path: &Fetchable) -> Result<Option<(Digest, File)>, CannotFetch> {
+        let Some(file) = self.plan.dir.nar(&path.nar_hash, path.nar_size) else {
+            return Ok(None);
+        };
+        let digest = self.plan.dir.verified_digest(&path.nar_hash)?;
+        Ok(digest.map(|digest| (digest, file)))
+    }
+
+    /// The store path of a number, for messages.
+    pub fn path_name(&self, number: u32) -> String {
+        let path = self.plan.paths.get(number as usize);
+        let name = path.map_or_else(String::new, |path| shown(&path.name));
+        format!("{}/{name}", self.plan.store_dir.display())
+    }
+
+    fn tree(&self, path: &Fetchable) -> Result<File, CannotFetch> {
+        let dir = &self.plan.dir;
+        {
+            let _lock = dir.lock(&path.nar_hash)?;
+            let has_nar = dir.nar(&path.nar_hash, path.nar_size).is_some();
+            if !has_nar && let Some(tree) = self.listing(path) {
+                dir.keep_claimed(&path.nar_hash, &tree.to_packed())?;
+            }
+        }
+        if dir.tree(&path.nar_hash).is_none() {
+            self.nar(path)?;
+        }
+        let tree = dir.tree(&path.nar_hash).map(StoredTree::into_file);
+        tree.ok_or_else(|| CannotFetch::Failed {
+            reason: "its tree has been removed from the cache directory".to_owned(),
+        })
+    }
+
+    /// The tree that a cache's listing says the path has; none if no cache has a listing that can be used.
+    fn listing(&self, path: &Fetchable) -> Option<NarTree> {
+        let name = format!("{}.ls", narinfos::digits(&path.name));
+        for cache in self.plan.caches.iter() {
+            let mut json = Vec::new();
+            let limit = LISTING_MAX_BYTES as u64 + 1;
+            let read = cache
+                .open(&self.http, &name, RETRIES)
+                .map_err(|error| error.to_string())
+                .and_then(|body| {
+                    let read = body.reader.take(limit).read_to_end(&mut json);
+                    read.map_err(|error| error.to_string())
+                });
+            if let Err(reason) = read {
+                tracing::debug!("{name} of {}: {reason}", cache.url());
+                continue;
+            }
+            match NarTree::from_listing(&json, path.nar_size) {
+                Ok(tree) => return Some(tree),
+                Err(error) => tracing::warn!(
+                    "{}/{name} is not used, and the NAR is fetched instead: {error}",
+                    cache.url()
+                ),
+            }
+        }
+        None
+    }
+
+    fn nar(&self, path: &Fetchable) -> Result<(Digest, File), CannotFetch> {
+        let dir = &self.plan.dir;
+        let _lock = dir.lock(&path.nar_hash)?;
+        // Another server may have been faster.
+        if let Some(kept) = self.kept_nar(path)? {
+            return Ok(kept);
+        }
+        let tree = match dir.nar(&path.nar_hash, path.nar_size) {
+            // It was verified before, and its tree removed.
+            Some(file) => read_again(&file, path)?,
+            None => self.download(path)?,
+        };
+        self.settle(path, &tree)?;
+        self.kept_nar(path)?.ok_or_else(|| CannotFetch::Failed {
+            reason: "it has been removed from the cache directory".to_owned(),
+        })
+    }
+
+    /// Holds the tree of a NAR against the one that was handed out.
+    fn settle(&self, path: &Fetchable, tree: &NarTree) -> Result<(), CannotFetch> {
+        let dir = &self.plan.dir;
+        match dir.settle_tree(&path.nar_hash, &tree.to_packed())? {
+            Settled::Same => Ok(()),
+            Settled::Contradicted => {
+                let caches = self.urls();
+                let reason = format!(
+                    "its listing contradicts its NAR, so that no file of it is served: a binary cache lies ({caches}); \
+                     lazystore cache prune forgets it"
+                );
+                dir.contradict(&path.nar_hash, &reason)?;
+                Err(CannotFetch::Contradicted { reason })
+            }
+        }
+    }
+
+    /// Fetches the NAR from the first cache that has the right one, and keeps it.
+    fn download(&self, path: &Fetchable) -> Result<NarTree, CannotFetch> {
+        let mut reason = None;
+        for cache in self.plan.caches.iter() {
+            match self.download_from(cache, path) {
+                Ok(tree) => return Ok(tree),
+                Err(CannotFetch::Failed { reason: said }) => {
+                    tracing::warn!("{}: {said}", shown(&path.name));
+                    reason.get_or_insert(said);
+                }
+                Err(CannotFetch::Nowhere { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(match reason {
+            Some(reason) => CannotFetch::Failed { reason },
+            None => CannotFetch::Nowhere {
+                caches: self.urls(),
+            },
+        })
+    }
+
+    fn download_from(&self, cache: &BinaryCache, path: &Fetchable) -> Result<NarTree, CannotFetch> {
+        let started = Instant::now();
+        let narinfo = self.narinfo(cache, path)?;
+        let failed = |reason: String| CannotFetch::Failed {
+            reason: format!("{} of {}: {reason}", narinfo.url, cache.url()),
+        };
+        let mut tries = RETRIES.0;
+        let tree = loop {
+            let opened = cache.open(&self.http, &narinfo.url, RETRIES);
+            let body = match opened {
+                Ok(body) => body,
+                Err(FetchError::NotFound) => return Err(failed("it is not there".to_owned())),
+                Err(error) => return Err(failed(error.to_string())),
+            };
+            match self.verify(&narinfo, path, body.reader) {
+                Ok(tree) => break tree,
+                Err(VerifyError::Dir(error)) => return Err(error.into()),
+                Err(error) if error.may_pass() && tries > 0 => tries -= 1,
+                Err(error) => return Err(failed(error.to_string())),
+            }
+        };
+        let (bytes, ms) = (path.nar_size, started.elapsed().as_millis());
+        tracing::debug!(
+            bytes,
+            ms,
+            "fetched {} from {}",
+            shown(&path.name),
+            cache.url()
+        );
+        self.keep_within_limit()?;
+        Ok(tree)
+    }
+
+    /// The narinfo of `path` in `cache`, which must be of the same NAR as the one that is believed.
+    fn narinfo(&self, cache: &BinaryCache, path: &Fetchable) -> Result<Narinfo, CannotFetch> {
+        let located = Located {
+            dir: &self.plan.dir,
+            keys: &self.plan.keys,
+            store_dir: &self.plan.store_dir,
+        };
+        let narinfo = located.in_cache(&self.http, cache, &path.name);
+        let narinfo = narinfo.map_err(|error| match error {
+            narinfos::NoNarinfo::NotFound => CannotFetch::Nowhere {
+                caches: cache.url().to_owned(),
+            },
+            error => CannotFetch::Failed {
+                reason: error.to_string(),
+            },
+        })?;
+        if (narinfo.nar_hash, narinfo.nar_size) != (path.nar_hash, path.nar_size) {
+            let reason = format!("{} has another build of it", cache.url());
+            return Err(CannotFetch::Failed { reason });
+        }
+        Ok(narinfo)
+    }
+
+    /// Writes the NAR to the directory while it is read; it gets its name when its hash is right.
+    fn verify(
+        &self,
+        narinfo: &Narinfo,
+        path: &Fetchable,
+        body: impl Read + Send,
+    ) -> Result<NarTree, VerifyError> {
+        let staged = self.plan.dir.stage()?;
+        let compressed = body.take(verified::compressed_max(path.nar_size));
+        let reader = decompress(narinfo.compression, compressed)?;
+        let mut verified = Verified::new(reader, &staged);
+        let parsed = NarTree::parse(&mut verified, path.nar_size);
+        let tree = verified.finish(parsed, &path.nar_hash)?;
+        self.plan.dir.keep_nar(&path.nar_hash, staged)?;
+        Ok(tree)
+    }
+
+    fn keep_within_limit(&self) -> Result<(), DirError> {
+        let removed = self.plan.dir.make_room(self.plan.limit_bytes)?;
+        if removed.gone.files > 0 {
+            let (files, bytes) = (removed.gone.files, removed.gone.bytes);
+            tracing::debug!(files, bytes, "removed what was used longest ago");
+        }
+        Ok(())
+    }
+
+    fn urls(&self) -> String {
+        let urls = self.plan.caches.iter().map(BinaryCache::url);
+        urls.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The tree of a NAR that has been verified.
+fn read_again(file: &File, path: &Fetchable) -> Result<NarTree, CannotFetch> {
+    let reader = std::io::BufReader::new(file);
+    NarTree::parse(reader, path.nar_size).map_err(|error| CannotFetch::Failed {
+        reason: error.to_string(),
+    })
+}

@@ -1,0 +1,96 @@
+//! A NAR that is hashed and written to a file while it is parsed.
+
+use std::io::{self, Read, Write};
+
+use sha2::{Digest, Sha256};
+
+use super::super::dir::{DirError, NarHash, Staged};
+use crate::source::nar::{NarError, NarTree};
+
+/// How many bytes a compressed NAR may have: compression makes nothing much longer.
+pub(super) fn compressed_max(nar_size: u64) -> u64 {
+    nar_size
+        .saturating_add(nar_size / 8)
+        .saturating_add(1 << 20)
+}
+
+/// Why a NAR is not the one that was wanted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum VerifyError {
+    /// It is malformed, cut short or too long.
+    #[error(transparent)]
+    Nar(#[from] NarError),
+    /// It is another one.
+    #[error("the NAR has another hash than its narinfo says")]
+    Hash,
+    /// It cannot be decompressed.
+    #[error("the NAR cannot be read: {0}")]
+    Read(#[from] io::Error),
+    /// The cache directory.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+}
+
+impl VerifyError {
+    /// Whether another try may be better: the connection broke.
+    pub(super) fn may_pass(&self) -> bool {
+        let error = match self {
+            Self::Nar(NarError::Read(error)) | Self::Read(error) => error,
+            _ => return false,
+        };
+        !matches!(
+            error.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+        )
+    }
+}
+
+/// Passes on what it reads.
+pub(super) struct Verified<'f, R> {
+    reader: R,
+    to: &'f Staged,
+    hash: Sha256,
+    /// Why the file cannot be written.
+    write_error: Option<io::Error>,
+}
+
+impl<'f, R: Read> Verified<'f, R> {
+    pub(super) fn new(reader: R, to: &'f Staged) -> Self {
+        Self {
+            reader,
+            to,
+            hash: Sha256::new(),
+            write_error: None,
+        }
+    }
+
+    /// The tree that was `parsed`, if all that was read has the hash `expected` and has been written.
+    pub(super) fn finish(
+        self,
+        parsed: Result<NarTree, NarError>,
+        expected: &NarHash,
+    ) -> Result<NarTree, VerifyError> {
+        if let Some(error) = self.write_error {
+            return Err(self.to.write_error(error).into());
+        }
+        let tree = parsed?;
+        let hash: NarHash = self.hash.finalize().into();
+        match hash == *expected {
+            true => Ok(tree),
+            false => Err(VerifyError::Hash),
+        }
+    }
+}
+
+impl<R: Read> Read for Verified<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.reader.read(buf)?;
+        self.hash.update(&buf[..len]);
+        if let Err(error) = self.to.file().write_all(&buf[..len]) {
+            let kind = error.kind();
+            self.write_error = Some(error);
+            return Err(kind.into());
+        }
+        Ok(len)
+    }
+}

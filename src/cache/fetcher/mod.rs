@@ -1,0 +1,74 @@
+//! The process that fetches, and the one that keeps it alive.
+//!
+//! The server starts a *keeper*, which forks the process that fetches and, if that dies, forks another one. The keeper holds
+//! a copy of every connection to a process that serves, so none is lost then: the new process says hello on all of them, and
+//! is asked again. Processes that serve have no network and no cache directory; these two meet no guest.
+
+mod keeper;
+mod switchboard;
+
+use std::io;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use super::dir::User;
+use super::fetch::{Fetcher, Plan};
+use super::transport::{Http, HttpOptions};
+use crate::process::{self, Child, ProcessError};
+use crate::source::remote::protocol::Connection;
+
+/// The fetcher, as the server has it. It ends with the server.
+#[derive(Debug)]
+pub struct FetcherProcess {
+    _keeper: Child,
+    /// What this server needs stays in the cache directory.
+    _user: User,
+}
+
+/// Why there is no fetcher.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No process can be started.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// No connection can be made.
+    #[error("cannot make a connection to the process that fetches: {0}")]
+    Connection(#[from] io::Error),
+    /// The cache directory.
+    #[error(transparent)]
+    Dir(#[from] super::dir::DirError),
+}
+
+impl FetcherProcess {
+    /// Starts it, and returns what takes ends of connections to it. This process must have one thread.
+    ///
+    /// # Errors
+    /// The host has no room for it, or the cache directory cannot be written to.
+    pub fn start(plan: Plan, http: HttpOptions) -> Result<(Self, Connection), StartError> {
+        let hashes = plan.paths.iter().map(|path| &path.nar_hash);
+        let user = plan.dir.register(hashes)?;
+        let (near, far) = Connection::pair()?;
+        let mut near = Some(near);
+        // The server is confined later, and Landlock then keeps the kernel from killing this process on the server's death
+        // (its scopes, Linux 6.12). It ends when the last copy of the server's end has gone.
+        let keeper = process::spawn(Signal::SIGKILL, || {
+            near = None;
+            leave_terminal_to_parent();
+            let start = || Fetcher::new(plan.clone(), Http::new(&http));
+            keeper::keep(far, start)
+        })?;
+        let process = Self {
+            _keeper: keeper,
+            _user: user,
+        };
+        let near = near.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        Ok((process, near))
+    }
+}
+
+/// What a terminal sends to all processes is for the server to decide.
+fn leave_terminal_to_parent() {
+    let signals = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
+    // With a wrong mask the role still works.
+    let _ = signals.into_iter().collect::<SigSet>().thread_block();
+}

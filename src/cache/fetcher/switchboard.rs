@@ -1,0 +1,207 @@
+//! The life of a process that fetches: hears questions, has threads find the answers, and sends these.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::cache::fetch::{CannotFetch, Fetcher};
+use crate::source::remote::protocol::{Answer, Connection, Part, Wanted};
+
+/// NARs that are fetched at a time: each is decompressed, which takes a core and some MiB of memory.
+const NARS_AT_ONCE: usize = 5;
+
+/// Trees that are fetched at a time: each mostly waits for its answer.
+const TREES_AT_ONCE: usize = 12;
+
+/// Questions of one connection that are read before the next one's turn.
+const QUESTIONS_AT_ONCE: usize = 64;
+
+/// Pause after waiting itself failed, for want of memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What threads share.
+struct Shared {
+    fetcher: Fetcher,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Who waits for what is being fetched.
+    waiting: HashMap<Wanted, Vec<Arc<Connection>>>,
+    trees: Lane,
+    nars: Lane,
+}
+
+/// What is fetched by a bounded number of threads.
+#[derive(Default)]
+struct Lane {
+    queue: VecDeque<Wanted>,
+    threads: usize,
+}
+
+/// Serves `connections`, and those that come over `relay`, until the keeper has gone.
+pub(super) fn serve(relay: Connection, connections: Vec<Connection>, fetcher: Fetcher) -> u8 {
+    let shared = Arc::new(Shared {
+        fetcher,
+        state: Mutex::default(),
+    });
+    let mut connections: Vec<_> = connections.into_iter().map(Arc::new).collect();
+    // Whoever asked the process before this one asks again.
+    connections.retain(|connection| match connection.answer(&Answer::Hello) {
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        Ok(()) => true,
+    });
+    loop {
+        let ready = wait(&relay, &connections);
+        if ready.first() == Some(&true) {
+            match relay.take_over() {
+                Ok(Some(connection)) => connections.push(Arc::new(connection)),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return 0,
+            }
+        }
+        let mut ready = ready.into_iter().skip(1);
+        connections.retain(|connection| {
+            ready.next() != Some(true) || shared.hear(connection) == Heard::GoesOn
+        });
+    }
+}
+
+/// Which of them are readable.
+fn wait(relay: &Connection, connections: &[Arc<Connection>]) -> Vec<bool> {
+    let all = std::iter::once(relay).chain(connections.iter().map(|connection| &**connection));
+    let mut fds: Vec<_> = all
+        .map(|connection| PollFd::new(connection.as_fd(), PollFlags::POLLIN))
+        .collect();
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => {
+            tracing::error!("cannot wait for something to do: {errno}");
+            thread::sleep(PAUSE);
+        }
+    }
+    let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+    fds.iter().map(is_ready).collect()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    GoesOn,
+    Ended,
+}
+
+impl Shared {
+    fn hear(self: &Arc<Self>, connection: &Arc<Connection>) -> Heard {
+        for _ in 0..QUESTIONS_AT_ONCE {
+            match connection.question() {
+                Ok(Some(wanted)) => self.find(connection, wanted),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Heard::Ended,
+            }
+        }
+        Heard::GoesOn
+    }
+
+    /// Answers at once what is in the cache directory, and has the rest fetched.
+    fn find(self: &Arc<Self>, connection: &Arc<Connection>, wanted: Wanted) {
+        if let Some(kept) = self.fetcher.kept(wanted) {
+            return send(connection, answer(wanted, kept));
+        }
+        let mut state = self.lock();
+        let waiting = state.waiting.entry(wanted).or_default();
+        waiting.push(Arc::clone(connection));
+        if waiting.len() > 1 {
+            return;
+        }
+        let (lane, most) = state.lane(wanted.part);
+        lane.queue.push_back(wanted);
+        if lane.threads < most {
+            let shared = Arc::clone(self);
+            let name = "fetch".to_owned();
+            let thread = thread::Builder::new().name(name);
+            let started = thread.spawn(move || shared.work(wanted.part));
+            lane.threads += usize::from(started.is_ok());
+            if lane.threads == 0 {
+                drop(state);
+                self.done(wanted, Err(CannotFetch::NoThread));
+            }
+        }
+    }
+
+    /// A thread's life: until there is nothing to fetch.
+    fn work(&self, part: Part) {
+        while let Some(wanted) = self.next(part) {
+            let found = self.fetcher.get(wanted);
+            self.done(wanted, found);
+        }
+    }
+
+    fn next(&self, part: Part) -> Option<Wanted> {
+        let mut state = self.lock();
+        let (lane, _) = state.lane(part);
+        let next = lane.queue.pop_front();
+        if next.is_none() {
+            lane.threads -= 1;
+        }
+        next
+    }
+
+    fn done(&self, wanted: Wanted, found: Found) {
+        if let Err(error) = &found {
+            tracing::warn!("{}: {error}", self.fetcher.path_name(wanted.path));
+        }
+        let waiting = self.lock().waiting.remove(&wanted).unwrap_or_default();
+        let answer = answer(wanted, found);
+        for connection in waiting {
+            send(&connection, answer.try_clone());
+        }
+    }
+
+    /// A state is whole between any two statements.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Found = Result<([u8; 32], std::fs::File), CannotFetch>;
+
+impl State {
+    /// The lane of a part, and how many threads it may have.
+    fn lane(&mut self, part: Part) -> (&mut Lane, usize) {
+        match part {
+            Part::Tree => (&mut self.trees, TREES_AT_ONCE),
+            Part::Nar => (&mut self.nars, NARS_AT_ONCE),
+        }
+    }
+}
+
+fn answer(wanted: Wanted, found: Found) -> Answer {
+    match found {
+        Ok((digest, file)) => Answer::Here {
+            wanted,
+            digest,
+            file,
+        },
+        Err(error) => Answer::Failed {
+            wanted,
+            reason: error.to_string(),
+        },
+    }
+}
+
+/// Who does not read, or has gone, gets no answer.
+fn send(connection: &Connection, answer: Answer) {
+    if let Err(error) = connection.answer(&answer) {
+        tracing::debug!("an answer was not taken: {error}");
+    }
+}

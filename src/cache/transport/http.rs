@@ -1,0 +1,153 @@
+//! HTTP, with kept-alive connections and a limit for every wait.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::ring;
+use ureq::http::StatusCode;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, Error};
+
+use super::{Body, FetchError};
+
+/// Redirects that are followed.
+const REDIRECTS_MAX: u32 = 5;
+
+/// Kept-alive connections to a server.
+const CONNECTIONS_MAX: usize = 64;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long nothing may come.
+const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+
+/// What requests are made with.
+#[derive(Debug, Clone, Default)]
+pub struct HttpOptions {
+    /// A file with certificates to trust instead of those of the host.
+    pub certificates: Option<PathBuf>,
+    /// Who to say one is, by host.
+    pub logins: Vec<Login>,
+}
+
+/// A name and a password for a host: what a netrc file has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The host; none for all hosts.
+    pub host: Option<String>,
+    /// The header's value.
+    pub authorization: String,
+}
+
+/// A client of HTTP servers. Clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Http {
+    agent: Agent,
+    logins: Arc<[Login]>,
+}
+
+impl Http {
+    /// A client; certificates are read now.
+    pub fn new(options: &HttpOptions) -> Self {
+        let tls = TlsConfig::builder()
+            .root_certs(root_certs(options))
+            .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
+            .build();
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(REDIRECTS_MAX)
+            .max_idle_connections(2 * CONNECTIONS_MAX)
+            .max_idle_connections_per_host(CONNECTIONS_MAX)
+            .timeout_connect(Some(CONNECT_LIMIT))
+            .timeout_resolve(Some(CONNECT_LIMIT))
+            .timeout_recv_response(Some(SILENCE_LIMIT))
+            .timeout_per_read(Some(SILENCE_LIMIT))
+            .timeout_per_write(Some(SILENCE_LIMIT))
+            .user_agent(concat!("lazystore/", env!("CARGO_PKG_VERSION")))
+            .tls_config(tls)
+            .build();
+        Self {
+            agent: config.into(),
+            logins: options.logins.as_slice().into(),
+        }
+    }
+
+    /// What is at `url`, which is called `shown` in messages.
+    pub(super) fn get(&self, url: &str, shown: &str) -> Result<Body, FetchError> {
+        let mut request = self.agent.get(url);
+        if let Some(login) = self.login(url) {
+            request = request.header("Authorization", &login.authorization);
+        }
+        let response = request.call().map_err(|error| failed(shown, &error))?;
+        judge(shown, response.status())?;
+        let encoding = response.headers().get("content-encoding");
+        let encoding = encoding.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let reader = Named {
+            reader: response.into_body().into_reader(),
+            shown: shown.to_owned(),
+        };
+        Body::encoded(reader, encoding.as_deref())
+    }
+
+    fn login(&self, url: &str) -> Option<&Login> {
+        let uri = url.parse::<ureq::http::Uri>().ok()?;
+        let is_it = |login: &&Login| {
+            let host = login.host.as_deref();
+            host.is_none_or(|host| uri.host() == Some(host))
+        };
+        self.logins.iter().find(is_it)
+    }
+}
+
+/// A body whose errors say where it is from.
+struct Named<R> {
+    reader: R,
+    shown: String,
+}
+
+impl<R: Read> Read for Named<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.reader
+            .read(buf)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.shown)))
+    }
+}
+
+/// A bucket that may not be listed answers 403 for what it does not have.
+fn judge(shown: &str, status: StatusCode) -> Result<(), FetchError> {
+    let reason = || format!("{shown}: the server answers {status}");
+    match status.as_u16() {
+        200 => Ok(()),
+        403 | 404 | 410 => Err(FetchError::NotFound),
+        408 | 425 | 429 | 500.. => Err(FetchError::Passing { reason: reason() }),
+        _ => Err(FetchError::Refused { reason: reason() }),
+    }
+}
+
+fn failed(shown: &str, error: &Error) -> FetchError {
+    let reason = format!("{shown}: {error}");
+    match error {
+        Error::Timeout(_)
+        | Error::Io(_)
+        | Error::ConnectionFailed
+        | Error::HostNotFound
+        | Error::Protocol(_) => FetchError::Passing { reason },
+        _ => FetchError::Refused { reason },
+    }
+}
+
+fn root_certs(options: &HttpOptions) -> RootCerts {
+    let found = match &options.certificates {
+        Some(file) => rustls_native_certs::load_certs_from_paths(Some(file), None),
+        None => rustls_native_certs::load_native_certs(),
+    };
+    for error in &found.errors {
+        tracing::debug!("certificates: {error}");
+    }
+    let certificates = found.certs.iter();
+    let certificates =
+        certificates.map(|certificate| Certificate::from_der(certificate).to_owned());
+    RootCerts::Specific(Arc::new(certificates.collect()))
+}

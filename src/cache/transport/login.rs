@@ -1,0 +1,101 @@
+//! Names, passwords and keys.
+
+use rusty_s3::Credentials;
+
+use super::Login;
+
+/// The logins of a netrc file: `machine HOST login NAME password WORD`, and `default` for all hosts.
+pub fn netrc(text: &str) -> Vec<Login> {
+    let mut logins = Vec::new();
+    let mut words = text.split_ascii_whitespace();
+    let mut entry: Option<Entry> = None;
+    while let Some(word) = words.next() {
+        let next = match word {
+            "machine" => Some(words.next().map(str::to_owned)),
+            "default" => Some(None),
+            _ => None,
+        };
+        if let Some(host) = next {
+            logins.extend(entry.take().map(Entry::login));
+            entry = Some(Entry {
+                host,
+                ..Entry::default()
+            });
+            continue;
+        }
+        let Some(entry) = &mut entry else { continue };
+        match word {
+            "login" => entry.name = words.next().unwrap_or_default().to_owned(),
+            "password" => entry.password = words.next().unwrap_or_default().to_owned(),
+            _ => {}
+        }
+    }
+    logins.extend(entry.map(Entry::login));
+    logins
+}
+
+#[derive(Default)]
+struct Entry {
+    host: Option<String>,
+    name: String,
+    password: String,
+}
+
+impl Entry {
+    /// As RFC 7617 has it.
+    fn login(self) -> Login {
+        let text = format!("{}:{}", self.name, self.password);
+        Login {
+            host: self.host,
+            authorization: format!("Basic {}", base64(text.as_bytes())),
+        }
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let mut padded = [0; 4];
+        padded[1..=three.len()].copy_from_slice(three);
+        let number = u32::from_be_bytes(padded);
+        for place in 0..4 {
+            let digit = DIGITS[(number >> (18 - 6 * place) & 63) as usize];
+            text.push(if place > three.len() {
+                '='
+            } else {
+                digit.into()
+            });
+        }
+    }
+    text
+}
+
+/// The credentials of S3 that the environment has: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`.
+pub fn s3_credentials() -> Option<Credentials> {
+    Credentials::from_env()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_and_the_default() {
+        let logins = netrc(
+            "machine cache.example\n  login me\n password s3cret\nmachine other login a\ndefault login b password c",
+        );
+        let expected = [
+            (Some("cache.example"), "bWU6czNjcmV0"),
+            (Some("other"), "YTo="),
+            (None, "Yjpj"),
+        ];
+        let expected = expected.map(|(host, text)| Login {
+            host: host.map(str::to_owned),
+            authorization: format!("Basic {text}"),
+        });
+        assert_eq!(logins, expected);
+        assert_eq!(netrc(""), []);
+        assert_eq!(netrc("machine"), [Entry::default().login()]);
+    }
+}

@@ -1,0 +1,231 @@
+//! Files of binary caches: in a directory, behind HTTP, in S3.
+
+mod error;
+mod http;
+mod login;
+mod retry;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
+use ureq::http::Uri;
+
+pub use error::{FetchError, LocationError};
+pub use http::{Http, HttpOptions, Login};
+pub use login::{netrc, s3_credentials};
+
+use crate::closure::narinfo::Compression;
+use crate::source::decompress::decompress;
+
+/// How long a signed request of S3 is good for: as long as its first byte may take, and more.
+const SIGNED_FOR: Duration = Duration::from_secs(600);
+
+/// A binary cache.
+#[derive(Debug, Clone)]
+pub struct BinaryCache {
+    /// As it was given, for messages and to tell it from others.
+    url: String,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Directory(PathBuf),
+    /// Without a slash at its end.
+    Http(String),
+    S3(Box<S3>),
+}
+
+#[derive(Debug, Clone)]
+struct S3 {
+    bucket: Bucket,
+    /// None: the bucket can be read by everyone.
+    credentials: Option<Credentials>,
+}
+
+/// A file of a cache, open.
+pub struct Body {
+    /// Its bytes, without the transport's own compression.
+    pub reader: Box<dyn Read + Send>,
+}
+
+impl BinaryCache {
+    /// The cache at `file://DIR`, `http://HOST/...`, `https://HOST/...` or `s3://BUCKET?endpoint=...&region=...`. What
+    /// follows a `?` of the first three, as Nix has it there, is left out. `secrets` are those of S3, if there are any.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn parse(url: &str, secrets: Option<Credentials>) -> Result<Self, LocationError> {
+        let fault = |fault| LocationError {
+            url: url.to_owned(),
+            fault,
+        };
+        let (scheme, rest) = url
+            .split_once("://")
+            .ok_or_else(|| fault("it has no ://"))?;
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let place = match scheme {
+            "file" if place.starts_with('/') => Place::Directory(place.into()),
+            "file" => return Err(fault("the directory must be absolute")),
+            "http" | "https" => {
+                let base = format!("{scheme}://{}", place.trim_end_matches('/'));
+                let uri = base.parse::<Uri>();
+                let has_host = uri.is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+                Place::Http(
+                    has_host
+                        .then_some(base)
+                        .ok_or_else(|| fault("it names no host"))?,
+                )
+            }
+            "s3" => Place::S3(Box::new(s3(place, query, secrets).map_err(fault)?)),
+            _ => {
+                return Err(fault("only file://, http://, https:// and s3:// are known"));
+            }
+        };
+        let url = url.to_owned();
+        Ok(Self { url, place })
+    }
+
+    /// As it was given.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether it can be asked without a network.
+    pub fn is_local(&self) -> bool {
+        matches!(self.place, Place::Directory(_))
+    }
+
+    /// Opens the file `name` of the cache, a relative path, or a URL of its own. Not more than `retries` failures that may
+    /// pass are tried again.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be had.
+    pub fn open(&self, http: &Http, name: &str, retries: Retries) -> Result<Body, FetchError> {
+        retry::retry(retries, || self.open_once(http, name))
+    }
+
+    fn open_once(&self, http: &Http, name: &str) -> Result<Body, FetchError> {
+        if name.starts_with("http://") || name.starts_with("https://") {
+            return http.get(name, name);
+        }
+        match &self.place {
+            Place::Directory(dir) => open_file(dir, name),
+            Place::Http(base) => {
+                let url = format!("{base}/{name}");
+                http.get(&url, &url)
+            }
+            Place::S3(s3) => {
+                let request = s3.bucket.get_object(s3.credentials.as_ref(), name);
+                let signed = request.sign(SIGNED_FOR);
+                // What is signed is not for logs.
+                http.get(signed.as_str(), &format!("{}/{name}", self.url))
+            }
+        }
+    }
+}
+
+/// How often a failure that may pass is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retries(pub u32);
+
+/// Files of caches have the compression of their narinfo; listings have one that a server would name, and `file://` cannot.
+fn open_file(dir: &Path, name: &str) -> Result<Body, FetchError> {
+    let path = dir.join(name.trim_start_matches('/'));
+    match File::open(&path) {
+        Ok(file) => Ok(Body {
+            reader: Box::new(file),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(FetchError::NotFound),
+        Err(error) => Err(FetchError::Refused {
+            reason: format!("{}: {error}", path.display()),
+        }),
+    }
+}
+
+impl Body {
+    fn encoded(
+        reader: impl Read + Send + 'static,
+        encoding: Option<&str>,
+    ) -> Result<Self, FetchError> {
+        let encoding = encoding.unwrap_or_default();
+        let refused = |reason| FetchError::Refused { reason };
+        let compression = Compression::from_content_encoding(encoding)
+            .ok_or_else(|| refused(format!("the Content-Encoding \"{encoding}\" is not known")))?;
+        let reader = decompress(compression, reader).map_err(|error| refused(error.to_string()))?;
+        Ok(Self { reader })
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Body").finish_non_exhaustive()
+    }
+}
+
+/// The parameters are those of Nix's `s3://` stores: `endpoint`, `region`, `scheme`.
+fn s3(name: &str, query: &str, credentials: Option<Credentials>) -> Result<S3, &'static str> {
+    let parameters = query.split('&').filter_map(|pair| pair.split_once('='));
+    let parameter = |name: &str| {
+        let found = parameters.clone().find(|(key, _)| *key == name);
+        found.map(|(_, value)| value.to_owned())
+    };
+    let region = parameter("region").unwrap_or_else(|| "us-east-1".to_owned());
+    let scheme = parameter("scheme").unwrap_or_else(|| "https".to_owned());
+    let (endpoint, style) = match parameter("endpoint") {
+        Some(endpoint) if endpoint.contains("://") => (endpoint, UrlStyle::Path),
+        Some(endpoint) => (format!("{scheme}://{endpoint}"), UrlStyle::Path),
+        None => (
+            format!("{scheme}://s3.{region}.amazonaws.com"),
+            UrlStyle::VirtualHost,
+        ),
+    };
+    let endpoint = endpoint
+        .parse()
+        .map_err(|_| "its endpoint is not a host or a URL")?;
+    let bucket = Bucket::new(endpoint, style, name.trim_matches('/').to_owned(), region);
+    Ok(S3 {
+        bucket: bucket.map_err(|_| "its endpoint or bucket cannot be used")?,
+        credentials,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<BinaryCache, String> {
+        BinaryCache::parse(url, None).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn places_of_caches() {
+        for url in [
+            "file:///srv/cache",
+            "file:///srv/cache?compression=zstd",
+            "http://localhost:8080/",
+            "https://cache.example/prefix/?priority=3",
+            "s3://bucket",
+            "s3://bucket?endpoint=localhost:9000&scheme=http&region=eu-west-1",
+        ] {
+            assert_eq!(parse(url).unwrap().url(), url);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_place_is_named() {
+        for (url, part) in [
+            ("cache.example", "no ://"),
+            ("file://relative", "absolute"),
+            ("https://", "no host"),
+            ("ssh://host", "only file://"),
+            ("s3://bucket?endpoint=:::", "endpoint"),
+        ] {
+            let said = parse(url).unwrap_err();
+            assert!(said.contains(part) && said.contains(url), "{said}");
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! What a process that serves and the fetcher say to each other, over a socket that keeps messages apart.
+//!
+//! Neither believes the other: a message that is not of the format is dropped.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+/// The longest message of text, in bytes; what is longer is cut.
+pub const TEXT_MAX_BYTES: usize = 800;
+
+/// The longest message, in bytes.
+const MESSAGE_MAX_BYTES: usize = HEAD_BYTES + DIGEST_BYTES + TEXT_MAX_BYTES;
+
+const HEAD_BYTES: usize = 8;
+const DIGEST_BYTES: usize = 32;
+
+/// SHA-256 of a packed tree.
+pub type Digest = [u8; DIGEST_BYTES];
+
+/// What can be asked for, of a store path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Its tree, as [`NarTree::to_packed`](crate::source::nar::NarTree::to_packed) has it: nobody may vouch for it yet.
+    Tree,
+    /// Its NAR, uncompressed and verified.
+    Nar,
+}
+
+/// A part of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// Which part.
+    pub part: Part,
+    /// Which path: its place among those of the disk that are not on the host.
+    pub path: u32,
+}
+
+/// What the fetcher says.
+#[derive(Debug)]
+pub enum Answer {
+    /// It has started, perhaps again: what was asked for and not answered must be asked for again.
+    Hello,
+    /// Here it is, open for reading.
+    Here {
+        /// What was asked for.
+        wanted: Wanted,
+        /// Digest of the path's packed tree: of a NAR, of the tree that it was found to have.
+        digest: Digest,
+        /// The packed tree, or the NAR.
+        file: File,
+    },
+    /// It cannot be had now.
+    Failed {
+        /// What was asked for.
+        wanted: Wanted,
+        /// Why, in a sentence.
+        reason: String,
+    },
+}
+
+impl Answer {
+    /// The same answer for another connection; a failure when no descriptors are left.
+    pub fn try_clone(&self) -> Self {
+        match self {
+            Self::Hello => Self::Hello,
+            Self::Failed { wanted, reason } => Self::Failed {
+                wanted: *wanted,
+                reason: reason.clone(),
+            },
+            Self::Here {
+                wanted,
+                digest,
+                file,
+            } => match file.try_clone() {
+                Ok(file) => Self::Here {
+                    wanted: *wanted,
+                    digest: *digest,
+                    file,
+                },
+                Err(error) => Self::Failed {
+                    wanted: *wanted,
+                    reason: error.to_string(),
+                },
+            },
+        }
+    }
+}
+
+/// One end of a connection between two processes.
+#[derive(Debug)]
+pub struct Connection(UnixDatagram);
+
+impl Connection {
+    /// Both ends of a new one.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+        let (one, other) = socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Self::from(one), Self::from(other)))
+    }
+
+    /// Asks for something. Does not wait.
+    ///
+    /// # Errors
+    /// The fetcher has ended, or has not read many questions yet: [`io::ErrorKind::WouldBlock`].
+    pub fn ask(&self, wanted: Wanted) -> io::Result<()> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(self.0.as_raw_fd(), &wanted.head(), flags)?;
+        Ok(())
+    }
+
+    /// What is asked for next; none if it was no question. Waits for it.
+    ///
+    /// # Errors
+    /// The other process has ended: [`io::ErrorKind::UnexpectedEof`].
+    pub fn question(&self) -> io::Result<Option<Wanted>> {
+        let mut message = [0; HEAD_BYTES + 1];
+        match self.0.recv(&mut message)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            HEAD_BYTES => Ok(Wanted::parse(&message[..HEAD_BYTES])),
+            _ => Ok(None),
+        }
+    }
+
+    /// Answers. Does not wait on an end that was [made so](Self::set_nonblocking): who does not read answers gets none.
+    ///
+    /// # Errors
+    /// The other process has ended, or does not read.
+    pub fn answer(&self, answer: &Answer) -> io::Result<()> {
+        match answer {
+            Answer::Hello => self.0.send(&[0; HEAD_BYTES]).map(drop),
+            Answer::Here {
+                wanted,
+                digest,
+                file,
+            } => {
+                let message = [&wanted.head()[..], digest].concat();
+                let sent = self.0.send_with_fd(&message[..], file.as_raw_fd());
+                sent.map(drop).map_err(error)
+            }
+            Answer::Failed { wanted, reason } => {
+                let mut message = wanted.head().to_vec();
+                message[1] = 1;
+                message.extend_from_slice(cut(reason).as_bytes());
+                self.0.send(&message).map(drop)
+            }
+        }
+    }
+
+    /// The next answer; none if it was no answer. Waits for it.
+    ///
+    /// # Errors
+    /// The fetcher has ended: [`io::ErrorKind::UnexpectedEof`].
+    pub fn next_answer(&self) -> io::Result<Option<Answer>> {
+        let mut message = [0; MESSAGE_MAX_BYTES];
+        let (len, file) = self.0.recv_with_fd(&mut message).map_err(error)?;
+        match len {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            len => Ok(parse_answer(&message[..len], file)),
+        }
+    }
+
+    /// Hands `end`, one end of another connection, to the process at the other end of this one.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn hand_over(&self, end: &Self) -> io::Result<()> {
+        let sent = self.0.send_with_fd(&[0_u8][..], end.as_raw_fd());
+        sent.map(drop).map_err(error)
+    }
+
+    /// What was handed over next; none if it was something else. Waits for it.
+    ///
+    /// # Errors
+    /// The other process has ended: [`io::ErrorKind::UnexpectedEof`].
+    pub fn take_over(&self) -> io::Result<Option<Self>> {
+        let mut message = [0; 1];
+        match self.0.recv_with_fd(&mut message).map_err(error)? {
+            (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
+            (_, file) => Ok(file.map(|file| Self::from(OwnedFd::from(file)))),
+        }
+    }
+
+    /// Nothing that is sent waits for the other process.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        self.0.set_nonblocking(nonblocking)
+    }
+
+    /// Another descriptor of the same end.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+}
+
+impl From<OwnedFd> for Connection {
+    fn from(fd: OwnedFd) -> Self {
+        Self(UnixDatagram::from(fd))
+    }
+}
+
+impl std::os::fd::AsFd for Connection {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Wanted {
+    fn head(self) -> [u8; HEAD_BYTES] {
+        let mut head = [0; HEAD_BYTES];
+        head[0] = match self.part {
+            Part::Tree => 1,
+            Part::Nar => 2,
+        };
+        head[4..].copy_from_slice(&self.path.to_le_bytes());
+        head
+    }
+
+    fn parse(head: &[u8]) -> Option<Self> {
+        let part = match head.first()? {
+            1 => Part::Tree,
+            2 => Part::Nar,
+            _ => return None,
+        };
+        let path = u32::from_le_bytes(head.get(4..HEAD_BYTES)?.try_into().ok()?);
+        Some(Self { part, path })
+    }
+}
+
+fn parse_answer(message: &[u8], file: Option<File>) -> Option<Answer> {
+    let (head, rest) = message.split_at_checked(HEAD_BYTES)?;
+    if head == [0; HEAD_BYTES] {
+        return Some(Answer::Hello);
+    }
+    let wanted = Wanted::parse(head)?;
+    match head[1] {
+        0 => Some(Answer::Here {
+            wanted,
+            digest: rest.try_into().ok()?,
+            file: file?,
+        }),
+        _ => Some(Answer::Failed {
+            wanted,
+            reason: String::from_utf8_lossy(rest).into_owned(),
+        }),
+    }
+}
+
+/// As much of a text as a message holds.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(TEXT_MAX_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+fn error(error: vmm_sys_util::errno::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard() {
+        let (one, other) = Connection::pair().unwrap();
+        let wanted = Wanted {
+            part: Part::Nar,
+            path: 70_000,
+        };
+        one.ask(wanted).unwrap();
+        assert_eq!(other.question().unwrap(), Some(wanted));
+        other.answer(&Answer::Hello).unwrap();
+        assert!(matches!(one.next_answer().unwrap(), Some(Answer::Hello)));
+        let reason = "é".repeat(TEXT_MAX_BYTES);
+        other.answer(&Answer::Failed { wanted, reason }).unwrap();
+        let Some(Answer::Failed { reason, .. }) = one.next_answer().unwrap() else {
+            panic!()
+        };
+        assert_eq!(reason, "é".repeat(TEXT_MAX_BYTES / 2));
+        let file = File::open("/proc/self/status").unwrap();
+        let digest = [7; 32];
+        other
+            .answer(&Answer::Here {
+                wanted,
+                digest,
+                file,
+            })
+            .unwrap();
+        let answer = one.next_answer().unwrap();
+        let Some(Answer::Here { mut file, .. }) = answer else {
+            panic!("{answer:?}")
+        };
+        assert!(file.read(&mut [0; 10]).unwrap() > 0);
+        drop(other);
+        let ended = one.next_answer().unwrap_err();
+        assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn an_end_that_is_handed_over_works() {
+        let (one, other) = Connection::pair().unwrap();
+        let (near, far) = Connection::pair().unwrap();
+        one.hand_over(&far).unwrap();
+        drop(far);
+        let far = other.take_over().unwrap().unwrap();
+        far.answer(&Answer::Hello).unwrap();
+        assert!(matches!(near.next_answer().unwrap(), Some(Answer::Hello)));
+        drop(far);
+        assert!(near.next_answer().is_err());
+    }
+
+    #[test]
+    fn what_is_not_of_the_format_is_dropped() {
+        let (one, other) = Connection::pair().unwrap();
+        for message in [&b"x"[..], &[3; 8], &[1; 9], &[1; 100]] {
+            one.0.send(message).unwrap();
+            assert!(other.question().unwrap().is_none(), "{message:?}");
+        }
+        // A head without a digest, or without a file.
+        for message in [
+            &[2_u8, 0, 0, 0, 1, 0, 0, 0][..],
+            &[&[2, 0, 0, 0, 1, 0, 0, 0][..], &[0; 32]].concat(),
+        ] {
+            other.0.send(message).unwrap();
+            assert!(one.next_answer().unwrap().is_none(), "{message:?}");
+        }
+    }
+}

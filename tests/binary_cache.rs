@@ -1,0 +1,163 @@
+//! Paths that only a binary cache has: their disk, how little is fetched for it, and what goes wrong.
+
+mod faults;
+
+use std::fs;
+use std::path::Path;
+
+use lazystore::closure::narinfo::Compression;
+use lazystore::erofs::layout::space::Region;
+use lazystore::image::Image;
+
+use crate::common::client::Client;
+use crate::common::http::HttpServer;
+use crate::common::remote::{RemoteStore, assert_same, read, used};
+
+const NAMES: [&str; 4] = ["top", "middle", "bottom", "last"];
+
+fn region<'i>(image: &'i Image, name: &str) -> &'i Region {
+    let regions = image.space().regions();
+    regions
+        .iter()
+        .find(|region| *region.name == *name.as_bytes())
+        .unwrap()
+}
+
+/// Requests so far that are for files whose names end so.
+fn requests(server: &HttpServer, end: &str) -> Vec<String> {
+    let mut all = server.requests();
+    all.retain(|path| path.ends_with(end));
+    all
+}
+
+#[test]
+fn every_byte_is_the_same_as_from_a_host_that_has_all_of_it() {
+    for (compression, listings) in [
+        (Compression::Xz, true),
+        (Compression::Zstd, false),
+        (Compression::Brotli, true),
+        (Compression::Bzip2, false),
+        (Compression::Gzip, true),
+        (Compression::None, false),
+    ] {
+        let store = RemoteStore::with(&NAMES, |cache| {
+            cache.compression = compression;
+            cache.listings = listings;
+        });
+        let http = HttpServer::start(&store.cache.dir);
+        let server = store.serve(&[&http.url()], &[]);
+        assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+    }
+}
+
+#[test]
+fn what_is_on_the_host_is_taken_from_there_and_the_disk_is_the_same() {
+    let store = RemoteStore::new(&NAMES);
+    let own = &store.paths[2].name;
+    let to = store.root().join("nix/store").join(own);
+    copy(&store.trees().join(own), &to);
+    let list = store.root().join("list");
+    let paths: Vec<String> = store.paths.iter().map(|added| added.path()).collect();
+    fs::write(&list, paths.join("\n")).unwrap();
+    // A path without a NAR size is planned at the start, so its size must be known.
+    let registration = store.root().join("registration");
+    let records: Vec<String> = store.paths.iter().map(record).collect();
+    fs::write(&registration, records.concat()).unwrap();
+    let http = HttpServer::start(&store.cache.dir);
+    let mut args = store.args(&[&http.url()]);
+    args[0] = "--store-paths".to_owned();
+    args.insert(1, list.to_str().unwrap().to_owned());
+    args.extend([
+        "--registration".to_owned(),
+        registration.to_str().unwrap().to_owned(),
+    ]);
+    let server = crate::common::server::Server::start_after(&[], &args, &[]);
+    assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+    let asked = http.requests();
+    assert!(
+        asked.iter().all(|path| !path.contains(&own[..32])),
+        "{asked:?}"
+    );
+}
+
+fn record(added: &crate::common::cache::Added) -> String {
+    use sha2::{Digest, Sha256};
+    let hash: String = Sha256::digest(&added.nar)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let references: String = added
+        .references
+        .iter()
+        .map(|name| format!("/nix/store/{name}\n"))
+        .collect();
+    let count = added.references.len();
+    format!(
+        "{}\nsha256:{hash}\n{}\n\n{count}\n{references}",
+        added.path(),
+        added.nar.len()
+    )
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .args([from, to])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn a_start_asks_for_narinfos_a_look_for_listings_and_a_read_for_one_nar() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    let server = store.serve(&[&http.url()], &[]);
+    let image = store.expected();
+    let asked = http.requests();
+    assert_eq!(requests(&http, ".narinfo").len(), NAMES.len());
+    assert_eq!(asked.len(), NAMES.len(), "{asked:?}");
+
+    let mut client = Client::start(&server.socket, 1);
+    // The root directory tells no types, so that nothing has to be looked at.
+    read(&mut client, used(&image)[0].clone()).unwrap();
+    assert_eq!(http.requests().len(), NAMES.len());
+
+    let here = region(&image, &store.paths[1].name);
+    let meta = u64::from(here.meta.start) * 4096;
+    read(&mut client, meta..meta + 4096).unwrap();
+    let digits = store.paths[1].hash();
+    assert_eq!(requests(&http, ".ls"), [format!("/{digits}.ls")]);
+    assert!(requests(&http, ".nar").is_empty());
+
+    let file = &store.files_of(&image, here)[0];
+    let found = read(&mut client, file.range.start..file.range.start + 4096).unwrap();
+    let len = file.content.len().min(4096);
+    assert!(found[..len] == file.content[..len]);
+    assert_eq!(requests(&http, ".nar"), [format!("/nar/{digits}.nar")]);
+    assert_eq!(requests(&http, ".ls").len(), 1);
+}
+
+#[test]
+fn a_second_start_and_a_second_vm_ask_nobody() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    let url = http.url();
+    let image = store.expected();
+    let server = store.serve(&[&url], &[]);
+    assert_same(&mut Client::start(&server.socket, 1), &image);
+    let before = http.requests().len();
+    assert_same(&mut Client::start(&server.socket, 1), &image);
+    assert_eq!(http.requests().len(), before);
+    drop((server, http));
+    // Nothing listens there any more.
+    let server = store.serve(&[&url], &[]);
+    assert_same(&mut Client::start(&server.socket, 1), &image);
+}
+
+#[test]
+fn a_cache_in_a_directory() {
+    let store = RemoteStore::new(&NAMES);
+    let url = format!("file://{}", store.cache.dir.display());
+    let server = store.serve(&[&url], &[]);
+    assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+}

@@ -1,0 +1,228 @@
+//! Caches that lie, break, or are slow: right bytes or an I/O error, and other paths go on.
+
+use std::fs;
+
+use lazystore::closure::narinfo::Compression;
+use serde_json::json;
+
+use super::{NAMES, region};
+use crate::common::client::Client;
+use crate::common::http::{Fault, HttpServer};
+use crate::common::remote::{RemoteStore, read};
+
+const EIO: i32 = -5;
+
+/// What a client reads of the first file of each path.
+fn first_files(store: &RemoteStore, client: &mut Client) -> Vec<Result<(), i32>> {
+    let image = store.expected();
+    let paths = store.paths.iter().map(|path| {
+        let here = region(&image, &path.name);
+        let file = &store.files_of(&image, here)[0];
+        let found = read(client, file.range.start..file.range.start + 4096)?;
+        let len = file.content.len().min(4096);
+        assert!(found[..len] == file.content[..len], "{}", file.path);
+        Ok(())
+    });
+    paths.collect()
+}
+
+/// Path 1 is an I/O error and the others are right, when the cache does `wrong` to it.
+fn one_path_fails(wrong: impl FnOnce(&RemoteStore, &HttpServer)) -> String {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    wrong(&store, &http);
+    let server = store.serve(&[&http.url()], &["--fetch-timeout", "20"]);
+    let mut client = Client::start(&server.socket, 1);
+    let read = first_files(&store, &mut client);
+    assert_eq!(read, [Ok(()), Err(EIO), Ok(()), Ok(())]);
+    drop(client);
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    let (_, log) = server.end();
+    let torn = fs::read_dir(store.cache_dir().join("tmp")).unwrap().count();
+    assert_eq!(torn, 0, "{log}");
+    assert!(log.contains(&store.paths[1].name), "{log}");
+    log
+}
+
+#[test]
+fn a_listing_that_its_nar_contradicts_is_an_error_for_good() {
+    let log = one_path_fails(|store, _| {
+        let mut listing = store.paths[1].listing.clone();
+        // The sizes add up, but two files have changed places.
+        let bin = &mut listing["root"]["entries"]["bin"]["entries"];
+        let (a, b) = (bin["file700"].clone(), bin["file5000"].clone());
+        *bin = json!({ "file700": b, "file5000": a });
+        for file in ["file700", "file5000"] {
+            bin[file].as_object_mut().unwrap().remove("narOffset");
+        }
+        store.cache.put_listing(&store.paths[1], &listing);
+    });
+    assert!(log.contains("its listing contradicts its NAR"), "{log}");
+}
+
+#[test]
+fn a_tampered_nar_is_never_served() {
+    let log = one_path_fails(|store, _| {
+        let mut nar = store.paths[1].nar.clone();
+        // A byte of a file's contents.
+        let at = nar
+            .windows(8)
+            .position(|bytes| bytes == b"contents")
+            .unwrap()
+            + 40;
+        nar[at] ^= 1;
+        store.cache.put_nar(&store.paths[1], &nar);
+    });
+    assert!(log.contains("another hash than its narinfo"), "{log}");
+}
+
+#[test]
+fn a_nar_that_decompresses_to_more_than_it_should() {
+    let log = one_path_fails(|store, _| {
+        let nar = [&store.paths[1].nar[..], &vec![0; 50 << 20]].concat();
+        store.cache.put_nar(&store.paths[1], &nar);
+    });
+    assert!(log.contains("bytes after its end"), "{log}");
+}
+
+#[test]
+fn servers_that_break() {
+    for fault in [
+        Fault::Status(404),
+        Fault::Status(500),
+        Fault::Cut(300),
+        Fault::WrongLength(-10),
+        Fault::Garbage,
+        Fault::Close,
+        Fault::Redirects,
+        Fault::Body(b"not a NAR".to_vec()),
+        Fault::Endless,
+    ] {
+        one_path_fails(|store, http| {
+            http.fault(&format!("nar/{}", store.paths[1].hash()), fault.clone());
+        });
+    }
+}
+
+#[test]
+fn what_passes_is_not_noticed() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    let elsewhere = HttpServer::start(&store.cache.dir);
+    http.fault_times(".narinfo", Fault::Status(503), 2);
+    http.fault_times(".ls", Fault::Garbage, 1);
+    http.fault_times(".nar", Fault::Cut(200), 2);
+    let moved = format!("{}/nar/{}.nar", elsewhere.url(), store.paths[2].hash());
+    http.fault(
+        &format!("nar/{}", store.paths[2].hash()),
+        Fault::Redirect(moved),
+    );
+    let server = store.serve(&[&http.url()], &[]);
+    let mut client = Client::start(&server.socket, 1);
+    assert_eq!(first_files(&store, &mut client), [Ok(()); 4]);
+}
+
+#[test]
+fn the_next_cache_is_asked_when_one_lacks_a_path_or_lies() {
+    let store = RemoteStore::new(&NAMES);
+    let good = HttpServer::start(&store.cache.dir);
+    let bad = HttpServer::start(&store.cache.dir);
+    bad.fault(
+        &format!("{}.narinfo", store.paths[1].hash()),
+        Fault::Status(404),
+    );
+    bad.fault(
+        &format!("nar/{}", store.paths[2].hash()),
+        Fault::Body(b"x".to_vec()),
+    );
+    bad.fault(
+        &format!("nar/{}", store.paths[3].hash()),
+        Fault::Status(500),
+    );
+    let server = store.serve(&[&bad.url(), &good.url()], &[]);
+    let mut client = Client::start(&server.socket, 1);
+    assert_eq!(first_files(&store, &mut client), [Ok(()); 4]);
+}
+
+#[test]
+fn a_bad_listing_is_made_up_for_by_the_nar() {
+    let store = RemoteStore::with(&NAMES, |cache| cache.compression = Compression::Zstd);
+    for (path, text) in store.paths.iter().zip([
+        "",
+        "{\"version\":1,\"root\":{\"type\":\"directory\",\"entries\":{\"../x\":{\"type\":\"regular\",\"size\":1}}}}",
+        "{\"version\":1,\"root\":{\"type\":\"regular\",\"size\":18446744073709551615}}",
+        "[[[[[[[[[[[[",
+    ]) {
+        fs::write(store.cache.listing_file(path), text).unwrap();
+    }
+    let http = HttpServer::start(&store.cache.dir);
+    let server = store.serve(&[&http.url()], &[]);
+    let mut client = Client::start(&server.socket, 1);
+    assert_eq!(first_files(&store, &mut client), [Ok(()); 4]);
+}
+
+#[test]
+fn a_silent_server_is_an_error_after_the_limit_and_others_go_on() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    http.fault(&format!("nar/{}", store.paths[1].hash()), Fault::Hang);
+    let server = store.serve(&[&http.url()], &["--fetch-timeout", "2"]);
+    let mut client = Client::start(&server.socket, 1);
+    assert_eq!(
+        first_files(&store, &mut client),
+        [Ok(()), Err(EIO), Ok(()), Ok(())]
+    );
+}
+
+#[test]
+fn starts_that_cannot_be() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    let url = http.url();
+    let try_start = |args: &[String]| {
+        let started = crate::common::server::Server::try_start_after(&[], args, &[]);
+        started.err().expect("it must not start")
+    };
+    let narinfo = fs::read_to_string(store.cache.narinfo_file(&store.paths[1])).unwrap();
+    let path = store.paths[1].path();
+    for (text, part) in [
+        (
+            narinfo.replace("NarSize: ", "NarSize: 1"),
+            "the signature of",
+        ),
+        (
+            narinfo.replace("test-1:", "other-1:"),
+            "is not signed by a trusted key, but by other-1",
+        ),
+        (
+            narinfo.replace(&store.paths[1].name, &store.paths[2].name),
+            "instead of",
+        ),
+        (
+            narinfo
+                .lines()
+                .filter(|line| !line.starts_with("Sig"))
+                .map(|line| format!("{line}\n"))
+                .collect(),
+            "is not signed",
+        ),
+        ("garbage".to_owned(), "narinfo"),
+    ] {
+        fs::write(store.cache.narinfo_file(&store.paths[1]), text).unwrap();
+        let said = try_start(&store.args(&[&url]));
+        assert!(said.contains(part) && said.contains(&path), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    fs::remove_file(store.cache.narinfo_file(&store.paths[1])).unwrap();
+    let said = try_start(&store.args(&[&url]));
+    assert!(
+        said.contains("no binary cache has it") && said.contains(&path),
+        "{said}"
+    );
+    let said = try_start(&store.args(&["gopher://x"]));
+    assert!(said.contains("gopher://x is not the URL"), "{said}");
+    drop(http);
+    let other = store.args(&[&url]);
+    let said = try_start(&other);
+    assert!(said.contains(&url), "{said}");
+}

@@ -1,0 +1,216 @@
+//! Store paths that only a binary cache has, and the disk that a server makes of them.
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazystore::closure::{Closure, Contents, StorePath};
+use lazystore::erofs::layout::space::Region;
+use lazystore::erofs::volume::Place;
+use lazystore::image::{Image, ImageOptions};
+use lazystore::source::RemoteTree;
+use lazystore::source::remote::protocol::Connection;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use super::cache::{Added, Cache, Key};
+use super::client::{Client, READ_MAX};
+use super::server::Server;
+use super::small_store::FileOnDisk;
+
+/// Unit of EROFS.
+const BLOCK: u64 = 4096;
+
+/// Trees, a cache that has them, and an empty chroot store and cache directory.
+pub struct RemoteStore {
+    dir: TempDir,
+    pub cache: Cache,
+    pub paths: Vec<Added>,
+}
+
+impl RemoteStore {
+    /// A cache with `names`, which refer to each other in a chain: the first to the second and so on.
+    pub fn new(names: &[&str]) -> Self {
+        Self::with(names, |_| {})
+    }
+
+    /// The same; `setting` sees the empty cache.
+    pub fn with(names: &[&str], setting: impl FnOnce(&mut Cache)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = Cache::new(&dir.path().join("cache"));
+        setting(&mut cache);
+        let mut store = Self {
+            dir,
+            cache,
+            paths: Vec::new(),
+        };
+        for part in ["trees", "root/nix/store"] {
+            fs::create_dir_all(store.dir.path().join(part)).unwrap();
+        }
+        for (seed, name) in names.iter().enumerate() {
+            let tree = store.dir.path().join("tree");
+            fill(&tree, seed);
+            let next: Vec<&str> = names.get(seed + 1).copied().into_iter().collect();
+            let added = store.cache.add(name, &tree, &next);
+            fs::rename(&tree, store.trees().join(&added.name)).unwrap();
+            store.paths.push(added);
+        }
+        store
+    }
+
+    /// Where the trees are, by the names of their store paths.
+    pub fn trees(&self) -> PathBuf {
+        self.dir.path().join("trees")
+    }
+
+    pub fn cache_dir(&self) -> PathBuf {
+        self.dir.path().join("cache-dir")
+    }
+
+    /// The store of the host, which has none of the paths.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// The options that serve it from `urls`.
+    pub fn args(&self, urls: &[&str]) -> Vec<String> {
+        let shown = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let key: &Key = &self.cache.key;
+        let mut args = vec![
+            self.paths[0].path(),
+            "--store-root".to_owned(),
+            shown(self.root()),
+            "--cache-dir".to_owned(),
+            shown(self.cache_dir()),
+            "--trusted-public-key".to_owned(),
+            key.public(),
+        ];
+        for url in urls {
+            args.extend(["--from".to_owned(), (*url).to_owned()]);
+        }
+        args
+    }
+
+    /// Starts a server that fetches from `urls`.
+    pub fn serve(&self, urls: &[&str], extra: &[&str]) -> Server {
+        Server::start_after(&[], &self.args(urls), extra)
+    }
+
+    /// The disk as it must be: the same closure, with all of it on the host.
+    pub fn expected(&self) -> Image {
+        let mut paths: Vec<StorePath> = self
+            .paths
+            .iter()
+            .map(|added| StorePath {
+                name: added.name.as_bytes().into(),
+                nar_size: Some(added.nar.len() as u64),
+                nar_hash: Some(Sha256::digest(&added.nar).into()),
+            })
+            .collect();
+        paths.sort_by(|a, b| a.name.cmp(&b.name));
+        let closure = Closure {
+            dir: self.trees(),
+            store_dir: "/nix/store".into(),
+            contents: Contents::StorePaths(paths),
+        };
+        let (control, _) = Connection::pair().unwrap();
+        let nothing = RemoteTree::new(
+            Vec::new(),
+            "/nix/store".into(),
+            1,
+            control,
+            Duration::from_secs(1),
+        );
+        let options = ImageOptions {
+            remote: Some(Arc::new(nothing)),
+            ..ImageOptions::default()
+        };
+        Image::new(&closure, &options).unwrap()
+    }
+
+    /// Files of a path that have bytes on the disk.
+    pub fn files_of(&self, image: &Image, region: &Region) -> Vec<FileOnDisk> {
+        let (mut at, end) = (
+            BLOCK * u64::from(region.data.start),
+            BLOCK * u64::from(region.data.end),
+        );
+        let mut files = Vec::new();
+        while at < end {
+            let spot = image.locate(at).unwrap();
+            at = spot.range.end;
+            if let Place::Data(file) = spot.place {
+                let path = String::from_utf8(file.path).unwrap();
+                files.push(FileOnDisk {
+                    content: fs::read(self.trees().join(&path)).unwrap(),
+                    range: spot.range,
+                    path,
+                });
+            }
+        }
+        files
+    }
+}
+
+/// Where there is something on the disk: block ranges of superblock and root, of metadata and of data.
+pub fn used(image: &Image) -> Vec<Range<u64>> {
+    let regions = image.space().regions();
+    let mut ranges = vec![0..u64::from(regions[0].meta.start) * BLOCK];
+    for (index, region) in (0..).zip(regions) {
+        let usage = image.usage(index).unwrap();
+        for (start, count) in [
+            (region.meta.start, usage.meta_blocks),
+            (region.data.start, usage.data_blocks),
+        ] {
+            let start = u64::from(start) * BLOCK;
+            ranges.push(start..start + u64::from(count) * BLOCK);
+        }
+    }
+    ranges
+}
+
+/// Reads `range` through `client`; an errno where it cannot be read.
+pub fn read(client: &mut Client, range: Range<u64>) -> Result<Vec<u8>, i32> {
+    let mut bytes = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let len = usize::try_from(range.end - at).unwrap().min(READ_MAX);
+        bytes.extend(client.read(0, &[(at, len)]).remove(0)?);
+        at += len as u64;
+    }
+    Ok(bytes)
+}
+
+/// Everything that `image` has must be what `client` reads.
+pub fn assert_same(client: &mut Client, image: &Image) {
+    for range in used(image) {
+        let mut expected = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        image.read_exact_at(&mut expected, range.start).unwrap();
+        let found = read(client, range.clone());
+        assert!(
+            found.as_ref() == Ok(&expected),
+            "{range:?}: {:?}",
+            found.err()
+        );
+    }
+}
+
+/// Files of many sizes; `seed` makes their content differ from that of others.
+fn fill(path: &Path, seed: usize) {
+    for (dir, lens) in [
+        ("bin", &[700, 5000][..]),
+        ("lib/deep", &[0, 4096, 70_001]),
+        ("share", &[17, 300_000]),
+    ] {
+        let dir = path.join(dir);
+        fs::create_dir_all(&dir).unwrap();
+        for len in lens {
+            let content: Vec<u8> = (0..*len)
+                .map(|i| u8::try_from((i * 31 + seed * 101 + len) % 251).unwrap())
+                .collect();
+            fs::write(dir.join(format!("file{len}")), content).unwrap();
+        }
+    }
+    std::os::unix::fs::symlink("../bin/file700", path.join("lib/link")).unwrap();
+}
