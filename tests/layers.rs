@@ -23,12 +23,12 @@ const ORDERS: [Order; 2] = [
     Order {
         parent: "",
         chain: &[
-            "parallel", "tree", "closure", "source", "erofs", "image", "verify", "device",
+            "parallel", "tree", "closure", "source", "cache", "erofs", "image", "verify", "device",
             "server", "cli",
         ],
         beside: &[
-            ("process", &["image", "device", "server", "cli"]),
-            ("sandbox", &["device", "server", "cli"]),
+            ("process", &["cache", "image", "device", "server", "cli"]),
+            ("sandbox", &["cache", "device", "server", "cli"]),
         ],
     },
     Order {

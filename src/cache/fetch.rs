@@ -166,19 +166,13 @@ impl Fetcher {
     fn listing(&self, path: &Fetchable) -> Option<NarTree> {
         let name = format!("{}.ls", narinfos::digits(&path.name));
         for cache in self.plan.caches.iter() {
-            let mut json = Vec::new();
-            let limit = LISTING_MAX_BYTES as u64 + 1;
-            let read = cache
-                .open(&self.http, &name, RETRIES)
-                .map_err(|error| error.to_string())
-                .and_then(|body| {
-                    let read = body.reader.take(limit).read_to_end(&mut json);
-                    read.map_err(|error| error.to_string())
-                });
-            if let Err(reason) = read {
-                tracing::debug!("{name} of {}: {reason}", cache.url());
-                continue;
-            }
+            let json = match cache.read(&self.http, &name, LISTING_MAX_BYTES, RETRIES) {
+                Ok(json) => json,
+                Err(reason) => {
+                    tracing::debug!("{name} of {}: {reason}", cache.url());
+                    continue;
+                }
+            };
             match NarTree::from_listing(&json, path.nar_size) {
                 Ok(tree) => return Some(tree),
                 Err(error) => tracing::warn!(

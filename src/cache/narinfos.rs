@@ -1,6 +1,5 @@
 //! Narinfos of single store paths: kept ones, and those of caches.
 
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -111,18 +110,10 @@ impl Located<'_> {
         name: &[u8],
     ) -> Result<(Narinfo, StoredNarinfo), NoNarinfo> {
         let file = format!("{}.narinfo", digits(name));
-        let body = cache.open(http, &file, RETRIES);
-        let body = body.map_err(|error| match error {
+        let text = cache.read(http, &file, NARINFO_MAX_BYTES, RETRIES);
+        let text = text.map_err(|error| match error {
             FetchError::NotFound => NoNarinfo::NotFound,
             error => NoNarinfo::Failed(error),
-        })?;
-        let mut text = Vec::new();
-        let limit = NARINFO_MAX_BYTES as u64 + 1;
-        let read = body.reader.take(limit).read_to_end(&mut text);
-        read.map_err(|error| {
-            NoNarinfo::Failed(FetchError::Refused {
-                reason: format!("{}: {error}", cache.url()),
-            })
         })?;
         let bad = |bad| NoNarinfo::Bad {
             cache: cache.url().to_owned(),

@@ -111,7 +111,7 @@ fn what_passes_is_not_noticed() {
     let elsewhere = HttpServer::start(&store.cache.dir);
     http.fault_times(".narinfo", Fault::Status(503), 2);
     http.fault_times(".ls", Fault::Garbage, 1);
-    http.fault_times(".nar", Fault::Cut(200), 2);
+    http.fault_times("/nar/", Fault::Cut(200), 2);
     let moved = format!("{}/nar/{}.nar", elsewhere.url(), store.paths[2].hash());
     http.fault(
         &format!("nar/{}", store.paths[2].hash()),

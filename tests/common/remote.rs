@@ -156,7 +156,8 @@ impl RemoteStore {
 /// Where there is something on the disk: block ranges of superblock and root, of metadata and of data.
 pub fn used(image: &Image) -> Vec<Range<u64>> {
     let regions = image.space().regions();
-    let mut ranges = vec![0..u64::from(regions[0].meta.start) * BLOCK];
+    let head = 0..u64::from(regions[0].meta.start) * BLOCK;
+    let mut ranges = Vec::from([head]);
     for (index, region) in (0..).zip(regions) {
         let usage = image.usage(index).unwrap();
         for (start, count) in [

@@ -1,6 +1,6 @@
 //! From roots along references, by narinfos: the kept ones first, and if one is missing all over again with the network.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -83,9 +83,11 @@ impl Walk<'_> {
 
     /// Those of `names` that have to be looked for, each once.
     fn unknown(&self, names: &[Box<[u8]>], found: &Narinfos) -> Vec<Box<[u8]>> {
-        let unknown = |name: &&Box<[u8]>| !self.stops.contains(*name) && !found.contains_key(*name);
-        let unknown: BTreeSet<_> = names.iter().filter(unknown).collect();
-        unknown.into_iter().cloned().collect()
+        let mut unknown = names.to_vec();
+        unknown.retain(|name| !self.stops.contains(name) && !found.contains_key(name));
+        unknown.sort_unstable();
+        unknown.dedup();
+        unknown
     }
 
     fn located(&self) -> Located<'_> {

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use sha2::{Digest, Sha256};
 
 use super::super::dir::{DirError, NarHash, Staged};
+use super::super::transport::may_pass;
 use crate::source::nar::{NarError, NarTree};
 
 /// How many bytes a compressed NAR may have: compression makes nothing much longer.
@@ -38,10 +39,7 @@ impl VerifyError {
             Self::Nar(NarError::Read(error)) | Self::Read(error) => error,
             _ => return false,
         };
-        !matches!(
-            error.kind(),
-            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
-        )
+        may_pass(error)
     }
 }
 

@@ -108,6 +108,34 @@ impl BinaryCache {
         retry::retry(retries, || self.open_once(http, name))
     }
 
+    /// The whole file `name`, which has at most `max_bytes`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), or it is longer.
+    pub fn read(
+        &self,
+        http: &Http,
+        name: &str,
+        max_bytes: usize,
+        retries: Retries,
+    ) -> Result<Vec<u8>, FetchError> {
+        retry::retry(retries, || {
+            let body = self.open_once(http, name)?;
+            let mut bytes = Vec::new();
+            let read = body
+                .reader
+                .take(max_bytes as u64 + 1)
+                .read_to_end(&mut bytes);
+            read.map_err(|error| broken(&error))?;
+            match bytes.len() <= max_bytes {
+                true => Ok(bytes),
+                false => Err(FetchError::Refused {
+                    reason: format!("{}: {name} has more than {max_bytes} bytes", self.url),
+                }),
+            }
+        })
+    }
+
     fn open_once(&self, http: &Http, name: &str) -> Result<Body, FetchError> {
         if name.starts_with("http://") || name.starts_with("https://") {
             return http.get(name, name);
@@ -126,6 +154,23 @@ impl BinaryCache {
             }
         }
     }
+}
+
+/// A body that could not be read to its end.
+fn broken(error: &io::Error) -> FetchError {
+    let reason = error.to_string();
+    match may_pass(error) {
+        true => FetchError::Passing { reason },
+        false => FetchError::Refused { reason },
+    }
+}
+
+/// Whether a failure to read a body may pass: the connection broke. What is malformed stays so.
+pub fn may_pass(error: &io::Error) -> bool {
+    !matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+    )
 }
 
 /// How often a failure that may pass is tried again.

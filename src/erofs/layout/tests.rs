@@ -150,8 +150,8 @@ fn attributes() -> Attributes {
 
 fn limits(size: Size) -> Limits {
     Limits {
-        meta_blocks: size.meta_blocks.try_into().unwrap(),
-        data_blocks: size.data_blocks.try_into().unwrap(),
+        meta_blocks: size.meta_blocks.try_into().unwrap_or(u32::MAX),
+        data_blocks: size.data_blocks.try_into().unwrap_or(u32::MAX),
     }
 }
 
