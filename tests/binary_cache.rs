@@ -1,6 +1,8 @@
 //! Paths that only a binary cache has: their disk, how little is fetched for it, and what goes wrong.
 
+mod commands;
 mod faults;
+mod servers;
 
 use std::fs;
 use std::path::Path;

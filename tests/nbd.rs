@@ -1,6 +1,6 @@
 //! The disk over NBD: the protocol, real clients, and clients that mean harm.
 
-mod client;
+pub mod client;
 mod endpoint;
 mod hostile;
 mod protocol;

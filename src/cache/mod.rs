@@ -22,7 +22,7 @@ mod narinfos;
 mod transport;
 
 pub use closure::{PartlyRemote, RemoteClosureError, Sources, WalkError};
-pub use dir::{CacheDir, DirError, NarHash, Removed, Usage, User};
+pub use dir::{CacheDir, DirError, KeptNar, NarHash, Removed, Usage, User};
 pub use fetch::{CannotFetch, Fetchable, Fetcher, Plan};
 pub use fetcher::{FetcherProcess, StartError};
 pub use keys::{BadNarinfo, Keys};

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod cache;
 mod cache_args;
 mod closure_args;
 mod device_args;
@@ -96,6 +97,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Compare the disk with the host's store through another EROFS reader, byte by byte.
     Verify(verify::VerifyArgs),
+    /// Look after the directory that keeps what was fetched from binary caches.
+    Cache(cache::CacheCommandArgs),
     /// Look at what this host offers for VMs with such a disk.
     Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell.
@@ -128,6 +131,7 @@ pub fn run(start: Instant) -> ExitCode {
         Command::Bench(_) => Err(CliError::NoBench),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),

@@ -33,7 +33,7 @@ impl Digits {
 }
 
 /// The SHA-256 that `text` denotes; `None` if it denotes none, or one of another algorithm.
-pub(super) fn decode(text: &[u8]) -> Option<[u8; 32]> {
+pub fn decode(text: &[u8]) -> Option<[u8; 32]> {
     if let Some(digits) = text.strip_prefix(b"sha256-") {
         return base64(digits);
     }

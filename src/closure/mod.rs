@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 pub(crate) use error::shown;
 pub use error::{ClosureError, Fault, Input, RootFault, listed};
 pub use graph::{Graph, GraphNode, valid_names};
-pub use hash::encode as nix32;
+pub use hash::{decode as decode_hash, encode as nix32};
 pub(crate) use name::is_nix_name;
 pub use pins::Pins;
 pub use references::References;

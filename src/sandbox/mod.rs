@@ -5,6 +5,7 @@
 //! | `rights` | new privileges, capabilities, core dumps |
 //! | `files` | all files but the store's, the network, other processes (Landlock) |
 //! | `filter` | all system calls but those in `calls` (seccomp) |
+//! | `fetcher` | the same for the process that fetches, which needs the network |
 //!
 //! All of it is for good, is inherited by threads and processes that are started later, and is done while a process has
 //! one thread. Nothing here knows what is served: a [`Reach`] names what must stay possible.
@@ -21,6 +22,7 @@
 
 mod calls;
 mod error;
+mod fetcher;
 mod files;
 mod filter;
 mod rights;
@@ -29,6 +31,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 pub use error::SandboxError;
+pub use fetcher::confine_fetcher;
 pub use files::missing_protections;
 
 /// Which part of the program a process is.

@@ -22,7 +22,7 @@ mod nar;
 mod path;
 pub mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -97,7 +97,13 @@ pub fn verify(
     let names = host.names().map_err(host_error)?;
     let expect = Expect::new(&closure.contents, image_options);
     let reader = Reader::open(image).map_err(VerifyError::Disk)?;
+    let on_host: HashSet<Vec<u8>> = names.iter().cloned().collect();
     let mut subjects = subjects(&closure.contents, names);
+    if let Some(remote) = image.remote() {
+        for subject in subjects.values_mut() {
+            subject.is_remote = !on_host.contains(&subject.name) && remote.has(&subject.name);
+        }
+    }
     let inodes = reader.root_entries(subjects.len());
     add_inodes(&mut subjects, inodes.map_err(VerifyError::Disk)?);
     let builtin = image_options.registration.as_deref().map(|text| {

@@ -22,11 +22,18 @@ pub(super) struct Subject {
     nar_hash: Option<[u8; 32]>,
     /// It should be there.
     expected: bool,
+    /// It is not on the host: only its hash tells what it should be.
+    pub(super) is_remote: bool,
     /// It is there.
     pub(super) inode: Option<Inode>,
 }
 
 impl Subject {
+    /// What to compare it with.
+    fn host<'h>(&self, host: &'h HostDir) -> Option<&'h HostDir> {
+        (!self.is_remote).then_some(host)
+    }
+
     pub(super) fn unregistered(name: Vec<u8>) -> Self {
         Self {
             expected: true,
@@ -48,6 +55,7 @@ impl Subject {
             nar_size: None,
             nar_hash: None,
             expected: false,
+            is_remote: false,
             inode: None,
         }
     }
@@ -89,7 +97,7 @@ pub(super) fn check_path(task: &Task<'_, '_>, host: &HostDir, subject: &Subject)
         },
         Some(_) if !subject.expected => check.differs(Difference::Missing(Side::Host)),
         Some(inode) => {
-            check.node(Some(host), &subject.name, inode);
+            check.node(subject.host(host), &subject.name, inode);
             if inode.is_dir() {
                 check.walk(&subject.name);
             }

@@ -9,6 +9,7 @@ use std::thread;
 use nix::sys::signal::Signal;
 
 use super::Sources;
+use crate::cache::fetcher::confine;
 use crate::cache::narinfos::Located;
 use crate::cache::transport::Http;
 use crate::closure::narinfo::Narinfo;
@@ -121,6 +122,7 @@ impl Walk<'_> {
     }
 
     fn fetch(&self, roots: &[Box<[u8]>]) -> Result<(), String> {
+        confine(self.sources.dir.path());
         let http = Http::new(&self.sources.http);
         let queue = Queue::default();
         queue.add(self, roots);

@@ -29,7 +29,7 @@ use rustix::fs::{FlockOperation, Timespec, Timestamps, flock, futimens};
 use sha2::{Digest as _, Sha256};
 
 pub use error::DirError;
-pub use room::{Removed, Usage};
+pub use room::{KeptNar, Removed, Usage};
 pub use staged::Staged;
 pub use users::User;
 

@@ -1,12 +1,16 @@
 //! How much there is, and what goes first.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirEntry, Metadata};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest, Sha256};
+
 use super::{CacheDir, DirError, LOCKS, NARINFOS, NARS, TREES};
+use crate::closure::{decode_hash, nix32};
 
 /// Narinfos and trees that nobody needs are kept so long after they were last read or made.
 const METADATA_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -29,6 +33,19 @@ pub struct Removed {
     pub left: Usage,
     /// What of that is in use.
     pub in_use: Usage,
+}
+
+/// A NAR of the directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptNar {
+    /// Its hash, in nix32.
+    pub hash: String,
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// When it was last used.
+    pub used: SystemTime,
+    /// A server that lives may need it.
+    pub is_in_use: bool,
 }
 
 /// A file that may go.
@@ -102,10 +119,60 @@ impl CacheDir {
         Ok(removed)
     }
 
-    /// Base names of all NARs.
-    pub fn nar_names(&self) -> Vec<String> {
-        let files = self.files(NARS).into_iter();
-        files.map(|file| file.name).collect()
+    /// All NARs, the one that was used last first.
+    pub fn nars(&self) -> Vec<KeptNar> {
+        let in_use = self.in_use();
+        let mut files = self.files(NARS);
+        files.sort_by_key(|file| std::cmp::Reverse(file.used));
+        let nar = |file: Candidate| KeptNar {
+            is_in_use: in_use.contains(&file.name),
+            hash: file.name,
+            bytes: file.bytes,
+            used: file.used,
+        };
+        files.into_iter().map(nar).collect()
+    }
+
+    /// Reads a NAR again; whether it still has its hash.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn is_intact(&self, nar: &KeptNar) -> Result<bool, DirError> {
+        let path = self.path.join(NARS).join(&nar.hash);
+        let fault = DirError::host("read", &path);
+        let mut file = fs::File::open(&path).map_err(&fault)?;
+        let mut hash = Sha256::new();
+        let mut buf = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut buf).map_err(&fault)? {
+                0 => break,
+                len => hash.update(&buf[..len]),
+            }
+        }
+        Ok(nix32(&hash.finalize()) == nar.hash)
+    }
+
+    /// Removes a NAR; it is fetched again when it is needed.
+    ///
+    /// # Errors
+    /// The directory cannot be written to.
+    pub fn remove_nar(&self, nar: &KeptNar) -> Result<(), DirError> {
+        let path = self.path.join(NARS).join(&nar.hash);
+        fs::remove_file(&path).map_err(DirError::host("remove", &path))
+    }
+
+    /// Names of the store paths whose narinfos are kept, by the hashes of their NARs.
+    pub fn store_paths(&self) -> HashMap<String, String> {
+        let field = |text: &str, key: &str| {
+            let value = text.lines().find_map(|line| line.strip_prefix(key));
+            value.map(|value| value.trim().to_owned())
+        };
+        let named = |file: &Candidate| {
+            let text = fs::read_to_string(&file.path).ok()?;
+            let hash = decode_hash(field(&text, "NarHash:")?.as_bytes())?;
+            Some((nix32(&hash), field(&text, "StorePath:")?))
+        };
+        self.files(NARINFOS).iter().filter_map(named).collect()
     }
 
     fn files(&self, part: &str) -> Vec<Candidate> {

@@ -8,6 +8,7 @@ mod keeper;
 mod switchboard;
 
 use std::io;
+use std::path::Path;
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -15,6 +16,7 @@ use super::dir::User;
 use super::fetch::{Fetcher, Plan};
 use super::transport::{Http, HttpOptions};
 use crate::process::{self, Child, ProcessError};
+use crate::sandbox;
 use crate::source::remote::protocol::Connection;
 
 /// The fetcher, as the server has it. It ends with the server.
@@ -54,7 +56,10 @@ impl FetcherProcess {
         let keeper = process::spawn(Signal::SIGKILL, || {
             near = None;
             leave_terminal_to_parent();
-            let start = || Fetcher::new(plan.clone(), Http::new(&http));
+            let start = || {
+                confine(plan.dir.path());
+                Fetcher::new(plan.clone(), Http::new(&http))
+            };
             keeper::keep(far, start)
         })?;
         let process = Self {
@@ -63,6 +68,13 @@ impl FetcherProcess {
         };
         let near = near.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
         Ok((process, near))
+    }
+}
+
+/// Confines this process, which is about to read what strangers send and writes below `dir` only.
+pub(super) fn confine(dir: &Path) {
+    if let Err(error) = sandbox::confine_fetcher(dir) {
+        tracing::warn!("the process that asks binary caches is not confined: {error}");
     }
 }
 

@@ -68,9 +68,9 @@ impl StatusPoint {
             match ListeningSocket::bind(&path, SocketAccess::default()) {
                 Ok(socket) => match socket.set_nonblocking() {
                     Ok(()) => sockets.push((path, socket)),
-                    Err(error) => tracing::info!("no status can be asked for: {error}"),
+                    Err(error) => tracing::debug!("no status can be asked for: {error}"),
                 },
-                Err(error) => tracing::info!("no status can be asked for: {error}"),
+                Err(error) => tracing::debug!("no status can be asked for: {error}"),
             }
         }
         Self {

@@ -1,0 +1,157 @@
+//! `lazystore cache`, `verify`, files and NBD over what was fetched; and processes that are killed meanwhile.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::NAMES;
+use crate::common::client::Client;
+use crate::common::http::HttpServer;
+use crate::common::proc::children;
+use crate::common::process::wait_for;
+use crate::common::remote::{RemoteStore, assert_same, read, used};
+use crate::common::server::Server;
+
+fn lazystore(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
+    command.args(args).output().unwrap()
+}
+
+/// What `lazystore cache` prints, and its exit code.
+fn cache(store: &RemoteStore, command: &str, extra: &[&str]) -> (String, i32) {
+    let dir = store.cache_dir();
+    let args = ["cache", command, "--cache-dir", dir.to_str().unwrap()];
+    let output = lazystore(&[&args[..], extra].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    (said, output.status.code().unwrap())
+}
+
+#[test]
+fn what_is_kept_is_listed_verified_and_pruned_but_not_while_it_is_in_use() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    let server = store.serve(&[&http.url()], &[]);
+    assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+    let (said, code) = cache(&store, "list", &[]);
+    assert_eq!(
+        (said.matches("in use").count(), code),
+        (NAMES.len(), 0),
+        "{said}"
+    );
+    assert!(
+        store.paths.iter().all(|path| said.contains(&path.path())),
+        "{said}"
+    );
+    let (said, code) = cache(&store, "prune", &["--cache-size", "0"]);
+    assert!(said.contains("left 4 NARs") && code == 0, "{said}");
+    drop(server);
+    let (said, code) = cache(&store, "verify", &[]);
+    assert!(said.contains("4 NARs, unchanged") && code == 0, "{said}");
+    let nars = store.cache_dir().join("nars");
+    let one = fs::read_dir(&nars).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&one).unwrap();
+    bytes[500] ^= 1;
+    fs::write(&one, bytes).unwrap();
+    let (said, code) = cache(&store, "verify", &[]);
+    assert!(
+        said.contains("1 changed and removed") && code == 1,
+        "{said}"
+    );
+    // The keeper ends a moment after its server.
+    wait_for("nothing to be in use", || {
+        let (said, _) = cache(&store, "list", &[]);
+        (!said.contains("in use")).then_some(())
+    });
+    let (said, _) = cache(&store, "prune", &["--cache-size", "0"]);
+    assert!(said.contains("left 0 NARs"), "{said}");
+    let server = store.serve(&[&http.url()], &[]);
+    assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+}
+
+#[test]
+fn verify_compares_hashes_of_what_is_not_on_the_host() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    let (args, url) = (store.args(&[&http.url()]), http.url());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let output = lazystore(&[&["verify"], &args[..]].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said} {:?}", output.stderr);
+    let output = lazystore(&[&["inspect"], &args[..]].concat());
+    assert!(output.status.success(), "{output:?}");
+    assert!(!url.is_empty());
+}
+
+#[test]
+fn over_nbd_too() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("disk.nbd");
+    let nbd = format!("unix:{}", socket.display());
+    let server = store.serve(&[&http.url()], &["--nbd", &nbd]);
+    let image = store.expected();
+    let mut client = crate::nbd::client::Client::connect(&socket);
+    client.go("nix-store");
+    for range in used(&image) {
+        let mut expected = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        image.read_exact_at(&mut expected, range.start).unwrap();
+        assert!(client.read(0, range.start, expected.len()) == Ok(expected));
+    }
+    drop(server);
+}
+
+/// The process that fetches: the child of the server's child that has one.
+fn fetcher(server: &Server) -> Option<Pid> {
+    let workers = server.workers();
+    workers
+        .into_iter()
+        .find_map(|worker| children(worker).first().copied())
+}
+
+#[test]
+fn a_process_that_fetches_and_is_killed_is_not_noticed() {
+    let names: Vec<String> = (0..12).map(|number| format!("path{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let store = RemoteStore::new(&names);
+    let http = HttpServer::start(&store.cache.dir);
+    http.latency(std::time::Duration::from_millis(20));
+    let server = store.serve(&[&http.url()], &[]);
+    let image = store.expected();
+    let mut client = Client::start(&server.socket, 1);
+    let mut killed = 0;
+    for range in used(&image) {
+        if killed < 8
+            && let Some(pid) = fetcher(&server)
+        {
+            kill(pid, Signal::SIGKILL).unwrap();
+            killed += 1;
+        }
+        let mut expected = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        image.read_exact_at(&mut expected, range.start).unwrap();
+        assert!(read(&mut client, range) == Ok(expected));
+    }
+    assert_eq!(killed, 8);
+}
+
+#[test]
+fn the_process_that_fetches_is_confined() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    let server = store.serve(&[&http.url()], &[]);
+    let is_confined = || {
+        let pid = fetcher(&server)?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().trim().to_owned()
+        };
+        let found = [field("NoNewPrivs:"), field("Seccomp:"), field("CapEff:")];
+        (found == ["1", "2", "0000000000000000"]).then_some(())
+    };
+    // It confines itself before it asks anybody.
+    wait_for("the process that fetches to be confined", is_confined);
+    assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+}

@@ -1,0 +1,125 @@
+//! Servers that this project did not write: nginx, Python's with TLS, and one that speaks S3; and a guest that boots from one.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::NAMES;
+use crate::common::client::Client;
+use crate::common::process::wait_for;
+use crate::common::remote::{RemoteStore, assert_same};
+use crate::common::server::Server;
+
+/// A server that ends with its value.
+struct Foreign {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that nobody uses at this moment.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn wait_for_port(port: u16) {
+    wait_for("a server to listen", || {
+        TcpStream::connect(("127.0.0.1", port)).ok().map(drop)
+    });
+}
+
+/// nginx over `dir`, on `port`.
+fn nginx(dir: &Path, port: u16) -> Foreign {
+    let own = tempfile::tempdir().unwrap();
+    let conf = own.path().join("nginx.conf");
+    let at = own.path().display();
+    let text = format!(
+        "daemon off; pid {at}/pid; error_log {at}/error.log; user root; events {{}}\n\
+         http {{ access_log {at}/access.log; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
+         fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
+         server {{ listen 127.0.0.1:{port}; root {}; keepalive_requests 100000; }} }}\n",
+        dir.display()
+    );
+    fs::write(&conf, text).unwrap();
+    let mut command = Command::new("/usr/sbin/nginx");
+    command.arg("-c").arg(&conf).arg("-p").arg(own.path());
+    let child = command.stderr(Stdio::null()).spawn().unwrap();
+    let server = Foreign { child, _dir: own };
+    wait_for_port(port);
+    server
+}
+
+#[test]
+#[ignore = "needs nginx"]
+fn nginx_serves_a_cache() {
+    let store = RemoteStore::new(&NAMES);
+    let port = free_port();
+    let _nginx = nginx(&store.cache.dir, port);
+    let server = store.serve(&[&format!("http://127.0.0.1:{port}/")], &[]);
+    assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+}
+
+/// A key and a certificate for 127.0.0.1 that nobody vouches for, in one file each.
+fn certificate(dir: &Path) -> [PathBuf; 2] {
+    let files = ["key", "cert"].map(|name| dir.join(name));
+    let mut command = Command::new("openssl");
+    command.args([
+        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+    ]);
+    command.args([
+        "-subj",
+        "/CN=127.0.0.1",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]);
+    command.args(["-addext", "basicConstraints=CA:FALSE"]);
+    command
+        .arg("-keyout")
+        .arg(&files[0])
+        .arg("-out")
+        .arg(&files[1]);
+    assert!(command.output().unwrap().status.success());
+    files
+}
+
+#[test]
+#[ignore = "needs openssl and python3"]
+fn an_authority_that_is_not_known_is_refused_and_one_that_is_named_is_believed() {
+    let store = RemoteStore::new(&NAMES);
+    let own = tempfile::tempdir().unwrap();
+    let [key, cert] = certificate(own.path());
+    let port = free_port();
+    let script = format!(
+        "import http.server, ssl, functools\n\
+         h = functools.partial(http.server.SimpleHTTPRequestHandler, directory={:?})\n\
+         s = http.server.ThreadingHTTPServer(('127.0.0.1', {port}), h)\n\
+         c = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); c.load_cert_chain({:?}, {:?})\n\
+         s.socket = c.wrap_socket(s.socket, server_side=True); s.serve_forever()\n",
+        store.cache.dir, cert, key
+    );
+    let mut command = Command::new("python3");
+    let child = command.args(["-c", &script]).stderr(Stdio::null()).spawn();
+    let _python = Foreign {
+        child: child.unwrap(),
+        _dir: tempfile::tempdir().unwrap(),
+    };
+    wait_for_port(port);
+    let url = format!("https://127.0.0.1:{port}");
+    let args = store.args(&[&url]);
+    let said = Server::try_start_after(&[], &args, &[]).err().unwrap();
+    assert!(
+        said.contains("certificate") && said.contains(&url),
+        "{said}"
+    );
+    let trusted = format!("NIX_SSL_CERT_FILE={}", cert.display());
+    let server = Server::start_after(&["env", &trusted], &args, &[]);
+    assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+}
