@@ -7,9 +7,12 @@ use std::process::{Child, Command, Stdio};
 
 use super::NAMES;
 use crate::common::client::Client;
+use crate::common::from_env;
+use crate::common::nix::{NIX_CONFIG, succeed};
 use crate::common::process::wait_for;
 use crate::common::remote::{RemoteStore, assert_same};
 use crate::common::server::Server;
+use crate::common::vm::{fact, script, turn};
 
 /// A server that ends with its value.
 struct Foreign {
@@ -122,4 +125,92 @@ fn an_authority_that_is_not_known_is_refused_and_one_that_is_named_is_believed()
     let trusted = format!("NIX_SSL_CERT_FILE={}", cert.display());
     let server = Server::start_after(&["env", &trusted], &args, &[]);
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+}
+
+/// The closure that `scripts/test` prepares, as a cache that Nix writes to `dir`; returns the key to trust.
+fn nix_cache(dir: &Path) -> String {
+    let key = dir.join("key");
+    let mut generate = Command::new("nix-store");
+    generate.args(["--generate-binary-cache-key", "test-9"]);
+    succeed(generate.arg(&key).arg(dir.join("public")));
+    let to = format!(
+        "file://{}?compression=xz&write-nar-listing=1&secret-key={}",
+        dir.join("cache").display(),
+        key.display()
+    );
+    let mut copy = Command::new("nix");
+    copy.args([
+        "--extra-experimental-features",
+        "nix-command",
+        "copy",
+        "--all",
+    ]);
+    copy.args(["--store", &from_env("LAZYSTORE_TEST_STORE"), "--to", &to]);
+    succeed(copy.env("NIX_CONFIG", NIX_CONFIG));
+    fs::read_to_string(dir.join("public")).unwrap()
+}
+
+/// How many bytes the files of a directory have.
+fn bytes_in(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap();
+    entries
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum()
+}
+
+#[test]
+#[ignore = "boots a VM from a cache that Nix writes and nginx serves"]
+fn a_guest_boots_from_a_store_that_is_not_on_this_host() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let key = nix_cache(dir.path());
+    let port = free_port();
+    let _nginx = nginx(&dir.path().join("cache"), port);
+    let shown = |path: &Path| path.to_str().unwrap().to_owned();
+    let root = dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    let closure_info = from_env("LAZYSTORE_TEST_CLOSURE_INFO");
+    let kept = dir.path().join("kept");
+    let args = [
+        "--closure-info",
+        &closure_info,
+        "--store-root",
+        &shown(&root),
+        "--cache-dir",
+        &shown(&kept),
+        "--trusted-public-key",
+        &key,
+        "--from",
+        &format!("http://127.0.0.1:{port}"),
+    ];
+    let server = Server::start_after(&[], &args, &[]);
+    let boot = |name: &str, options: &[&str]| {
+        let out = dir.path().join(name);
+        let mut vm = script("vm");
+        vm.arg("--socket").arg(&server.socket);
+        vm.arg("--out").arg(&out).args(options);
+        assert!(vm.status().unwrap().success(), "scripts/vm {options:?}");
+        out
+    };
+    let run = from_env("LAZYSTORE_TEST_RUN");
+    let out = boot("quick", &["--quick", "--run", &run]);
+    assert_eq!(fact(&out, "program_status"), "0");
+    let [read, all] = [
+        bytes_in(&kept.join("nars")),
+        bytes_in(&dir.path().join("cache/nar")),
+    ];
+    println!(
+        "a program was run: {read} bytes of NARs were fetched; all of them, compressed, are {all}"
+    );
+
+    let out = boot("all", &[]);
+    let mut compare = script("compare");
+    compare.arg(&out).args(["--closure-info", &closure_info]);
+    compare.args(["--store-root", &from_env("LAZYSTORE_TEST_STORE")]);
+    let compared = compare.output().unwrap();
+    let said = String::from_utf8_lossy(&compared.stdout);
+    assert!(
+        compared.status.success() && said.contains("identical"),
+        "{said}"
+    );
 }

@@ -6,6 +6,7 @@
 mod mount;
 mod socket;
 
+use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,11 +19,15 @@ use super::error::{ServeError, SocketError};
 use super::listener::ListeningSocket;
 use super::report::Reporter;
 use super::{ServeOptions, descriptors};
+use crate::device::fuse::FuseOptions;
 use crate::device::meter::Meter;
 use crate::device::nbd::NbdOptions;
 use crate::device::vhost_blk::DeviceOptions;
 use crate::image::Image;
 use crate::sandbox::Process;
+
+/// As many reads as a VMM has under way, nearly always.
+const FETCH_WAITERS: usize = 32;
 
 /// A place where clients find the disk.
 pub(super) enum Endpoint {
@@ -130,18 +135,31 @@ pub(super) fn all(
             return Err(SocketError::GivenTwice { path: path.clone() }.into());
         }
         let socket = ListeningSocket::bind(path, options.access)?;
-        let device = SocketDevice::Nbd(nbd_options(&options.device));
+        let device = SocketDevice::Nbd(nbd_options(image, &options.device));
         let name = SocketName::Path(path.clone());
         endpoints.push(Endpoint::Nbd(SocketEndpoint::new(socket, name, device)));
     }
-    let mount = options.fuse.clone().map(MountEndpoint::new);
+    let mount = options.fuse.clone().map(|fuse| FuseOptions {
+        threads: waiting_threads(image, fuse.threads),
+        ..fuse
+    });
+    let mount = mount.map(MountEndpoint::new);
     endpoints.extend(mount.map(Endpoint::Fuse));
     Ok(endpoints)
 }
 
-fn nbd_options(device: &DeviceOptions) -> NbdOptions {
+/// Threads that wait for what they read. Where that may have to be fetched, which takes seconds, there must be some left for
+/// other reads.
+fn waiting_threads(image: &Image, wanted: NonZeroUsize) -> NonZeroUsize {
+    match (image.remote(), NonZeroUsize::new(FETCH_WAITERS)) {
+        (Some(_), Some(waiters)) => wanted.max(waiters),
+        _ => wanted,
+    }
+}
+
+fn nbd_options(image: &Image, device: &DeviceOptions) -> NbdOptions {
     NbdOptions {
-        threads: device.threads,
+        threads: waiting_threads(image, device.threads),
         poll: device.poll,
         ..NbdOptions::default()
     }
