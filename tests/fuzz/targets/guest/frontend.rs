@@ -96,7 +96,7 @@ impl Guest<'_> {
     pub(super) fn race(&mut self, input: &mut Input<'_>) {
         let expected = Expected::new(&self.ring, self.broken, self.memory(), &self.stage.image);
         self.stage.server.begin(&self.ring);
-        let (turns, kind) = (32 * u32::from(input.byte()), input.byte());
+        let (turns, kind) = (8 * u32::from(input.byte()), input.byte());
         (0..turns).for_each(|_| std::hint::spin_loop());
         match kind % 4 {
             0 => self.ring.set_enabled(false),
