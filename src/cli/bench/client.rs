@@ -61,6 +61,8 @@ pub(super) struct Client {
     path: String,
     block_bytes: usize,
     wake_delay: Duration,
+    /// Before each read that is measured.
+    pub(super) pause: Duration,
     slots: Vec<Slot>,
     completions: Vec<MaybeUninit<Completion>>,
 }
@@ -117,6 +119,7 @@ impl Client {
             path,
             block_bytes,
             wake_delay,
+            pause: Duration::ZERO,
             slots: vec![slot; usize::from(depth)],
             completions: (0..depth).map(|_| MaybeUninit::uninit()).collect(),
         })
@@ -228,8 +231,11 @@ impl Target for Client {
 
     fn run(&mut self, offsets: &mut Offsets, time: Duration) -> Result<Latencies, BenchError> {
         let mut latencies = latencies()?;
-        let begin = Instant::now();
-        let next = || (begin.elapsed() < time).then(|| offsets.draw());
+        let (begin, pause) = (Instant::now(), self.pause);
+        let next = || {
+            std::thread::sleep(pause);
+            (begin.elapsed() < time).then(|| offsets.draw())
+        };
         self.pump(next, |begin, end| record(&mut latencies, begin, end))?;
         Ok(latencies)
     }

@@ -69,6 +69,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["busy", "pread"],
           value_parser = clap::value_parser!(u32).range(..=10_000))]
     wake_delay_us: u32,
+    /// Wait so many microseconds before each read, as a guest does that has more to do than to read
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "pread",
+          value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pause_us: u32,
     /// Also report the CPU time of the server with this process id, its children included
     #[arg(long, value_name = "PID")]
     cpu_of: Option<u32>,
@@ -122,7 +126,11 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
 impl BenchArgs {
     fn open(&self) -> Result<Box<dyn Target>, BenchError> {
         Ok(match (&self.target.socket, &self.target.pread) {
-            (Some(socket), _) => Box::new(Client::start(socket, self.bs, self.qd, self.waiting())?),
+            (Some(socket), _) => {
+                let mut client = Client::start(socket, self.bs, self.qd, self.waiting())?;
+                client.pause = Duration::from_micros(self.pause_us.into());
+                Box::new(client)
+            }
             (None, file) => {
                 let file = file.clone().unwrap_or_default();
                 Box::new(PreadLoop::open(&file, self.bs, self.qd.into())?)

@@ -29,7 +29,8 @@
 //! [`Claim`], which the halt has waited for. A thread that takes the lock later finds nothing to publish.
 //!
 //! A halt waits only for requests that are being carried out, and those end at the next slice
-//! ([`Disk::execute_while`](super::execute::Disk)). It does not wait for requests that are queued in the pool.
+//! ([`Disk::execute_while`](super::execute::Disk)), or once a walk has come to the block that they need. It does not wait
+//! for requests that are queued in the pool, nor for what other rings' requests hold.
 //!
 //! # Memory ordering
 //!
