@@ -244,6 +244,8 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_signalfd4),
     Call::any(libc::SYS_openat),
     Call::any(libc::SYS_unlinkat),
+    // What rename(3) is where there is no system call of that name.
+    Call::any(libc::SYS_renameat),
     Call::any(libc::SYS_renameat2),
     Call::any(libc::SYS_prctl),
     Call::any(libc::SYS_prlimit64),
@@ -257,6 +259,7 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_fork),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_unlink),
+    #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_rename),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_rmdir),
