@@ -241,7 +241,7 @@ fn a_status_that_cannot_be_offered_keeps_nobody_from_serving() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("disk.sock");
     fs::write(point(&socket), "mine").unwrap();
-    let server = Server::run(command(tree.path(), &socket, &[]), socket.clone(), dir);
+    let server = Server::run(command(tree.path(), &socket, &["-v"]), socket.clone(), dir);
     server.signal(Signal::SIGTERM);
     // The directory goes with the server.
     let kept = fs::read_to_string(point(&socket)).unwrap();
