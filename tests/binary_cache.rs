@@ -33,6 +33,7 @@ fn requests(server: &HttpServer, end: &str) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn every_byte_is_the_same_as_from_a_host_that_has_all_of_it() {
     for (compression, listings) in [
         (Compression::Xz, true),
@@ -53,6 +54,7 @@ fn every_byte_is_the_same_as_from_a_host_that_has_all_of_it() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn what_is_on_the_host_is_taken_from_there_and_the_disk_is_the_same() {
     let store = RemoteStore::new(&NAMES);
     let own = &store.paths[2].name;
@@ -110,6 +112,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn a_start_asks_for_narinfos_a_look_for_listings_and_a_read_for_one_nar() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
@@ -140,6 +143,7 @@ fn a_start_asks_for_narinfos_a_look_for_listings_and_a_read_for_one_nar() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn a_second_start_and_a_second_vm_ask_nobody() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
@@ -157,6 +161,7 @@ fn a_second_start_and_a_second_vm_ask_nobody() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn a_cache_in_a_directory() {
     let store = RemoteStore::new(&NAMES);
     let url = format!("file://{}", store.cache.dir.display());

@@ -21,7 +21,7 @@ fn status(args: &[&str]) -> Output {
 }
 
 /// What the server at `socket` tells.
-fn told(socket: &Path) -> Value {
+pub fn told(socket: &Path) -> Value {
     let output = status(&[
         socket.to_str().unwrap(),
         "--format",

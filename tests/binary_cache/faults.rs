@@ -8,7 +8,9 @@ use serde_json::json;
 use super::{NAMES, region};
 use crate::common::client::Client;
 use crate::common::http::{Fault, HttpServer};
+use crate::common::process::wait_for;
 use crate::common::remote::{RemoteStore, read};
+use crate::watching::told;
 
 const EIO: i32 = -5;
 
@@ -45,6 +47,7 @@ fn one_path_fails(wrong: impl FnOnce(&RemoteStore, &HttpServer)) -> String {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn a_listing_that_its_nar_contradicts_is_an_error_for_good() {
     let log = one_path_fails(|store, _| {
         let mut listing = store.paths[1].listing.clone();
@@ -61,6 +64,7 @@ fn a_listing_that_its_nar_contradicts_is_an_error_for_good() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn a_tampered_nar_is_never_served() {
     let log = one_path_fails(|store, _| {
         let mut nar = store.paths[1].nar.clone();
@@ -77,6 +81,7 @@ fn a_tampered_nar_is_never_served() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn a_nar_that_decompresses_to_more_than_it_should() {
     let log = one_path_fails(|store, _| {
         let nar = [&store.paths[1].nar[..], &vec![0; 50 << 20]].concat();
@@ -86,6 +91,7 @@ fn a_nar_that_decompresses_to_more_than_it_should() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn servers_that_break() {
     for fault in [
         Fault::Status(404),
@@ -105,6 +111,7 @@ fn servers_that_break() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn what_passes_is_not_noticed() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
@@ -123,6 +130,7 @@ fn what_passes_is_not_noticed() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn the_next_cache_is_asked_when_one_lacks_a_path_or_lies() {
     let store = RemoteStore::new(&NAMES);
     let good = HttpServer::start(&store.cache.dir);
@@ -145,6 +153,7 @@ fn the_next_cache_is_asked_when_one_lacks_a_path_or_lies() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn a_bad_listing_is_made_up_for_by_the_nar() {
     let store = RemoteStore::with(&NAMES, |cache| cache.compression = Compression::Zstd);
     for (path, text) in store.paths.iter().zip([
@@ -162,6 +171,7 @@ fn a_bad_listing_is_made_up_for_by_the_nar() {
 }
 
 #[test]
+#[ignore = "needs root: a real client locks memory"]
 fn a_silent_server_is_an_error_after_the_limit_and_others_go_on() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
@@ -172,6 +182,25 @@ fn a_silent_server_is_an_error_after_the_limit_and_others_go_on() {
         first_files(&store, &mut client),
         [Ok(()), Err(EIO), Ok(()), Ok(())]
     );
+}
+
+#[test]
+#[ignore = "needs root: a real client locks memory"]
+fn a_read_that_waits_for_a_fetch_is_told_as_one_that_waits() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    http.fault(&format!("nar/{}", store.paths[1].hash()), Fault::Hang);
+    let server = store.serve(&[&http.url()], &["--fetch-timeout", "20"]);
+    let image = store.expected();
+    let file = &store.files_of(&image, region(&image, &store.paths[1].name))[0];
+    let start = file.range.start;
+    let mut client = Client::start(&server.socket, 1);
+    let reader = std::thread::spawn(move || read(&mut client, start..start + 4096));
+    wait_for("the read to be told", || {
+        let told = told(&server.socket);
+        (told["vms"][0]["waiting"] == 1).then_some(())
+    });
+    assert_eq!(reader.join().unwrap(), Err(EIO));
 }
 
 #[test]

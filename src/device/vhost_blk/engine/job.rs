@@ -183,10 +183,13 @@ impl BlockingJob {
 
     /// Leaves the requests from `index` on to a thread that waits until more has arrived than `seen`.
     fn await_fetch(&self, index: usize, seen: u64) {
+        let requests = self.requests[index..].to_vec();
+        // Both jobs leave when they are dropped.
+        self.engine.meter.last().took(requests.len());
         let job = Self {
             engine: Arc::clone(&self.engine),
             ring: self.ring.clone(),
-            requests: self.requests[index..].to_vec(),
+            requests,
             period: self.period,
             taken: self.taken,
             memory: Arc::clone(&self.memory),
