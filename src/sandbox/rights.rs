@@ -46,23 +46,10 @@ pub(super) fn limit_files(process: Process, reach: &Reach<'_>) -> Result<(), San
 
 /// No new privileges, and no capabilities but the one to write below `dir` if that belongs to somebody else.
 pub(super) fn renounce_all_but_files_of(dir: &Path) -> Result<(), SandboxError> {
-    set_no_new_privs(true).map_err(SandboxError::host("renounce new privileges"))?;
-    empty_bounding_set()?;
-    let wanted = match is_foreign(dir) {
+    keep_only(match is_foreign(dir) {
         true => CapabilitySet::DAC_OVERRIDE,
         false => CapabilitySet::empty(),
-    };
-    let held = held()?;
-    let kept = wanted & held.permitted;
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: CapabilitySet::empty(),
-    };
-    if held == sets {
-        return Ok(());
-    }
-    set_capabilities(None, sets).map_err(SandboxError::host("drop capabilities"))
+    })
 }
 
 /// Whether this process mounts itself, and needs no set-user-ID program for it.
@@ -72,10 +59,15 @@ pub(super) fn may_mount() -> Result<bool, SandboxError> {
 
 /// No new privileges, and none but the necessary capabilities.
 pub(super) fn renounce(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
+    keep_only(necessary(process, reach))
+}
+
+/// No new privileges, and of the capabilities that are held only `wanted`.
+fn keep_only(wanted: CapabilitySet) -> Result<(), SandboxError> {
     set_no_new_privs(true).map_err(SandboxError::host("renounce new privileges"))?;
     empty_bounding_set()?;
     let held = held()?;
-    let kept = necessary(process, reach) & held.permitted;
+    let kept = wanted & held.permitted;
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,
