@@ -85,11 +85,7 @@ fn what_is_on_the_host_is_taken_from_there_and_the_disk_is_the_same() {
 }
 
 fn record(added: &crate::common::cache::Added) -> String {
-    use sha2::{Digest, Sha256};
-    let hash: String = Sha256::digest(&added.nar)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hash = added.nar_hash();
     let references: String = added
         .references
         .iter()

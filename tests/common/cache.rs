@@ -69,6 +69,12 @@ impl Added {
         format!("{STORE}/{}", self.name)
     }
 
+    /// The SHA-256 of its NAR, in hexadecimal.
+    pub fn nar_hash(&self) -> String {
+        let hash = Sha256::digest(&self.nar);
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The digits before its name, of which files of the cache have theirs.
     pub fn hash(&self) -> &str {
         &self.name[..32]
@@ -151,10 +157,7 @@ impl Cache {
 
     /// The text of a narinfo, signed.
     pub fn narinfo(&self, added: &Added, url: &str, compression: Compression) -> String {
-        let hash: String = Sha256::digest(&added.nar)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash = added.nar_hash();
         let text = format!(
             "StorePath: {}\nURL: {url}\nCompression: {}\nNarHash: sha256:{hash}\nNarSize: {}\nReferences: {}\n",
             added.path(),

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lazystore::closure::{Closure, Contents, StorePath};
 use lazystore::erofs::layout::space::Region;
-use lazystore::erofs::volume::Place;
 use lazystore::image::{Image, ImageOptions};
 use lazystore::source::RemoteTree;
 use lazystore::source::remote::protocol::Connection;
@@ -18,10 +18,17 @@ use tempfile::TempDir;
 use super::cache::{Added, Cache, Key};
 use super::client::{Client, READ_MAX};
 use super::server::Server;
-use super::small_store::FileOnDisk;
+use super::small_store::{FileOnDisk, files_in, fill};
 
 /// Unit of EROFS.
 const BLOCK: u64 = 4096;
+
+/// Directories of a path, and the sizes of the files in them.
+const DIRS: [(&str, &[usize]); 3] = [
+    ("bin", &[700, 5000]),
+    ("lib/deep", &[0, 4096, 70_001]),
+    ("share", &[17, 300_000]),
+];
 
 /// Trees, a cache that has them, and an empty chroot store and cache directory.
 pub struct RemoteStore {
@@ -51,7 +58,8 @@ impl RemoteStore {
         }
         for (seed, name) in names.iter().enumerate() {
             let tree = store.dir.path().join("tree");
-            fill(&tree, seed);
+            fill(&tree, seed, &DIRS);
+            symlink("../bin/file700", tree.join("lib/link")).unwrap();
             let next: Vec<&str> = names.get(seed + 1).copied().into_iter().collect();
             let added = store.cache.add(name, &tree, &next);
             fs::rename(&tree, store.trees().join(&added.name)).unwrap();
@@ -132,24 +140,7 @@ impl RemoteStore {
 
     /// Files of a path that have bytes on the disk.
     pub fn files_of(&self, image: &Image, region: &Region) -> Vec<FileOnDisk> {
-        let (mut at, end) = (
-            BLOCK * u64::from(region.data.start),
-            BLOCK * u64::from(region.data.end),
-        );
-        let mut files = Vec::new();
-        while at < end {
-            let spot = image.locate(at).unwrap();
-            at = spot.range.end;
-            if let Place::Data(file) = spot.place {
-                let path = String::from_utf8(file.path).unwrap();
-                files.push(FileOnDisk {
-                    content: fs::read(self.trees().join(&path)).unwrap(),
-                    range: spot.range,
-                    path,
-                });
-            }
-        }
-        files
+        files_in(image, &region.data, &self.trees())
     }
 }
 
@@ -195,23 +186,4 @@ pub fn assert_same(client: &mut Client, image: &Image) {
             found.err()
         );
     }
-}
-
-/// Files of many sizes; `seed` makes their content differ from that of others.
-fn fill(path: &Path, seed: usize) {
-    for (dir, lens) in [
-        ("bin", &[700, 5000][..]),
-        ("lib/deep", &[0, 4096, 70_001]),
-        ("share", &[17, 300_000]),
-    ] {
-        let dir = path.join(dir);
-        fs::create_dir_all(&dir).unwrap();
-        for len in lens {
-            let content: Vec<u8> = (0..*len)
-                .map(|i| u8::try_from((i * 31 + seed * 101 + len) % 251).unwrap())
-                .collect();
-            fs::write(dir.join(format!("file{len}")), content).unwrap();
-        }
-    }
-    std::os::unix::fs::symlink("../bin/file700", path.join("lib/link")).unwrap();
 }

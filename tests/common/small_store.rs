@@ -33,7 +33,7 @@ pub struct FileOnDisk {
 }
 
 impl SmallStore {
-    /// A store with these paths, each with the files that [`fill`] makes.
+    /// A store with these paths, each with the files of [`DIRS`].
     pub fn new(names: &[&str]) -> Self {
         let store = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -41,7 +41,7 @@ impl SmallStore {
         };
         fs::create_dir_all(store.store()).unwrap();
         for (seed, name) in names.iter().enumerate() {
-            fill(&store.store().join(name), seed);
+            fill(&store.store().join(name), seed, &DIRS);
         }
         store.register(&BTreeMap::new());
         store
@@ -119,42 +119,46 @@ impl SmallStore {
         let parts = [&region.meta, &region.data];
         parts
             .into_iter()
-            .flat_map(|blocks| self.files_in(image, blocks))
+            .flat_map(|blocks| files_in(image, blocks, &self.store()))
             .collect()
-    }
-
-    fn files_in(&self, image: &Image, blocks: &Range<u32>) -> Vec<FileOnDisk> {
-        let (mut at, end) = (
-            BLOCK * u64::from(blocks.start),
-            BLOCK * u64::from(blocks.end),
-        );
-        let mut files = Vec::new();
-        while at < end {
-            let spot = image.locate(at).unwrap();
-            at = spot.range.end;
-            if let Place::Data(file) | Place::InlineData(file) = spot.place {
-                let path = String::from_utf8(file.path).unwrap();
-                files.push(FileOnDisk {
-                    content: fs::read(self.store().join(&path)).unwrap(),
-                    range: spot.range,
-                    path,
-                });
-            }
-        }
-        files
     }
 }
 
-/// Files of many sizes in a few directories; `seed` makes their content differ from that of others.
-fn fill(path: &Path, seed: usize) {
-    for (dir, lens) in [
-        ("lib", &[900, 5000, 40_000, 300_000][..]),
-        ("lib/deep", &[4096, 70_001]),
-        ("share", &[17]),
-    ] {
+/// Files that have bytes in `blocks` of `image`, whose paths are in `store`.
+pub fn files_in(image: &Image, blocks: &Range<u32>, store: &Path) -> Vec<FileOnDisk> {
+    let (mut at, end) = (
+        BLOCK * u64::from(blocks.start),
+        BLOCK * u64::from(blocks.end),
+    );
+    let mut files = Vec::new();
+    while at < end {
+        let spot = image.locate(at).unwrap();
+        at = spot.range.end;
+        if let Place::Data(file) | Place::InlineData(file) = spot.place {
+            let path = String::from_utf8(file.path).unwrap();
+            files.push(FileOnDisk {
+                content: fs::read(store.join(&path)).unwrap(),
+                range: spot.range,
+                path,
+            });
+        }
+    }
+    files
+}
+
+/// Directories of a path, and the sizes of the files in them.
+const DIRS: [(&str, &[usize]); 3] = [
+    ("lib", &[900, 5000, 40_000, 300_000]),
+    ("lib/deep", &[4096, 70_001]),
+    ("share", &[17]),
+];
+
+/// Makes `dirs` with files of these sizes; `seed` makes their content differ from that of others.
+pub fn fill(path: &Path, seed: usize, dirs: &[(&str, &[usize])]) {
+    for (dir, lens) in dirs {
         let dir = path.join(dir);
         fs::create_dir_all(&dir).unwrap();
-        for len in lens {
+        for len in *lens {
             let content: Vec<u8> = (0..*len)
                 .map(|i| u8::try_from((i * 31 + seed * 101 + len) % 251).unwrap())
                 .collect();
