@@ -41,7 +41,9 @@ use std::time::Duration;
 pub use activation::{InheritedSocket, SocketName};
 pub use error::{ServeError, SocketError};
 pub use listener::SocketAccess;
-pub use status::{ClientKind, ClientStatus, ServerStatus, prometheus_text, status_path};
+pub use status::{
+    ClientKind, ClientStatus, STATUS_SUFFIX, ServerStatus, prometheus_text, status_path,
+};
 pub use supervisor::serve;
 
 use crate::device::fuse::FuseOptions;

@@ -6,10 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::StatusError;
-use crate::server::status_path;
-
-/// The end of the names that [`status_path`] makes.
-const SUFFIX: &str = ".status";
+use crate::server::{STATUS_SUFFIX, status_path};
 
 /// `SO_ACCEPTCON` in the flags of `/proc/net/unix`: somebody listens.
 const LISTENS: &str = "00010000";
@@ -23,7 +20,7 @@ pub fn point_of(place: &Path) -> PathBuf {
         .filter(|path| is_socket(path));
     match () {
         () if is_socket(&named) => named,
-        () if place.as_os_str().to_string_lossy().ends_with(SUFFIX) => place.to_owned(),
+        () if place.as_os_str().to_string_lossy().ends_with(STATUS_SUFFIX) => place.to_owned(),
         () => of_file.unwrap_or(named),
     }
 }
@@ -45,14 +42,14 @@ fn listed(line: &str) -> Option<PathBuf> {
     let is_listening = words.nth(3)? == LISTENS;
     let path = line.splitn(8, ' ').last()?;
     let path = &path[path.find('/')?..];
-    (is_listening && path.starts_with('/') && path.ends_with(SUFFIX)).then(|| path.into())
+    (is_listening && path.starts_with('/') && path.ends_with(STATUS_SUFFIX)).then(|| path.into())
 }
 
-/// Whether it lies next to what a server would have: other programs may use such names. It belongs to this user, or this
-/// one is root.
+/// Whether it lies next to a socket or a mount, as a server's does: other programs may use such names. Only root sees those
+/// of other users.
 fn is_servers(point: &Path) -> io::Result<bool> {
     let name = point.as_os_str().to_string_lossy();
-    let served = fs::metadata(name.strip_suffix(SUFFIX).unwrap_or_default())?;
+    let served = fs::metadata(name.strip_suffix(STATUS_SUFFIX).unwrap_or_default())?;
     let user = rustix::process::geteuid();
     let is_own = user.is_root() || fs::metadata(point)?.uid() == user.as_raw();
     Ok(is_own && (served.is_dir() || served.file_type().is_socket()))

@@ -36,11 +36,14 @@ const ANSWER_LASTS: Duration = Duration::from_millis(50);
 /// Pause after a connection that could not be accepted, which would be tried again at once.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// The end of the names of status sockets.
+pub const STATUS_SUFFIX: &str = ".status";
+
 /// Where the status of what is served at `place`, a socket or a directory, can be asked for.
 pub fn status_path(place: &Path) -> PathBuf {
     let place: PathBuf = place.components().collect();
     let mut name = OsString::from(place);
-    name.push(".status");
+    name.push(STATUS_SUFFIX);
     name.into()
 }
 
