@@ -5,12 +5,9 @@ mod walk;
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 
-use super::dir::CacheDir;
 use super::fetch::Fetchable;
-use super::keys::Keys;
-use super::transport::{BinaryCache, HttpOptions};
+use super::sources::Sources;
 use crate::closure::narinfo::Narinfo;
 use crate::closure::{
     ClosureError, Contents, Graph, GraphNode, StoreLocation, StorePath, valid_names,
@@ -18,19 +15,6 @@ use crate::closure::{
 
 use walk::Walk;
 pub use walk::WalkError;
-
-/// Where narinfos come from.
-#[derive(Debug, Clone)]
-pub struct Sources {
-    /// Where to keep them.
-    pub dir: CacheDir,
-    /// Asked in this order.
-    pub caches: Arc<[BinaryCache]>,
-    /// Which are believed.
-    pub keys: Keys,
-    /// How to ask.
-    pub http: HttpOptions,
-}
 
 /// A closure, and what of it is not on the host.
 #[derive(Debug)]
@@ -112,8 +96,8 @@ impl PartlyRemote {
             let path = dir.join(OsStr::from_bytes(&path.name));
             path.symlink_metadata().is_err()
         };
-        let absent: Vec<_> = paths.iter().filter(is_absent).collect();
-        let absent: Vec<_> = absent.iter().map(|path| path.name.clone()).collect();
+        let absent = paths.iter().filter(is_absent);
+        let absent: Vec<_> = absent.map(|path| path.name.clone()).collect();
         let walk = Walk {
             sources,
             store_dir: &location.store_dir,

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::dir::{CacheDir, DirError, NarHash, Settled, StoredTree};
-use super::keys::Keys;
-use super::narinfos::{self, Located};
+use super::dir::{DirError, NarHash, Settled, StoredTree};
+use super::narinfos;
+use super::sources::Sources;
 use super::transport::{BinaryCache, FetchError, Http, Retries};
 use crate::closure::narinfo::Narinfo;
 use crate::closure::shown;
@@ -36,12 +36,8 @@ pub struct Fetchable {
 /// Where to fetch from, and where to.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Where to keep what was fetched.
-    pub dir: CacheDir,
-    /// Asked in this order.
-    pub caches: Arc<[BinaryCache]>,
-    /// Which narinfos are believed.
-    pub keys: Keys,
+    /// Binary caches, and the directory.
+    pub sources: Sources,
     /// The logical store directory.
     pub store_dir: PathBuf,
     /// By their numbers.
@@ -90,8 +86,9 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// Fetches as `plan` says.
-    pub fn new(plan: Plan, http: Http) -> Self {
+    /// Fetches as `plan` says. Reads certificates.
+    pub fn new(plan: Plan) -> Self {
+        let http = Http::new(&plan.sources.http);
         Self { plan, http }
     }
 
@@ -117,12 +114,12 @@ impl Fetcher {
         let Some(path) = self.plan.paths.get(wanted.path as usize) else {
             return Some(Err(CannotFetch::NoSuchPath));
         };
-        if let Some(reason) = self.plan.dir.contradiction(&path.nar_hash) {
+        if let Some(reason) = self.plan.sources.dir.contradiction(&path.nar_hash) {
             return Some(Err(CannotFetch::Contradicted { reason }));
         }
         match wanted.part {
             Part::Tree => {
-                let tree = self.plan.dir.tree(&path.nar_hash)?;
+                let tree = self.plan.sources.dir.tree(&path.nar_hash)?;
                 Some(Ok(([0; 32], tree.into_file())))
             }
             Part::Nar => self.kept_nar(path).transpose(),
@@ -130,10 +127,10 @@ impl Fetcher {
     }
 
     fn kept_nar(&self, path: &Fetchable) -> Result<Option<(Digest, File)>, CannotFetch> {
-        let Some(file) = self.plan.dir.nar(&path.nar_hash, path.nar_size) else {
+        let Some(file) = self.plan.sources.dir.nar(&path.nar_hash, path.nar_size) else {
             return Ok(None);
         };
-        let digest = self.plan.dir.verified_digest(&path.nar_hash)?;
+        let digest = self.plan.sources.dir.verified_digest(&path.nar_hash)?;
         Ok(digest.map(|digest| (digest, file)))
     }
 
@@ -145,7 +142,7 @@ impl Fetcher {
     }
 
     fn tree(&self, path: &Fetchable) -> Result<File, CannotFetch> {
-        let dir = &self.plan.dir;
+        let dir = &self.plan.sources.dir;
         {
             let _lock = dir.lock(&path.nar_hash)?;
             let has_nar = dir.nar(&path.nar_hash, path.nar_size).is_some();
@@ -165,7 +162,7 @@ impl Fetcher {
     /// The tree that a cache's listing says the path has; none if no cache has a listing that can be used.
     fn listing(&self, path: &Fetchable) -> Option<NarTree> {
         let name = format!("{}.ls", narinfos::digits(&path.name));
-        for cache in self.plan.caches.iter() {
+        for cache in self.plan.sources.caches.iter() {
             let json = match cache.read(&self.http, &name, LISTING_MAX_BYTES, RETRIES) {
                 Ok(json) => json,
                 Err(reason) => {
@@ -185,7 +182,7 @@ impl Fetcher {
     }
 
     fn nar(&self, path: &Fetchable) -> Result<(Digest, File), CannotFetch> {
-        let dir = &self.plan.dir;
+        let dir = &self.plan.sources.dir;
         let _lock = dir.lock(&path.nar_hash)?;
         // Another server may have been faster.
         if let Some(kept) = self.kept_nar(path)? {
@@ -204,7 +201,7 @@ impl Fetcher {
 
     /// Holds the tree of a NAR against the one that was handed out.
     fn settle(&self, path: &Fetchable, tree: &NarTree) -> Result<(), CannotFetch> {
-        let dir = &self.plan.dir;
+        let dir = &self.plan.sources.dir;
         match dir.settle_tree(&path.nar_hash, &tree.to_packed())? {
             Settled::Same => Ok(()),
             Settled::Contradicted => {
@@ -222,7 +219,7 @@ impl Fetcher {
     /// Fetches the NAR from the first cache that has the right one, and keeps it.
     fn download(&self, path: &Fetchable) -> Result<NarTree, CannotFetch> {
         let mut reason = None;
-        for cache in self.plan.caches.iter() {
+        for cache in self.plan.sources.caches.iter() {
             match self.download_from(cache, path) {
                 Ok(tree) => return Ok(tree),
                 Err(CannotFetch::Failed { reason: said }) => {
@@ -276,11 +273,7 @@ impl Fetcher {
 
     /// The narinfo of `path` in `cache`, which must be of the same NAR as the one that is believed.
     fn narinfo(&self, cache: &BinaryCache, path: &Fetchable) -> Result<Narinfo, CannotFetch> {
-        let located = Located {
-            dir: &self.plan.dir,
-            keys: &self.plan.keys,
-            store_dir: &self.plan.store_dir,
-        };
+        let located = self.plan.sources.located(&self.plan.store_dir);
         let narinfo = located.in_cache(&self.http, cache, &path.name);
         let narinfo = narinfo.map_err(|error| match error {
             narinfos::NoNarinfo::NotFound => CannotFetch::Nowhere {
@@ -304,18 +297,18 @@ impl Fetcher {
         path: &Fetchable,
         body: impl Read + Send,
     ) -> Result<NarTree, VerifyError> {
-        let staged = self.plan.dir.stage()?;
+        let staged = self.plan.sources.dir.stage()?;
         let compressed = body.take(verified::compressed_max(path.nar_size));
         let reader = decompress(narinfo.compression, compressed)?;
         let mut verified = Verified::new(reader, &staged);
         let parsed = NarTree::parse(&mut verified, path.nar_size);
         let tree = verified.finish(parsed, &path.nar_hash)?;
-        self.plan.dir.keep_nar(&path.nar_hash, staged)?;
+        self.plan.sources.dir.keep_nar(&path.nar_hash, staged)?;
         Ok(tree)
     }
 
     fn keep_within_limit(&self) -> Result<(), DirError> {
-        let removed = self.plan.dir.make_room(self.plan.limit_bytes)?;
+        let removed = self.plan.sources.dir.make_room(self.plan.limit_bytes)?;
         if removed.gone.files > 0 {
             let (files, bytes) = (removed.gone.files, removed.gone.bytes);
             tracing::debug!(files, bytes, "removed what was used longest ago");
@@ -324,7 +317,7 @@ impl Fetcher {
     }
 
     fn urls(&self) -> String {
-        let urls = self.plan.caches.iter().map(BinaryCache::url);
+        let urls = self.plan.sources.caches.iter().map(BinaryCache::url);
         urls.collect::<Vec<_>>().join(", ")
     }
 }

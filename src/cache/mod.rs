@@ -2,10 +2,11 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | `transport` | files of a cache: in a directory, behind HTTP, in S3 |
+//! | `transport` | files of a cache: in a directory, over HTTP, in S3 |
 //! | `keys` | which narinfos are believed |
 //! | `dir` | the cache directory: what was fetched, for the next start and for other servers |
 //! | `narinfos` | narinfos of single paths |
+//! | `sources` | caches, keys and the directory together |
 //! | `closure` | closures by narinfos |
 //! | `fetch` | trees and NARs, verified |
 //! | `fetcher` | the process that fetches, and the one that keeps it alive |
@@ -19,13 +20,15 @@ mod fetch;
 mod fetcher;
 mod keys;
 mod narinfos;
+mod sources;
 mod transport;
 
-pub use closure::{PartlyRemote, RemoteClosureError, Sources, WalkError};
+pub use closure::{PartlyRemote, RemoteClosureError, WalkError};
 pub use dir::{CacheDir, DirError, KeptNar, NarHash, Removed, Usage, User};
 pub use fetch::{CannotFetch, Fetchable, Fetcher, Plan};
 pub use fetcher::{FetcherProcess, StartError};
 pub use keys::{BadNarinfo, Keys};
+pub use sources::Sources;
 pub use transport::{
     BinaryCache, FetchError, Http, HttpOptions, LocationError, Login, Retries, netrc,
     s3_credentials,

@@ -7,13 +7,10 @@ use super::dir::{CacheDir, DirError, StoredNarinfo};
 use super::keys::{BadNarinfo, Keys};
 use super::transport::{BinaryCache, FetchError, Http, Retries};
 use crate::closure::narinfo::{NARINFO_MAX_BYTES, Narinfo, NarinfoError};
-use crate::closure::shown;
+use crate::closure::{HASH_DIGITS, shown};
 
 /// How often a failure of a server that may pass is tried again.
 const RETRIES: Retries = Retries(3);
-
-/// How many digits of a base name are its hash, by which caches call its narinfo.
-const DIGITS: usize = 32;
 
 /// What finds narinfos.
 #[derive(Debug, Clone, Copy)]
@@ -138,7 +135,7 @@ impl Located<'_> {
     }
 }
 
-/// What caches call a store path by.
+/// The digits of a base name that are its hash: what caches call a store path by.
 pub fn digits(name: &[u8]) -> String {
-    shown(&name[..name.len().min(DIGITS)])
+    shown(&name[..name.len().min(HASH_DIGITS)])
 }

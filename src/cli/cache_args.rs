@@ -34,7 +34,7 @@ pub struct CacheArgs {
     /// Believe what this key signed, NAME:BASE64; may be given several times [default: those of nix.conf]
     #[arg(long, value_name = "KEY", requires = "from", value_parser = parse_key)]
     trusted_public_key: Vec<PublicKey>,
-    /// Believe whatever the binary caches say
+    /// Believe binary caches without a signature
     #[arg(long, requires = "from", conflicts_with = "trusted_public_key")]
     no_check_signatures: bool,
     #[command(flatten)]
@@ -105,15 +105,12 @@ impl CacheArgs {
         let paths = paths.collect();
         let empty_dir = sources.dir.empty_dir();
         let plan = Plan {
-            dir: sources.dir,
-            caches: sources.caches,
-            keys: sources.keys,
+            sources,
             store_dir: location.store_dir.clone(),
             paths: remote.into(),
             limit_bytes: self.cache_size,
         };
-        let (fetcher, control) =
-            FetcherProcess::start(plan, sources.http).map_err(CacheError::from)?;
+        let (fetcher, control) = FetcherProcess::start(plan).map_err(CacheError::from)?;
         let timeout = Duration::from_secs(self.fetch_timeout);
         let store_dir = location.store_dir.clone();
         let tree = RemoteTree::new(paths, store_dir, max_open_files, control, timeout);

@@ -111,6 +111,25 @@ pub(super) fn base64<const LEN: usize>(text: &[u8]) -> Option<[u8; LEN]> {
     Some(hash)
 }
 
+/// `bytes` in base64, with padding (RFC 4648, section 4).
+pub(crate) fn to_base64(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let mut padded = [0; 4];
+        padded[1..=three.len()].copy_from_slice(three);
+        let number = u32::from_be_bytes(padded);
+        for place in 0..4 {
+            let digit = BASE64[(number >> (18 - 6 * place) & 63) as usize];
+            text.push(if place > three.len() {
+                '='
+            } else {
+                digit.into()
+            });
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -148,6 +167,7 @@ mod tests {
             }
             assert_eq!(decode(format!("sha256-{base64}").as_bytes()), Some(hash));
             assert_eq!(encode(&hash), nix32);
+            assert_eq!(to_base64(&hash), base64);
         }
     }
 

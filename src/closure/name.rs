@@ -7,7 +7,7 @@ use super::hash;
 const NAME_MAX: usize = 255;
 
 /// How many digits of a base name are its hash.
-pub(super) const HASH_DIGITS: usize = 32;
+pub(crate) const HASH_DIGITS: usize = 32;
 
 /// The longest name that Nix gives after the hash and its dash, in bytes.
 const NIX_NAME_MAX: usize = 211;

@@ -8,9 +8,9 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 
-use super::Sources;
 use crate::cache::fetcher::confine;
 use crate::cache::narinfos::Located;
+use crate::cache::sources::Sources;
 use crate::cache::transport::Http;
 use crate::closure::narinfo::Narinfo;
 use crate::closure::{is_nix_name, shown};
@@ -92,11 +92,7 @@ impl Walk<'_> {
     }
 
     fn located(&self) -> Located<'_> {
-        Located {
-            dir: &self.sources.dir,
-            keys: &self.sources.keys,
-            store_dir: self.store_dir,
-        }
+        self.sources.located(self.store_dir)
     }
 
     /// Has a process of its own fetch what is not kept: a client of HTTP starts threads, and this process has to go on forking.

@@ -80,7 +80,7 @@ pub enum StoredTree {
 }
 
 impl StoredTree {
-    /// The packed tree, whoever says so.
+    /// The packed tree, claimed or verified.
     pub fn into_file(self) -> File {
         match self {
             Self::Claimed(file) | Self::Verified(file) => file,
@@ -102,6 +102,7 @@ impl CacheDir {
             builder.create(&dir).map_err(DirError::host("make", &dir))?;
         }
         let dir = Self { path };
+        // What processes that were killed have left.
         dir.remove_stale(TMP);
         dir.remove_stale(USERS);
         // Finds out now that it cannot be written to.

@@ -57,13 +57,6 @@ struct Candidate {
 }
 
 impl CacheDir {
-    /// What NARs take.
-    pub fn usage(&self) -> Usage {
-        let mut usage = Usage::default();
-        self.files(NARS).iter().for_each(|file| usage.add(file));
-        usage
-    }
-
     /// Removes NARs, those that were used longest ago first, until no more than `limit_bytes` are left or all that is left is
     /// in use.
     ///
@@ -98,7 +91,6 @@ impl CacheDir {
     /// # Errors
     /// The directory cannot be written to.
     pub fn prune(&self, limit_bytes: u64) -> Result<Removed, DirError> {
-        self.remove_left_over();
         let mut removed = self.make_room(limit_bytes)?;
         let in_use = self.in_use();
         let contradicted: HashSet<String> = self

@@ -6,7 +6,7 @@ use std::io::Write;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{CacheDir, DirError, NarHash, TMP, USERS};
+use super::{CacheDir, DirError, NarHash, USERS};
 use crate::closure::nix32;
 
 /// The mark of a server; what it needs is kept as long as this, or a copy of it in another process, is open.
@@ -54,11 +54,5 @@ impl CacheDir {
         lines
             .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
             .collect()
-    }
-
-    /// Removes what processes that were killed have left.
-    pub(super) fn remove_left_over(&self) {
-        self.remove_stale(TMP);
-        self.remove_stale(USERS);
     }
 }

@@ -14,8 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::dir::User;
 use super::fetch::{Fetcher, Plan};
-use super::transport::{Http, HttpOptions};
-use crate::process::{self, Child, ProcessError};
+use crate::process::{self, Child, ENDING, ProcessError};
 use crate::sandbox;
 use crate::source::remote::protocol::Connection;
 
@@ -46,9 +45,9 @@ impl FetcherProcess {
     ///
     /// # Errors
     /// The host has no room for it, or the cache directory cannot be written to.
-    pub fn start(plan: Plan, http: HttpOptions) -> Result<(Self, Connection), StartError> {
+    pub fn start(plan: Plan) -> Result<(Self, Connection), StartError> {
         let hashes = plan.paths.iter().map(|path| &path.nar_hash);
-        let user = plan.dir.register(hashes)?;
+        let user = plan.sources.dir.register(hashes)?;
         let (near, far) = Connection::pair()?;
         let mut near = Some(near);
         // The server is confined later, and Landlock then keeps the kernel from killing this process on the server's death
@@ -57,8 +56,8 @@ impl FetcherProcess {
             near = None;
             leave_terminal_to_parent();
             let start = || {
-                confine(plan.dir.path());
-                Fetcher::new(plan.clone(), Http::new(&http))
+                confine(plan.sources.dir.path());
+                Fetcher::new(plan.clone())
             };
             keeper::keep(far, start)
         })?;
@@ -80,7 +79,8 @@ pub(super) fn confine(dir: &Path) {
 
 /// What a terminal sends to all processes is for the server to decide.
 fn leave_terminal_to_parent() {
-    let signals = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
+    let mut signals: SigSet = ENDING.into_iter().collect();
+    signals.remove(Signal::SIGTERM);
     // With a wrong mask the role still works.
-    let _ = signals.into_iter().collect::<SigSet>().thread_block();
+    let _ = signals.thread_block();
 }

@@ -53,7 +53,7 @@ pub(super) fn serve(relay: Connection, connections: Vec<Connection>, fetcher: Fe
         state: Mutex::default(),
     });
     let mut connections: Vec<_> = connections.into_iter().map(Arc::new).collect();
-    // Whoever asked the process before this one asks again.
+    // Clients that asked the last process ask again.
     connections.retain(|connection| match connection.answer(&Answer::Hello) {
         Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         Ok(()) => true,

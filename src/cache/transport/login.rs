@@ -3,6 +3,7 @@
 use rusty_s3::Credentials;
 
 use super::Login;
+use crate::closure::to_base64;
 
 /// The logins of a netrc file: `machine HOST login NAME password WORD`, and `default` for all hosts.
 pub fn netrc(text: &str) -> Vec<Login> {
@@ -47,28 +48,9 @@ impl Entry {
         let text = format!("{}:{}", self.name, self.password);
         Login {
             host: self.host,
-            authorization: format!("Basic {}", base64(text.as_bytes())),
+            authorization: format!("Basic {}", to_base64(text.as_bytes())),
         }
     }
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let mut padded = [0; 4];
-        padded[1..=three.len()].copy_from_slice(three);
-        let number = u32::from_be_bytes(padded);
-        for place in 0..4 {
-            let digit = DIGITS[(number >> (18 - 6 * place) & 63) as usize];
-            text.push(if place > three.len() {
-                '='
-            } else {
-                digit.into()
-            });
-        }
-    }
-    text
 }
 
 /// The credentials of S3 that the environment has: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`.

@@ -1,4 +1,4 @@
-//! Files of binary caches: in a directory, behind HTTP, in S3.
+//! Files of binary caches: in a directory, over HTTP, in S3.
 
 mod error;
 mod http;
@@ -92,11 +92,6 @@ impl BinaryCache {
     /// As it was given.
     pub fn url(&self) -> &str {
         &self.url
-    }
-
-    /// Whether it can be asked without a network.
-    pub fn is_local(&self) -> bool {
-        matches!(self.place, Place::Directory(_))
     }
 
     /// Opens the file `name` of the cache, a relative path, or a URL of its own. Not more than `retries` failures that may

@@ -69,7 +69,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["busy", "pread"],
           value_parser = clap::value_parser!(u32).range(..=10_000))]
     wake_delay_us: u32,
-    /// Wait so many microseconds before each read, as a guest does that has more to do than to read
+    /// Wait N microseconds before each read, as a guest with other work does
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "pread",
           value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pause_us: u32,
