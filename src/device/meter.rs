@@ -1,7 +1,7 @@
 //! What a disk's clients get, counted while it is served.
 //!
 //! The counters of a worker lie in memory that its parent sees too. Each thread counts for itself, on cache lines of its
-//! own, so that counting costs next to nothing; whoever wants to know adds up.
+//! own, so that counting costs next to nothing. A reader adds them up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

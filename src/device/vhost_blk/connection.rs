@@ -28,8 +28,8 @@ pub enum Served {
 ///
 /// `on_accept` is called once the connection has been taken from the socket's queue; the device tells how it fares, and the
 /// descriptor when the frontend hangs up. This function may not return then: a frontend can have threads wait for what
-/// never happens, in guest memory that a file system of its own provides, or at a call descriptor. Whoever must not wait
-/// for that ends the process. There is no descriptor if other threads open files meanwhile.
+/// never happens, in guest memory that a file system of its own provides, or at a call descriptor. A caller that
+/// must not wait for that ends the process. There is no descriptor if other threads open files meanwhile.
 ///
 /// # Errors
 /// When the frontend shares no memory, breaks the protocol, or the host has no resources left. A frontend that simply
