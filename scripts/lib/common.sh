@@ -36,7 +36,7 @@ keep() {
 # Debian package:command that shows whether it is there.
 VM_TOOLS=(qemu-system-x86:qemu-system-x86_64 busybox-static:busybox cpio:cpio kmod:depmod)
 STORE_TOOLS=(nix-bin:nix-store patchelf:patchelf)
-TEST_TOOLS=(erofs-utils:mkfs.erofs fuse3:fusermount3 qemu-utils:qemu-io strace:strace systemd:systemd-socket-activate util-linux-extra:fincore fakeroot:fakeroot e2fsprogs:/sbin/mke2fs libnbd-bin:nbdinfo python3-libnbd:nbdsh nginx-light:/usr/sbin/nginx openssl:openssl)
+TEST_TOOLS=(erofs-utils:mkfs.erofs fuse3:fusermount3 qemu-utils:qemu-io strace:strace systemd:systemd-socket-activate util-linux-extra:fincore fakeroot:fakeroot e2fsprogs:/sbin/mke2fs libnbd-bin:nbdinfo python3-libnbd:nbdsh nginx-light:/usr/sbin/nginx openssl:openssl chromium:chromium)
 DEBIAN_TOOLS=(mmdebstrap:mmdebstrap systemd-container:systemd-nspawn libvirt-clients:virt-xml-validate libxml2-utils:xmllint)
 BUILD_TOOLS=(gcc:cc libc6-dev:/usr/include/stdlib.h)
 

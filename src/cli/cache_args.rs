@@ -23,7 +23,7 @@ use crate::source::{RemotePath, RemoteTree};
 const SUBSTITUTERS: &str = "substituters";
 
 /// Where to fetch what is not on this host.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Binary caches")]
 pub struct CacheArgs {
     /// Fetch paths that are not on this host from the binary cache URL (https://, http://, file://, or
@@ -48,7 +48,7 @@ pub struct CacheArgs {
 }
 
 /// Where the cache directory is.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct CacheDirArgs {
     /// What was fetched is kept in DIR [default: $CACHE_DIRECTORY, $XDG_CACHE_HOME/lazystore or ~/.cache/lazystore]
     #[arg(long, value_name = "DIR", help_heading = "Binary caches")]

@@ -1,6 +1,6 @@
 //! The arguments that every subcommand takes which works on a closure.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -14,7 +14,7 @@ use crate::erofs::format::LABEL_LEN_MAX;
 use crate::image::{Image, ImageOptions};
 
 /// Which closure, and how its disk looks.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Closure")]
 pub struct ClosureArgs {
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub struct ClosureArgs {
     image: ImageArgs,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = false)]
 struct SourceArgs {
     /// Store paths, or links to them such as ./result and profiles: these and all that they refer to, as the Nix
@@ -63,7 +63,7 @@ struct SourceArgs {
     tree: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "How the disk looks")]
 struct ImageArgs {
     /// Label to mount the disk by, 1 to 15 bytes
@@ -100,6 +100,27 @@ pub struct Loaded {
 }
 
 impl ClosureArgs {
+    /// The same options for another closure: closureInfo's directory, or a store path.
+    pub fn with_closure(&self, closure: &Path) -> Self {
+        let is_info = closure.join("store-paths").is_file();
+        let closure = closure.to_owned();
+        Self {
+            source: SourceArgs {
+                roots: if is_info {
+                    Vec::new()
+                } else {
+                    vec![closure.clone()]
+                },
+                closure_info: is_info.then_some(closure),
+                all: false,
+                store_paths: None,
+                tree: None,
+            },
+            registration: None,
+            ..self.clone()
+        }
+    }
+
     /// As [`ClosureArgs::load`], for those who read the disk in this process.
     ///
     /// # Errors

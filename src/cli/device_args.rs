@@ -9,7 +9,7 @@ use super::numbers::{positive, whole};
 use crate::device::vhost_blk::{DeviceOptions, QUEUES};
 
 /// What a VM gets, and at what cost.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Device options")]
 pub struct DeviceArgs {
     /// Serial that the guest sees, 20 bytes at most

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod boot;
 mod cache;
 mod cache_args;
 mod closure_args;
@@ -22,6 +23,8 @@ mod places;
 mod qemu_text;
 mod ranges;
 mod record_args;
+mod report;
+mod report_args;
 mod run;
 mod serve;
 mod socket_args;
@@ -79,10 +82,14 @@ and 125 for an error of its own.";
 enum Command {
     /// Run a VM with a closure as its disk.
     Run(run::RunArgs),
+    /// Boot a VM again and again, and say how long it takes.
+    Boot(boot::BootArgs),
     /// Serve a closure as a disk, at sockets or as a file.
     Serve(serve::ServeArgs),
     /// Show what servers and their VMs do: rates, latencies, errors.
     Status(status::StatusArgs),
+    /// Show the report of a boot, compare two, or hold one against limits.
+    Report(report::ReportArgs),
     /// Print where file data lie in a closure's disk, for `lazystore bench --ranges`.
     #[command(hide = true)]
     Ranges(ranges::RangesArgs),
@@ -121,9 +128,11 @@ pub fn run(start: Instant) -> ExitCode {
     log::init(cli.verbose, cli.log_format);
     let is_run = matches!(cli.command, Command::Run(_));
     let done = match cli.command {
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => run::run(&args, start),
+        Command::Boot(args) => boot::run(&args),
         Command::Serve(args) => serve::run(&args, start),
         Command::Status(args) => status::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Ranges(args) => ranges::run(&args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => bench::run(&args),

@@ -12,7 +12,7 @@ use crate::closure::{Closure, Contents};
 use crate::image::recording::Recording;
 
 /// What to record, and what to read in advance.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "The next boot")]
 pub struct RecordArgs {
     /// Keep a recording in FILE of what the first VM reads: make it when there is none or the closure has changed, and

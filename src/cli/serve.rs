@@ -18,6 +18,7 @@ use super::log;
 use super::places::{self, Place};
 use super::qemu_text::{qemu_drive, qemu_nbd, qemu_options};
 use super::record_args::{RecordArgs, Records};
+use super::report_args::ReportFileArgs;
 use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
 use super::watch_args::WatchArgs;
@@ -42,6 +43,8 @@ pub struct ServeArgs {
     limits: LimitArgs,
     #[command(flatten)]
     recording: RecordArgs,
+    #[command(flatten)]
+    report: ReportFileArgs,
     #[command(flatten)]
     watch: WatchArgs,
     /// End when the first VM has gone. With --fuse alone: when the file was opened and the last one who had it open has closed
@@ -117,7 +120,8 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
         ..
     } = args.closure.load(usize::MAX)?;
     let records = args.recording.records(&closure)?;
-    let options = args.options(&records)?;
+    let mut options = args.options(&records)?;
+    options.report = args.report.options(&closure, start);
     let names = inherited.iter().map(InheritedSocket::name);
     let names: Vec<_> = names
         .chain(options.sockets.iter().cloned().map(SocketName::Path))
@@ -141,9 +145,15 @@ impl ServeArgs {
         let sockets = sockets.map(|path| Place::new("--vhost-user", path));
         let nbd = self.transports.nbd.iter();
         let sockets = sockets.chain(nbd.map(|path| Place::new("--nbd", path)));
+        let report = self.report.written();
+        let report = report.map(|path| Place::new("--report", path));
         let record = self.recording.written();
         let record = record.map(|(option, path)| Place::new(option, path));
-        let files: Vec<_> = sockets.chain(record).chain(self.watch.places()).collect();
+        let files: Vec<_> = sockets
+            .chain(record)
+            .chain(self.watch.places())
+            .chain(report)
+            .collect();
         places::check(&files, self.transports.fuse.as_deref())
     }
 
@@ -166,6 +176,7 @@ impl ServeArgs {
             limits: self.limits.limits(),
             record: records.record.clone(),
             private_dir: None,
+            report: None,
             status: self.watch.status.clone(),
             metrics: self.watch.metrics_file.clone(),
             prefetch: records.prefetch.clone(),

@@ -172,6 +172,16 @@ impl Meter {
     }
 }
 
+/// The times of several meters, for [`percentile`].
+pub fn merged(figures: &[Figures]) -> Vec<(u64, u64)> {
+    let sum = |bucket: usize| {
+        let counts = figures.iter().map(|one| one.times[bucket]);
+        counts.fold(0, u64::saturating_add)
+    };
+    let times = (0..BUCKETS).map(|bucket| (bucket_end(bucket), sum(bucket)));
+    times.filter(|(_, count)| *count > 0).collect()
+}
+
 /// The time that so many of 1000 answers took at most; none if there were none.
 pub fn percentile(times: &[(u64, u64)], per_mille: u64) -> Option<Duration> {
     let count = |sum: u128, (_, count): &(u64, u64)| sum + u128::from(*count);

@@ -165,6 +165,7 @@ impl Image {
             origins,
             plans,
             recorder: OnceLock::new(),
+            footprint: OnceLock::new(),
             pins: Arc::clone(&options.pins),
             remote: options.remote.clone(),
         }

@@ -7,6 +7,7 @@
 mod build;
 mod builtin;
 mod error;
+mod footprint;
 mod locate;
 mod plans;
 mod prefetch;
@@ -42,6 +43,7 @@ use crate::tree::FileKind;
 pub use build::ImageOptions;
 pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
 pub use error::{ImageError, ReadError};
+pub use footprint::{Footprint, Touched};
 pub use locate::Usage;
 pub use prefetch::Prefetched;
 pub use seek::Seek;
@@ -82,6 +84,8 @@ pub struct Image {
     origins: Vec<Origin>,
     plans: Plans,
     recorder: OnceLock<Recorder>,
+    /// With what this process is to it.
+    footprint: OnceLock<(Arc<Footprint>, u64)>,
     /// Held as long as the disk may be read.
     pins: Arc<Pins>,
     /// One of the sources, if some paths are not on this host.
@@ -171,6 +175,11 @@ impl Image {
         let _ = self.recorder.set(Recorder::new(file, take_turn));
     }
 
+    /// From now on notes in `footprint` what is read, by `reader`. A second call does nothing.
+    pub fn note_in(&self, footprint: Arc<Footprint>, reader: u64) {
+        let _ = self.footprint.set((footprint, reader));
+    }
+
     /// Calls `sink` with the pieces that make up `offset..offset + len_bytes`, in order and without gaps.
     ///
     /// # Errors
@@ -200,6 +209,28 @@ impl Image {
         if let Some(recorder) = self.recorder.get() {
             recorder.note(self.space(), offset..end);
         }
+        let Some((footprint, reader)) = self.footprint.get() else {
+            return self.visit_range(mode, offset, end, sink);
+        };
+        // A read that has to wait is tried again, and is noted as a read once.
+        let visited = self.visit_range(mode, offset, end, sink);
+        match &visited {
+            Ok(()) => footprint.note(*reader, self.space(), offset..end),
+            Err(error) if error.would_block() == Some(Awaits::Data) => {
+                footprint.note_wait(*reader, self.space(), offset);
+            }
+            Err(_) => {}
+        }
+        visited
+    }
+
+    fn visit_range(
+        &self,
+        mode: IoMode,
+        offset: u64,
+        end: u64,
+        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let mut cursor = Cursor { offset, end };
         while cursor.offset < cursor.end {
             match self.space().area(cursor.block()) {

@@ -43,7 +43,7 @@ pub(super) fn confine(
         writes_file: options.record.is_some() || logs_to_file,
         any_owner: image.is_tree(),
         cleaned_dirs: cleaned_dirs(image, options, status),
-        written_dirs: options.metrics.iter().map(|file| dir_of(file)).collect(),
+        written_dirs: written_dirs(options),
     };
     sandbox::confine(process, &reach)
 }
@@ -73,6 +73,12 @@ fn cleaned_dirs(image: &Image, options: &ServeOptions, status: &[&Path]) -> Vec<
     let removed = removed.chain(options.private_dir.as_deref());
     let removed = removed.chain(options.record.as_deref());
     removed.chain(image.pins_file()).map(dir_of).collect()
+}
+
+fn written_dirs(options: &ServeOptions) -> Vec<PathBuf> {
+    let reports = options.report.iter().map(|report| report.file.as_path());
+    let files = reports.chain(options.metrics.as_deref());
+    files.map(dir_of).collect()
 }
 
 fn dir_of(path: &Path) -> PathBuf {

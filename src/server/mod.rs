@@ -17,11 +17,14 @@
 //! | `listener` | listening sockets: stale and live ones, permissions, removal |
 //! | `activation` | listening sockets that systemd hands over |
 //! | `descriptors` | how many VMs there are descriptors for |
+//! | `boot_report` | what the first VM read, written when it has left |
+//! | `written` | files that the server writes while it serves |
 //! | `recording` | which VM is recorded, and reading in advance |
 //! | `confine` | which process gives up what, and when |
 //! | `error` | why a disk cannot be served |
 
 mod activation;
+mod boot_report;
 mod confine;
 mod descriptors;
 mod endpoint;
@@ -34,11 +37,15 @@ mod status;
 mod supervisor;
 mod throttle;
 mod workers;
+mod written;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use activation::{InheritedSocket, SocketName};
+pub use boot_report::{
+    BootReport, FORMAT as REPORT_FORMAT, PathReport, ReportOptions, Totals as ReportTotals,
+};
 pub use error::{ServeError, SocketError};
 pub use listener::SocketAccess;
 pub use status::{
@@ -75,6 +82,8 @@ pub struct ServeOptions {
     pub private_dir: Option<PathBuf>,
     /// Where the status can be asked for; none: next to each socket and the mount, see [`status_path`].
     pub status: Option<PathBuf>,
+    /// What the first VM reads, as a report.
+    pub report: Option<ReportOptions>,
     /// A file with metrics in Prometheus' text format.
     pub metrics: Option<PathBuf>,
     /// What to read in advance.

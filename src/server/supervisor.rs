@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::activation::InheritedSocket;
+use super::boot_report::ReportFile;
 use super::confine::{confine, log_is_file, warn_of_missing_protections};
 use super::endpoint::{self, Endpoint, MountEndpoint, WorkerContext};
 use super::error::ServeError;
@@ -54,9 +55,11 @@ pub fn serve(
     mut on_event: impl FnMut(ServeEvent),
 ) -> Result<(), ServeError> {
     // Before the sockets exist: a signal must not leave them behind.
-    let signals = Signals::block(&[Signal::SIGUSR1])?;
+    let signals = Signals::block(&[Signal::SIGUSR1, Signal::SIGUSR2])?;
     let started = Instant::now();
     let record = options.record.as_deref().map(RecordFile::open);
+    let report = options.report.clone();
+    let report = report.map(|report| ReportFile::new(report, &image));
     let places = status::places(options, &inherited);
     let mut server = Server {
         endpoints: endpoint::all(&image, options, inherited)?,
@@ -69,6 +72,7 @@ pub fn serve(
         left: Left::default(),
         nowhere: Muted::nowhere().map_err(ServeError::host("open /dev/null"))?,
         record: record.transpose()?,
+        report: report.transpose()?,
         image,
         options,
         logs_to_file: log_is_file(),
@@ -106,6 +110,7 @@ struct Server<'o> {
     /// Those of VMs.
     workers: Vec<Worker>,
     record: Option<RecordFile>,
+    report: Option<ReportFile>,
     prefetcher: Option<Child>,
     status: StatusPoint,
     metrics: Option<MetricsFile>,
@@ -143,6 +148,7 @@ impl Server<'_> {
         self.confine(profile)?;
         self.is_ready = true;
         (self.on_event)(ServeEvent::Ready);
+        self.happened("ready");
         self.start_prefetch();
         Ok(Step::GoOn)
     }
@@ -188,10 +194,13 @@ impl Server<'_> {
     }
 
     /// Takes the signals that have come.
-    fn is_asked_to_end(&self) -> bool {
+    fn is_asked_to_end(&mut self) -> bool {
         let received = self.signals.take();
         if received.iter().any(|one| one.signal == Signal::SIGUSR1) {
             self.log_status();
+        }
+        if received.iter().any(|one| one.signal == Signal::SIGUSR2) {
+            self.happened("booted");
         }
         received.iter().any(|one| ENDING.contains(&one.signal))
     }
@@ -260,6 +269,7 @@ impl Server<'_> {
         let now = Instant::now();
         let mut outcomes = Vec::new();
         let (endpoints, record) = (&mut self.endpoints, &mut self.record);
+        let (report, image) = (&mut self.report, &self.image);
         let left = &mut self.left;
         self.workers.retain_mut(|worker| {
             let Some(outcome) = worker.outcome() else {
@@ -283,6 +293,9 @@ impl Server<'_> {
                 Some(_) if worker.records && outcome == Outcome::Served => *record = None,
                 Some(record) if worker.records => record.give_to_next(),
                 _ => {}
+            }
+            if let Some(report) = report {
+                report.ended(worker, &outcome, image);
             }
             // The word of one that was served may be lost; a client that broke the protocol at once had no disk.
             if worker.has_spoken || outcome == Outcome::Served {
@@ -392,6 +405,9 @@ impl Server<'_> {
         if let Some(record) = self.record.take() {
             record.record(&self.image, Arc::clone(&reporter));
         }
+        if let Some(report) = self.report.take() {
+            report.note(&self.image, Some(self.next_vm));
+        }
         self.serve_endpoint(index, reporter, meter, muted)
     }
 
@@ -448,6 +464,9 @@ impl Server<'_> {
         self.take_ended();
         if let Some(metrics) = &self.metrics {
             metrics.remove();
+        }
+        if let Some(report) = self.report.as_mut().filter(|_| self.is_ready) {
+            report.write(&self.image);
         }
         for worker in detached {
             if let Some(mount) = self.endpoints.iter_mut().find_map(Endpoint::mount_mut) {

@@ -31,6 +31,8 @@ pub(super) struct Worker {
     /// It has taken its connection.
     pub(super) has_accepted: bool,
     pub(super) has_spoken: bool,
+    /// When its client sent a first message.
+    pub(super) spoke: Option<Instant>,
     /// It records what its client reads.
     pub(super) records: bool,
     /// The server ends, and this worker with it.
@@ -85,6 +87,7 @@ impl Worker {
             started: Instant::now(),
             has_accepted: false,
             has_spoken: false,
+            spoke: None,
             records: false,
             is_ending: false,
             was_turned_away: false,
@@ -119,6 +122,7 @@ impl Worker {
                 }
                 Word::Spoke if !self.has_spoken => {
                     self.has_spoken = true;
+                    self.spoke = Some(Instant::now());
                     news.spoke = true;
                     if !self.is_muted {
                         tracing::info!(socket = %self.socket, vm = self.vm, "a VM has connected");

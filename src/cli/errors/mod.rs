@@ -2,8 +2,10 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod boot;
 mod cache;
 mod recording;
+mod report;
 mod status;
 mod vmm;
 
@@ -14,8 +16,10 @@ use std::process::ExitCode;
 use super::hints;
 #[cfg(feature = "bench")]
 pub use bench::BenchError;
+pub use boot::BootError;
 pub use cache::CacheError;
 pub use recording::RecordingError;
+pub use report::ReportError;
 pub use status::StatusError;
 pub use vmm::VmmError;
 
@@ -52,6 +56,9 @@ pub enum CliError {
     #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// Boots cannot be measured.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// A place of the disk cannot be read or named.
     #[error("{}{}", .0, hints::read(.0))]
     Read(#[from] ReadError),
@@ -61,6 +68,9 @@ pub enum CliError {
     /// A server does not tell its status.
     #[error(transparent)]
     Status(#[from] StatusError),
+    /// A report cannot be shown, or says too much.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// There is no recording to read in advance.
     #[error(transparent)]
     Recording(#[from] RecordingError),

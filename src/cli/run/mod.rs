@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::Args;
 use nix::sys::signal::Signal;
@@ -23,10 +24,11 @@ use super::errors::{CliError, VmmError};
 use super::help;
 use super::log;
 use super::record_args::{RecordArgs, Records};
+use super::report_args::ReportFileArgs;
 use crate::device::fuse::{FuseOptions, clear_mount};
 use crate::process::{self, Child, End, Signals};
 use crate::server::{Limits, ServeEvent, ServeOptions, SocketAccess, serve};
-use private_dir::PrivateDir;
+pub use private_dir::PrivateDir;
 use supervise::{GRACE, Start};
 use vmm::{Attached, Disk, attach, qemu::Version};
 
@@ -41,14 +43,23 @@ const EXIT_NOT_FOUND: u8 = 127;
 #[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct RunArgs {
     #[command(flatten)]
-    closure: ClosureArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
+    vm: VmArgs,
     #[command(flatten)]
     recording: RecordArgs,
+    #[command(flatten)]
+    report: ReportFileArgs,
     /// Show the command that would be started, quoted for a shell, and do nothing
     #[arg(long, help_heading = "The VM")]
     print: bool,
+}
+
+/// A VM with a disk.
+#[derive(Debug, Clone, Args)]
+pub struct VmArgs {
+    #[command(flatten)]
+    closure: ClosureArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// The VMM and its arguments
     #[arg(
         last = true,
@@ -56,7 +67,17 @@ pub struct RunArgs {
         value_name = "COMMAND",
         help_heading = "The VM"
     )]
-    command: Vec<OsString>,
+    pub command: Vec<OsString>,
+}
+
+impl VmArgs {
+    /// The same VM with another closure, a store path or closureInfo's directory.
+    pub fn with_closure(&self, closure: &Path) -> Self {
+        Self {
+            closure: self.closure.with_closure(closure),
+            ..self.clone()
+        }
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -80,7 +101,7 @@ In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store. \"unknown filesys
 lacks erofs (CONFIG_EROFS_FS, module erofs), and no disk at all that it lacks virtio_blk (or virtio_pci, virtio_mmio).";
 
 /// Runs the VM.
-pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
+pub fn run(args: &RunArgs, start: Instant) -> Result<ExitCode, CliError> {
     if args.print {
         let attached = attached(args, &PrivateDir::example())?;
         let mut stdout = io::stdout().lock();
@@ -88,7 +109,12 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         stdout.write_all(b"\n")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut signals = Signals::block(&[Signal::SIGUSR1])?;
+    Ok(run_vm(args, start)?.into())
+}
+
+/// Runs the VM; its exit code.
+fn run_vm(args: &RunArgs, start: Instant) -> Result<u8, CliError> {
+    let mut signals = Signals::block(&[Signal::SIGUSR1, Signal::SIGUSR2])?;
     let dir = PrivateDir::create().map_err(|source| CliError::PrivateDir {
         dir: PrivateDir::base(),
         source,
@@ -97,7 +123,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let (words, sender) = io::pipe().map_err(run_error("create a pipe"))?;
     let server = process::spawn(Signal::SIGTERM, || {
         signals.hold_back();
-        let served = become_server(args, dir.path(), &attached, sender);
+        let served = become_server(args, dir.path(), &attached, sender, start);
         exit_code(served)
     })?;
     let vm = Vm {
@@ -108,6 +134,17 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         dir,
     };
     vm.run(words)
+}
+
+/// Runs a VM and writes a report to `report`; the exit code, also that of a failure, which is said.
+pub fn run_reported(vm: &VmArgs, start: Instant, report: &Path) -> u8 {
+    let args = RunArgs {
+        vm: vm.clone(),
+        recording: RecordArgs::default(),
+        report: ReportFileArgs::to(report),
+        print: false,
+    };
+    run_vm(&args, start).unwrap_or_else(|error| exit_code(Err(error)))
 }
 
 /// Says why a role failed; its exit code.
@@ -126,7 +163,7 @@ fn attached(args: &RunArgs, dir: &Path) -> Result<Attached, CliError> {
         let output = Command::new(program).arg("--version").output().ok()?;
         Version::parse(&String::from_utf8_lossy(&output.stdout))
     };
-    Ok(attach(&args.command, &Disk::in_dir(dir), version)?)
+    Ok(attach(&args.vm.command, &Disk::in_dir(dir), version)?)
 }
 
 /// The server's whole life.
@@ -135,6 +172,7 @@ fn become_server(
     dir: &Path,
     attached: &Attached,
     mut words: PipeWriter,
+    start: Instant,
 ) -> Result<(), CliError> {
     // This process removes it too, because the other one may be killed.
     let dir = PrivateDir::adopt(dir);
@@ -145,9 +183,10 @@ fn become_server(
         image,
         fetcher: _fetcher,
         ..
-    } = args.closure.load(usize::MAX)?;
+    } = args.vm.closure.load(usize::MAX)?;
     let records = args.recording.records(&closure)?;
-    let options = serve_options(args, dir.path(), attached, &records);
+    let mut options = serve_options(args, dir.path(), attached, &records);
+    options.report = args.report.options(&closure, start);
     let mut was_used = false;
     let served = serve(Arc::new(image), &options, Vec::new(), |event| match event {
         // The other end may be gone, and then so is this process in a moment.
@@ -169,7 +208,7 @@ fn serve_options(
     records: &Records,
 ) -> ServeOptions {
     let disk = Disk::in_dir(dir);
-    let device = args.device.options();
+    let device = args.vm.device.options();
     let fuse = attached.uses_image.then(|| FuseOptions {
         dir: disk.mount.clone(),
         image_name: Disk::IMAGE_NAME.to_owned(),
@@ -183,11 +222,12 @@ fn serve_options(
         access: SocketAccess::default(),
         fuse,
         once: false,
-        sandbox: args.device.sandbox(),
+        sandbox: args.vm.device.sandbox(),
         device,
         limits: Limits::default(),
         record: records.record.clone(),
         private_dir: Some(dir.to_owned()),
+        report: None,
         status: None,
         metrics: None,
         prefetch: records.prefetch.clone(),
@@ -205,18 +245,18 @@ struct Vm {
 }
 
 impl Vm {
-    fn run(mut self, mut words: PipeReader) -> Result<ExitCode, CliError> {
+    fn run(mut self, mut words: PipeReader) -> Result<u8, CliError> {
         match supervise::await_ready(&self.signals, &mut self.server, &mut words)
             .map_err(run_error("wait for the server"))?
         {
             Start::Ready => {}
             Start::Failed => {
                 self.clean_up();
-                return Ok(EXIT_OWN_FAILURE.into());
+                return Ok(EXIT_OWN_FAILURE);
             }
             Start::Interrupted(end) => {
                 self.clean_up();
-                return Ok(end.shell_code().into());
+                return Ok(end.shell_code());
             }
         }
         let started = self.start_vm();
@@ -229,7 +269,7 @@ impl Vm {
         self.clean_up();
         let end = end.map_err(run_error("wait for the VM"))?;
         self.explain(end, &mut words);
-        Ok(end.shell_code().into())
+        Ok(end.shell_code())
     }
 
     /// Starts the VM as a child that ends with this process.

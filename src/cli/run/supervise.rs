@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use crate::process::{Child, End, Signals};
+use crate::process::{Child, ENDING, End, Signals};
 
 /// How long a process may take to end before it is killed.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ pub fn await_ready(
         let received = if signal { signals.take() } else { Vec::new() };
         let mut received = received.into_iter();
         // There is nothing to tell yet.
-        if let Some(received) = received.find(|one| one.signal != Signal::SIGUSR1) {
+        if let Some(received) = received.find(|one| ENDING.contains(&one.signal)) {
             server.stop(GRACE);
             return Ok(Start::Interrupted(End::Killed(received.signal)));
         }
@@ -78,7 +78,7 @@ pub fn await_end(signals: &Signals, server: &mut Child, vm: &mut Child) -> io::R
         wait([signals.as_fd()])?;
         for received in signals.take() {
             match received.signal {
-                Signal::SIGUSR1 => server.signal(Signal::SIGUSR1),
+                signal @ (Signal::SIGUSR1 | Signal::SIGUSR2) => server.signal(signal),
                 // A terminal sends its signals to the VM, too.
                 _ if received.from_terminal => {}
                 signal => vm.signal(signal),

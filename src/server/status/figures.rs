@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::device::Stats;
-use crate::device::meter::{Figures, bucket_end};
+use crate::device::meter::{Figures, merged};
 
 /// How a client reads the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,9 +90,6 @@ impl ClientStatus {
         } = figures.stats;
         (self.requests, self.bytes, self.errors) = (requests, bytes, errors);
         (self.in_flight, self.plans) = (figures.in_flight, figures.plans);
-        let times = (0..).zip(figures.times).filter(|(_, count)| *count > 0);
-        self.times = times
-            .map(|(bucket, count)| (bucket_end(bucket), count))
-            .collect();
+        self.times = merged(std::slice::from_ref(figures));
     }
 }

@@ -1,11 +1,10 @@
 //! A file with metrics, for node_exporter's textfile collector and the like.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::super::written::replace;
 use super::ServerStatus;
 
 /// Collectors look every 15 seconds, or less often.
@@ -52,18 +51,4 @@ impl MetricsFile {
         // It may never have been written.
         let _ = fs::remove_file(&self.path);
     }
-}
-
-/// Replaces a file by one with `content`: readers see the old one or the new one.
-pub(in super::super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    // Collectors take files that end with .prom.
-    name.push(".new");
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true);
-    // Who may make links there decides about no other file.
-    options.custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(&name)?;
-    file.write_all(content)?;
-    fs::rename(&name, path)
 }

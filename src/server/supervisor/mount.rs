@@ -35,7 +35,10 @@ impl Server<'_> {
         let role = |server: &mut Self| server.become_mount_worker(index, reporter, of_role);
         let child = self.spawn_reader(role)?;
         if let Some(mount) = self.endpoints[index].mount_mut() {
-            mount.started(child, reports, mountpoint, meter);
+            mount.started(child, reports, mountpoint, meter.clone());
+        }
+        if let Some(report) = &mut self.report {
+            report.mounted(meter);
         }
         Ok(())
     }
@@ -46,6 +49,9 @@ impl Server<'_> {
         let reporter = Arc::new(reporter);
         if let Some(record) = self.record.take().filter(|_| is_alone) {
             record.record(&self.image, Arc::clone(&reporter));
+        }
+        if let Some(report) = self.report.take() {
+            report.note(&self.image, None);
         }
         self.serve_endpoint(index, reporter, meter, None)
     }

@@ -43,6 +43,13 @@ impl Left {
 }
 
 impl Server<'_> {
+    /// Something that a report tells, for the first time.
+    pub(super) fn happened(&mut self, name: &str) {
+        if let Some(report) = &mut self.report {
+            report.happened(name);
+        }
+    }
+
     /// Answers those who ask, and writes the metrics if it is time.
     pub(super) fn tell_status(&mut self) {
         let now = Instant::now();

@@ -1,0 +1,94 @@
+//! Two reports, next to each other.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use super::super::text;
+use super::summary::{bytes_of, is_read, shown};
+use crate::server::{BootReport, PathReport};
+
+/// Paths in each list.
+const LISTED: usize = 15;
+
+/// What changed from `before` to `after`.
+pub fn text(before: &BootReport, after: &BootReport) -> String {
+    let mut out = String::new();
+    let mut row = |name: &str, old: String, new: String| {
+        out += &format!("{name:<16}{old:>14}{new:>14}\n");
+    };
+    row("", "before".to_owned(), "after".to_owned());
+    for event in &after.events {
+        let old = before.at(&event.name);
+        let old = old.map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
+        row(&event.name, old, format!("{:.1} ms", event.ms));
+    }
+    let (old, new) = (&before.totals, &after.totals);
+    row(
+        "requests",
+        old.requests.to_string(),
+        new.requests.to_string(),
+    );
+    row(
+        "metadata",
+        text::bytes(old.meta_bytes),
+        text::bytes(new.meta_bytes),
+    );
+    row(
+        "files",
+        text::bytes(old.data_bytes),
+        text::bytes(new.data_bytes),
+    );
+    row(
+        "paths read",
+        old.touched_paths.to_string(),
+        new.touched_paths.to_string(),
+    );
+    row("paths", old.paths.to_string(), new.paths.to_string());
+    row(
+        "closure",
+        text::bytes(old.nar_bytes),
+        text::bytes(new.nar_bytes),
+    );
+    out += &changes("Read now, and not before", &fresh(before, after));
+    out += &changes("Read before, and not now", &fresh(after, before));
+    out
+}
+
+/// What is read of `after` and not of `before`. A path with another hash and the same name is the same path, built anew.
+fn fresh<'r>(before: &BootReport, after: &'r BootReport) -> Vec<&'r PathReport> {
+    let old = before.paths.iter().filter(|path| is_read(path));
+    let mut old_names: HashMap<&str, usize> = HashMap::new();
+    old.for_each(|path| *old_names.entry(name_of(path)).or_default() += 1);
+    let mut found: Vec<&PathReport> = after.paths.iter().filter(|path| is_read(path)).collect();
+    found.retain(|path| match old_names.get_mut(name_of(path)) {
+        Some(left @ 1..) => {
+            *left -= 1;
+            false
+        }
+        _ => true,
+    });
+    found.sort_by_key(|path| Reverse(bytes_of(path)));
+    found
+}
+
+/// The name of a store path without its hash.
+fn name_of(path: &PathReport) -> &str {
+    match path.name.split_at_checked(33) {
+        Some((hash, name)) if hash.ends_with('-') => name,
+        _ => &path.name,
+    }
+}
+
+fn changes(title: &str, paths: &[&PathReport]) -> String {
+    if paths.is_empty() {
+        return String::new();
+    }
+    let mut out = format!("\n{title}: {}\n", text::counted(paths.len() as u64, "path"));
+    for path in paths.iter().take(LISTED) {
+        out += &format!("{:>10}  {}\n", text::bytes(bytes_of(path)), shown(path));
+    }
+    if paths.len() > LISTED {
+        out += &format!("{:>10}  and {} more\n", "", paths.len() - LISTED);
+    }
+    out
+}

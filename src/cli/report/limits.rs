@@ -1,0 +1,77 @@
+//! What a boot may take, for CI.
+
+use clap::Args;
+
+use super::super::errors::ReportError;
+use super::super::numbers;
+use super::super::text;
+use crate::server::BootReport;
+
+/// Limits.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Most bytes that may be read, such as 100MB or 64MiB
+    #[arg(long, value_name = "SIZE", value_parser = numbers::size)]
+    max_read: Option<u64>,
+    /// Most store paths that may be read
+    #[arg(long, value_name = "N")]
+    max_paths: Option<u64>,
+    /// Most requests that may be answered
+    #[arg(long, value_name = "N")]
+    max_requests: Option<u64>,
+    /// Most milliseconds from the start of the program to the first look at the root directory
+    #[arg(long, value_name = "MS", value_parser = numbers::whole::<u32>(1..=u32::MAX.into()))]
+    max_mount_ms: Option<u32>,
+}
+
+impl LimitArgs {
+    /// Whether the report keeps them.
+    pub fn check(&self, report: &BootReport) -> Result<(), ReportError> {
+        let totals = &report.totals;
+        let read = totals.meta_bytes.saturating_add(totals.data_bytes);
+        let limits = [
+            (
+                self.max_read,
+                read,
+                "read",
+                text::bytes(read),
+                text::bytes as fn(u64) -> String,
+            ),
+            (
+                self.max_paths,
+                totals.touched_paths,
+                "paths read",
+                totals.touched_paths.to_string(),
+                |limit| limit.to_string(),
+            ),
+            (
+                self.max_requests,
+                totals.requests,
+                "requests",
+                totals.requests.to_string(),
+                |limit| limit.to_string(),
+            ),
+        ];
+        for (limit, value, what, shown, show) in limits {
+            if let Some(limit) = limit.filter(|limit| value > *limit) {
+                return Err(ReportError::Over {
+                    what,
+                    value: shown,
+                    limit: show(limit),
+                });
+            }
+        }
+        let mounted = report.at("mounted");
+        match self.max_mount_ms {
+            Some(limit) if mounted.is_none_or(|ms| ms > f64::from(limit)) => {
+                Err(ReportError::Over {
+                    what: "time until mounted",
+                    value: mounted.map_or("never".to_owned(), |ms| format!("{ms:.0} ms")),
+                    limit: format!("{limit} ms"),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! What was read of a disk: of each path when, how often, and which blocks.
+//!
+//! It lies in memory that a worker shares with its parent, so that it outlives the worker, however that ends. No lock is
+//! taken: a block that was read is a bit, a path has four numbers.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use zerocopy::FromZeros;
+
+use crate::erofs::format::BLOCK_LEN_BYTES;
+use crate::erofs::layout::space::{Area, DATA_ARENA_START, Space};
+use crate::process::{ProcessError, Shared};
+
+/// Data blocks that are told apart: 1 TiB. It bounds the memory that a guest can make the host use, to 36 MiB.
+const DATA_BLOCKS_MAX: u32 = 1 << 28;
+
+/// Blocks of a word.
+const BITS: u32 = 64;
+
+/// Marks of the superblock and of the root directory, which come before those of the regions.
+const SUPERBLOCK: usize = 0;
+const ROOT: usize = 1;
+const REGIONS: usize = 2;
+
+/// When a part of the disk was read. Times are in nanoseconds from the start on, and not zero.
+#[derive(Debug, FromZeros)]
+#[repr(C)]
+struct Mark {
+    first: AtomicU64,
+    last: AtomicU64,
+    reads: AtomicU64,
+    waits: AtomicU64,
+}
+
+/// What was read of a disk.
+#[derive(Debug)]
+pub struct Footprint {
+    start: Instant,
+    /// Who it is that reads; 0: nobody yet.
+    reader: Shared<AtomicU64>,
+    marks: Shared<Mark>,
+    /// A bit for each block.
+    blocks: Shared<AtomicU64>,
+}
+
+/// What was read of one part of the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// When it was read first and last, since the start; none: never.
+    pub when: Option<(Duration, Duration)>,
+    /// Reads that had something of it.
+    pub reads: u64,
+    /// Reads that waited for the host's disk.
+    pub waits: u64,
+    /// Metadata that was read, each block once.
+    pub meta_bytes: u64,
+    /// Contents of files that were read, each block once.
+    pub data_bytes: u64,
+}
+
+impl Footprint {
+    /// Of a disk that nobody has read yet. Times count from `start` on.
+    ///
+    /// # Errors
+    /// When there is no memory left.
+    pub fn new(space: &Space, start: Instant) -> Result<Self, ProcessError> {
+        let blocks = u32::try_from(space.len_bytes() / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
+        let words = blocks
+            .min(DATA_ARENA_START + DATA_BLOCKS_MAX)
+            .div_ceil(BITS);
+        Ok(Self {
+            start,
+            reader: Shared::new(1)?,
+            marks: Shared::new(REGIONS + space.regions().len())?,
+            blocks: Shared::new(words as usize)?,
+        })
+    }
+
+    /// Notes that bytes were read by `reader`, which is not zero. It is the one whose footprint this is if nobody has read
+    /// more than the superblock before.
+    pub(super) fn note(&self, reader: u64, space: &Space, bytes: Range<u64>) {
+        let only_superblock = bytes.end <= BLOCK_LEN_BYTES;
+        if !self.is_by(reader, only_superblock) {
+            return;
+        }
+        let now = self.now();
+        let block = |bytes: u64| u32::try_from(bytes / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
+        let mut blocks = block(bytes.start)..block(bytes.end.next_multiple_of(BLOCK_LEN_BYTES));
+        while !blocks.is_empty() {
+            let (mark, end) = part(space, blocks.start);
+            let end = end.min(blocks.end).max(blocks.start + 1);
+            if let Some(mark) = mark.and_then(|mark| self.marks.get(mark)) {
+                mark.note(now);
+                self.set(blocks.start..end);
+            }
+            blocks.start = end;
+        }
+    }
+
+    /// Notes that a read which begins at `offset` has to wait for the host's disk.
+    pub(super) fn note_wait(&self, reader: u64, space: &Space, offset: u64) {
+        if !self.is_by(reader, false) {
+            return;
+        }
+        let block = u32::try_from(offset / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
+        if let Some(mark) = part(space, block).0.and_then(|mark| self.marks.get(mark)) {
+            mark.waits.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Who reads, if anybody has yet.
+    pub fn reader(&self) -> Option<u64> {
+        let reader = self.reader.first()?.load(Ordering::Relaxed);
+        (reader > 0).then_some(reader)
+    }
+
+    /// Whoever reads next goes on.
+    pub fn give_to_next(&self) {
+        if let Some(current) = self.reader.first() {
+            current.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn is_by(&self, reader: u64, or_nobody: bool) -> bool {
+        let Some(current) = self.reader.first() else {
+            return false;
+        };
+        match current.load(Ordering::Relaxed) {
+            0 if or_nobody => true,
+            0 => current
+                .compare_exchange(0, reader, Ordering::Relaxed, Ordering::Relaxed)
+                .map_or_else(|other| other == reader, |_| true),
+            other => other == reader,
+        }
+    }
+
+    /// When the superblock was read first.
+    pub fn superblock(&self) -> Option<Duration> {
+        self.marks.get(SUPERBLOCK)?.when().map(|(first, _)| first)
+    }
+
+    /// When the root directory was read first: only who mounts the disk does that.
+    pub fn root(&self) -> Option<Duration> {
+        self.marks.get(ROOT)?.when().map(|(first, _)| first)
+    }
+
+    /// When anything was read first and last.
+    pub fn all(&self) -> Option<(Duration, Duration)> {
+        let all = self.marks.iter().filter_map(Mark::when);
+        all.reduce(|(first, last), (other_first, other_last)| {
+            (first.min(other_first), last.max(other_last))
+        })
+    }
+
+    /// What was read of each path, in the order of the disk's regions.
+    pub fn paths(&self, space: &Space) -> Vec<Touched> {
+        let marks = self.marks.iter().skip(REGIONS);
+        let touched = |(mark, region): (&Mark, &crate::erofs::layout::space::Region)| Touched {
+            when: mark.when(),
+            reads: mark.reads.load(Ordering::Relaxed),
+            waits: mark.waits.load(Ordering::Relaxed),
+            meta_bytes: self.count(region.meta.clone()) * BLOCK_LEN_BYTES,
+            data_bytes: self.count(region.data.clone()) * BLOCK_LEN_BYTES,
+        };
+        marks.zip(space.regions()).map(touched).collect()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).map_or(u64::MAX, |now| now.max(1))
+    }
+
+    fn set(&self, blocks: Range<u32>) {
+        for (index, mask) in words(blocks) {
+            // Most blocks have been read before, or belong to nobody else: then nothing is written.
+            if let Some(word) = self.blocks.get(index)
+                && word.load(Ordering::Relaxed) & mask != mask
+            {
+                word.fetch_or(mask, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn count(&self, blocks: Range<u32>) -> u64 {
+        let count = |(index, mask): (usize, u64)| {
+            let word = self.blocks.get(index)?.load(Ordering::Relaxed);
+            Some(u64::from((word & mask).count_ones()))
+        };
+        words(blocks).map_while(count).sum()
+    }
+}
+
+impl Mark {
+    fn note(&self, now: u64) {
+        if self.first.load(Ordering::Relaxed) == 0 {
+            // Another thread may be faster.
+            let _ = self
+                .first
+                .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        self.last.fetch_max(now, Ordering::Relaxed);
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn when(&self) -> Option<(Duration, Duration)> {
+        let first = self.first.load(Ordering::Relaxed);
+        let last = self.last.load(Ordering::Relaxed).max(first);
+        (first > 0).then(|| (Duration::from_nanos(first), Duration::from_nanos(last)))
+    }
+}
+
+/// Whose a block is, as the index of a mark, and the first block that may be another's.
+fn part(space: &Space, block: u32) -> (Option<usize>, u32) {
+    let of = |region: u32| REGIONS + region as usize;
+    match space.area(block) {
+        Area::Superblock => (Some(SUPERBLOCK), block + 1),
+        Area::Root(_) => (Some(ROOT), block + 1),
+        Area::Meta { region, .. } => (Some(of(region)), space.region(region).meta.end),
+        Area::Data { region, .. } => (Some(of(region)), space.region(region).data.end),
+        Area::Unused { end } => (None, end),
+    }
+}
+
+/// The words that have bits of `blocks`, and which.
+fn words(blocks: Range<u32>) -> impl Iterator<Item = (usize, u64)> {
+    let Range { start, end } = blocks;
+    let words = start / BITS..end.div_ceil(BITS);
+    words.map(move |word| {
+        let first = start.saturating_sub(word * BITS);
+        let after = (end - word * BITS).min(BITS);
+        let low = |bits: u32| u64::MAX.checked_shr(BITS - bits).unwrap_or(0);
+        (word as usize, low(after) & !low(first))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::super::ImageOptions;
+    use super::super::testing::store_image;
+    use super::*;
+
+    #[test]
+    fn what_is_read_is_noted_with_its_path() {
+        let store = tempfile::tempdir().unwrap();
+        fs::create_dir(store.path().join("a")).unwrap();
+        fs::write(store.path().join("a/file"), vec![1; 10 * 4096]).unwrap();
+        fs::write(store.path().join("b"), vec![2; 3 * 4096]).unwrap();
+        let image = store_image(store.path(), &ImageOptions::default());
+        let footprint = Arc::new(Footprint::new(image.space(), Instant::now()).unwrap());
+        image.note_in(Arc::clone(&footprint), 7);
+        let read = |block: u32, blocks: usize| {
+            let mut buffer = vec![0; blocks * 4096];
+            let offset = u64::from(block) * BLOCK_LEN_BYTES;
+            image.read_exact_at(&mut buffer, offset).unwrap();
+        };
+        let paths = || footprint.paths(image.space());
+        assert_eq!(footprint.all(), None);
+        read(0, 1);
+        assert!(footprint.superblock().is_some() && footprint.root().is_none());
+        assert_eq!(footprint.reader(), None);
+        read(1, 1);
+        assert!(footprint.root() > footprint.superblock());
+        assert_eq!(paths(), [Touched::default(); 2]);
+        let [a, b] = [image.space().region(0), image.space().region(1)];
+        read(a.meta.start, 1);
+        read(a.data.start + 1, 2);
+        read(a.data.start + 1, 3);
+        let [of_a, of_b] = paths()[..] else { panic!() };
+        assert_eq!(
+            (of_a.reads, of_a.meta_bytes, of_a.data_bytes),
+            (3, 4096, 3 * 4096)
+        );
+        assert_eq!(of_b, Touched::default());
+        let all = footprint.all().unwrap();
+        assert_eq!(Some(all.0), footprint.superblock());
+        assert_eq!(of_a.when.unwrap().1, all.1);
+        // From one path into the other.
+        let between = usize::try_from(b.data.start - a.data.start).unwrap();
+        read(a.data.start, between + 1);
+        assert_eq!(paths()[1].data_bytes, 4096);
+        assert_eq!(footprint.reader(), Some(7));
+        let before = footprint.all();
+        assert!(image.read_exact_at(&mut [0], image.len_bytes()).is_err());
+        assert_eq!(footprint.all(), before, "nothing was read");
+        // Nobody else is noted until this one has gone.
+        footprint.note(8, image.space(), 0..1 << 13);
+        assert_eq!(footprint.all(), before);
+        footprint.give_to_next();
+        footprint.note(8, image.space(), 0..1 << 13);
+        assert!(footprint.all() > before && footprint.reader() == Some(8));
+    }
+
+    proptest! {
+        #[test]
+        fn each_block_has_its_bit(start in 0..300_u32, len in 0..300_u32) {
+            let set: Vec<u32> = words(start..start + len)
+                .flat_map(|(word, mask)| {
+                    let word = u32::try_from(word).unwrap();
+                    (0..BITS).filter(move |bit| mask >> bit & 1 == 1).map(move |bit| word * BITS + bit)
+                })
+                .collect();
+            prop_assert_eq!(set, (start..start + len).collect::<Vec<_>>());
+        }
+    }
+}

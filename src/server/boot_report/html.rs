@@ -1,0 +1,52 @@
+//! A report as a page: one file that needs no other.
+
+use super::BootReport;
+
+/// The page, with a place for the report's JSON.
+const PAGE: &str = include_str!("page.html");
+
+/// Where the JSON goes.
+const PLACE: &str = "/*REPORT*/null";
+
+pub(super) fn page(report: &BootReport) -> String {
+    // Names of paths must not end the script.
+    let json = serde_json::json!(report)
+        .to_string()
+        .replace('<', "\\u003c");
+    PAGE.replacen(PLACE, &json, 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{PathReport, Totals};
+    use super::*;
+
+    #[test]
+    fn a_name_is_data_and_no_markup() {
+        let report = BootReport {
+            format: String::new(),
+            version: String::new(),
+            events: Vec::new(),
+            totals: Totals::default(),
+            paths: vec![PathReport {
+                name: "</script><b>".to_owned(),
+                ..PathReport::default()
+            }],
+        };
+        let page = page(&report);
+        assert!(page.contains("\\u003c/script>\\u003cb>"));
+        assert!(!page.contains(PLACE));
+        assert_eq!(
+            page.matches("</script>").count(),
+            PAGE.matches("</script>").count()
+        );
+    }
+
+    #[test]
+    fn it_needs_no_other_file() {
+        for outside in ["http:", "https:", "src=", "href=", "@import", "url("] {
+            let found = PAGE.replace("http://www.w3.org/2000/svg", "");
+            assert!(!found.contains(outside), "{outside}");
+        }
+    }
+}
