@@ -44,13 +44,21 @@ pub fn for_each_on<S, R: Send>(
         }
     };
     thread::scope(|scope| {
+        let mut others = Vec::new();
         for _ in 1..threads.min(count) {
             let thread = thread::Builder::new().name("parallel".to_owned());
-            if thread.spawn_scoped(scope, take_all).is_err() {
-                break;
+            match thread.spawn_scoped(scope, take_all) {
+                Ok(other) => others.push(other),
+                Err(_) => break,
             }
         }
         take_all();
+        for other in others {
+            // The scope waits for their work only. A thread that is still ending could take a signal that this one blocks.
+            if let Err(panic) = other.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_unstable_by_key(|(index, _)| *index);
