@@ -84,7 +84,7 @@ fn what_is_on_the_host_is_taken_from_there_and_the_disk_is_the_same() {
     );
 }
 
-fn record(added: &crate::common::cache::Added) -> String {
+pub fn record(added: &crate::common::cache::Added) -> String {
     let hash = added.nar_hash();
     let references: String = added
         .references
@@ -99,7 +99,7 @@ fn record(added: &crate::common::cache::Added) -> String {
     )
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     let status = std::process::Command::new("cp")
         .arg("-a")
         .args([from, to])

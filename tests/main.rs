@@ -24,6 +24,7 @@ mod corpus;
 mod debian;
 mod edges;
 mod faults;
+mod fingerprint;
 mod fuse;
 mod golden;
 mod help;

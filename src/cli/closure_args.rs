@@ -1,6 +1,7 @@
 //! The arguments that every subcommand takes which works on a closure.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
 
@@ -11,7 +12,7 @@ use super::{limits, pins};
 use crate::cache::FetcherProcess;
 use crate::closure::{Closure, Graph, Source, StoreLocation};
 use crate::erofs::format::LABEL_LEN_MAX;
-use crate::image::{Image, ImageOptions};
+use crate::image::{Fingerprint, Image, ImageOptions};
 
 /// Which closure, and how its disk looks.
 #[derive(Debug, Clone, Args)]
@@ -36,6 +37,9 @@ pub struct ClosureArgs {
     /// Put the closure's registration on the disk, as .lazystore/registration, for `nix-store --load-db` in the guest
     #[arg(long, conflicts_with = "tree")]
     with_registration: bool,
+    /// Go on only if the disk has this fingerprint, as `lazystore fingerprint` prints it
+    #[arg(long, value_name = "FINGERPRINT", value_parser = Fingerprint::from_str, conflicts_with = "tree")]
+    expect: Option<Fingerprint>,
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
@@ -160,12 +164,23 @@ impl ClosureArgs {
         options.max_open_files -= pins.open_files();
         options.pins = pins.into();
         let image = Image::new(&graph.closure, &options)?;
+        self.check_expected(&image)?;
         Ok(Loaded {
             closure: graph.closure,
             options,
             image,
             fetcher,
         })
+    }
+
+    fn check_expected(&self, image: &Image) -> Result<(), CliError> {
+        match (&self.expect, image.fingerprint()) {
+            (Some(expected), Some(found)) if expected != found => Err(CliError::OtherDisk {
+                expected: expected.clone(),
+                found: found.clone(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn source(&self) -> Source {

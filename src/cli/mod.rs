@@ -9,6 +9,7 @@ mod closure_args;
 mod device_args;
 mod doctor;
 mod errors;
+mod fingerprint;
 mod help;
 mod hints;
 mod inspect;
@@ -100,6 +101,8 @@ enum Command {
     #[cfg(not(feature = "bench"))]
     #[command(hide = true, disable_help_flag = true)]
     Bench(Absent),
+    /// Print the identity of a closure's disk: the same on every host that has the same closure.
+    Fingerprint(fingerprint::FingerprintArgs),
     /// Say what lies where on the disk: the map of all paths, or what a byte, block or inode belongs to.
     Inspect(inspect::InspectArgs),
     /// Compare the disk with the host's store through another EROFS reader, byte by byte.
@@ -138,6 +141,7 @@ pub fn run(start: Instant) -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         #[cfg(not(feature = "bench"))]
         Command::Bench(_) => Err(CliError::NoBench),
+        Command::Fingerprint(args) => fingerprint::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Cache(args) => cache::run(&args),

@@ -128,9 +128,11 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
         .chain(options.nbd.iter().cloned().map(SocketName::Path))
         .collect();
     let systemd = Systemd::of(&closure);
+    let disk = image.fingerprint().map(ToString::to_string);
     let served = serve(Arc::new(image), &options, inherited, |event| {
         if event == ServeEvent::Ready {
             announce(&names, &options, start);
+            tracing::info!(disk, "ready");
         }
         systemd.tell(event);
     });

@@ -14,6 +14,7 @@ use super::help;
 use super::numbers::{positive, whole};
 use super::text::{bytes, counted, without_errno};
 use crate::closure::{Closure, Contents};
+use crate::image::Image;
 use crate::verify::{PathReport, Report, VerifyOptions, verify};
 use serde::Serialize;
 
@@ -71,7 +72,7 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
     let elapsed = start.elapsed();
     bar.finish_and_clear();
     match args.json {
-        true => print_json(&report, &closure, elapsed)?,
+        true => print_json(&report, &closure, &image, elapsed)?,
         false => print(&report, &closure, elapsed)?,
     }
     Ok(if report.is_clean() {
@@ -161,6 +162,7 @@ fn print_path(path: &PathReport, closure: &Closure, out: &mut impl Write) -> io:
 /// The result for a program.
 #[derive(Debug, Serialize)]
 struct ReportView {
+    fingerprint: Option<String>,
     is_clean: bool,
     paths: usize,
     files: u64,
@@ -187,8 +189,9 @@ struct DifferenceView {
 }
 
 impl ReportView {
-    fn new(report: &Report, closure: &Closure, elapsed: Duration) -> Self {
+    fn new(report: &Report, closure: &Closure, disk: &Image, elapsed: Duration) -> Self {
         Self {
+            fingerprint: disk.fingerprint().map(ToString::to_string),
             is_clean: report.is_clean(),
             paths: report.paths,
             files: report.tally.files,
@@ -220,8 +223,13 @@ impl FaultyView {
     }
 }
 
-fn print_json(report: &Report, closure: &Closure, elapsed: Duration) -> io::Result<()> {
+fn print_json(
+    report: &Report,
+    closure: &Closure,
+    disk: &Image,
+    elapsed: Duration,
+) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &ReportView::new(report, closure, elapsed))?;
+    serde_json::to_writer_pretty(&mut out, &ReportView::new(report, closure, disk, elapsed))?;
     writeln!(out)
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::plans::Plans;
-use super::{Image, ImageError, Origin, builtin, walk};
+use super::{Fingerprint, Image, ImageError, Origin, builtin, walk};
 use crate::closure::{Closure, Contents, Pins, StorePath};
 use crate::erofs::encode::SuperBlockFields;
 use crate::erofs::layout::attributes::{self, Attributes};
@@ -71,7 +71,11 @@ impl Image {
         let host = HostTree::open(&closure.dir, options.max_open_files)?;
         match &closure.contents {
             Contents::Tree => Ok(Self::of_tree(host.without_mounts(), options)),
-            Contents::StorePaths(paths) => Self::of_paths(host.into(), closure, paths, options),
+            Contents::StorePaths(paths) => {
+                let mut image = Self::of_paths(host.into(), closure, paths, options)?;
+                image.fingerprint = Some(Fingerprint::new(&image, paths, options));
+                Ok(image)
+            }
         }
     }
 
@@ -168,6 +172,7 @@ impl Image {
             footprint: OnceLock::new(),
             pins: Arc::clone(&options.pins),
             remote: options.remote.clone(),
+            fingerprint: None,
         }
     }
 }
@@ -186,7 +191,7 @@ struct Parts {
 }
 
 impl ImageOptions {
-    fn attributes(&self, origin: attributes::Origin) -> Attributes {
+    pub(super) fn attributes(&self, origin: attributes::Origin) -> Attributes {
         Attributes {
             origin,
             uid: self.uid,

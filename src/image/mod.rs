@@ -7,6 +7,7 @@
 mod build;
 mod builtin;
 mod error;
+mod fingerprint;
 mod footprint;
 mod locate;
 mod plans;
@@ -43,6 +44,7 @@ use crate::tree::FileKind;
 pub use build::ImageOptions;
 pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
 pub use error::{ImageError, ReadError};
+pub use fingerprint::{Fingerprint, NotAFingerprint};
 pub use footprint::{Footprint, Touched};
 pub use locate::Usage;
 pub use prefetch::Prefetched;
@@ -90,6 +92,8 @@ pub struct Image {
     pins: Arc<Pins>,
     /// One of the sources, if some paths are not on this host.
     remote: Option<Arc<RemoteTree>>,
+    /// None of a tree, which may change at any time.
+    fingerprint: Option<Fingerprint>,
 }
 
 /// Where a path comes from.
@@ -154,6 +158,11 @@ impl Image {
         self.remote.as_deref()
     }
 
+    /// Identity of the disk; none of a tree.
+    pub fn fingerprint(&self) -> Option<&Fingerprint> {
+        self.fingerprint.as_ref()
+    }
+
     /// Whether the disk is a directory as it is, and not a closure.
     pub fn is_tree(&self) -> bool {
         self.volume.is_tree()
@@ -172,7 +181,8 @@ impl Image {
         file: std::fs::File,
         take_turn: impl FnOnce() -> Option<Start> + Send + 'static,
     ) {
-        let _ = self.recorder.set(Recorder::new(file, take_turn));
+        let disk = self.fingerprint.as_ref().map(Fingerprint::to_string);
+        let _ = self.recorder.set(Recorder::new(file, disk, take_turn));
     }
 
     /// From now on notes in `footprint` what is read, by `reader`. A second call does nothing.

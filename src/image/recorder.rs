@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rangemap::RangeSet;
 
-use super::recording::{FIRST_LINE, Part, Touch};
+use super::recording::{FIRST_LINE, Part, REMARK, Touch};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::space::{Area, Space};
 
@@ -60,6 +60,8 @@ struct Log {
     file: File,
     /// Length of the file.
     len_bytes: u64,
+    /// The disk's fingerprint.
+    disk: Option<String>,
     /// None after the first line.
     take_turn: Option<TakeTurn>,
     seen: RangeSet<u32>,
@@ -68,14 +70,17 @@ struct Log {
 }
 
 impl Recorder {
-    /// Writes to `file`, which is open for appending, as `take_turn` says once there is something to write.
+    /// Writes to `file`, which is open for appending, as `take_turn` says once there is something to write. `disk` is what
+    /// the recording says of which disk it is.
     pub(super) fn new(
         file: File,
+        disk: Option<String>,
         take_turn: impl FnOnce() -> Option<Start> + Send + 'static,
     ) -> Self {
         let log = Log {
             file,
             len_bytes: 0,
+            disk,
             take_turn: Some(TakeTurn(Box::new(take_turn))),
             seen: RangeSet::new(),
             numbers: HashMap::new(),
@@ -176,7 +181,11 @@ impl Log {
             Start::Anew => self.file.set_len(0)?,
             Start::AtItsEnd => self.len_bytes = self.file.metadata()?.len(),
         }
-        Ok(format!("{FIRST_LINE}\n"))
+        let disk = self
+            .disk
+            .take()
+            .map(|disk| format!("{REMARK}disk {disk}\n"));
+        Ok(format!("{FIRST_LINE}\n{}", disk.unwrap_or_default()))
     }
 }
 
@@ -233,8 +242,9 @@ mod tests {
         read(&image, a.data.start..b.data.end);
         read(&image, b.meta.clone());
         let text = fs::read_to_string(out.path()).unwrap();
+        let disk = format!("# disk {}", image.fingerprint().unwrap());
         let wanted = [
-            FIRST_LINE, "+ b", "d 0 1 1", "+ a", "d 1 2 2", "d 1 0 2", "d 1 4 6", "d 0 0 1",
+            FIRST_LINE, &disk, "+ b", "d 0 1 1", "+ a", "d 1 2 2", "d 1 0 2", "d 1 4 6", "d 0 0 1",
             "d 0 2 1", "m 0 0 1", "",
         ];
         assert_eq!(text, wanted.join("\n"));
@@ -255,7 +265,7 @@ mod tests {
             let at = u64::from(block) * BLOCK_LEN_BYTES;
             recorder.note(space, at..at + BLOCK_LEN_BYTES);
         };
-        let recorder = Recorder::new(append_to(out.path()), || Some(Start::Anew));
+        let recorder = Recorder::new(append_to(out.path()), None, || Some(Start::Anew));
         // Every other block is a line of its own.
         for block in data.clone().step_by(2).take(2_000_000) {
             note(&recorder, block);
@@ -265,7 +275,7 @@ mod tests {
         Recording::parse(&fs::read(out.path()).unwrap()).unwrap();
         // The next worker, which goes on, finds it full.
         for block in [1, 3] {
-            let next = Recorder::new(append_to(out.path()), || Some(Start::AtItsEnd));
+            let next = Recorder::new(append_to(out.path()), None, || Some(Start::AtItsEnd));
             note(&next, data.start + block);
         }
         assert!(len_bytes() <= LIMIT_BYTES);
@@ -280,7 +290,9 @@ mod tests {
             image.record_to(append_to(out.path()), move || start);
             read(&image, image.space().region(1).data.clone());
         }
-        let part = format!("{FIRST_LINE}\n+ b\nd 0 0 3\n");
+        let disk = store_image(store.path(), &ImageOptions::default());
+        let disk = disk.fingerprint().unwrap();
+        let part = format!("{FIRST_LINE}\n# disk {disk}\n+ b\nd 0 0 3\n");
         assert_eq!(fs::read_to_string(out.path()).unwrap(), part.repeat(2));
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! lazystore recording 1
+//! # disk 5c7w…                the fingerprint of the disk; every line that begins with "# " is for people only
 //! + 0c1ikxj...-glibc-2.40     a path; in what follows it is path 0, the next one path 1
 //! m 0 0 3                     3 blocks of metadata of path 0, from its first block
 //! d 0 12 32                   32 blocks of data of path 0, from block 12
@@ -20,6 +21,9 @@ use crate::erofs::layout::space::Region;
 
 /// First line of a recording, and of every part of one.
 pub(super) const FIRST_LINE: &str = "lazystore recording 1";
+
+/// Begins a line that says nothing about what was touched.
+pub(super) const REMARK: &str = "# ";
 
 /// Which of a path's ranges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,6 +90,9 @@ impl Recording {
             };
             if line == FIRST_LINE.as_bytes() {
                 base = Some(recording.paths.len());
+                continue;
+            }
+            if line.starts_with(REMARK.as_bytes()) {
                 continue;
             }
             let base = base.ok_or(wrong("\"lazystore recording 1\""))?;
@@ -156,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_recording_of_two_parts() {
-        let text = "lazystore recording 1\n+ a-x\nm 0 0 3\n+ b-y\nd 1 7 1\n\
+        let text = "lazystore recording 1\n# disk x\n+ a-x\nm 0 0 3\n+ b-y\nd 1 7 1\n\
                     lazystore recording 1\n+ c-z\nd 0 0 2\nd 0 9 9";
         let recording = Recording::parse(text.as_bytes()).unwrap();
         let paths: Vec<&[u8]> = recording.paths.iter().map(|name| &**name).collect();

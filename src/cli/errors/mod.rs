@@ -25,7 +25,7 @@ pub use vmm::VmmError;
 
 use crate::closure::ClosureError;
 use crate::device::fuse::FuseError;
-use crate::image::{ImageError, ReadError};
+use crate::image::{Fingerprint, ImageError, ReadError};
 use crate::process::ProcessError;
 use crate::server::ServeError;
 use crate::verify::VerifyError;
@@ -56,6 +56,22 @@ pub enum CliError {
     #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// Not the disk that was asked for.
+    #[error(
+        "the disk has the fingerprint {found} and not {expected}: serve the same closure with the same options, or leave out \
+         --expect"
+    )]
+    OtherDisk {
+        /// Given with --expect.
+        expected: Fingerprint,
+        /// Of this disk.
+        found: Fingerprint,
+    },
+    /// A tree has no identity.
+    #[error(
+        "a tree has no fingerprint: its files may change at any time; name store paths, or a list of them with --store-paths"
+    )]
+    NoFingerprint,
     /// Boots cannot be measured.
     #[error(transparent)]
     Boot(#[from] BootError),

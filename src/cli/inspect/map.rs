@@ -17,6 +17,7 @@ use crate::parallel;
 /// The disk at a glance. All ranges are blocks of 4096 bytes, the end not included.
 #[derive(Debug, Serialize)]
 pub struct MapView {
+    fingerprint: Option<String>,
     superblock: Option<SuperBlockView>,
     len_bytes: u64,
     paths: Vec<PathView>,
@@ -84,6 +85,7 @@ impl MapView {
         let regions = loaded.image.space().regions();
         let paths = parallel::for_each(regions.len(), || (), |(), index| path_view(loaded, index));
         Ok(Self {
+            fingerprint: loaded.image.fingerprint().map(ToString::to_string),
             superblock: superblock(&loaded.image)?,
             len_bytes: loaded.image.len_bytes(),
             totals: Totals::of(&paths),
@@ -100,6 +102,9 @@ impl MapView {
     pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         if let Some(superblock) = &self.superblock {
             superblock.print(self.len_bytes, out)?;
+        }
+        if let Some(fingerprint) = &self.fingerprint {
+            writeln!(out, "  identity  {fingerprint}")?;
         }
         writeln!(
             out,

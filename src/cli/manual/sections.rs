@@ -24,7 +24,7 @@ impl Sections {
             Some("run") => RUN,
             Some("serve") => SERVE,
             Some("verify") => VERIFY,
-            Some("inspect") => INSPECT,
+            Some("inspect" | "fingerprint") => INSPECT,
             Some("doctor") => DOCTOR,
             Some(_) => OTHERS,
         }

@@ -158,7 +158,7 @@ fn json(
     });
     json!({
         "status_socket": point.display().to_string(), "pid": now.pid, "version": now.version,
-        "since_sec": now.since_sec, "age_ms": now.age_ms, "paths": now.paths,
+        "disk": now.disk, "since_sec": now.since_sec, "age_ms": now.age_ms, "paths": now.paths,
         "vms": clients.collect::<Vec<_>>(),
         "left": {"vms": now.left, "requests": now.left_requests, "bytes": now.left_bytes, "errors": now.left_errors},
     })

@@ -62,6 +62,9 @@ pub struct ServerStatus {
     pub pid: u32,
     /// Its version.
     pub version: String,
+    /// The disk's fingerprint; none of a tree.
+    #[serde(default)]
+    pub disk: Option<String>,
     /// When it started: seconds since 1970.
     pub since_sec: u64,
     /// How long ago that was, in milliseconds.

@@ -101,6 +101,7 @@ impl Server<'_> {
         ServerStatus {
             pid: process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            disk: self.image.fingerprint().map(ToString::to_string),
             since_sec: unix_sec(self.started),
             age_ms: age_ms(self.started),
             paths: self.image.space().regions().len() as u64,
