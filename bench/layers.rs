@@ -10,7 +10,7 @@ use std::sync::Arc;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lazystore::closure::{Closure, Contents, StorePath};
 use lazystore::device::vhost_blk::execute::Disk;
-use lazystore::device::vhost_blk::guest::Memory;
+use lazystore::device::vhost_blk::guest::{Memory, View};
 use lazystore::device::vhost_blk::request::parse;
 use lazystore::erofs::layout::attributes::{Attributes, Origin};
 use lazystore::erofs::layout::bounds::Limits;
@@ -175,8 +175,10 @@ fn request(criterion: &mut Criterion) {
     let disk = Disk {
         image,
         serial: [0; 20],
+        log: Arc::default(),
     };
     let memory = Memory::from_ranges(&[(GuestAddress(0), 0x20000)]).unwrap();
+    let view = View::new(&memory);
     let queue = MockSplitQueue::new(&memory, 16);
     let parts = [(0x8000, 16, 1), (0x10000, 4096, 3), (0x9000, 1, 2)];
     let chain: Vec<RawDescriptor> = (1..)
@@ -187,7 +189,7 @@ fn request(criterion: &mut Criterion) {
     memory.write_obj(data / 512, GuestAddress(0x8008)).unwrap();
     let chain = queue.build_desc_chain(&chain).unwrap();
     criterion.bench_function("4 KiB request, parse to finish", |bencher| {
-        bencher.iter(|| disk.try_execute(&|| true, &parse(chain.clone(), disk_len), &memory));
+        bencher.iter(|| disk.try_execute(&|| true, &parse(chain.clone(), disk_len), &view));
     });
 }
 

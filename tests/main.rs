@@ -34,6 +34,8 @@ mod isolation;
 mod layers;
 mod leaks;
 mod limits;
+mod logging;
+mod migration;
 mod nbd;
 mod nix_store;
 mod oracles;

@@ -16,11 +16,13 @@ use super::process::wait_for;
 
 pub const F_VERSION_1: u64 = 1 << 32;
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+pub const F_LOG_ALL: u64 = 1 << 26;
 
 const GET_FEATURES: u32 = 1;
 const SET_FEATURES: u32 = 2;
 const SET_OWNER: u32 = 3;
 const SET_MEM_TABLE: u32 = 5;
+const SET_LOG_BASE: u32 = 6;
 const SET_VRING_NUM: u32 = 8;
 const SET_VRING_ADDR: u32 = 9;
 const SET_VRING_BASE: u32 = 10;
@@ -89,6 +91,20 @@ impl Guest {
     /// Truncates the file behind the memory: a process that touches it gets SIGBUS, this one too.
     pub fn cut_memory(&self) {
         self.backing.set_len(0).unwrap();
+    }
+
+    /// All of its memory.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(MEMORY_BYTES).unwrap()];
+        self.memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        bytes
+    }
+
+    /// Pages that the device may write to for `slot`: of the status byte, and of `data_len` bytes of data.
+    pub fn pages(slot: u16, data_len: u64) -> std::ops::Range<usize> {
+        let base = Self::slot(slot);
+        let end = (base + DATA_IN_SLOT + data_len).div_ceil(4096);
+        usize::try_from(base / 4096).unwrap()..usize::try_from(end).unwrap()
     }
 
     fn slot(slot: u16) -> u64 {
@@ -224,8 +240,8 @@ impl Frontend {
         assert_eq!(offered & features, features);
         if features & F_PROTOCOL_FEATURES != 0 {
             let protocol = self.ask_u64(GET_PROTOCOL_FEATURES)?;
-            // CONFIG, without REPLY_ACK: nothing here waits for acknowledgements.
-            let wanted = (protocol & 1 << 9).to_le_bytes();
+            // CONFIG and LOG_SHMFD, without REPLY_ACK: nothing here waits for acknowledgements.
+            let wanted = (protocol & (1 << 9 | 1 << 1)).to_le_bytes();
             self.send(SET_PROTOCOL_FEATURES, &wanted, &[])?;
         }
         self.send(SET_FEATURES, &features.to_le_bytes(), &[])
@@ -235,6 +251,33 @@ impl Frontend {
         let mut table = words32(&[1, 0]);
         table.extend(words64(&[0, self.layout.memory_bytes, USER_ADDRESS, 0]));
         self.send(SET_MEM_TABLE, &table, &[memory.as_raw_fd()])
+    }
+
+    /// Shares the guest's memory anew, in two parts.
+    pub fn share_in_parts(&self, guest: &Guest) {
+        let half = self.layout.memory_bytes / 2;
+        let mut table = words32(&[2, 0]);
+        for start in [0, half] {
+            table.extend(words64(&[start, half, USER_ADDRESS + start, start]));
+        }
+        let fd = guest.backing.as_raw_fd();
+        self.send(SET_MEM_TABLE, &table, &[fd, fd]).unwrap();
+    }
+
+    pub fn set_features(&self, features: u64) {
+        self.send(SET_FEATURES, &features.to_le_bytes(), &[])
+            .unwrap();
+    }
+
+    /// Gives `len_bytes` of a file from `offset` for the dirty log; says whether the device took it.
+    pub fn set_log(&self, log: &impl AsRawFd, len_bytes: u64, offset: u64) -> bool {
+        let place = words64(&[len_bytes, offset]);
+        let sent = self.send(SET_LOG_BASE, &place, &[log.as_raw_fd()]);
+        sent.is_ok() && self.receive().is_ok()
+    }
+
+    pub fn enable_queue(&self) {
+        self.send(SET_VRING_ENABLE, &words32(&[0, 1]), &[]).unwrap();
     }
 
     pub fn start_queue(&self) {

@@ -14,6 +14,7 @@ pub mod nasty;
 pub mod nix;
 pub mod proc;
 pub mod process;
+pub mod qemu;
 pub mod random;
 pub mod reader;
 pub mod remote;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
@@ -18,6 +18,7 @@ use vmm_sys_util::event::{
 use super::super::log_limit::Trouble;
 use super::super::meter::{Meter, Stats};
 use super::config::{self, ConfigSpace, QUEUE_SIZE_MAX, QUEUES};
+use super::dirty::RegionLog;
 use super::engine::{Engine, QueueThread};
 use super::execute::Disk;
 use super::guest::SharedMemory;
@@ -120,9 +121,13 @@ impl BlkDevice {
         };
         let queues = options.queues.clamp(1, QUEUES);
         let config = ConfigSpace::new(image.len_bytes(), queues);
-        let serial = options.padded_serial();
+        let disk = Disk {
+            image,
+            serial: options.padded_serial(),
+            log: Arc::default(),
+        };
         Ok(Self {
-            engine: Arc::new(Engine::new(Disk { image, serial }, memory, meter)),
+            engine: Arc::new(Engine::new(disk, memory, meter)),
             config,
             queues,
             threads: (0..threads).map(queue_thread).collect(),
@@ -170,7 +175,7 @@ impl BlkDevice {
 }
 
 impl VhostUserBackend for BlkDevice {
-    type Bitmap = ();
+    type Bitmap = RegionLog;
     type Vring = Ring;
 
     fn num_queues(&self) -> usize {
@@ -197,9 +202,23 @@ impl VhostUserBackend for BlkDevice {
         self.config.read(offset, size)
     }
 
-    /// Nothing to do: `memory` is the very object that the handler replaces.
-    fn update_memory(&self, _memory: SharedMemory) -> io::Result<()> {
+    /// `memory` is the very object that the handler replaces.
+    fn update_memory(&self, memory: SharedMemory) -> io::Result<()> {
+        let memory = memory.memory();
+        let log = &self.engine.disk.log;
+        memory
+            .iter()
+            .for_each(|region| (**region).bitmap().attach(log));
         Ok(())
+    }
+
+    fn acked_features(&self, features: u64) {
+        let log_all = VhostUserVirtioFeatures::LOG_ALL.bits();
+        self.engine.disk.log.switch(features & log_all != 0);
+    }
+
+    fn reset_device(&self) {
+        self.engine.disk.log.switch(false);
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
@@ -225,6 +244,9 @@ impl VhostUserBackend for BlkDevice {
     ) -> io::Result<()> {
         if let Some(thread) = self.threads.get(thread_id) {
             let mut thread = thread.lock().unwrap_or_else(PoisonError::into_inner);
+            vrings
+                .iter()
+                .for_each(|ring| ring.log_to(&self.engine.disk.log));
             if self.has_memory() {
                 self.engine.serve(vrings, &mut thread);
             } else {

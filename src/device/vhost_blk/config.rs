@@ -44,7 +44,7 @@ pub fn features() -> u64 {
         VIRTIO_BLK_F_MQ,
     ];
     let virtio = bits.iter().fold(0, |all, bit| all | 1u64 << bit);
-    virtio | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    virtio | (VhostUserVirtioFeatures::PROTOCOL_FEATURES | VhostUserVirtioFeatures::LOG_ALL).bits()
 }
 
 /// vhost-user protocol features offered.
@@ -55,6 +55,7 @@ pub fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::LOG_SHMFD
 }
 
 /// The device's configuration space (virtio 1.2, section 5.2.4), little-endian.

@@ -1,7 +1,7 @@
 //! Request value to bytes in guest memory and a status byte.
 //!
-//! [`RequestError::status`] is the only place where an error becomes a status byte, and `finish` the only one
-//! that writes it.
+//! [`RequestError::status`] is the only place where an error becomes a status byte, and `Disk::finish` the only
+//! one that writes it.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
+use super::dirty::DirtyLog;
 use super::guest::{GuestBuffer, GuestFault};
 use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
 use crate::image::{Image, ReadError};
@@ -142,13 +143,15 @@ pub struct Disk {
     pub image: Arc<Image>,
     /// Answer to `VIRTIO_BLK_T_GET_ID`, padded with NUL.
     pub serial: [u8; ID_BYTES],
+    /// Where it is marked what was written to.
+    pub log: Arc<DirtyLog>,
 }
 
 impl Disk {
     /// Carries a request out and writes its status byte: all but the publishing.
     pub fn execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Outcome {
         let result = self.carry_out(Effort::new(IoMode::Blocking, &|| true), parsed, memory);
-        finish(parsed, result, memory)
+        self.finish(parsed, result, memory)
     }
 
     /// Like [`execute`](Self::execute), as long as `wanted` says so, which is asked after every MiB, and waiting for disks
@@ -160,7 +163,7 @@ impl Disk {
         memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Waited {
         let result = self.carry_out(Effort::new(IoMode::Local, wanted), parsed, memory);
-        waited(parsed, result, memory)
+        self.waited(parsed, result, memory)
     }
 
     /// Like [`execute_while`](Self::execute_while), with as few files open at once as possible.
@@ -175,7 +178,7 @@ impl Disk {
             ..Effort::new(IoMode::Local, wanted)
         };
         let result = self.carry_out(effort, parsed, memory);
-        waited(parsed, result, memory)
+        self.waited(parsed, result, memory)
     }
 
     /// Like [`execute_while`](Self::execute_while), but does nothing that could block.
@@ -195,14 +198,14 @@ impl Disk {
             _ if waits.is_some() => Attempt::Blocked,
             Err(error) if error.is_shortage() => Attempt::Blocked,
             Err(RequestError::Abandoned) => Attempt::Abandoned,
-            result => Attempt::Done(finish(parsed, result, memory)),
+            result => Attempt::Done(self.finish(parsed, result, memory)),
         }
     }
 
     /// Carries out reads that continue each other on the disk (see [`adjacent`]) as one, and writes their status bytes,
     /// if there are several and nothing has to be waited for or fails; otherwise each is to be tried alone.
     pub fn try_together<'r, M: GuestMemory<Bitmap = ()>>(
-        &self,
+        &'r self,
         reads: &'r [Parsed],
         memory: &'r M,
     ) -> Option<impl Iterator<Item = Outcome> + use<'r, M>> {
@@ -215,7 +218,7 @@ impl Disk {
         let len_bytes = reads.iter().map(data_bytes).sum();
         let effort = Effort::new(IoMode::NoWait, &|| true);
         self.fill(effort, offset_bytes, len_bytes, writer).ok()?;
-        let finish = move |read| finish(read, Ok(data_bytes(read)), memory);
+        let finish = move |read| self.finish(read, Ok(data_bytes(read)), memory);
         Some(reads.iter().map(finish))
     }
 
@@ -257,6 +260,46 @@ impl Disk {
         Ok(len_bytes)
     }
 
+    /// Writes the status byte, after the data: a guest that polls it must not see it first. Then it marks what was written
+    /// to, all of it: of a read that failed, some has been.
+    fn finish(
+        &self,
+        parsed: &Parsed,
+        result: Result<u64, RequestError>,
+        memory: &impl GuestMemory<Bitmap = ()>,
+    ) -> Outcome {
+        let status = result
+            .as_ref()
+            .map_or_else(RequestError::status, |_| Status::Ok);
+        let data_bytes = *result.as_ref().unwrap_or(&0);
+        let (written, result) = match write_status(parsed.status, status, memory) {
+            Ok(()) => (data_bytes + 1, result),
+            // What went wrong first says more than the missing status byte.
+            Err(fault) => (data_bytes, result.and(Err(fault))),
+        };
+        if self.log.is_on() {
+            parsed.mark_in(&self.log);
+        }
+        let completion = Completion {
+            head: parsed.head,
+            used_len_bytes: u32::try_from(written).unwrap_or(u32::MAX),
+        };
+        Outcome { completion, result }
+    }
+
+    fn waited(
+        &self,
+        parsed: &Parsed,
+        result: Result<u64, RequestError>,
+        memory: &impl GuestMemory<Bitmap = ()>,
+    ) -> Waited {
+        match result {
+            Err(RequestError::Abandoned) => Waited::Abandoned,
+            Err(RequestError::Read(error)) if error.would_block().is_some() => Waited::Fetching,
+            result => Waited::Done(self.finish(parsed, result, memory)),
+        }
+    }
+
     fn tell_serial(
         &self,
         data: &GuestBuffer,
@@ -296,40 +339,6 @@ fn data_bytes(parsed: &Parsed) -> u64 {
         .request
         .as_read()
         .map_or(0, |(_, data)| data.len_bytes())
-}
-
-/// Writes the status byte, after the data: a guest that polls it must not see it first.
-fn finish(
-    parsed: &Parsed,
-    result: Result<u64, RequestError>,
-    memory: &impl GuestMemory<Bitmap = ()>,
-) -> Outcome {
-    let status = result
-        .as_ref()
-        .map_or_else(RequestError::status, |_| Status::Ok);
-    let data_bytes = *result.as_ref().unwrap_or(&0);
-    let (written, result) = match write_status(parsed.status, status, memory) {
-        Ok(()) => (data_bytes + 1, result),
-        // What went wrong first says more than the missing status byte.
-        Err(fault) => (data_bytes, result.and(Err(fault))),
-    };
-    let completion = Completion {
-        head: parsed.head,
-        used_len_bytes: u32::try_from(written).unwrap_or(u32::MAX),
-    };
-    Outcome { completion, result }
-}
-
-fn waited(
-    parsed: &Parsed,
-    result: Result<u64, RequestError>,
-    memory: &impl GuestMemory<Bitmap = ()>,
-) -> Waited {
-    match result {
-        Err(RequestError::Abandoned) => Waited::Abandoned,
-        Err(RequestError::Read(error)) if error.would_block().is_some() => Waited::Fetching,
-        result => Waited::Done(finish(parsed, result, memory)),
-    }
 }
 
 fn write_status(

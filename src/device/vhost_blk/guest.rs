@@ -9,10 +9,11 @@ use vm_memory::{
     GuestMemoryMmap, Permissions, VolatileSlice,
 };
 
+use super::dirty::{DirtyLog, RegionLog};
 use crate::source::Destination;
 
-/// Guest memory as this process has mapped it; no dirty log, because nothing here can migrate.
-pub type Memory = GuestMemoryMmap<()>;
+/// Guest memory as this process has mapped it. What is written to it is marked in the device's log by who wrote it.
+pub type Memory = GuestMemoryMmap<RegionLog>;
 
 /// Guest memory that the frontend may replace while queues run.
 pub type SharedMemory = GuestMemoryAtomic<Memory>;
@@ -124,6 +125,13 @@ impl GuestBuffer {
     /// Whether the buffer holds no byte.
     pub fn is_empty(&self) -> bool {
         self.len_bytes == 0
+    }
+
+    /// Marks all of it in `log`.
+    pub fn mark_in(&self, log: &DirtyLog) {
+        for segment in &self.segments {
+            log.mark(segment.address, segment.len_bytes.into());
+        }
     }
 
     /// Cuts the last byte off and returns its address; none when there is none, or when it lies beyond 2^64.

@@ -7,6 +7,7 @@
 //! | [`guest`] | guest memory as buffers: copy in, zero, `preadv` straight from a host file |
 //! | [`request`] | descriptor chain to request value; every check of what a guest may send |
 //! | [`execute`] | request value to bytes in guest memory and a status byte |
+//! | [`dirty`] | which pages were written to, for a frontend that saves or moves its VM |
 //! | [`inflight`] | requests taken and not yet published, in the order of the ring |
 //! | `offload` | what threads of the pool do for one ring, and how it is ended |
 //! | [`ring`] | a virtqueue that survives the death of the process that serves it |
@@ -27,6 +28,7 @@ pub mod blk;
 mod call;
 pub mod config;
 mod connection;
+pub mod dirty;
 mod engine;
 mod error;
 pub mod execute;

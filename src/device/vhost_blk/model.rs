@@ -23,7 +23,7 @@ mod sync {
     }
 }
 
-use super::{config, execute, guest, idle, testing};
+use super::{config, dirty, execute, guest, idle, testing};
 
 #[path = "call.rs"]
 mod call;

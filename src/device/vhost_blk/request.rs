@@ -13,6 +13,7 @@ use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestAddress, GuestMemory};
 
+use super::dirty::DirtyLog;
 use super::guest::{GuestBuffer, GuestFault};
 
 /// Unit of `sector` and of `capacity`, whatever the block size (virtio 1.2, section 5.2.4).
@@ -121,6 +122,14 @@ pub enum Request {
 }
 
 impl Request {
+    /// What the device writes to, apart from the status byte.
+    pub fn written(&self) -> Option<&GuestBuffer> {
+        match self {
+            Self::Read { data, .. } | Self::GetId { data } => Some(data),
+            Self::Flush | Self::Refused(_) => None,
+        }
+    }
+
     /// Where a read begins, and its buffer.
     pub fn as_read(&self) -> Option<(u64, &GuestBuffer)> {
         match self {
@@ -139,6 +148,18 @@ pub struct Parsed {
     pub request: Request,
     /// Where the status byte goes; none when the chain has no such place.
     pub status: Option<GuestAddress>,
+}
+
+impl Parsed {
+    /// Marks in `log` all that the device may have written to.
+    pub fn mark_in(&self, log: &DirtyLog) {
+        if let Some(data) = self.request.written() {
+            data.mark_in(log);
+        }
+        if let Some(status) = self.status {
+            log.mark(status, 1);
+        }
+    }
 }
 
 /// Reads a descriptor chain. `disk_len_bytes` is the length of the disk.

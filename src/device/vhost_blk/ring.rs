@@ -55,12 +55,14 @@
 //! - A guest shares cacheable memory with this process, so `dmb ish` is enough: no device is on the other side.
 
 use std::io;
+use std::sync::OnceLock;
 
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemory};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory};
 
 use super::call::Call;
+use super::dirty::DirtyLog;
 use super::execute::Completion;
 use super::guest::{SharedMemory, View};
 use super::idle::IdleWakes;
@@ -139,6 +141,8 @@ pub(super) struct Shared {
     halts: AtomicUsize,
     pub(super) offload: Offload,
     pub(super) call: Call,
+    /// Set before anything is taken from the ring.
+    pub(super) log: OnceLock<Arc<DirtyLog>>,
     /// Kicks of a disabled ring.
     pub(super) disabled_wakes: Mutex<IdleWakes>,
 }
@@ -168,6 +172,7 @@ impl Shared {
             halts: AtomicUsize::new(0),
             offload: Offload::default(),
             call: Call::default(),
+            log: OnceLock::new(),
             disabled_wakes: Mutex::new(IdleWakes::default()),
         }
     }
@@ -180,6 +185,11 @@ impl Ring {
             ring: self,
             state: lock(&self.shared.state),
         }
+    }
+
+    /// Names the log of the device that serves this ring.
+    pub fn log_to(&self, log: &Arc<DirtyLog>) {
+        self.shared.log.get_or_init(|| Arc::clone(log));
     }
 
     /// Whether a halt is waiting. Threads that serve this ring should stop.
@@ -233,6 +243,16 @@ impl Ring {
         is_running(&self.vring.get_ref())
     }
 
+    /// Marks the used ring in the log. All of it: a process that was killed may have written to any part.
+    fn mark_used(&self, queue: &Queue) {
+        if let Some(log) = self.shared.log.get()
+            && log.is_on()
+        {
+            let len_bytes = used::len_bytes(queue.size());
+            log.mark(GuestAddress(queue.used_ring()), len_bytes);
+        }
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         self.vring.get_ref().get_queue().ready()
     }
@@ -264,6 +284,7 @@ impl RingGuard<'_> {
         // A guest may make the same descriptors available again and again; what is under way stays bounded.
         let room = usize::from(queue.size()).saturating_sub(self.state.in_flight.len());
         let found = take(queue, memory, when_empty, room.min(BATCH), chains);
+        self.ring.mark_used(queue);
         drop(vring);
         let first = self.state.in_flight.take(chains.len());
         found
@@ -316,6 +337,7 @@ impl RingGuard<'_> {
         let queue = vring.get_queue_mut();
         let (wanted, published) =
             used::publish(queue, &View::new(&memory), &mut self.state.in_flight);
+        self.ring.mark_used(queue);
         drop(vring);
         let signalled = match wanted {
             true => shared.call.signal().map_err(RingFault::Signal),

@@ -11,6 +11,11 @@ use super::inflight::InFlight;
 /// Offset of `avail.ring` (virtio 1.2, section 2.7.6).
 const AVAIL_RING_OFFSET: u64 = 4;
 
+/// Length of a used ring: flags, index, elements of 8 bytes, and the event index (virtio 1.2, section 2.7.8).
+pub(super) fn len_bytes(queue_size: u16) -> u64 {
+    6 + 8 * u64::from(queue_size)
+}
+
 /// Publishes requests from the front of `in_flight`, as far as they have been carried out. Returns whether the driver is to
 /// be interrupted, whatever went wrong: it waits for those that were published before.
 ///

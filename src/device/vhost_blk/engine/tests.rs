@@ -31,6 +31,7 @@ impl Guest {
         let tree = tempfile::tempdir().unwrap();
         std::fs::write(tree.path().join("file"), vec![7; 10_000]).unwrap();
         let disk = Disk {
+            log: Arc::default(),
             image: Arc::new(tree_image(tree.path())),
             serial: [0; 20],
         };

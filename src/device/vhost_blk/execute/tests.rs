@@ -9,7 +9,7 @@ use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueOwnedT};
 
 use super::*;
-use crate::device::vhost_blk::guest::Memory;
+use crate::device::vhost_blk::guest::{Memory, View};
 use crate::device::vhost_blk::request::parse;
 use crate::device::vhost_blk::testing::{Part, flags, memory, parse_parts, put_header};
 use crate::image::Piece;
@@ -34,7 +34,14 @@ fn disk() -> (tempfile::TempDir, Disk) {
     }
     let serial = *b"nix-store-0123456789";
     let image = Arc::new(tree_image(tree.path()));
-    (tree, Disk { image, serial })
+    (
+        tree,
+        Disk {
+            image,
+            serial,
+            log: Arc::default(),
+        },
+    )
 }
 
 /// Carries out one request made of `parts`; all memory but the header holds 0xee before.
@@ -45,7 +52,7 @@ fn run(disk: &Disk, kind: u32, sector: u64, parts: &[Part]) -> (Memory, Outcome)
         .unwrap();
     put_header(&memory, HEADER, kind, sector);
     let parsed = parse_parts(&memory, parts, disk.image.len_bytes());
-    let outcome = disk.execute(&parsed, &memory);
+    let outcome = disk.execute(&parsed, &View::new(&memory));
     (memory, outcome)
 }
 
@@ -283,7 +290,7 @@ fn a_request_that_is_not_wanted_any_more_is_abandoned() {
         let parsed = parse_parts(&memory, &read(3 << 20), disk.image.len_bytes());
         let asked = std::cell::Cell::new(0);
         let wanted = || asked.replace(asked.get() + 1) < asked_for;
-        let outcome = disk.execute_while(&wanted, &parsed, &memory);
+        let outcome = disk.execute_while(&wanted, &parsed, &View::new(&memory));
         let written = DATA + (asked_for + 1) * (1 << 20);
         let is_done = matches!(outcome, Waited::Done(_));
         assert_eq!(is_done, asked_for == 2, "asked {asked_for} times");
@@ -440,7 +447,7 @@ memory.write_obj(1u16, GuestAddress(mock.avail_addr().0 + 2)).unwrap();
         let allowed = allowed(&memory, 0);
         let before = snapshot(&memory);
         let chain = queue.iter(&memory).unwrap().next().unwrap();
-        let outcome = DISK.with(|(_, disk)| disk.execute(&parse(chain, disk.image.len_bytes()), &memory));
+        let outcome = DISK.with(|(_, disk)| disk.execute(&parse(chain, disk.image.len_bytes()), &View::new(&memory)));
         let after = snapshot(&memory);
 
         for ((start, old), (_, new)) in before.iter().zip(&after) {

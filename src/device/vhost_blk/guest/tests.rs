@@ -23,7 +23,8 @@ fn a_buffer_loses_its_last_byte_to_the_status() {
 fn a_buffer_is_found_across_regions() {
     let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
     let memory = Memory::from_ranges(&ranges).unwrap();
-    let mut to = buffer(&[(0x10, 3), (0xffe, 6)]).writer(&memory).unwrap();
+    let view = View::new(&memory);
+    let mut to = buffer(&[(0x10, 3), (0xffe, 6)]).writer(&view).unwrap();
     to.write(b"abcdefghi").unwrap();
     let mut bytes = [0; 8];
     memory.read_slice(&mut bytes, GuestAddress(0xffd)).unwrap();
@@ -34,7 +35,9 @@ fn a_buffer_is_found_across_regions() {
 fn buffers_outside_memory_are_refused_as_a_whole() {
     let memory = memory(0x1000);
     for outside in [(0xfff, 2), (0x1000, 1), (u64::MAX, 1), (0, u32::MAX)] {
-        let fault = buffer(&[(0, 1), outside]).writer(&memory).unwrap_err();
+        let fault = buffer(&[(0, 1), outside])
+            .writer(&View::new(&memory))
+            .unwrap_err();
         let (address, len) = outside;
         let len_bytes = u64::from(len);
         assert_eq!(fault, GuestFault::Outside { address, len_bytes });

@@ -1,5 +1,6 @@
 //! Guest memory between canaries.
 
+use lazystore::device::vhost_blk::dirty::RegionLog;
 use lazystore::device::vhost_blk::guest::Memory;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileMemory};
@@ -107,7 +108,7 @@ impl Layout {
 
 /// A part of the arena as guest memory.
 #[allow(unsafe_code)]
-fn part(arena: &MmapRegion, place: usize, len: usize, start: u64) -> GuestRegionMmap<()> {
+fn part(arena: &MmapRegion, place: usize, len: usize, start: u64) -> GuestRegionMmap<RegionLog> {
     // SAFETY: the part lies inside the arena, which is mapped for as long as the layout lives.
     let region = unsafe {
         let address = arena.as_ptr().add(place);

@@ -55,11 +55,12 @@ proptest! {
         };
         dirty();
         // The first time, something may have to be waited for.
-        let alone: Vec<u64> = requests.iter().map(|read| disk.execute(read, &memory).result.unwrap()).collect();
+        let alone: Vec<u64> = requests.iter().map(|read| disk.execute(read, &View::new(&memory)).result.unwrap()).collect();
         let expected = bytes_at(&memory, 0, MEMORY);
         dirty();
         prop_assert_eq!(adjacent(&requests), requests.len());
-        let together = disk.try_together(&requests, &memory).unwrap();
+        let view = View::new(&memory);
+        let together = disk.try_together(&requests, &view).unwrap();
         let together: Vec<u64> = together.map(|outcome| outcome.result.unwrap()).collect();
         prop_assert_eq!(together, alone);
         prop_assert!(bytes_at(&memory, 0, MEMORY) == expected);
@@ -75,8 +76,9 @@ fn a_fault_among_what_continues_is_left_to_each_alone() {
         .max_by_key(|(_, len)| *len)
         .unwrap();
     let requests = continued(&memory, &disk, at / 4096, &[1, 1]);
-    assert!(disk.try_together(&requests[..1], &memory).is_none());
-    assert!(disk.try_together(&requests, &memory).is_some());
+    let view = View::new(&memory);
+    assert!(disk.try_together(&requests[..1], &view).is_none());
+    assert!(disk.try_together(&requests, &view).is_some());
     std::fs::write(tree.path().join("file7"), b"short").unwrap();
-    assert!(disk.try_together(&requests, &memory).is_none());
+    assert!(disk.try_together(&requests, &view).is_none());
 }

@@ -1,0 +1,188 @@
+//! The dirty log of guest memory: every page that the device writes to is marked, and no other one; and logs that are not
+//! what they are said to be.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use crate::common::frontend::{
+    F_LOG_ALL, F_PROTOCOL_FEATURES, F_VERSION_1, Frontend, Guest, SLOTS,
+};
+use crate::common::server::{Server, tree};
+
+const FEATURES: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
+/// A bit for each page of the guest.
+const LOG_BYTES: u64 = 32;
+/// Where the guest has its used ring.
+const USED_PAGE: usize = 2;
+
+/// Memory for a log, as a frontend makes it.
+struct Log(File);
+
+impl Log {
+    fn new() -> Self {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(LOG_BYTES).unwrap();
+        Self(file)
+    }
+
+    /// The pages that have been marked; they are no longer.
+    fn take(&self) -> BTreeSet<usize> {
+        let mut bytes = [0; LOG_BYTES as usize];
+        self.0.read_exact_at(&mut bytes, 0).unwrap();
+        self.0.write_all_at(&[0; LOG_BYTES as usize], 0).unwrap();
+        let is_marked = |page: &usize| bytes[page / 8] & 1 << (page % 8) != 0;
+        (0..bytes.len() * 8).filter(is_marked).collect()
+    }
+}
+
+/// Kind, sector and length of requests: reads of what is made and of files, one that is beyond the disk, one of a part of a
+/// sector, GET_ID, FLUSH, a write, and one that nobody knows.
+const REQUESTS: [(u32, u64, u32); 8] = [
+    (0, 0, 0x3000),
+    (0, (128 << 30) / 512, 0x3000),
+    (0, u64::MAX / 512, 512),
+    (0, 0, 100),
+    (8, 0, 20),
+    (4, 0, 0),
+    (1, 0, 512),
+    (99, 0, 512),
+];
+
+/// Has requests of all kinds answered. The pages that the device has changed, and those that it may have.
+fn serve(guest: &mut Guest, frontend: &Frontend) -> [BTreeSet<usize>; 2] {
+    let mut allowed = BTreeSet::from([USED_PAGE]);
+    for (slot, (kind, sector, len)) in (0..SLOTS).zip(REQUESTS) {
+        guest.submit(slot, kind, sector, len);
+        allowed.extend(Guest::pages(slot, len.into()));
+    }
+    let before = guest.bytes();
+    frontend.kick();
+    guest.wait();
+    frontend.stop_queue();
+    let after = guest.bytes();
+    frontend.start_queue();
+    frontend.enable_queue();
+    let pages = before.chunks(4096).zip(after.chunks(4096)).enumerate();
+    let changed = pages.filter(|(_, (before, after))| before != after);
+    [changed.map(|(page, _)| page).collect(), allowed]
+}
+
+/// Serves, and compares the log with what has happened to the memory.
+fn assert_marked(guest: &mut Guest, frontend: &Frontend, log: &Log) {
+    log.take();
+    let [changed, allowed] = serve(guest, frontend);
+    let marked = log.take();
+    assert!(changed.len() > 8, "{changed:?}");
+    assert!(
+        changed.is_subset(&marked),
+        "changed {changed:?}, marked {marked:?}"
+    );
+    assert!(
+        marked.is_subset(&allowed),
+        "marked {marked:?}, allowed {allowed:?}"
+    );
+}
+
+#[test]
+fn what_is_written_to_is_marked_while_the_log_is_on() {
+    let tree = tree();
+    let server = Server::start(tree.path(), &[]);
+    let mut guest = Guest::new();
+    let frontend = Frontend::start(&server.socket, &guest, FEATURES);
+    let log = Log::new();
+    assert!(frontend.set_log(&log.0, LOG_BYTES, 0));
+    serve(&mut guest, &frontend);
+    assert_eq!(log.take(), BTreeSet::new(), "the log is off");
+    frontend.set_features(FEATURES | F_LOG_ALL);
+    assert_marked(&mut guest, &frontend, &log);
+    // The crate that speaks the protocol loses the log here.
+    frontend.share_in_parts(&guest);
+    assert_marked(&mut guest, &frontend, &log);
+    let next = Log::new();
+    assert!(frontend.set_log(&next.0, LOG_BYTES, 0));
+    assert_marked(&mut guest, &frontend, &next);
+    assert_eq!(log.take(), BTreeSet::new(), "the log has been replaced");
+    frontend.set_features(FEATURES);
+    serve(&mut guest, &frontend);
+    assert_eq!(next.take(), BTreeSet::new(), "the log is off again");
+    frontend.set_features(FEATURES | F_LOG_ALL);
+    assert_marked(&mut guest, &frontend, &next);
+}
+
+/// A process that was killed may have published and not marked that: who goes on marks the used ring at once.
+#[test]
+fn whoever_takes_a_ring_over_marks_what_another_one_has_published() {
+    let tree = tree();
+    let server = Server::start(tree.path(), &[]);
+    let guest = Guest::new();
+    let frontend = Frontend::start(&server.socket, &guest, FEATURES);
+    frontend.stop_queue();
+    let log = Log::new();
+    assert!(frontend.set_log(&log.0, LOG_BYTES, 0));
+    frontend.set_features(FEATURES | F_LOG_ALL);
+    frontend.start_queue();
+    frontend.enable_queue();
+    crate::common::process::wait_for("a look at the ring", || {
+        (log.take() == BTreeSet::from([USED_PAGE])).then_some(())
+    });
+}
+
+#[test]
+fn a_frontend_that_only_says_that_it_logs_is_served() {
+    let tree = tree();
+    let server = Server::start(tree.path(), &[]);
+    let mut guest = Guest::new();
+    let frontend = Frontend::start(&server.socket, &guest, FEATURES | F_LOG_ALL);
+    let [changed, _] = serve(&mut guest, &frontend);
+    assert!(changed.len() > 8, "{changed:?}");
+}
+
+#[test]
+fn a_log_that_cannot_be_ends_its_own_connection_only() {
+    let tree = tree();
+    let server = Server::start(tree.path(), &[]);
+    let mut other = Guest::new();
+    let stays = Frontend::start(&server.socket, &other, FEATURES);
+    let log = Log::new();
+    let (pipe, _) = std::io::pipe().unwrap();
+    let readable = File::open("/dev/null").unwrap();
+    type Attempt<'a> = &'a dyn Fn(&Frontend) -> bool;
+    let attempts: [Attempt<'_>; 8] = [
+        &|frontend| frontend.set_log(&log.0, LOG_BYTES - 1, 0),
+        &|frontend| frontend.set_log(&log.0, 0, 0),
+        &|frontend| frontend.set_log(&log.0, u64::MAX, 0),
+        &|frontend| frontend.set_log(&log.0, 1 << 50, 0),
+        &|frontend| frontend.set_log(&log.0, LOG_BYTES, 7),
+        &|frontend| frontend.set_log(&log.0, LOG_BYTES, u64::MAX - 4095),
+        &|frontend| frontend.set_log(&pipe, LOG_BYTES, 0),
+        &|frontend| frontend.set_log(&readable, LOG_BYTES, 0),
+    ];
+    for (number, attempt) in attempts.iter().enumerate() {
+        let guest = Guest::new();
+        let frontend = Frontend::start(&server.socket, &guest, FEATURES);
+        assert!(!attempt(&frontend), "attempt {number}");
+        assert!(frontend.is_closed(), "attempt {number}");
+    }
+    serve(&mut other, &stays);
+}
+
+/// The worker gets SIGBUS, as when the memory itself is cut; all others go on.
+#[test]
+fn a_log_that_is_cut_ends_its_own_worker_only() {
+    let tree = tree();
+    let server = Server::start(tree.path(), &[]);
+    let mut other = Guest::new();
+    let stays = Frontend::start(&server.socket, &other, FEATURES);
+    let mut guest = Guest::new();
+    let frontend = Frontend::start(&server.socket, &guest, FEATURES);
+    let log = Log::new();
+    assert!(frontend.set_log(&log.0, LOG_BYTES, 0));
+    log.0.set_len(0).unwrap();
+    guest.submit(0, 0, 0, 512);
+    frontend.set_features(FEATURES | F_LOG_ALL);
+    frontend.kick();
+    assert!(frontend.is_closed());
+    serve(&mut other, &stays);
+    assert_eq!(server.workers().len(), 1);
+}

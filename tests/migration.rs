@@ -1,0 +1,105 @@
+//! Guests that are saved, restored and moved between QEMUs and servers while they read: nothing of it shows.
+//!
+//! `scripts/test` prepares kernel, initrd and store, and says where they are.
+
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+
+use crate::common::from_env;
+use crate::common::process::wait_long_for;
+use crate::common::qemu::{Machine, PATIENCE, Qemu};
+use crate::common::server::Server;
+use crate::common::vm::{fact, script, turn};
+
+fn closure() -> Vec<String> {
+    let info = from_env("LAZYSTORE_TEST_CLOSURE_INFO");
+    let root = from_env("LAZYSTORE_TEST_STORE");
+    ["--closure-info", &info, "--store-root", &root]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+/// The fingerprint that the other server has to have.
+fn fingerprint() -> String {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lazystore"));
+    let output = command.arg("fingerprint").args(closure()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn server() -> Server {
+    Server::start_after(&[], &closure(), &["--expect", &fingerprint()])
+}
+
+/// What the guest found out must be what the host has, in every round of hashing.
+fn judge(machine: &Machine) {
+    machine.unpack_results();
+    let out = &machine.dir;
+    let compared = script("compare").arg(out).args(closure()).output().unwrap();
+    let said = String::from_utf8_lossy(&compared.stdout);
+    assert!(
+        compared.status.success() && said.contains("identical"),
+        "{said}"
+    );
+    let fact = |name| fact(out, name);
+    println!(
+        "{} rounds of hashing, I/O errors in the guest's log: {}",
+        fact("hash_rounds"),
+        fact("io_errors")
+    );
+    assert_eq!(
+        (fact("different_sums"), fact("io_errors")),
+        ("1".to_owned(), "0".to_owned())
+    );
+}
+
+/// Waits until the guest has hashed some more.
+fn hash_on(machine: &Machine) {
+    let before = machine.rounds();
+    wait_long_for("another round of hashing", PATIENCE, || {
+        (machine.rounds() > before).then_some(())
+    });
+}
+
+/// Moves the guest to a new process that has the store at `socket`.
+fn migrate(machine: &mut Machine, mut from: Qemu, socket: &Path) -> Qemu {
+    let place = format!("unix:{}", machine.dir.join("migration").display());
+    let mut to = machine.start(socket, &["-incoming", &place]);
+    from.migrate(&place);
+    to.wait_until_running();
+    from.quit();
+    to
+}
+
+/// How often: `LAZYSTORE_MIGRATIONS` sets another number.
+fn migrations() -> usize {
+    let asked = std::env::var("LAZYSTORE_MIGRATIONS").ok();
+    asked.map_or(6, |count| count.parse().unwrap())
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_guest_that_moves_back_and_forth_reads_the_same() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let servers = [server(), server()];
+    let seconds = 30 * migrations();
+    let mut machine = Machine::new(dir.path(), &format!("lazystore.hash_s={seconds}"));
+    let mut qemu = machine.start(&servers[0].socket, &[]);
+    machine.wait_for_words("mounted_uptime_s=");
+    let mut kills = 0;
+    for count in 1..=migrations() {
+        let [here, there] = [&servers[(count - 1) % 2], &servers[count % 2]];
+        if count % 3 == 0 {
+            kill(here.workers()[0], Signal::SIGKILL).unwrap();
+            kills += 1;
+        }
+        qemu = migrate(&mut machine, qemu, &there.socket);
+        println!("migration {count}: {} rounds", machine.rounds());
+    }
+    hash_on(&machine);
+    qemu.wait();
+    println!("{} migrations, {kills} workers killed", migrations());
+    judge(&machine);
+}
