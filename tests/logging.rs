@@ -12,7 +12,8 @@ use crate::common::server::{Server, tree};
 
 const FEATURES: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
 /// A bit for each page of the guest.
-const LOG_BYTES: u64 = 32;
+const LOG_LEN: usize = 32;
+const LOG_BYTES: u64 = LOG_LEN as u64;
 /// Where the guest has its used ring.
 const USED_PAGE: usize = 2;
 
@@ -28,9 +29,9 @@ impl Log {
 
     /// The pages that have been marked; they are no longer.
     fn take(&self) -> BTreeSet<usize> {
-        let mut bytes = [0; LOG_BYTES as usize];
+        let mut bytes = [0; LOG_LEN];
         self.0.read_exact_at(&mut bytes, 0).unwrap();
-        self.0.write_all_at(&[0; LOG_BYTES as usize], 0).unwrap();
+        self.0.write_all_at(&[0; LOG_LEN], 0).unwrap();
         let is_marked = |page: &usize| bytes[page / 8] & 1 << (page % 8) != 0;
         (0..bytes.len() * 8).filter(is_marked).collect()
     }

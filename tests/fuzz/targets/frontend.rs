@@ -40,13 +40,14 @@ const QUEUES_SERVED: u16 = 8;
 const USER: u64 = 0x7f00_0000_0000;
 
 /// Protocol features: those offered, but not the acknowledgements.
-const PROTOCOL: u64 = 0x8201;
+const PROTOCOL: u64 = 0x8203;
 
 /// No process can map so much; what is less can be mapped, however far after the file's end it begins.
 const MAPPABLE: u64 = 1 << 47;
 
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
+const LOG_ALL: u64 = 1 << 26;
 
 /// Where the rings lie: the first is an ordinary one, those after it begin a little further on each and overlap.
 const DESCRIPTORS: u64 = 0;
@@ -314,7 +315,13 @@ impl Frontend<'_> {
         let (index, shape) = (self.input.byte() % 4, self.input.byte());
         self.stop(index);
         let event_idx = u64::from(shape & 1) << 29;
-        let features = VERSION_1 | PROTOCOL_FEATURES | event_idx | 1 << 28;
+        let log = if shape & 4 == 0 { 0 } else { LOG_ALL };
+        if shape & 12 == 12 {
+            // No longer than the file: what lies after its end cannot be touched.
+            let place = words64(&[u64::from(self.input.byte()), 0]);
+            self.message(request::SET_LOG_BASE, &place, &[files::OTHER_MEMORY]);
+        }
+        let features = VERSION_1 | PROTOCOL_FEATURES | event_idx | log | 1 << 28;
         self.message(request::SET_FEATURES, &features.to_le_bytes(), &[]);
         if shape & 2 != 0 {
             // The rings of a driver that starts again are empty.

@@ -13,9 +13,12 @@ use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
 pub const MEMORY: u8 = 0;
 pub const MEMORY_BYTES: u64 = 0x10000;
 
+/// The kind that is more memory of that length.
+pub const OTHER_MEMORY: u8 = 8;
+
 /// A kind that cannot be mapped, instead of one that can.
 pub fn without_memory(kind: u8) -> u8 {
-    if matches!(kind % 16, MEMORY | 8 | 9) {
+    if matches!(kind % 16, MEMORY | OTHER_MEMORY | 9) {
         1
     } else {
         kind
@@ -44,7 +47,7 @@ impl Files {
         let other: OwnedFd = match kind % 16 {
             MEMORY => return self.memory.as_raw_fd(),
             1..=7 => return self.event.as_raw_fd(),
-            8 => memory(MEMORY_BYTES).into(),
+            OTHER_MEMORY => memory(MEMORY_BYTES).into(),
             9 => memory(MEMORY_BYTES + 1).into(),
             10 => event(EfdFlags::empty(), 0),
             11 => event(EfdFlags::empty(), u64::MAX - 1),
