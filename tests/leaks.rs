@@ -177,7 +177,7 @@ fn thirty_two_clients_are_not_disturbed_by_one_that_kills_its_worker() {
         .flat_map(|region| [bytes(&region.meta), bytes(&region.data)])
         .collect();
     let server = Server::start_after(&[], &store.args(), &[]);
-    let before = Holdings::of(server.pid());
+    let before = without_workers(&server);
     let compared: usize = thread::scope(|scope| {
         let read = |seed| read_and_compare(&server.socket, &image, seed, &files);
         let clients: Vec<_> = (0..32)

@@ -1,6 +1,8 @@
 //! What confined processes cannot do, tried from inside and looked up from outside.
 
 mod attempt;
+mod calls;
+mod jail;
 mod served;
 
 use std::fs;
@@ -13,7 +15,8 @@ use nix::sys::signal::Signal;
 
 use crate::common::client::Client;
 use crate::common::tool;
-use attempt::{CALLS, End, FILES, Refused, try_in};
+use attempt::{End, FILES, LOOKS, try_in, try_in_jail, try_in_jail_by};
+use calls::{CALLS, Refused};
 use served::{Served, Status, store, store_args};
 
 const WORKERS: [Process; 2] = [Process::VhostWorker, Process::FuseWorker];
@@ -67,6 +70,84 @@ fn only_the_store_can_be_read() {
                 "{name} in {process:?}"
             );
         }
+    }
+}
+
+/// Without a jail a worker can look at what it cannot read.
+#[test]
+fn only_a_jail_hides_what_is_not_served() {
+    for process in [
+        Process::VhostWorker,
+        Process::NbdWorker,
+        Process::FuseWorker,
+    ] {
+        for name in LOOKS {
+            assert_eq!(
+                try_in(Some(process), name),
+                End::Done,
+                "{name} in {process:?}"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs user namespaces"]
+fn in_a_jail_there_is_nothing_but_what_is_served() {
+    for process in [
+        Process::VhostWorker,
+        Process::NbdWorker,
+        Process::FuseWorker,
+    ] {
+        for name in LOOKS {
+            let hidden = End::Errno(libc::ENOENT);
+            assert_eq!(try_in_jail(process, name), hidden, "{name} in {process:?}");
+        }
+        for (name, _) in FILES.iter().filter(|(_, allowed)| !allowed) {
+            let end = try_in_jail(process, name);
+            let refused = matches!(end, End::Errno(libc::ENOENT | libc::EACCES));
+            assert!(refused, "{name} in {process:?}: {end:?}");
+        }
+        let name = "look at a file of the store";
+        assert_eq!(try_in_jail(process, name), End::Done, "{process:?}");
+    }
+}
+
+#[test]
+fn workers_have_no_more_memory_than_they_may() {
+    for process in [
+        Process::VhostWorker,
+        Process::NbdWorker,
+        Process::FuseWorker,
+    ] {
+        let refused = End::Errno(libc::ENOMEM);
+        assert_eq!(try_in(Some(process), "allocate"), refused, "{process:?}");
+        let little = try_in(Some(process), "allocate a little");
+        assert_eq!(little, End::Done, "{process:?}");
+    }
+    assert_eq!(try_in(None, "allocate"), End::Done);
+}
+
+/// Root's are bounded by what starts the server.
+#[test]
+#[ignore = "needs root"]
+fn workers_of_an_ordinary_user_start_no_more_threads_than_they_may() {
+    let name = "start threads";
+    let refused = End::Errno(libc::EAGAIN);
+    assert_eq!(try_in_jail_by(65534, Process::VhostWorker, name), refused);
+    assert_eq!(try_in_jail(Process::VhostWorker, name), End::Done);
+}
+
+/// Only vhost-user needs messages that may carry descriptors.
+#[test]
+fn workers_without_vhost_user_pass_no_descriptors() {
+    let message = "sendmsg";
+    for process in [Process::NbdWorker, Process::FuseWorker] {
+        let refused = End::Errno(libc::ENOSYS);
+        assert_eq!(try_in(Some(process), message), refused, "{process:?}");
+    }
+    for process in [None, Some(Process::VhostWorker)] {
+        assert_eq!(try_in(process, message), End::Errno(libc::EBADF));
     }
 }
 
@@ -212,7 +293,7 @@ fn a_kernel_without_landlock_is_mentioned_once() {
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join("file"), [9; 8192]).unwrap();
     let args = vec!["--tree".into(), tree.path().into()];
-    let server = Served::without_landlock(&args, tree.path());
+    let server = Served::by_attempt(attempt::NO_LANDLOCK, &args, tree.path());
     for _ in 0..3 {
         assert!(first_data(server.socket(), 8192) == [9; 8192]);
     }

@@ -147,7 +147,7 @@ impl Soak {
         }
     }
 
-    /// Removes a path, waits until somebody felt it, brings it back.
+    /// Removes what is in a path, waits until somebody felt it, brings it back.
     fn remove_and_restore(&self) -> Counts {
         let mut random = Random::new(5);
         let mut driver = Driver::new(99);
@@ -155,7 +155,7 @@ impl Soak {
         let mut frontend = driver.connect(&self.socket);
         while !self.is_over() {
             let victim = random.index(self.names.len());
-            let place = self.store.store().join(&self.names[victim]);
+            let place = self.store.store().join(&self.names[victim]).join("lib");
             let aside = self.store.root().join("aside");
             let gone = self.gone.lock().unwrap();
             self.health.turn(victim);

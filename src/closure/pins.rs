@@ -13,12 +13,20 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 /// Store paths are in use as long as this lives.
 #[derive(Debug, Default)]
 pub struct Pins {
+    held: Mutex<Held>,
+    /// The file with temporary roots.
+    file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
     fds: Vec<OwnedFd>,
     temporary_roots: Option<TemporaryRoots>,
 }
@@ -34,9 +42,13 @@ impl Pins {
             };
             names.take(max).filter_map(pin).collect()
         });
-        Self {
+        let held = Held {
             fds: fds.unwrap_or_default(),
             temporary_roots: None,
+        };
+        Self {
+            held: held.into(),
+            file: None,
         }
     }
 
@@ -45,18 +57,29 @@ impl Pins {
     /// # Errors
     /// When the file cannot be made.
     pub fn register(&mut self, state_dir: &Path, paths: &[Vec<u8>]) -> io::Result<()> {
-        self.temporary_roots = Some(TemporaryRoots::write(state_dir, paths)?);
+        let roots = TemporaryRoots::write(state_dir, paths)?;
+        self.file = Some(roots.path.clone());
+        self.held().temporary_roots = Some(roots);
         Ok(())
     }
 
     /// The file with temporary roots; it is removed when this is dropped.
     pub fn file(&self) -> Option<&Path> {
-        self.temporary_roots.as_ref().map(|roots| &*roots.path)
+        self.file.as_deref()
     }
 
     /// How many descriptors are held.
     pub fn open_files(&self) -> usize {
-        self.fds.len()
+        self.held().fds.len()
+    }
+
+    /// In a process that was forked from the one that holds them: closes what leads there, which that one holds on to.
+    pub fn leave(&self) {
+        *self.held() = Held::default();
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,7 +147,8 @@ mod tests {
         symlink("/nowhere", real.join("link")).unwrap();
         let names: [&[u8]; 4] = [b"absent", b"file", b"link", b"file"];
         let pins = Pins::hold(&real, names.into_iter(), 3);
-        let links = pins.fds.iter().map(|fd| {
+        let links = pins.held();
+        let links = links.fds.iter().map(|fd| {
             let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
             fs::read_link(link).unwrap()
         });

@@ -21,8 +21,9 @@ pub mod testing;
 mod walk;
 
 use std::ffi::OsStr;
+use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -143,6 +144,11 @@ impl Image {
         self.host.max_open_files()
     }
 
+    /// About how much memory plans take at most.
+    pub fn plan_cache_bytes(&self) -> usize {
+        self.plans.limit_bytes()
+    }
+
     /// The host's directory from which all of it is read.
     pub fn store_dir(&self) -> BorrowedFd<'_> {
         self.host.dir()
@@ -161,6 +167,32 @@ impl Image {
     /// Identity of the disk; none of a tree.
     pub fn fingerprint(&self) -> Option<&Fingerprint> {
         self.fingerprint.as_ref()
+    }
+
+    /// Where that directory is.
+    pub fn store_path(&self) -> &Path {
+        self.host.path()
+    }
+
+    /// The names there of the paths on the disk that are read from it.
+    pub fn host_paths(&self) -> impl Iterator<Item = &[u8]> {
+        let regions = self.space().regions().iter().zip(&self.origins);
+        let of_host = |origin: &Origin| matches!(self.sources[origin.source], TreeSource::Host(_));
+        let here = regions.filter(move |(_, origin)| of_host(origin));
+        here.map(|(region, _)| &*region.name)
+    }
+
+    /// In a process of its own: reads from `dir` from now on, where the same is mounted in another namespace.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn move_to(&self, dir: impl AsFd) -> io::Result<()> {
+        self.host.move_to(dir)
+    }
+
+    /// In a process of its own: lets go of what holds the closure, which another process does too.
+    pub fn leave_pins(&self) {
+        self.pins.leave();
     }
 
     /// Whether the disk is a directory as it is, and not a closure.

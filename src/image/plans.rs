@@ -122,6 +122,11 @@ pub(super) enum Need {
 }
 
 impl Plans {
+    /// About how much memory they take at most.
+    pub(super) fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
     /// Room for the plans of `paths` paths, in about `limit_bytes`.
     pub(super) fn new(paths: usize, attributes: Attributes, limit_bytes: usize) -> Self {
         Self {

@@ -74,22 +74,26 @@ impl Test {
 /// What `process` may call.
 pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
     match process {
-        Process::VhostWorker | Process::NbdWorker => {
-            &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET]
-        }
-        Process::FuseWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, FUSE, FETCHER],
+        Process::VhostWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET, MESSAGES],
+        Process::NbdWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET, FETCHER],
+        Process::FuseWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, FETCHER],
         Process::Prefetcher => &[RUNTIME, THREADS_ONLY, STORE, FETCHER],
-        Process::Listener => &[RUNTIME, STORE, RECORD, SOCKET, PARENT, NOTIFY],
-        Process::Mounter => &[RUNTIME, STORE, RECORD, SOCKET, PARENT, NOTIFY, MOUNTS],
+        Process::Listener => &[RUNTIME, STORE, RECORD, SOCKET, MESSAGES, PARENT, NOTIFY],
+        Process::Mounter => &[
+            RUNTIME, STORE, RECORD, SOCKET, MESSAGES, PARENT, NOTIFY, MOUNTS,
+        ],
     }
 }
 
 /// What ends `process`, because it never asks for it.
 pub(super) fn deadly(process: Process) -> &'static [&'static [Call]] {
     match process {
-        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => {
-            &[INTRUDERS, SIGNALS_BY_DESCRIPTOR, INTRUDERS_IN_WORKERS]
-        }
+        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => &[
+            INTRUDERS,
+            SIGNALS_BY_DESCRIPTOR,
+            INTRUDERS_IN_WORKERS,
+            NAMESPACES,
+        ],
         Process::Listener => &[INTRUDERS, SIGNALS_BY_DESCRIPTOR],
         // Mounting may end up with a program that does it, which then is merely refused.
         Process::Mounter => &[],
@@ -102,8 +106,15 @@ const INT: u64 = 0xffff_ffff;
 /// From `linux/sched.h`: a thread and not a process.
 const CLONE_THREAD: u64 = 0x0001_0000;
 
+/// From `linux/sched.h`: kinds of namespaces.
+const CLONE_NEWNS: u64 = 0x0002_0000;
+const CLONE_NEWUSER: u64 = 0x1000_0000;
+
 /// From `asm-generic/mman-common.h`.
 const PROT_EXEC: u64 = 4;
+
+/// `MAP_SHARED | MAP_ANONYMOUS` from `asm-generic/mman-common.h`.
+const SHARED_MEMORY: u64 = 0x21;
 
 /// From `linux/prctl.h`.
 const PR_SET_NAME: u64 = 15;
@@ -114,12 +125,6 @@ const FIONBIO: u64 = 0x5421;
 /// From `asm-generic/fcntl.h`.
 const F_SETSIG: i32 = 10;
 const F_SETOWN_EX: i32 = 15;
-
-/// `_IOR(229, 0, uint32_t)` from `linux/fuse.h`.
-const FUSE_DEV_IOC_CLONE: u64 = 0x8004_e500;
-
-/// `O_CREAT`, `O_TRUNC` and the bit of `O_TMPFILE` from `asm-generic/fcntl.h`.
-const MAKES_FILES: u64 = 0o100 | 0o1000 | 0o20_000_000;
 
 /// Memory, threads, time, events, descriptors, and the end.
 const RUNTIME: &[Call] = &[
@@ -206,8 +211,6 @@ const RECORD: &[Call] = &[Call::any(libc::SYS_ftruncate)];
 /// One vhost-user or NBD connection, on a socket that others made.
 const SOCKET: &[Call] = &[
     Call::any(libc::SYS_accept4),
-    Call::any(libc::SYS_recvmsg),
-    Call::any(libc::SYS_sendmsg),
     Call::any(libc::SYS_recvfrom),
     Call::any(libc::SYS_sendto),
     Call::any(libc::SYS_shutdown),
@@ -219,11 +222,9 @@ const SOCKET: &[Call] = &[
 /// Asking the process that fetches, on a socket that others made.
 const FETCHER: &[Call] = &[Call::any(libc::SYS_recvmsg), Call::any(libc::SYS_sendto)];
 
-/// A descriptor of `/dev/fuse` for each thread. Which files are opened is up to Landlock.
-const FUSE: &[Call] = &[
-    Call::when(libc::SYS_openat, 2, MAKES_FILES, 0),
-    Call::when(libc::SYS_ioctl, 1, INT, FUSE_DEV_IOC_CLONE),
-];
+/// Messages that may carry descriptors: those of vhost-user, in both directions (the crate `vhost` sends all it says by
+/// sendmsg(2)), and what systemd is told. A filter cannot look into them.
+const MESSAGES: &[Call] = &[Call::any(libc::SYS_recvmsg), Call::any(libc::SYS_sendmsg)];
 
 /// Starting, confining and ending workers; removing sockets; replacing metrics and reports.
 const PARENT: &[Call] = &[
@@ -255,6 +256,9 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_landlock_create_ruleset),
     Call::any(libc::SYS_landlock_add_rule),
     Call::any(libc::SYS_landlock_restrict_self),
+    Call::when(libc::SYS_setns, 1, INT, CLONE_NEWUSER),
+    Call::when(libc::SYS_setns, 1, INT, CLONE_NEWNS),
+    Call::when(libc::SYS_unshare, 0, INT, CLONE_NEWUSER),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_fork),
     #[cfg(target_arch = "x86_64")]
@@ -275,7 +279,6 @@ const NOTIFY: &[Call] = &[
 const MOUNTS: &[Call] = &[
     Call::any(libc::SYS_mount),
     Call::any(libc::SYS_umount2),
-    Call::when(libc::SYS_ioctl, 1, INT, FUSE_DEV_IOC_CLONE),
     Call::any(libc::SYS_getcwd),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_readlink),
@@ -318,8 +321,6 @@ const INTRUDERS: &[Call] = &[
     Call::any(libc::SYS_fsmount),
     Call::any(libc::SYS_mount_setattr),
     Call::any(libc::SYS_chroot),
-    Call::any(libc::SYS_unshare),
-    Call::any(libc::SYS_setns),
     Call::any(libc::SYS_setuid),
     Call::any(libc::SYS_setgid),
     Call::any(libc::SYS_setreuid),
@@ -334,8 +335,12 @@ const INTRUDERS: &[Call] = &[
     Call::any(libc::SYS_kexec_file_load),
 ];
 
-/// What a worker never asks for: processes, sockets, anybody's end.
+/// What only a listener's children ask for, on their way into the jail.
+pub(super) const NAMESPACES: &[Call] = &[Call::any(libc::SYS_setns), Call::any(libc::SYS_unshare)];
+
+/// What a worker never asks for: memory that no limit counts, processes, sockets, anybody's end.
 const INTRUDERS_IN_WORKERS: &[Call] = &[
+    Call::when(libc::SYS_mmap, 3, SHARED_MEMORY, SHARED_MEMORY),
     Call::when(libc::SYS_clone, 0, CLONE_THREAD, 0),
     Call::any(libc::SYS_kill),
     Call::any(libc::SYS_socket),

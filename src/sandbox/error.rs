@@ -1,5 +1,7 @@
 //! Why a process cannot be confined.
 
+use std::io;
+
 use rustix::io::Errno;
 
 /// Why a process cannot be confined.
@@ -16,6 +18,9 @@ pub enum SandboxError {
     /// Access to files could not be restricted.
     #[error("cannot confine this process to the store's files: {0}")]
     Files(#[from] landlock::RulesetError),
+    /// The store could not be opened in the jail.
+    #[error("cannot confine this process to the jail: {0}")]
+    Jail(#[from] io::Error),
     /// A directory could not be named to the kernel.
     #[error("cannot confine this process to the store's files: {0}")]
     Dir(#[from] landlock::PathFdError),
@@ -34,5 +39,25 @@ impl SandboxError {
 impl From<seccompiler::BackendError> for SandboxError {
     fn from(error: seccompiler::BackendError) -> Self {
         Self::Filter(error.into())
+    }
+}
+
+/// Why there is no jail.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action}: {source}")]
+pub struct JailError {
+    action: &'static str,
+    source: io::Error,
+}
+
+impl JailError {
+    /// For `map_err`: names what was tried.
+    pub(super) fn host(action: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::io(action)(errno.into())
+    }
+
+    /// The same.
+    pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self { action, source }
     }
 }

@@ -17,15 +17,16 @@ use super::{Process, Reach, SandboxError};
 /// The newest interface that this was run with; of an older one all there is is used.
 const NEWEST: ABI = ABI::V7;
 
-/// Most paths that get a rule each: the kernel copies all rules for every process that restricts itself further. With more
-/// of them, all of the store may be read.
-const PATHS_MAX: usize = 4096;
-
-/// Where fuser opens one more descriptor for each of its threads.
-const FUSE_DEVICE: &str = "/dev/fuse";
+/// Most paths that get a rule or a mount each: the kernel copies all rules for every process that restricts itself further.
+/// With more of them, all of the store may be read.
+pub const PATHS_MAX: usize = 4096;
 
 /// Where the listener counts its threads before it forks.
 const THREADS: &str = "/proc/self/task";
+
+/// What is said, with the reason, when there is no [`jail`](super::jail).
+pub const NO_JAIL: &str = "workers have no mount namespace of their own, so they can learn names, sizes and link targets \
+                           of files that are not served";
 
 /// What this kernel lacks for confining processes, one sentence each; nothing on Linux 6.12 and newer.
 pub fn missing_protections() -> Vec<&'static str> {
@@ -33,7 +34,8 @@ pub fn missing_protections() -> Vec<&'static str> {
     let lacks = |abi| hard().handle_access(AccessFs::from_all(abi)).is_err();
     if lacks(ABI::V1) {
         return vec![
-            "this kernel has no Landlock (Linux 5.13, in the lsm= list): workers may read whatever this user may read",
+            "this kernel has no Landlock (Linux 5.13, in the lsm= list): workers that have no mount namespace of their own \
+             may read whatever this user may read",
         ];
     }
     let mut missing = Vec::new();
@@ -60,10 +62,8 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
         .create()?;
     let rules = allow_store(rules, reach)?;
     let rules = match process {
-        Process::VhostWorker | Process::NbdWorker | Process::Prefetcher => rules,
-        Process::FuseWorker => {
-            let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-            allow(rules, FUSE_DEVICE.as_ref(), device)?
+        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => {
+            rules
         }
         Process::Listener | Process::Mounter => {
             let rules = allow(rules, THREADS.as_ref(), AccessFs::ReadDir.into())?;

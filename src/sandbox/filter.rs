@@ -29,9 +29,12 @@ pub(super) fn apply(process: Process) -> Result<(), SandboxError> {
 /// What only an intruder asks for ends this process; but it may map code, as the C library does when it looks names up.
 pub(super) fn end_intruders_that_may_load_libraries() -> Result<(), SandboxError> {
     let loads = [libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_pkey_mprotect];
-    let intruders = calls::deadly(Process::Listener).concat();
+    let intruders = calls::deadly(Process::Listener).iter();
     let deadly: Vec<Call> = intruders
-        .into_iter()
+        .chain([&calls::NAMESPACES])
+        .copied()
+        .flatten()
+        .copied()
         .filter(|call| !loads.contains(&call.number))
         .collect();
     let kill = compile(&deadly, SeccompAction::KillProcess, SeccompAction::Allow)?;

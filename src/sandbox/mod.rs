@@ -2,6 +2,7 @@
 //!
 //! | module | what it gives up |
 //! |---|---|
+//! | `jail` | all paths but those that are served (a mount namespace) |
 //! | `rights` | new privileges, capabilities, core dumps |
 //! | `files` | all files but the store's, the network, other processes (Landlock) |
 //! | `filter` | all system calls but those in `calls` (seccomp) |
@@ -25,14 +26,15 @@ mod error;
 mod fetcher;
 mod files;
 mod filter;
+pub mod jail;
 mod rights;
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
-pub use error::SandboxError;
+pub use error::{JailError, SandboxError};
 pub use fetcher::confine_fetcher;
-pub use files::missing_protections;
+pub use files::{NO_JAIL, PATHS_MAX, missing_protections};
 
 /// Which part of the program a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,10 @@ pub struct Reach<'a> {
     pub paths: Vec<&'a [u8]>,
     /// The process writes a file that is open already: a recording.
     pub writes_file: bool,
+    /// How much memory of its own a worker may have; what a guest shares is not its own.
+    pub memory_bytes: u64,
+    /// Its threads are the only ones that count for its user: it is in a user namespace of its own.
+    pub counts_threads: bool,
     /// Its files may belong to anyone, and are read with whatever right to that the process has.
     pub any_owner: bool,
     /// Directories in which the listener removes something at its end: sockets, and what was made for them.
@@ -87,6 +93,8 @@ pub struct Reach<'a> {
 pub fn confine(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     rights::disable_core_dumps(process)?;
     rights::limit_files(process, reach)?;
+    rights::limit_memory(process, reach)?;
+    rights::limit_threads(process, reach)?;
     if process == Process::Mounter && !rights::may_mount()? {
         return Ok(());
     }

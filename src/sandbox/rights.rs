@@ -15,16 +15,15 @@ use rustix::thread::{
 
 use super::{Process, Reach, SandboxError};
 
+/// Threads that a worker may have: it has one for each queue thread (64 at most), and some thirty more.
+const THREADS_MAX: u64 = 256;
+
 /// More capabilities than any kernel has: they are the bits of a 64-bit number.
 const CAPABILITIES_MAX: u32 = 64;
 
 /// Core dumps would hold the guest's memory.
 pub(super) fn disable_core_dumps(process: Process) -> Result<(), SandboxError> {
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).map_err(SandboxError::host("limit core dumps"))?;
+    limit(Resource::Core, 0, "limit core dumps")?;
     if process.is_worker() {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(SandboxError::host("forbid core dumps"))?;
@@ -37,11 +36,31 @@ pub(super) fn limit_files(process: Process, reach: &Reach<'_>) -> Result<(), San
     if !process.is_worker() || reach.writes_file {
         return Ok(());
     }
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
+    limit(Resource::Fsize, 0, "limit the length of files")
+}
+
+/// Private memory, that is: the filter lets workers make no other (`calls`).
+pub(super) fn limit_memory(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
+    if !process.is_worker() {
+        return Ok(());
+    }
+    limit(Resource::Data, reach.memory_bytes, "limit memory")
+}
+
+/// The kernel counts for each user in each user namespace, and for root not at all.
+pub(super) fn limit_threads(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
+    if !process.is_worker() || !reach.counts_threads {
+        return Ok(());
+    }
+    limit(Resource::Nproc, THREADS_MAX, "limit threads")
+}
+
+fn limit(resource: Resource, value: u64, action: &'static str) -> Result<(), SandboxError> {
+    let limit = Rlimit {
+        current: Some(value),
+        maximum: Some(value),
     };
-    setrlimit(Resource::Fsize, none).map_err(SandboxError::host("limit the length of files"))
+    setrlimit(resource, limit).map_err(SandboxError::host(action))
 }
 
 /// No new privileges, and no capabilities but the one to write below `dir` if that belongs to somebody else.

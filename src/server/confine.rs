@@ -7,12 +7,23 @@ use rustix::stdio::stderr;
 
 use super::ServeOptions;
 use crate::image::Image;
-use crate::sandbox::{self, Process, Reach, SandboxError};
+use crate::sandbox::jail::Cell;
+use crate::sandbox::{self, PATHS_MAX, Process, Reach, SandboxError};
+
+/// Memory that workers may have besides plans.
+const MEMORY_BYTES: u64 = 2 << 30;
 
 /// Says what this kernel lacks for confining processes.
-pub(super) fn warn_of_missing_protections(options: &ServeOptions) {
+pub(super) fn warn_of_missing_protections(image: &Image, options: &ServeOptions) {
     if !options.sandbox {
         return;
+    }
+    let paths = image.space().regions().len();
+    if paths > PATHS_MAX {
+        tracing::warn!(
+            "{paths} store paths are too many to be let in one by one ({PATHS_MAX} are not): workers may read all of the \
+             store"
+        );
     }
     for missing in sandbox::missing_protections() {
         tracing::warn!("{missing}");
@@ -26,26 +37,37 @@ pub(super) fn log_is_file() -> bool {
 }
 
 /// Confines a process that is about to serve `image`, unless that is not wanted. With `logs_to_file` it may make files
-/// longer.
+/// longer; in a `cell` of the jail it sees nothing but what is served.
 pub(super) fn confine(
     process: Process,
     image: &Image,
     options: &ServeOptions,
     status: &[&Path],
     logs_to_file: bool,
+    cell: Option<&Cell>,
 ) -> Result<(), SandboxError> {
     if !options.sandbox {
         return Ok(());
     }
     let reach = Reach {
         store: image.store_dir(),
-        paths: paths(process, image, options),
+        paths: match cell {
+            Some(_) => Vec::new(),
+            None => paths(process, image, options),
+        },
         writes_file: options.record.is_some() || logs_to_file,
+        memory_bytes: memory_bytes(image),
+        counts_threads: cell.is_some_and(|cell| cell.counts_threads),
         any_owner: image.is_tree(),
         cleaned_dirs: cleaned_dirs(image, options, status),
         written_dirs: written_dirs(options),
     };
     sandbox::confine(process, &reach)
+}
+
+/// Several times what a worker has been seen to take: stacks of its threads, long reads, the plans, one very large plan.
+fn memory_bytes(image: &Image) -> u64 {
+    MEMORY_BYTES + 4 * image.plan_cache_bytes() as u64
 }
 
 /// What of the store is served, for the process that is confined first. Those that it starts inherit that, and the kernel

@@ -3,6 +3,7 @@
 //! It has one thread and waits in one place only. Nothing that concerns one connection or one mount ends it: what fails
 //! is logged and tried again later.
 
+mod jail;
 mod mount;
 mod prefetch;
 mod status;
@@ -29,8 +30,10 @@ use super::{ServeEvent, ServeOptions};
 use crate::device::meter::Meter;
 use crate::image::Image;
 use crate::process::{self, Child, ENDING, End, Signals, stop_all};
+use crate::sandbox::jail::Cell;
 use crate::sandbox::{Process, SandboxError};
 use crate::source::RemoteTree;
+use jail::JailState;
 use status::Left;
 use wait::Source;
 
@@ -78,6 +81,7 @@ pub fn serve(
         logs_to_file: log_is_file(),
         signals,
         workers: Vec::new(),
+        jail: JailState::None,
         prefetcher: None,
         next_vm: 1,
         next_endpoint: 0,
@@ -111,6 +115,7 @@ struct Server<'o> {
     workers: Vec<Worker>,
     record: Option<RecordFile>,
     report: Option<ReportFile>,
+    jail: JailState,
     prefetcher: Option<Child>,
     status: StatusPoint,
     metrics: Option<MetricsFile>,
@@ -131,25 +136,38 @@ struct Server<'o> {
 impl Server<'_> {
     /// Mounts, confines this process, and says that all is there.
     fn start(&mut self) -> Result<Step, ServeError> {
-        warn_of_missing_protections(self.options);
+        warn_of_missing_protections(&self.image, self.options);
+        self.start_jail();
         if let Some(index) = self.mount_index() {
+            if self.turn_while(Self::is_furnishing)? == Step::End {
+                return Ok(Step::End);
+            }
             self.start_mount(index)?;
             // It may be over already: a reader was faster, or someone unmounted it.
-            while self.is_mounting() {
-                if self.turn()? == Step::End {
-                    return Ok(Step::End);
-                }
+            if self.turn_while(|server| server.is_mounting())? == Step::End {
+                return Ok(Step::End);
             }
         }
         let profile = match self.options.fuse {
             Some(_) => Process::Mounter,
             None => Process::Listener,
         };
-        self.confine(profile)?;
+        self.confine(profile, None)?;
         self.is_ready = true;
         (self.on_event)(ServeEvent::Ready);
         self.happened("ready");
-        self.start_prefetch();
+        if !self.is_furnishing() {
+            self.start_prefetch();
+        }
+        Ok(Step::GoOn)
+    }
+
+    fn turn_while(&mut self, condition: impl Fn(&Self) -> bool) -> Result<Step, ServeError> {
+        while condition(self) {
+            if self.turn()? == Step::End {
+                return Ok(Step::End);
+            }
+        }
         Ok(Step::GoOn)
     }
 
@@ -179,6 +197,7 @@ impl Server<'_> {
                 }
             }
         }
+        self.look_after_jail();
         self.look_after_mount()?;
         if self.reap()? == Step::End {
             return Ok(Step::End);
@@ -418,24 +437,25 @@ impl Server<'_> {
         meter: Meter,
         muted: Option<Muted>,
     ) -> u8 {
-        let is_alone = self.endpoints.len() == 1;
+        let (is_alone, once) = (self.endpoints.len() == 1, self.options.once);
         let Some(endpoint) = self.take_endpoint(index) else {
             return 1;
         };
         let profile = endpoint.profile();
+        let jail = std::mem::replace(&mut self.jail, JailState::None);
         let context = WorkerContext {
             image: Arc::clone(&self.image),
             reporter,
             meter,
-            confine: &|| self.confine(profile),
+            confine: Box::new(move || self.confine_worker(profile, jail)),
         };
         match endpoint {
             Endpoint::VhostUser(socket) | Endpoint::Nbd(socket) => socket.serve(context, muted),
-            Endpoint::Fuse(mount) => mount.serve(context, self.options.once && is_alone),
+            Endpoint::Fuse(mount) => mount.serve(context, once && is_alone),
         }
     }
 
-    fn confine(&self, profile: Process) -> Result<(), SandboxError> {
+    fn confine(&self, profile: Process, cell: Option<&Cell>) -> Result<(), SandboxError> {
         let status: Vec<&Path> = self.status.paths().collect();
         confine(
             profile,
@@ -443,6 +463,7 @@ impl Server<'_> {
             self.options,
             &status,
             self.logs_to_file,
+            cell,
         )
     }
 
@@ -458,8 +479,11 @@ impl Server<'_> {
         spoken.for_each(Worker::ask_to_end);
         let workers = self.workers.iter_mut().map(|worker| &mut worker.child);
         let mounts = detached.iter_mut().map(|worker| &mut worker.child);
-        let mut children: Vec<&mut Child> =
-            workers.chain(mounts).chain(&mut self.prefetcher).collect();
+        let mut children: Vec<&mut Child> = workers
+            .chain(mounts)
+            .chain(&mut self.prefetcher)
+            .chain(self.jail.furnisher())
+            .collect();
         stop_all(&mut children, GRACE);
         self.take_ended();
         if let Some(metrics) = &self.metrics {

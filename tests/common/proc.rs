@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 
+use super::process::wait_for;
+
 fn of(pid: Pid, file: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{file}"))
 }
@@ -16,6 +18,15 @@ fn entries(pid: Pid, dir: &str) -> usize {
 /// Open file descriptors.
 pub fn fds(pid: Pid) -> usize {
     entries(pid, "fd")
+}
+
+/// Waits until a server's workers have the place that another process makes for them while it starts.
+pub fn wait_for_jail(server: Pid) {
+    let makes_it =
+        |pid: &Pid| fs::read_to_string(of(*pid, "comm")).is_ok_and(|name| name == "furnisher\n");
+    wait_for("the jail", || {
+        (!children(server).iter().any(makes_it)).then_some(())
+    });
 }
 
 /// Threads.

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::proc::{children, is_listening};
+use super::proc::{children, is_listening, wait_for_jail};
 use super::process::{first_line, stderr_of, wait_for};
 
 /// A tree to serve: files of many sizes in two directories.
@@ -87,6 +87,7 @@ impl Server {
         let mut command = command_after(before, closure, &socket, extra);
         let mut child = command.spawn().unwrap();
         if first_line(&mut child).starts_with("ready ") {
+            wait_for_jail(pid_of(&child));
             return Ok(Self {
                 child,
                 socket,
@@ -120,7 +121,7 @@ impl Server {
     }
 
     pub fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+        pid_of(&self.child)
     }
 
     /// Worker processes, as the kernel knows them.
@@ -172,7 +173,12 @@ fn start(mut command: Command) -> Child {
         let said = piped.then(|| stderr_of(&mut child));
         panic!("{line:?} {said:?}");
     }
+    wait_for_jail(pid_of(&child));
     child
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
 }
 
 pub fn wait(child: &mut Child) -> ExitStatus {

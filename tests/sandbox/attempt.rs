@@ -4,19 +4,40 @@
 //! with threads could not allocate memory.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
+use super::calls::{CALLS, NOWHERE, PRIVATE};
+use crate::common::process::wait_for;
+use crate::common::tool;
+use lazystore::process::{self, spawn};
+use lazystore::sandbox::jail::{self, Contents, Furniture, Jail};
 use lazystore::sandbox::{Process, Reach, confine};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, open, openat2, readlinkat, statx,
+};
 use rustix::io::Errno;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_threads};
+use rustix::process::geteuid;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, apply_filter_all_threads,
+};
+use tempfile::TempDir;
 
 /// What the attempting process is told.
 const ATTEMPT: &str = "LAZYSTORE_TEST_ATTEMPT";
 const PROCESS: &str = "LAZYSTORE_TEST_PROCESS";
+const JAILED: &str = "LAZYSTORE_TEST_JAILED";
 
 /// The full name of [`inside`].
 const INSIDE: &str = "sandbox::attempt::inside";
@@ -26,11 +47,20 @@ thread_local! {
     static LENGTHENED: std::fs::File = tempfile::tempfile().unwrap();
 }
 
+/// What a confined process may have.
+const MEMORY_BYTES: u64 = 1 << 30;
+
 /// Exit code of a process whose attempt was not refused; no errno has this number.
 const DONE: i32 = 200;
 
-/// The attempt to run the program on a kernel without Landlock.
-pub const OLD_KERNEL: &str = "old kernel";
+/// The attempts to run the program on a kernel that answers as if it had no Landlock, where no namespaces are to be had, as
+/// in a Nix build, and where there are enough for the jail, but none for its workers.
+pub const NO_LANDLOCK: &str = "no Landlock";
+pub const NO_NAMESPACES: &str = "no namespaces";
+pub const FEW_NAMESPACES: &str = "few namespaces";
+
+/// The program that they run, if not the one that was built.
+pub const PROGRAM: &str = "LAZYSTORE_TEST_PROGRAM";
 
 /// How an attempt ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,241 +69,6 @@ pub enum End {
     Errno(i32),
     Killed(i32),
 }
-
-/// How it should.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    Deadly,
-    Unknown,
-}
-
-/// A system call by name, number and arguments, and what comes of it in a worker. Unconfined, all of them are harmless.
-type Call = (&'static str, i64, [i64; 6], Refused);
-
-const NONE: [i64; 6] = [0; 6];
-const NOWHERE: i64 = -1;
-/// From `linux/ptrace.h`.
-const PTRACE_ATTACH: i64 = 16;
-/// `MAP_PRIVATE | MAP_ANONYMOUS`.
-const PRIVATE: i64 = 0x22;
-
-/// A descriptor that is open in every process here.
-const STDIN: i64 = 0;
-
-pub const CALLS: [Call; 47] = [
-    (
-        "fcntl F_SETOWN",
-        libc::SYS_fcntl,
-        [STDIN, 8, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "fcntl F_SETSIG",
-        libc::SYS_fcntl,
-        [STDIN, 10, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "fcntl F_SETOWN_EX",
-        libc::SYS_fcntl,
-        [STDIN, 15, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "fcntl F_SETFL O_ASYNC",
-        libc::SYS_fcntl,
-        [STDIN, 4, 0o20_000, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "fcntl F_SETLEASE",
-        libc::SYS_fcntl,
-        [NOWHERE, 1024, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    ("execve", libc::SYS_execve, NONE, Refused::Deadly),
-    ("execveat", libc::SYS_execveat, NONE, Refused::Deadly),
-    (
-        "clone",
-        libc::SYS_clone,
-        [17, 0, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "ptrace",
-        libc::SYS_ptrace,
-        [PTRACE_ATTACH, NOWHERE, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "process_vm_readv",
-        libc::SYS_process_vm_readv,
-        NONE,
-        Refused::Deadly,
-    ),
-    (
-        "process_vm_writev",
-        libc::SYS_process_vm_writev,
-        NONE,
-        Refused::Deadly,
-    ),
-    (
-        "mmap PROT_EXEC",
-        libc::SYS_mmap,
-        [0, 4096, 5, PRIVATE, NOWHERE, 0],
-        Refused::Deadly,
-    ),
-    (
-        "mprotect PROT_EXEC",
-        libc::SYS_mprotect,
-        [0, 0, 4, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "io_uring_setup",
-        libc::SYS_io_uring_setup,
-        NONE,
-        Refused::Deadly,
-    ),
-    (
-        "io_uring_enter",
-        libc::SYS_io_uring_enter,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    ("bpf", libc::SYS_bpf, NONE, Refused::Deadly),
-    (
-        "perf_event_open",
-        libc::SYS_perf_event_open,
-        NONE,
-        Refused::Deadly,
-    ),
-    (
-        "open_by_handle_at",
-        libc::SYS_open_by_handle_at,
-        NONE,
-        Refused::Deadly,
-    ),
-    ("mount", libc::SYS_mount, NONE, Refused::Deadly),
-    ("umount2", libc::SYS_umount2, NONE, Refused::Unknown),
-    ("chroot", libc::SYS_chroot, NONE, Refused::Deadly),
-    ("unshare", libc::SYS_unshare, NONE, Refused::Deadly),
-    (
-        "setns",
-        libc::SYS_setns,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    ("setuid", libc::SYS_setuid, NONE, Refused::Deadly),
-    ("setgroups", libc::SYS_setgroups, NONE, Refused::Deadly),
-    ("kill", libc::SYS_kill, [1, 0, 0, 0, 0, 0], Refused::Deadly),
-    (
-        "socket AF_INET",
-        libc::SYS_socket,
-        [2, 1, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "socket AF_UNIX",
-        libc::SYS_socket,
-        [1, 1, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    ("socketpair", libc::SYS_socketpair, NONE, Refused::Deadly),
-    (
-        "connect",
-        libc::SYS_connect,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "bind",
-        libc::SYS_bind,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    (
-        "listen",
-        libc::SYS_listen,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Deadly,
-    ),
-    ("clone3", libc::SYS_clone3, NONE, Refused::Unknown),
-    (
-        "tgkill",
-        libc::SYS_tgkill,
-        [1, 1, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    (
-        "prctl PR_SET_DUMPABLE",
-        libc::SYS_prctl,
-        [4, 1, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    (
-        "ioctl TIOCSTI",
-        libc::SYS_ioctl,
-        [NOWHERE, 0x5412, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    (
-        "seccomp",
-        libc::SYS_seccomp,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    ("capset", libc::SYS_capset, NONE, Refused::Unknown),
-    (
-        "memfd_create",
-        libc::SYS_memfd_create,
-        NONE,
-        Refused::Unknown,
-    ),
-    (
-        "unlinkat",
-        libc::SYS_unlinkat,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    (
-        "mkdirat",
-        libc::SYS_mkdirat,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    (
-        "linkat",
-        libc::SYS_linkat,
-        [NOWHERE, 0, NOWHERE, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    ("symlinkat", libc::SYS_symlinkat, NONE, Refused::Unknown),
-    (
-        "renameat2",
-        libc::SYS_renameat2,
-        [NOWHERE, 0, NOWHERE, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    (
-        "fchmodat",
-        libc::SYS_fchmodat,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    (
-        "setrlimit",
-        libc::SYS_prlimit64,
-        [0, 4, 1, 0, 0, 0],
-        Refused::Unknown,
-    ),
-    (
-        "pidfd_getfd",
-        libc::SYS_pidfd_getfd,
-        [NOWHERE, 0, 0, 0, 0, 0],
-        Refused::Unknown,
-    ),
-];
 
 /// Opening files, and whether a confined process may.
 pub const FILES: [(&str, bool); 8] = [
@@ -287,10 +82,39 @@ pub const FILES: [(&str, bool); 8] = [
     ("make a file in the store", false),
 ];
 
+/// Looking at what is not served, without reading it.
+pub const LOOKS: [&str; 5] = [
+    "look at a file of the system",
+    "look at another store path",
+    "look at another store path from the store",
+    "look at a file next to the store from the store",
+    "read a link next to the store",
+];
+
 /// Has `process`, or one that is not confined, attempt `name`.
 pub fn try_in(process: Option<Process>, name: &str) -> End {
-    let status = runner(name)
-        .env(PROCESS, format!("{process:?}"))
+    try_with(runner(name).env(PROCESS, format!("{process:?}")))
+}
+
+/// The same in a jail with the one store path.
+pub fn try_in_jail(process: Process, name: &str) -> End {
+    try_with(jailed(&mut runner(name), process))
+}
+
+/// The same by an ordinary user.
+pub fn try_in_jail_by(user: u32, process: Process, name: &str) -> End {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    try_with(jailed(&mut runner_by(user, name, dir.path()), process))
+}
+
+fn jailed(command: &mut Command, process: Process) -> &mut Command {
+    let process = format!("{:?}", Some(process));
+    command.env(PROCESS, process).env(JAILED, "1")
+}
+
+fn try_with(runner: &mut Command) -> End {
+    let status = runner
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
@@ -305,11 +129,23 @@ pub fn try_in(process: Option<Process>, name: &str) -> End {
 /// A command that runs the attempt `name`; what follows `--` is up to the attempt.
 pub fn runner(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(arguments()).env(ATTEMPT, name);
     command
-        .args([INSIDE, "--exact", "--nocapture"])
-        .args(["--test-threads=1", "--"])
-        .env(ATTEMPT, name);
+}
+
+/// The same by an ordinary user, to whom `dir` is open.
+pub fn runner_by(user: u32, name: &str, dir: &Path) -> Command {
+    let program = dir.join("attempt");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new(tool("setpriv", "util-linux"));
+    let ids = [format!("--reuid={user}"), format!("--regid={user}")];
+    command.args(ids).arg("--clear-groups").arg(program);
+    command.args(arguments()).env(ATTEMPT, name);
     command
+}
+
+fn arguments() -> [&'static str; 5] {
+    [INSIDE, "--exact", "--nocapture", "--test-threads=1", "--"]
 }
 
 /// Not a test, but what the processes run that the tests start.
@@ -318,17 +154,49 @@ fn inside() {
     let Ok(name) = std::env::var(ATTEMPT) else {
         return;
     };
-    if name == OLD_KERNEL {
-        panic!("{}", run_on_old_kernel());
+    if let Some((call, errno, rules)) = missing(&name) {
+        panic!("{}", run_without(call, errno, rules));
     }
-    let code = match attempt(&name) {
-        Ok(()) => DONE,
-        Err(errno) => errno.raw_os_error(),
+    LENGTHENED.with(|_| ());
+    let outside = outside();
+    let code = match std::env::var_os(JAILED) {
+        Some(_) => fork_and_attempt(&name, outside.path()),
+        None => code_of(attempt(&name, outside.path())),
     };
-    std::process::exit(code);
+    drop(outside);
+    process::exit_now(u8::try_from(code).unwrap());
 }
 
-fn attempt(name: &str) -> Result<(), Errno> {
+fn code_of(end: Result<(), Errno>) -> i32 {
+    end.map_or_else(Errno::raw_os_error, |()| DONE)
+}
+
+/// In a child, which has one thread, as entering a namespace takes.
+#[allow(unsafe_code)]
+fn fork_and_attempt(name: &str, outside: &Path) -> i32 {
+    // SAFETY: the harness's other thread waits for this one, and holds no lock that the child needs.
+    let ForkResult::Parent { child } = (unsafe { fork() }).unwrap() else {
+        let _guard = ExitOnPanic;
+        let code = code_of(attempt(name, outside));
+        process::exit_now(u8::try_from(code).unwrap());
+    };
+    match waitpid(child, None).unwrap() {
+        WaitStatus::Exited(_, code) => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A child that panics would end well: its last thread would.
+struct ExitOnPanic;
+
+impl Drop for ExitOnPanic {
+    fn drop(&mut self) {
+        process::exit_now(101);
+    }
+}
+
+/// A directory with a store of two paths, and something next to it.
+fn outside() -> TempDir {
     let outside = tempfile::tempdir().unwrap();
     let store = outside.path().join("store");
     std::fs::create_dir(&store).unwrap();
@@ -337,16 +205,30 @@ fn attempt(name: &str) -> Result<(), Errno> {
     std::fs::write(store.join("path/file"), "content").unwrap();
     std::fs::write(store.join("other/file"), "content").unwrap();
     std::fs::write(outside.path().join("file"), "content").unwrap();
-    let dir = open(&store, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    std::os::unix::fs::symlink("file", outside.path().join("link")).unwrap();
+    outside
+}
+
+fn attempt(name: &str, outside: &Path) -> Result<(), Errno> {
+    let store = outside.join("store");
+    let mut dir = open(&store, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    let is_jailed = std::env::var_os(JAILED).is_some();
+    if is_jailed {
+        dir = enter_jail(&store, &dir);
+    }
     let reach = Reach {
         store: dir.as_fd(),
-        paths: vec![b"path"],
+        paths: match is_jailed {
+            true => Vec::new(),
+            false => vec![b"path"],
+        },
         writes_file: false,
+        memory_bytes: MEMORY_BYTES,
+        counts_threads: std::env::var_os(JAILED).is_some() && !geteuid().is_root(),
         any_owner: false,
         written_dirs: Vec::new(),
         cleaned_dirs: Vec::new(),
     };
-    LENGTHENED.with(|_| ());
     if let Some(process) = confined_as(&std::env::var(PROCESS).unwrap_or_default()) {
         confine(process, &reach).unwrap();
     }
@@ -357,7 +239,19 @@ fn attempt(name: &str) -> Result<(), Errno> {
         "read a file of another store path" => opens(&store.join("other/file"), read),
         "list the store" => opens(&store, read | OFlags::DIRECTORY),
         "make a file longer" => lengthen(),
-        "read a file next to the store" => opens(&outside.path().join("file"), read),
+        "allocate" => allocate(MEMORY_BYTES),
+        "start threads" => start_threads(),
+        "allocate a little" => allocate(MEMORY_BYTES / 4),
+        "sendmsg" => make(libc::SYS_sendmsg, [NOWHERE, 0, 0, 0, 0, 0]),
+        "look at a file of the system" => looks(CWD, "/etc/passwd".as_ref()),
+        "look at another store path" => looks(CWD, &store.join("other")),
+        "look at another store path from the store" => looks(&dir, "other".as_ref()),
+        "look at a file next to the store from the store" => looks(&dir, "../file".as_ref()),
+        "look at a file of the store" => looks(&dir, "path/file".as_ref()),
+        "read a link next to the store" => {
+            readlinkat(CWD, outside.join("link"), Vec::new()).map(drop)
+        }
+        "read a file next to the store" => opens(&outside.join("file"), read),
         "read a file of the system" => opens("/etc/passwd".as_ref(), read),
         "write to a file of the store" => opens(&store.join("path/file"), OFlags::WRONLY),
         "make a file in the store" => {
@@ -368,6 +262,59 @@ fn attempt(name: &str) -> Result<(), Errno> {
             make(call.1, call.2)
         }
     }
+}
+
+/// Moves into a jail that a process like the server's furnisher makes.
+fn enter_jail(store: &Path, dir: &OwnedFd) -> OwnedFd {
+    let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+    let furniture = Furniture {
+        store,
+        opened: dir.as_fd(),
+        contents: Contents::Entries(vec![b"path"]),
+    };
+    let mut furnisher = spawn(Signal::SIGKILL, || {
+        jail::unshare().unwrap();
+        theirs.write_all(&[0]).unwrap();
+        theirs.read_exact(&mut [0]).unwrap();
+        jail::furnish(&furniture).unwrap();
+        0
+    })
+    .unwrap();
+    ours.read_exact(&mut [0]).unwrap();
+    let pid = rustix::process::Pid::from_raw(furnisher.pid().as_raw()).unwrap();
+    let jail = Jail::of(pid, false).unwrap();
+    ours.write_all(&[0]).unwrap();
+    assert_eq!(
+        wait_for("the furnisher", || furnisher.end()),
+        process::End::Exited(0)
+    );
+    jail.enter().unwrap().store
+}
+
+/// By mmap(2), as an allocator does for much.
+fn allocate(bytes: u64) -> Result<(), Errno> {
+    let len = i64::try_from(bytes).unwrap();
+    make(libc::SYS_mmap, [0, len, 3, PRIVATE, NOWHERE, 0])
+}
+
+/// More than any worker needs.
+fn start_threads() -> Result<(), Errno> {
+    for _ in 0..400 {
+        let thread = thread::Builder::new().stack_size(64 << 10);
+        let started = thread.spawn(|| thread::sleep(Duration::from_secs(60)));
+        started.map_err(|error| Errno::from_io_error(&error).unwrap())?;
+    }
+    Ok(())
+}
+
+fn looks(dir: impl AsFd, path: &Path) -> Result<(), Errno> {
+    statx(
+        dir,
+        path,
+        AtFlags::SYMLINK_NOFOLLOW,
+        StatxFlags::BASIC_STATS,
+    )
+    .map(drop)
 }
 
 /// In a file that is open already, as a recording would be.
@@ -381,6 +328,7 @@ fn confined_as(name: &str) -> Option<Process> {
         Process::Listener,
         Process::Mounter,
         Process::VhostWorker,
+        Process::NbdWorker,
         Process::FuseWorker,
     ];
     all.into_iter()
@@ -409,16 +357,31 @@ fn make(number: i64, [a, b, c, d, e, f]: [i64; 6]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Becomes the program, with the arguments after `--`. Returns only why not.
-fn run_on_old_kernel() -> std::io::Error {
-    let missing = BTreeMap::from([(libc::SYS_landlock_create_ruleset, Vec::new())]);
-    let refuse = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+/// The call that the program does not have, what it gets for it, and with which arguments; none: any.
+fn missing(name: &str) -> Option<(i64, i32, Vec<SeccompRule>)> {
+    match name {
+        NO_LANDLOCK => Some((libc::SYS_landlock_create_ruleset, libc::ENOSYS, Vec::new())),
+        NO_NAMESPACES => Some((libc::SYS_unshare, libc::EPERM, Vec::new())),
+        FEW_NAMESPACES => {
+            let user_alone = u64::from(libc::CLONE_NEWUSER.unsigned_abs());
+            let (int, equal) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
+            let condition = SeccompCondition::new(0, int, equal, user_alone).unwrap();
+            let rule = SeccompRule::new(vec![condition]).unwrap();
+            Some((libc::SYS_unshare, libc::ENOSPC, vec![rule]))
+        }
+        _ => None,
+    }
+}
+
+/// Becomes the program, with the arguments after `--`, which gets `errno` for a system call. Returns only why not.
+fn run_without(call: i64, errno: i32, rules: Vec<SeccompRule>) -> std::io::Error {
+    let missing = BTreeMap::from([(call, rules)]);
+    let refuse = SeccompAction::Errno(errno.unsigned_abs());
     let arch = std::env::consts::ARCH.try_into().unwrap();
     let filter = SeccompFilter::new(missing, SeccompAction::Allow, refuse, arch).unwrap();
     let program: BpfProgram = filter.try_into().unwrap();
     apply_filter_all_threads(&program).unwrap();
     let args = std::env::args_os().skip_while(|arg| arg != "serve");
-    Command::new(env!("CARGO_BIN_EXE_lazystore"))
-        .args(args)
-        .exec()
+    let program = std::env::var(PROGRAM).unwrap_or(env!("CARGO_BIN_EXE_lazystore").to_owned());
+    Command::new(program).args(args).exec()
 }

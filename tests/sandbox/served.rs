@@ -16,15 +16,19 @@ use super::attempt;
 use crate::common::process::{copy_program, wait_for};
 use crate::common::tool;
 
-/// A chroot store with one path.
+/// A chroot store with a directory, a file and a symlink to serve, and another path.
 pub fn store() -> TempDir {
     let root = tempfile::tempdir().unwrap();
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = root.path().join("nix/store/aaa-path");
+    fs::create_dir_all(root.path().join("nix/store/other-path")).unwrap();
     fs::create_dir_all(&path).unwrap();
     fs::write(path.join("file"), "content").unwrap();
     symlink("file", path.join("link")).unwrap();
-    fs::write(root.path().join("list"), "/nix/store/aaa-path\n").unwrap();
+    fs::write(root.path().join("nix/store/file-path"), [7; 8192]).unwrap();
+    symlink("aaa-path", root.path().join("nix/store/link-path")).unwrap();
+    let list = ["aaa-path", "file-path", "link-path"].map(|name| format!("/nix/store/{name}\n"));
+    fs::write(root.path().join("list"), list.concat()).unwrap();
     root
 }
 
@@ -83,14 +87,20 @@ impl Served {
         Self::start(command, args, &own, "--vhost-user")
     }
 
-    /// At a socket in `dir`, on a kernel that answers as if it had no Landlock.
-    pub fn without_landlock(args: &[OsString], dir: &Path) -> Self {
-        Self::start(
-            attempt::runner(attempt::OLD_KERNEL),
-            args,
-            dir,
-            "--vhost-user",
-        )
+    /// The same, run by an attempt such as [`attempt::FEW_NAMESPACES`].
+    pub fn by_users_attempt(user: u32, attempt: &str, args: &[OsString], dir: &Path) -> Self {
+        let (own, program) = (dir.join("own"), dir.join("lazystore"));
+        fs::create_dir(&own).unwrap();
+        copy_program(&program);
+        chown(&own, Some(user), Some(user)).unwrap();
+        let mut command = attempt::runner_by(user, attempt, dir);
+        command.env(attempt::PROGRAM, program);
+        Self::start(command, args, &own, "--vhost-user")
+    }
+
+    /// At a socket in `dir`, run by an attempt such as [`attempt::NO_LANDLOCK`].
+    pub fn by_attempt(attempt: &str, args: &[OsString], dir: &Path) -> Self {
+        Self::start(attempt::runner(attempt), args, dir, "--vhost-user")
     }
 
     fn start(mut command: Command, args: &[OsString], dir: &Path, transport: &str) -> Self {
@@ -132,15 +142,12 @@ impl Served {
     pub fn worker(&self) -> u32 {
         let pid = self.pid();
         let children = format!("/proc/{pid}/task/{pid}/children");
-        let worker = wait_for("a worker", || {
+        // Queue threads are started after that. The last child may be the one that makes the jail, which ends.
+        wait_for("a worker with threads", || {
             let children = fs::read_to_string(&children).unwrap();
-            let last = children.split_whitespace().next_back()?;
-            Some(last.parse().unwrap())
-        });
-        // Queue threads are started after that.
-        wait_for("threads of the worker", || {
-            let threads = fs::read_dir(format!("/proc/{worker}/task")).ok()?.count();
-            (threads > 1).then_some(worker)
+            let last: u32 = children.split_whitespace().next_back()?.parse().unwrap();
+            let threads = fs::read_dir(format!("/proc/{last}/task")).ok()?.count();
+            (threads > 1).then_some(last)
         })
     }
 

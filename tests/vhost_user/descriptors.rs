@@ -43,12 +43,13 @@ fn limited(tree: &Path, socket: &Path) -> Command {
     limited
 }
 
-/// How many files below `dir` a process has open.
+/// How many files below `dir`, which a jail has as `/store`, a process has open.
 fn open_beneath(dir: &Path, pid: u32) -> usize {
+    let beneath = |target: &Path, dir: &Path| target.starts_with(dir) && target != dir;
     let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     links
         .filter_map(|link| fs::read_link(link.ok()?.path()).ok())
-        .filter(|target| target.starts_with(dir) && target != dir)
+        .filter(|target| beneath(target, dir) || beneath(target, Path::new("/store")))
         .count()
 }
 

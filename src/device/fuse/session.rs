@@ -121,7 +121,7 @@ fn mount(file: ImageFile, options: &FuseOptions) -> Result<Session<ImageFile>, F
         config.acl = SessionACL::All;
     }
     config.n_threads = Some(options.threads.get());
-    config.clone_fd = true;
+    config.clone_fd = false;
     check_device()?;
     Session::new(file, &options.dir, &config).map_err(|source| match source.kind() {
         // The device and the directory are there, so it is the program that mounts for those who are not root.

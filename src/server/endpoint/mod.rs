@@ -24,7 +24,7 @@ use crate::device::meter::Meter;
 use crate::device::nbd::NbdOptions;
 use crate::device::vhost_blk::DeviceOptions;
 use crate::image::Image;
-use crate::sandbox::Process;
+use crate::sandbox::{Process, SandboxError};
 
 /// As many reads as a VMM has under way, nearly always.
 const FETCH_WAITERS: usize = 32;
@@ -102,7 +102,7 @@ pub(super) struct WorkerContext<'c> {
     /// Where it counts what it serves.
     pub(super) meter: Meter,
     /// Confines this process; to be called before it meets a client.
-    pub(super) confine: &'c dyn Fn() -> Result<(), crate::sandbox::SandboxError>,
+    pub(super) confine: Box<dyn FnOnce() -> Result<(), SandboxError> + 'c>,
 }
 
 /// Makes sockets and adds those that are there already; nothing is mounted yet.

@@ -142,21 +142,18 @@ impl SocketEndpoint {
             SocketDevice::VhostUser(device) => self.serve_vhost_user(&device, context, muted),
             SocketDevice::Nbd(options) => {
                 let _muted = muted;
-                self.serve_nbd(&options, &context)
+                self.serve_nbd(&options, context)
             }
         }
     }
 
     /// SIGTERM simply ends it.
-    fn serve_nbd(self, options: &NbdOptions, context: &WorkerContext<'_>) -> u8 {
+    fn serve_nbd(self, options: &NbdOptions, context: WorkerContext<'_>) -> u8 {
         let listener = self.into_listener();
         let reporter = &context.reporter;
-        match (context.confine)() {
-            Ok(()) => {}
-            Err(error) => {
-                reporter.tell(&Word::Failed(error.to_string()));
-                return 1;
-            }
+        if let Err(error) = (context.confine)() {
+            reporter.tell(&Word::Failed(error.to_string()));
+            return 1;
         }
         let client = match listener.accept() {
             Ok((client, _)) => client,

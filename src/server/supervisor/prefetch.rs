@@ -2,6 +2,7 @@
 
 use super::super::recording::prefetch;
 use super::Server;
+use super::jail::JailState;
 use crate::sandbox::Process;
 
 impl Server<'_> {
@@ -19,7 +20,8 @@ impl Server<'_> {
     /// That process's life.
     fn become_prefetcher(&mut self) -> u8 {
         self.take_endpoint(usize::MAX);
-        if let Err(error) = self.confine(Process::Prefetcher) {
+        let jail = std::mem::replace(&mut self.jail, JailState::None);
+        if let Err(error) = self.confine_worker(Process::Prefetcher, jail) {
             tracing::error!("{error}");
             return 1;
         }

@@ -26,7 +26,7 @@ impl Server<'_> {
     /// What is readable, waiting for it if need be; nothing when it is time to look after something.
     pub(super) fn wait(&mut self) -> Vec<Source> {
         let now = Instant::now();
-        let may_take = self.is_ready && self.may_take_clients();
+        let may_take = self.is_ready && !self.is_furnishing() && self.may_take_clients();
         let limit = self
             .wakes_at(now)
             .map(|at| at.saturating_duration_since(now));
@@ -76,7 +76,8 @@ impl Server<'_> {
             .workers
             .iter()
             .filter_map(|worker| worker.deadline(first_message));
-        let deadline = deadlines.chain(self.status_due()).min();
+        let others = self.status_due().into_iter().chain(self.jail.until());
+        let deadline = deadlines.chain(others).min();
         let endpoints = self.endpoints.iter_mut();
         let due = endpoints.filter_map(|endpoint| endpoint.wakes_at(now));
         due.chain(deadline).min()

@@ -166,7 +166,7 @@ impl Names {
         let stat = match (detail, self.entries[index].1) {
             (Detail::Nar, FileType::Directory) => Stat::of_kind(FileKind::Directory),
             (Detail::Nar, FileType::Symlink) => Stat::of_kind(FileKind::Symlink),
-            (Detail::Full, FileType::Directory) => examine_dir(dir, name)?,
+            (Detail::Full, FileType::Directory | FileType::Unknown) => examine_dir(dir, name)?,
             _ => Stat::from(&statx(dir, name, AtFlags::SYMLINK_NOFOLLOW)?),
         };
         let target = match stat.kind {
@@ -177,10 +177,10 @@ impl Names {
     }
 }
 
-/// A directory may be a mount point. To ask what is mounted there for attributes could wait for this very process, so such a
-/// one has none of its own.
+/// What is a directory, or may be one where the file system does not tell types, may be a mount point. To ask what is
+/// mounted there for attributes could wait for this very process, so such a directory has none of its own.
 fn examine_dir(dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW;
     match resolve(
         dir,
         name,
@@ -206,7 +206,23 @@ fn threads_for(entries: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{DeviceNumber, Identity};
+    use std::fs::File;
+
+    use super::{Detail, DeviceNumber, FileKind, FileType, Identity, Names, Stat};
+
+    /// A file system that tells no types made a tree ask what was mounted inside.
+    #[test]
+    fn a_mount_point_of_unknown_type_is_a_directory_without_attributes() {
+        let names = |kind| Names {
+            bytes: b"proc".to_vec(),
+            entries: vec![(0..4, kind)],
+        };
+        let root = File::open("/").unwrap().into();
+        for kind in [FileType::Unknown, FileType::Directory] {
+            let (stat, _) = names(kind).examine(&root, 0, Detail::Full).unwrap();
+            assert_eq!(stat, Stat::of_kind(FileKind::Directory), "{kind:?}");
+        }
+    }
 
     /// A store in an overlay was served with I/O errors once its directories had left the cache.
     #[test]

@@ -8,7 +8,8 @@ mod directory;
 mod file;
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +80,28 @@ impl HostTree {
     /// The directory itself.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+
+    /// From now on the directory is `dir`, where the same is mounted in another namespace. Nothing of this process leads to
+    /// where it was before; its path in messages stays.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[allow(unsafe_code)]
+    pub fn move_to(&self, dir: impl AsFd) -> io::Result<()> {
+        self.files.clear();
+        let (from, to) = (dir.as_fd().as_raw_fd(), self.dir.as_raw_fd());
+        // SAFETY: `self.dir` owns its number before and after. What is exchanged is the open directory, which all who use
+        // that number reach through it; none of them depends on which one it is.
+        match unsafe { libc::dup3(from, to, libc::O_CLOEXEC) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The directory's path.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The host path of `path`, for messages.
