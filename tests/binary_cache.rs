@@ -2,6 +2,7 @@
 
 mod commands;
 mod faults;
+mod kills;
 mod servers;
 
 use std::fs;

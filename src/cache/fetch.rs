@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::dir::{DirError, NarHash, Settled, StoredTree};
-use super::narinfos;
+use super::meter::{FetchMeter, Fetching};
+use super::narinfos::{self, NoNarinfo};
 use super::sources::Sources;
 use super::transport::{BinaryCache, FetchError, Http, Retries};
 use crate::closure::narinfo::Narinfo;
@@ -17,10 +18,13 @@ use crate::closure::shown;
 use crate::source::decompress::decompress;
 use crate::source::nar::{LISTING_MAX_BYTES, NarTree};
 use crate::source::remote::protocol::{Digest, Part, Wanted};
-use verified::{Verified, VerifyError};
+use verified::{Received, Verified, VerifyError};
 
 /// How often a failure of a server that may pass is tried again.
 const RETRIES: Retries = Retries(4);
+
+/// How often a NAR is fetched that somebody removes before it is opened: `lazystore cache prune` spares it, people may not.
+const REMOVALS_BORNE: u32 = 4;
 
 /// A path that can be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +48,10 @@ pub struct Plan {
     pub paths: Arc<[Fetchable]>,
     /// How much NARs may take in the directory.
     pub limit_bytes: u64,
+    /// Counts what is fetched.
+    pub meter: FetchMeter,
+    /// Whether a line on a terminal says how far fetching is.
+    pub shows_progress: bool,
 }
 
 /// Why something cannot be had.
@@ -134,6 +142,19 @@ impl Fetcher {
         Ok(digest.map(|digest| (digest, file)))
     }
 
+    /// Begins to count in this process, which now fetches.
+    pub(super) fn begin(&self) {
+        self.plan.meter.restart();
+        if self.plan.shows_progress {
+            self.plan.meter.show();
+        }
+    }
+
+    /// Counts what is fetched.
+    pub(super) fn meter(&self) -> &FetchMeter {
+        &self.plan.meter
+    }
+
     /// The store path of a number, for messages.
     pub fn path_name(&self, number: u32) -> String {
         let path = self.plan.paths.get(number as usize);
@@ -171,7 +192,10 @@ impl Fetcher {
                 }
             };
             match NarTree::from_listing(&json, path.nar_size) {
-                Ok(tree) => return Some(tree),
+                Ok(tree) => {
+                    self.plan.meter.got_listing();
+                    return Some(tree);
+                }
                 Err(error) => tracing::warn!(
                     "{}/{name} is not used, and the NAR is fetched instead: {error}",
                     cache.url()
@@ -184,18 +208,20 @@ impl Fetcher {
     fn nar(&self, path: &Fetchable) -> Result<(Digest, File), CannotFetch> {
         let dir = &self.plan.sources.dir;
         let _lock = dir.lock(&path.nar_hash)?;
-        // Another server may have been faster.
-        if let Some(kept) = self.kept_nar(path)? {
-            return Ok(kept);
+        for _ in 0..REMOVALS_BORNE {
+            // Another server may have been faster.
+            if let Some(kept) = self.kept_nar(path)? {
+                return Ok(kept);
+            }
+            let tree = match dir.nar(&path.nar_hash, path.nar_size) {
+                // It was verified before, and its tree removed.
+                Some(file) => read_again(&file, path)?,
+                None => self.download(path)?,
+            };
+            self.settle(path, &tree)?;
         }
-        let tree = match dir.nar(&path.nar_hash, path.nar_size) {
-            // It was verified before, and its tree removed.
-            Some(file) => read_again(&file, path)?,
-            None => self.download(path)?,
-        };
-        self.settle(path, &tree)?;
         self.kept_nar(path)?.ok_or_else(|| CannotFetch::Failed {
-            reason: "it has been removed from the cache directory".to_owned(),
+            reason: "something removes it from the cache directory again and again".to_owned(),
         })
     }
 
@@ -244,6 +270,7 @@ impl Fetcher {
         let failed = |reason: String| CannotFetch::Failed {
             reason: format!("{} of {}: {reason}", narinfo.url, cache.url()),
         };
+        let fetching = self.plan.meter.begin_nar(path.nar_size);
         let mut tries = RETRIES.0;
         let tree = loop {
             let opened = cache.open(&self.http, &narinfo.url, RETRIES);
@@ -252,13 +279,15 @@ impl Fetcher {
                 Err(FetchError::NotFound) => return Err(failed("it is not there".to_owned())),
                 Err(error) => return Err(failed(error.to_string())),
             };
-            match self.verify(&narinfo, path, body.reader) {
+            match self.verify(&narinfo, path, body.reader, &fetching) {
                 Ok(tree) => break tree,
                 Err(VerifyError::Dir(error)) => return Err(error.into()),
                 Err(error) if error.may_pass() && tries > 0 => tries -= 1,
                 Err(error) => return Err(failed(error.to_string())),
             }
         };
+        fetching.verified();
+        drop(fetching);
         let (bytes, ms) = (path.nar_size, started.elapsed().as_millis());
         tracing::debug!(
             bytes,
@@ -276,9 +305,11 @@ impl Fetcher {
         let located = self.plan.sources.located(&self.plan.store_dir);
         let narinfo = located.in_cache(&self.http, cache, &path.name);
         let narinfo = narinfo.map_err(|error| match error {
-            narinfos::NoNarinfo::NotFound => CannotFetch::Nowhere {
-                caches: cache.url().to_owned(),
-            },
+            NoNarinfo::NotFound | NoNarinfo::Failed(FetchError::Denied { .. }) => {
+                CannotFetch::Nowhere {
+                    caches: cache.url().to_owned(),
+                }
+            }
             error => CannotFetch::Failed {
                 reason: error.to_string(),
             },
@@ -296,11 +327,16 @@ impl Fetcher {
         narinfo: &Narinfo,
         path: &Fetchable,
         body: impl Read + Send,
+        fetching: &Fetching<'_>,
     ) -> Result<NarTree, VerifyError> {
         let staged = self.plan.sources.dir.stage()?;
+        let body = Received {
+            body,
+            meter: &self.plan.meter,
+        };
         let compressed = body.take(verified::compressed_max(path.nar_size));
         let reader = decompress(narinfo.compression, compressed)?;
-        let mut verified = Verified::new(reader, &staged);
+        let mut verified = Verified::new(reader, &staged, fetching);
         let parsed = NarTree::parse(&mut verified, path.nar_size);
         let tree = verified.finish(parsed, &path.nar_hash)?;
         self.plan.sources.dir.keep_nar(&path.nar_hash, staged)?;

@@ -9,6 +9,7 @@
 //! | `sources` | caches, keys and the directory together |
 //! | `closure` | closures by narinfos |
 //! | `fetch` | trees and NARs, verified |
+//! | `meter` | how much was fetched, and a line on a terminal about it |
 //! | `fetcher` | the process that fetches, and the one that keeps it alive |
 //!
 //! What is served is verified: a NAR against the hash of a narinfo that somebody vouches for. Only names, sizes and targets of
@@ -19,6 +20,7 @@ mod dir;
 mod fetch;
 mod fetcher;
 mod keys;
+mod meter;
 mod narinfos;
 mod sources;
 mod transport;
@@ -28,6 +30,7 @@ pub use dir::{CacheDir, DirError, KeptNar, NarHash, Removed, Usage, User};
 pub use fetch::{CannotFetch, Fetchable, Fetcher, Plan};
 pub use fetcher::{FetcherProcess, StartError};
 pub use keys::{BadNarinfo, Keys};
+pub use meter::{FetchFigures, FetchMeter};
 pub use sources::Sources;
 pub use transport::{
     BinaryCache, FetchError, Http, HttpOptions, LocationError, Login, Retries, netrc,

@@ -19,6 +19,8 @@ pub struct Sources {
     pub keys: Keys,
     /// How to ask.
     pub http: HttpOptions,
+    /// Whether stderr is a terminal, on which a line says how many narinfos have been found.
+    pub shows_progress: bool,
 }
 
 impl Sources {

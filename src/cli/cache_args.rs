@@ -8,11 +8,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::errors::{CacheError, CliError};
+use super::log;
 use super::nix_conf::NixConf;
 use super::numbers::{size, whole};
 use crate::cache::{
-    BinaryCache, CacheDir, FetcherProcess, HttpOptions, Keys, PartlyRemote, Plan, Sources,
-    s3_credentials,
+    BinaryCache, CacheDir, FetchMeter, FetcherProcess, HttpOptions, Keys, PartlyRemote, Plan,
+    Sources, s3_credentials,
 };
 use crate::closure::narinfo::{CACHE_NIXOS_ORG, PublicKey};
 use crate::closure::{Graph, Source, StoreLocation, root_names};
@@ -80,12 +81,14 @@ impl Remote {
 }
 
 impl CacheArgs {
-    /// Finds out what `source` consists of and starts the process that fetches; none if nothing is to be fetched.
+    /// Finds out what `source` consists of and starts the process that fetches; none if nothing is to be fetched. That process
+    /// may show its progress on the terminal.
     pub fn load(
         &self,
         source: &Source,
         location: &StoreLocation,
         max_open_files: usize,
+        shows_progress: bool,
     ) -> Result<Option<Remote>, CliError> {
         if self.from.is_empty() {
             return Ok(None);
@@ -109,6 +112,8 @@ impl CacheArgs {
             store_dir: location.store_dir.clone(),
             paths: remote.into(),
             limit_bytes: self.cache_size,
+            meter: FetchMeter::new().map_err(|error| CacheError::Start(error.into()))?,
+            shows_progress,
         };
         let (fetcher, control) = FetcherProcess::start(plan).map_err(CacheError::from)?;
         let timeout = Duration::from_secs(self.fetch_timeout);
@@ -139,6 +144,7 @@ impl CacheArgs {
             dir: self.dir.open()?,
             caches: caches.into(),
             keys: self.keys(&conf)?,
+            shows_progress: log::is_read_live(),
             http: HttpOptions {
                 certificates: conf.certificates(),
                 logins: conf.logins(),

@@ -130,7 +130,7 @@ impl ClosureArgs {
     /// # Errors
     /// As [`ClosureArgs::load`].
     pub fn load_to_read(&self, max_open_files: usize) -> Result<Loaded, CliError> {
-        let loaded = self.load(max_open_files)?;
+        let loaded = self.load(max_open_files, false)?;
         if let Some(remote) = loaded.image.remote() {
             let connection = remote.connect();
             remote.attach(connection.map_err(|error| CacheError::Start(error.into()))?);
@@ -139,11 +139,12 @@ impl ClosureArgs {
     }
 
     /// Reads the closure and makes its disk. At most `max_open_files` of the
-    /// store's files stay open, and no more than the limits of the process allow.
+    /// store's files stay open, and no more than the limits of the process allow. What is fetched while the disk is read is shown on
+    /// a terminal if nothing else writes there.
     ///
     /// # Errors
     /// When the closure cannot be read or its disk cannot be laid out.
-    pub fn load(&self, max_open_files: usize) -> Result<Loaded, CliError> {
+    pub fn load(&self, max_open_files: usize, shows_progress: bool) -> Result<Loaded, CliError> {
         let mut options = self.image.options();
         options.max_open_files = options.max_open_files.min(max_open_files);
         let location = StoreLocation {
@@ -151,7 +152,9 @@ impl ClosureArgs {
             store_root: self.store_root.clone(),
         };
         let max_nars = options.max_open_files / 2;
-        let remote = self.cache.load(&self.source(), &location, max_nars)?;
+        let remote = self
+            .cache
+            .load(&self.source(), &location, max_nars, shows_progress)?;
         let (graph, fetcher) = match remote {
             Some(remote) => remote.attach_to(&mut options),
             None => (Graph::load(&self.source(), &location)?, None),

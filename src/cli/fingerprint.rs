@@ -35,7 +35,7 @@ a registered hash only name, type and size count: the fingerprint then begins wi
 
 /// Prints the fingerprint; a word on stderr if it is worth less than others.
 pub fn run(args: &FingerprintArgs) -> Result<ExitCode, CliError> {
-    let Loaded { closure, image, .. } = args.closure.load(usize::MAX)?;
+    let Loaded { closure, image, .. } = args.closure.load(usize::MAX, false)?;
     let fingerprint = image.fingerprint().ok_or(CliError::NoFingerprint)?;
     warn_if_weak(&closure);
     writeln!(io::stdout(), "{fingerprint}")?;

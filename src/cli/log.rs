@@ -1,6 +1,6 @@
 //! Log lines on stderr.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 
 use clap::ValueEnum;
@@ -91,6 +91,11 @@ pub fn hint(lines: &str) {
     if !is_json() {
         eprint!("{lines}");
     }
+}
+
+/// Whether a person sees stderr at once: it is a terminal.
+pub fn is_read_live() -> bool {
+    !is_json() && io::stderr().is_terminal()
 }
 
 fn is_json() -> bool {

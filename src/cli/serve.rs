@@ -116,12 +116,13 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let Loaded {
         closure,
         image,
-        fetcher: _fetcher,
+        fetcher,
         ..
-    } = args.closure.load(usize::MAX)?;
+    } = args.closure.load(usize::MAX, log::is_read_live())?;
     let records = args.recording.records(&closure)?;
     let mut options = args.options(&records)?;
     options.report = args.report.options(&closure, start);
+    options.fetched = fetcher.as_ref().map(|fetcher| fetcher.meter().clone());
     let names = inherited.iter().map(InheritedSocket::name);
     let names: Vec<_> = names
         .chain(options.sockets.iter().cloned().map(SocketName::Path))
@@ -182,6 +183,7 @@ impl ServeArgs {
             status: self.watch.status.clone(),
             metrics: self.watch.metrics_file.clone(),
             prefetch: records.prefetch.clone(),
+            fetched: None,
         })
     }
 }

@@ -53,12 +53,13 @@ pub use status::{
 };
 pub use supervisor::serve;
 
+use crate::cache::FetchMeter;
 use crate::device::fuse::FuseOptions;
 use crate::device::vhost_blk::DeviceOptions;
 use crate::image::recording::Recording;
 
 /// How to serve a disk to any number of VMs: at sockets, as a file, or both.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ServeOptions {
     /// Where to listen; each at most 107 bytes.
     pub sockets: Vec<PathBuf>,
@@ -88,6 +89,8 @@ pub struct ServeOptions {
     pub metrics: Option<PathBuf>,
     /// What to read in advance.
     pub prefetch: Option<Recording>,
+    /// What is fetched meanwhile from binary caches.
+    pub fetched: Option<FetchMeter>,
 }
 
 /// What clients may cost.

@@ -45,7 +45,7 @@ fn nginx(dir: &Path, port: u16) -> Foreign {
     let conf = own.path().join("nginx.conf");
     let at = own.path().display();
     let text = format!(
-        "daemon off; pid {at}/pid; error_log {at}/error.log; user root; events {{}}\n\
+        "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log; user root; events {{}}\n\
          http {{ access_log {at}/access.log; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
          fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
          server {{ listen 127.0.0.1:{port}; root {}; keepalive_requests 100000; }} }}\n",
@@ -67,6 +67,53 @@ fn nginx_serves_a_cache() {
     let port = free_port();
     let _nginx = nginx(&store.cache.dir, port);
     let server = store.serve(&[&format!("http://127.0.0.1:{port}/")], &[]);
+    assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+}
+
+/// A server of S3 with a bucket `store`, whose files are those of `dir`.
+fn s3(dir: &Path, port: u16, access_key: &str, secret_key: &str) -> Foreign {
+    let own = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(dir, own.path().join("store")).unwrap();
+    let mut command = Command::new(from_env("LAZYSTORE_TEST_S3"));
+    command.args(["--access-key", access_key, "--secret-key", secret_key]);
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+    command.arg(own.path());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let server = Foreign {
+        child: command.spawn().unwrap(),
+        _dir: own,
+    };
+    wait_for_port(port);
+    server
+}
+
+#[test]
+#[ignore = "needs s3s-fs"]
+fn a_bucket_is_read_with_its_keys_and_no_others() {
+    let store = RemoteStore::new(&NAMES);
+    let port = free_port();
+    let _s3 = s3(&store.cache.dir, port, "AKIDEXAMPLE", "a/secret+key=");
+    let url = format!("s3://store?endpoint=127.0.0.1:{port}&scheme=http&region=eu-north-1");
+    let args = store.args(&[&url]);
+    let keys = |access: &str, secret: &str| {
+        [
+            "env".to_owned(),
+            format!("AWS_ACCESS_KEY_ID={access}"),
+            format!("AWS_SECRET_ACCESS_KEY={secret}"),
+        ]
+    };
+    for (access, secret) in [("AKIDEXAMPLE", "wrong"), ("OTHER", "a/secret+key=")] {
+        let env = keys(access, secret);
+        let env: Vec<&str> = env.iter().map(String::as_str).collect();
+        let said = Server::try_start_after(&env, &args, &[]).err().unwrap();
+        assert!(said.contains("403") && said.contains(&url), "{said}");
+        assert!(!said.contains(secret) && !said.contains("X-Amz"), "{said}");
+    }
+    let said = Server::try_start_after(&[], &args, &[]).err().unwrap();
+    assert!(said.contains("403"), "{said}");
+    let env = keys("AKIDEXAMPLE", "a/secret+key=");
+    let env: Vec<&str> = env.iter().map(String::as_str).collect();
+    let server = Server::start_after(&env, &args, &[]);
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
 }
 

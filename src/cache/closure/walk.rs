@@ -5,10 +5,12 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
 use crate::cache::fetcher::confine;
+use crate::cache::meter::{LINE_EVERY, ProgressLine};
 use crate::cache::narinfos::Located;
 use crate::cache::sources::Sources;
 use crate::cache::transport::Http;
@@ -123,6 +125,10 @@ impl Walk<'_> {
         let queue = Queue::default();
         queue.add(self, roots);
         thread::scope(|scope| {
+            if self.sources.shows_progress {
+                // Without the thread there is no line, and nothing else is lost.
+                let _ = thread::Builder::new().spawn_scoped(scope, || queue.show());
+            }
             for _ in 0..AT_ONCE {
                 let started =
                     thread::Builder::new().spawn_scoped(scope, || self.work(&queue, &http));
@@ -209,6 +215,25 @@ impl Queue {
             }
             let waited = self.changed.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Shows on a terminal how many have been found, until all are.
+    fn show(&self) {
+        let mut line = ProgressLine::default();
+        let mut due = Instant::now() + LINE_EVERY;
+        let mut state = self.lock();
+        while state.failed.is_none() && (state.busy > 0 || !state.names.is_empty()) {
+            let waited = self.changed.wait_timeout(state, LINE_EVERY);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if Instant::now() >= due {
+                due = Instant::now() + LINE_EVERY;
+                let (all, open) = (state.seen.len(), state.names.len() + state.busy);
+                line.show(&format!(
+                    "asking binary caches for store paths: {} of {all}",
+                    all - open
+                ));
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use sha2::{Digest, Sha256};
 
 use super::super::dir::{DirError, NarHash, Staged};
+use super::super::meter::{FetchMeter, Fetching};
 use super::super::transport::may_pass;
 use crate::source::nar::{NarError, NarTree};
 
@@ -43,20 +44,36 @@ impl VerifyError {
     }
 }
 
+/// Counts what comes from a cache.
+pub(super) struct Received<'m, R> {
+    pub(super) body: R,
+    pub(super) meter: &'m FetchMeter,
+}
+
+impl<R: Read> Read for Received<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.body.read(buf)?;
+        self.meter.received(len);
+        Ok(len)
+    }
+}
+
 /// Passes on what it reads.
 pub(super) struct Verified<'f, R> {
     reader: R,
     to: &'f Staged,
+    fetching: &'f Fetching<'f>,
     hash: Sha256,
     /// Why the file cannot be written.
     write_error: Option<io::Error>,
 }
 
 impl<'f, R: Read> Verified<'f, R> {
-    pub(super) fn new(reader: R, to: &'f Staged) -> Self {
+    pub(super) fn new(reader: R, to: &'f Staged, fetching: &'f Fetching<'f>) -> Self {
         Self {
             reader,
             to,
+            fetching,
             hash: Sha256::new(),
             write_error: None,
         }
@@ -84,6 +101,7 @@ impl<R: Read> Read for Verified<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let len = self.reader.read(buf)?;
         self.hash.update(&buf[..len]);
+        self.fetching.wrote(len);
         if let Err(error) = self.to.file().write_all(&buf[..len]) {
             let kind = error.kind();
             self.write_error = Some(error);

@@ -14,6 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::dir::User;
 use super::fetch::{Fetcher, Plan};
+use super::meter::FetchMeter;
 use crate::process::{self, Child, ENDING, ProcessError};
 use crate::sandbox;
 use crate::source::remote::protocol::Connection;
@@ -22,6 +23,7 @@ use crate::source::remote::protocol::Connection;
 #[derive(Debug)]
 pub struct FetcherProcess {
     _keeper: Child,
+    meter: FetchMeter,
     /// What this server needs stays in the cache directory.
     _user: User,
 }
@@ -63,10 +65,16 @@ impl FetcherProcess {
         })?;
         let process = Self {
             _keeper: keeper,
+            meter: plan.meter,
             _user: user,
         };
         let near = near.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
         Ok((process, near))
+    }
+
+    /// Counts what it fetches.
+    pub fn meter(&self) -> &FetchMeter {
+        &self.meter
     }
 }
 

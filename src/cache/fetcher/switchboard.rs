@@ -48,6 +48,7 @@ struct Lane {
 
 /// Serves `connections`, and those that come over `relay`, until the keeper has gone.
 pub(super) fn serve(relay: Connection, connections: Vec<Connection>, fetcher: Fetcher) -> u8 {
+    fetcher.begin();
     let shared = Arc::new(Shared {
         fetcher,
         state: Mutex::default(),
@@ -158,6 +159,7 @@ impl Shared {
 
     fn done(&self, wanted: Wanted, found: Found) {
         if let Err(error) = &found {
+            self.fetcher.meter().failed();
             tracing::warn!("{}: {error}", self.fetcher.path_name(wanted.path));
         }
         let waiting = self.lock().waiting.remove(&wanted).unwrap_or_default();

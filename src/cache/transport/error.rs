@@ -4,6 +4,12 @@ pub enum FetchError {
     /// The cache does not have it.
     #[error("it is not there")]
     NotFound,
+    /// The cache does not have it, or does not give it to this host: a bucket that may not be listed answers both the same way.
+    #[error("{reason}: it is not there, or needs other keys or another password")]
+    Denied {
+        /// What happened.
+        reason: String,
+    },
     /// It may work in a moment.
     #[error("{reason}")]
     Passing {

@@ -115,12 +115,12 @@ impl<R: Read> Read for Named<R> {
     }
 }
 
-/// A bucket that may not be listed answers 403 for what it does not have.
 fn judge(shown: &str, status: StatusCode) -> Result<(), FetchError> {
     let reason = || format!("{shown}: the server answers {status}");
     match status.as_u16() {
         200 => Ok(()),
-        403 | 404 | 410 => Err(FetchError::NotFound),
+        403 => Err(FetchError::Denied { reason: reason() }),
+        404 | 410 => Err(FetchError::NotFound),
         408 | 425 | 429 | 500.. => Err(FetchError::Passing { reason: reason() }),
         _ => Err(FetchError::Refused { reason: reason() }),
     }

@@ -181,12 +181,13 @@ fn become_server(
     let Loaded {
         closure,
         image,
-        fetcher: _fetcher,
+        fetcher,
         ..
-    } = args.vm.closure.load(usize::MAX)?;
+    } = args.vm.closure.load(usize::MAX, false)?;
     let records = args.recording.records(&closure)?;
     let mut options = serve_options(args, dir.path(), attached, &records);
     options.report = args.report.options(&closure, start);
+    options.fetched = fetcher.as_ref().map(|fetcher| fetcher.meter().clone());
     let mut was_used = false;
     let served = serve(Arc::new(image), &options, Vec::new(), |event| match event {
         // The other end may be gone, and then so is this process in a moment.
@@ -231,6 +232,7 @@ fn serve_options(
         status: None,
         metrics: None,
         prefetch: records.prefetch.clone(),
+        fetched: None,
     }
 }
 

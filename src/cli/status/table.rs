@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::text;
+use crate::cache::FetchFigures;
 use crate::device::meter::percentile;
 use crate::server::{ClientStatus, ServerStatus};
 
@@ -65,6 +66,9 @@ pub fn text(point: &Path, before: &ServerStatus, now: &ServerStatus, seconds: f6
         now.clients.len(),
         now.left,
     );
+    if let Some(fetched) = &now.fetched {
+        out += &fetched_text(fetched);
+    }
     if now.clients.is_empty() {
         return out;
     }
@@ -86,6 +90,18 @@ pub fn text(point: &Path, before: &ServerStatus, now: &ServerStatus, seconds: f6
         out.push('\n');
     }
     out
+}
+
+/// What came from binary caches, on a line.
+fn fetched_text(fetched: &FetchFigures) -> String {
+    format!(
+        "fetched: {}, {} received, {}, {}, {} being fetched\n",
+        text::counted(fetched.nars, "NAR"),
+        text::bytes(fetched.received_bytes),
+        text::counted(fetched.listings, "listing"),
+        text::counted(fetched.failures, "failure"),
+        fetched.fetching,
+    )
 }
 
 fn row(before: &ServerStatus, client: &ClientStatus, seconds: f64) -> [String; 11] {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::FetchFigures;
 use crate::device::Stats;
 use crate::device::meter::{Figures, merged};
 
@@ -81,6 +82,8 @@ pub struct ServerStatus {
     pub left_bytes: u64,
     /// Errors that they got.
     pub left_errors: u64,
+    /// What was fetched from binary caches, if some paths are not on this host.
+    pub fetched: Option<FetchFigures>,
 }
 
 impl ClientStatus {

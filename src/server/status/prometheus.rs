@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{ClientStatus, ServerStatus};
+use crate::cache::FetchFigures;
 
 /// Bounds of the histogram, in microseconds: few, because each is a series for each VM.
 const BOUNDS_US: [u64; 12] = [
@@ -57,6 +58,9 @@ pub fn text(status: &ServerStatus) -> String {
     let mut out = String::new();
     let clients = &status.clients;
     totals(&mut out, status);
+    if let Some(fetched) = &status.fetched {
+        fetches(&mut out, fetched);
+    }
     if clients.is_empty() {
         return out;
     }
@@ -125,6 +129,44 @@ fn totals(out: &mut String, status: &ServerStatus) {
             "counter",
             "Requests answered with an error to all of them.",
             errors,
+        ),
+    ] {
+        header(out, &format!("lazystore_{name}"), kind, help);
+        let _ = writeln!(out, "lazystore_{name} {value}");
+    }
+}
+
+fn fetches(out: &mut String, fetched: &FetchFigures) {
+    for (name, kind, help, value) in [
+        (
+            "fetching",
+            "gauge",
+            "Store paths whose NARs are being fetched.",
+            fetched.fetching,
+        ),
+        (
+            "fetched_nars_total",
+            "counter",
+            "NARs fetched from binary caches and verified.",
+            fetched.nars,
+        ),
+        (
+            "fetched_listings_total",
+            "counter",
+            "Listings fetched.",
+            fetched.listings,
+        ),
+        (
+            "received_bytes_total",
+            "counter",
+            "Bytes of NARs received, as binary caches compress them.",
+            fetched.received_bytes,
+        ),
+        (
+            "fetch_failures_total",
+            "counter",
+            "Listings and NARs that could not be had.",
+            fetched.failures,
         ),
     ] {
         header(out, &format!("lazystore_{name}"), kind, help);

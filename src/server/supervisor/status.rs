@@ -9,6 +9,7 @@ use super::super::endpoint::Endpoint;
 use super::super::status::{ClientKind, ClientStatus, ServerStatus, status_path};
 use super::super::workers::Worker;
 use super::{ServeOptions, Server};
+use crate::cache::FetchMeter;
 use crate::device::Stats;
 use crate::device::meter::Meter;
 
@@ -85,6 +86,16 @@ impl Server<'_> {
                 "status of a VM"
             );
         }
+        if let Some(fetched) = &status.fetched {
+            tracing::info!(
+                nars = fetched.nars,
+                listings = fetched.listings,
+                received_bytes = fetched.received_bytes,
+                failures = fetched.failures,
+                fetching = fetched.fetching,
+                "fetched from binary caches"
+            );
+        }
         tracing::info!(
             vms = status.clients.len(),
             left = status.left,
@@ -110,6 +121,7 @@ impl Server<'_> {
             left_requests: self.left.stats.requests,
             left_bytes: self.left.stats.bytes,
             left_errors: self.left.stats.errors,
+            fetched: self.options.fetched.as_ref().map(FetchMeter::figures),
         }
     }
 

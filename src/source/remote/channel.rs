@@ -12,6 +12,10 @@ use crate::source::IoMode;
 /// A failure is told to all who ask again within this time; after it the fetcher is asked anew.
 const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
 
+/// When a server is killed its fetcher ends, too, and this process a moment later: no guest must see an I/O error then. Only a
+/// fetcher that ended alone fails what waits for it, after this time.
+const SERVER_ENDS_WITHIN: Duration = Duration::from_secs(5);
+
 /// What the fetcher has answered, and what it has not.
 pub(super) struct Channel {
     connection: Connection,
@@ -27,9 +31,16 @@ struct State {
     questions: HashMap<Wanted, Question>,
     /// Counts answers, so that nobody sleeps through one.
     arrivals: u64,
-    /// The fetcher will never answer again.
-    is_over: bool,
+    /// Since when the fetcher will never answer again.
+    over_since: Option<Instant>,
     is_listening: bool,
+}
+
+impl State {
+    fn is_over(&self) -> bool {
+        let since = self.over_since;
+        since.is_some_and(|since| since.elapsed() >= SERVER_ENDS_WITHIN)
+    }
 }
 
 enum Question {
@@ -77,7 +88,7 @@ impl Channel {
                 }
                 Some(Question::Failed(reason, _)) => return Err(NoAnswer::Failed(reason.clone())),
                 Some(Question::Asked(_)) => {}
-                None if state.is_over => return Err(NoAnswer::Failed(over())),
+                None if state.is_over() => return Err(NoAnswer::Failed(over())),
                 None => {
                     // If the fetcher has ended, the listening thread hears that too; if it is busy, it is asked at the next try.
                     if self.connection.ask(wanted).is_ok() {
@@ -110,7 +121,7 @@ impl Channel {
 
     /// Questions that were not answered in time have failed, and failures that are long ago are forgotten.
     fn expire(&self, state: &mut State) {
-        let (now, limit, is_over) = (Instant::now(), self.limit, state.is_over);
+        let (now, limit, is_over) = (Instant::now(), self.limit, state.is_over());
         let mut expired = 0;
         for question in state.questions.values_mut() {
             if let Question::Asked(at) = question
@@ -153,8 +164,7 @@ impl Channel {
             }
         }
         let mut state = self.lock();
-        state.is_over = true;
-        self.expire(&mut state);
+        state.over_since = Some(Instant::now());
     }
 
     fn heard(&self, answer: Answer) {

@@ -11,9 +11,10 @@ pub mod protocol;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -215,7 +216,7 @@ impl RemoteTree {
             path: number,
         };
         let (_, file) = self.ask(wanted, mode)?;
-        let packed = read_packed(file).map_err(|error| self.failed(number, error.to_string()))?;
+        let packed = read_packed(&file).map_err(|error| self.failed(number, error.to_string()))?;
         let nar_size = self.paths[number as usize].nar_size;
         let tree = NarTree::from_packed(&packed, nar_size);
         let tree = tree.map_err(|error| self.failed(number, error.to_string()))?;
@@ -334,10 +335,10 @@ impl NarFile {
     }
 }
 
-/// Reads a packed tree, as much as one may have.
-fn read_packed(file: File) -> io::Result<Vec<u8>> {
-    let mut packed = Vec::new();
-    file.take(PACKED_MAX_BYTES as u64)
-        .read_to_end(&mut packed)?;
+/// A packed tree. Other processes may hold the same open file, so its position must not matter.
+fn read_packed(file: &File) -> io::Result<Vec<u8>> {
+    let len_bytes = file.metadata()?.len().min(PACKED_MAX_BYTES as u64);
+    let mut packed = vec![0; usize::try_from(len_bytes).map_err(io::Error::other)?];
+    file.read_exact_at(&mut packed, 0)?;
     Ok(packed)
 }

@@ -1,0 +1,93 @@
+"""A Debian system as Nix would have it: its files are symlinks to store paths, one for each package."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+
+from .binary_cache import DIGITS, registration
+
+NAME = "debian-system"
+# What dpkg and the boot loader have, and no service that boots.
+LEFT_OUT = {"boot", "dev", "proc", "sys", "run", "tmp", "var/cache", "var/lib/apt", "var/lib/dpkg", "initrd.img", "initrd.img.old",
+            "vmlinuz", "vmlinuz.old", "usr/share/doc"}
+# Services change what is there, or read it before everything else.
+COPIED = ("etc/", "var/", "root/")
+
+
+def packages(tree):
+    """Of each package of `tree`: its name, and its files."""
+    admin = f"--admindir={tree}/var/lib/dpkg"
+    listed = subprocess.run(["dpkg-query", admin, "-W", "-f", "${binary:Package}\\n"], check=True,
+                            stdout=subprocess.PIPE, text=True).stdout
+    for name in listed.split():
+        lists = pathlib.Path(tree, "var/lib/dpkg/info", f"{name}.list").read_text().splitlines()
+        yield name.split(":")[0], [file[1:] for file in lists if len(file) > 2]
+
+
+def real(tree, file):
+    """`file` with directories that are not symlinks: Debian's /lib is one."""
+    parent = os.path.realpath(tree / os.path.dirname(file))
+    return pathlib.Path(parent, os.path.basename(file)).relative_to(os.path.realpath(tree))
+
+
+def make(tree, store):
+    """Adds the system and its packages to `store`; returns its name and their registration."""
+    owner, added = {}, []
+    for package, files in packages(tree):
+        regular = [real(tree, file) for file in files if is_regular(tree / file)]
+        name = digits(package) + "-" + package
+        for file in regular:
+            copy(tree / file, store / name / file)
+            owner[file] = name
+        if regular:
+            added.append(name)
+    system = digits(NAME) + "-" + NAME
+    references = fill(tree, store, store / system, owner)
+    records = [registration(store, name, ()) for name in added] + [registration(store, system, references)]
+    return system, "".join(records)
+
+
+def digits(name):
+    return "".join(DIGITS[byte % 32] for byte in hashlib.sha256(name.encode()).digest())
+
+
+def is_regular(path):
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def copy(source, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(0o555 if source.stat().st_mode & 0o111 else 0o444)
+
+
+def fill(tree, store, system, owner):
+    """The system's own tree; returns the names of the paths that it refers to."""
+    references = set()
+    for top, dirs, files in os.walk(tree):
+        here = pathlib.Path(top).relative_to(tree)
+        dirs[:] = [name for name in dirs if str(here / name) not in LEFT_OUT]
+        (system / here).mkdir(parents=True, exist_ok=True)
+        links = [name for name in dirs if (tree / here / name).is_symlink()]
+        for name in files + links:
+            file, source = here / name, tree / here / name
+            if str(file) in LEFT_OUT:
+                continue
+            if source.is_symlink():
+                (system / file).symlink_to(os.readlink(source))
+            elif source.is_file():
+                package = owner.get(file)
+                if package and not str(file).startswith(COPIED):
+                    (system / file).symlink_to(f"/nix/store/{package}/{file}")
+                    references.add(package)
+                else:
+                    copy(source, system / file)
+    for name in ("dev", "proc", "sys", "run", "tmp", "nix/store"):
+        (system / name).mkdir(parents=True, exist_ok=True)
+    return references

@@ -1,0 +1,254 @@
+//! What a process that fetches has done, counted in memory that its server sees, and a line on a terminal about it.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use zerocopy::FromZeros;
+
+use crate::process::{ProcessError, Shared};
+
+/// How often the line is written.
+pub(super) const LINE_EVERY: Duration = Duration::from_millis(200);
+
+/// Counters. They outlive the process that counts, and its successor goes on.
+#[derive(Debug, FromZeros)]
+#[repr(C)]
+struct Counters {
+    fetching: AtomicU64,
+    listings: AtomicU64,
+    nars: AtomicU64,
+    received_bytes: AtomicU64,
+    nar_bytes: AtomicU64,
+    expected_bytes: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// What was fetched so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchFigures {
+    /// Store paths that are being fetched.
+    pub fetching: u64,
+    /// Listings that were fetched.
+    pub listings: u64,
+    /// NARs that were fetched and verified.
+    pub nars: u64,
+    /// Bytes of NARs that came from binary caches, as they were compressed there.
+    pub received_bytes: u64,
+    /// Bytes of NARs that were written.
+    pub nar_bytes: u64,
+    /// How many there will be when all that is being fetched has come.
+    pub expected_bytes: u64,
+    /// What could not be had.
+    pub failures: u64,
+}
+
+/// The counters of a server's process that fetches.
+#[derive(Debug, Clone)]
+pub struct FetchMeter(Arc<Shared<Counters>>);
+
+impl FetchMeter {
+    /// Counters in memory that is shared with children.
+    ///
+    /// # Errors
+    /// When there is no memory left.
+    pub fn new() -> Result<Self, ProcessError> {
+        Ok(Self(Arc::new(Shared::new(1)?)))
+    }
+
+    /// What was fetched so far. The process that fetches may have written anything there.
+    pub fn figures(&self) -> FetchFigures {
+        let load = |one: &AtomicU64| one.load(Ordering::Relaxed);
+        let counters = self.counters();
+        FetchFigures {
+            fetching: load(&counters.fetching),
+            listings: load(&counters.listings),
+            nars: load(&counters.nars),
+            received_bytes: load(&counters.received_bytes),
+            nar_bytes: load(&counters.nar_bytes),
+            expected_bytes: load(&counters.expected_bytes),
+            failures: load(&counters.failures),
+        }
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.0[0]
+    }
+
+    /// A process begins to fetch, perhaps after another one has died at it.
+    pub(super) fn restart(&self) {
+        let counters = self.counters();
+        counters.fetching.store(0, Ordering::Relaxed);
+        let nar_bytes = counters.nar_bytes.load(Ordering::Relaxed);
+        counters.expected_bytes.store(nar_bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn got_listing(&self) {
+        add(&self.counters().listings, 1);
+    }
+
+    pub(super) fn failed(&self) {
+        add(&self.counters().failures, 1);
+    }
+
+    pub(super) fn received(&self, len_bytes: usize) {
+        add(&self.counters().received_bytes, len_bytes as u64);
+    }
+
+    /// A NAR of `nar_size` bytes is about to be fetched, until the value is dropped.
+    pub(super) fn begin_nar(&self, nar_size: u64) -> Fetching<'_> {
+        let counters = self.counters();
+        add(&counters.fetching, 1);
+        add(&counters.expected_bytes, nar_size);
+        Fetching {
+            counters,
+            nar_size,
+            written: AtomicU64::new(0),
+        }
+    }
+
+    /// Shows on a terminal, as long as this process lives, how far it is.
+    pub(super) fn show(&self) {
+        let meter = self.clone();
+        // Without the thread there is no line, and nothing else is lost.
+        let _ = thread::Builder::new()
+            .name("progress".to_owned())
+            .spawn(move || {
+                let mut line = ProgressLine::default();
+                let mut before = meter.figures();
+                loop {
+                    thread::sleep(LINE_EVERY);
+                    let now = meter.figures();
+                    match now.fetching {
+                        0 => {
+                            line.clear();
+                            before = now;
+                        }
+                        _ => line.show(&progress(&before, &now)),
+                    }
+                }
+            });
+    }
+}
+
+/// What was fetched since `before`, when nothing was being fetched.
+fn progress(before: &FetchFigures, now: &FetchFigures) -> String {
+    let paths = match now.fetching {
+        1 => "1 store path".to_owned(),
+        many => format!("{many} store paths"),
+    };
+    format!(
+        "fetching {paths}: {} of {}",
+        megabytes(now.nar_bytes.saturating_sub(before.nar_bytes)),
+        megabytes(now.expected_bytes.saturating_sub(before.nar_bytes)),
+    )
+}
+
+/// Rounded down to a tenth.
+fn megabytes(bytes: u64) -> String {
+    format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+/// A NAR that is being fetched.
+pub(super) struct Fetching<'m> {
+    counters: &'m Counters,
+    nar_size: u64,
+    written: AtomicU64,
+}
+
+impl Fetching<'_> {
+    pub(super) fn wrote(&self, len_bytes: usize) {
+        add(&self.written, len_bytes as u64);
+        add(&self.counters.nar_bytes, len_bytes as u64);
+    }
+
+    pub(super) fn verified(&self) {
+        add(&self.counters.nars, 1);
+    }
+}
+
+impl Drop for Fetching<'_> {
+    /// What was written twice, after a broken connection, or not at all, is not expected any more.
+    fn drop(&mut self) {
+        let written = self.written.load(Ordering::Relaxed);
+        let expected = &self.counters.expected_bytes;
+        expected.fetch_add(written.wrapping_sub(self.nar_size), Ordering::Relaxed);
+        self.counters.fetching.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A line of a terminal that is written again and again.
+#[derive(Default)]
+pub(super) struct ProgressLine {
+    is_shown: bool,
+}
+
+impl ProgressLine {
+    pub(super) fn show(&mut self, text: &str) {
+        self.is_shown = true;
+        // In one piece, for others write there, too. Nobody may be there to read it.
+        let _ = io::stderr().write_all(format!("\r\x1b[K{text}").as_bytes());
+    }
+
+    pub(super) fn clear(&mut self) {
+        if std::mem::take(&mut self.is_shown) {
+            let _ = io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+}
+
+impl Drop for ProgressLine {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_fetched_is_counted_and_a_failure_leaves_nothing_expected() {
+        let meter = FetchMeter::new().unwrap();
+        let first = meter.begin_nar(10_000_000);
+        first.wrote(10_000_000);
+        first.verified();
+        let second = meter.begin_nar(2_550_000);
+        second.wrote(1_990_000);
+        meter.received(100);
+        let before = FetchFigures::default();
+        assert_eq!(
+            progress(&before, &meter.figures()),
+            "fetching 2 store paths: 11.9 MB of 12.5 MB"
+        );
+        drop((first, second));
+        meter.failed();
+        let figures = FetchFigures {
+            nars: 1,
+            received_bytes: 100,
+            nar_bytes: 11_990_000,
+            expected_bytes: 11_990_000,
+            failures: 1,
+            ..before
+        };
+        assert_eq!(meter.figures(), figures);
+    }
+
+    #[test]
+    fn a_process_that_died_fetches_nothing_any_more() {
+        let meter = FetchMeter::new().unwrap();
+        let fetching = meter.begin_nar(100);
+        fetching.wrote(40);
+        std::mem::forget(fetching);
+        meter.restart();
+        let figures = meter.figures();
+        assert_eq!((figures.fetching, figures.expected_bytes), (0, 40));
+    }
+}
