@@ -11,9 +11,11 @@ use std::path::Path;
 use lazystore::closure::narinfo::Compression;
 use lazystore::erofs::layout::space::Region;
 use lazystore::image::Image;
+use nix::sys::signal::Signal;
 
 use crate::common::client::Client;
 use crate::common::http::HttpServer;
+use crate::common::process::wait_for;
 use crate::common::remote::{RemoteStore, assert_same, read, used};
 
 const NAMES: [&str; 4] = ["top", "middle", "bottom", "last"];
@@ -164,4 +166,34 @@ fn a_cache_in_a_directory() {
     let url = format!("file://{}", store.cache.dir.display());
     let server = store.serve(&[&url], &[]);
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
+}
+
+#[test]
+#[ignore = "needs root: a real client locks memory"]
+fn what_was_recorded_is_fetched_before_a_vm_asks() {
+    let store = RemoteStore::new(&NAMES);
+    let http = HttpServer::start(&store.cache.dir);
+    let recording = store.root().join("boot.rec");
+    let recording = recording.to_str().unwrap();
+    let server = store.serve(&[&http.url()], &["--record", recording]);
+    let image = store.expected();
+    let file = &store.files_of(&image, region(&image, &store.paths[1].name))[0];
+    let mut client = Client::start(&server.socket, 1);
+    read(&mut client, file.range.start..file.range.start + 4096).unwrap();
+    drop(client);
+    server.signal(Signal::SIGTERM);
+    assert!(server.end().0.success());
+    fs::remove_dir_all(store.cache_dir()).unwrap();
+
+    let before = requests(&http, ".nar").len();
+    let _server = store.serve(&[&http.url()], &["--prefetch", recording]);
+    wait_for("the NAR", || {
+        let nars = fs::read_dir(store.cache_dir().join("nars")).ok()?;
+        (nars.count() == 1).then_some(())
+    });
+    let digits = store.paths[1].hash();
+    assert_eq!(
+        requests(&http, ".nar")[before..],
+        [format!("/nar/{digits}.nar")]
+    );
 }
