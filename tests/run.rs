@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -279,8 +280,12 @@ fn print_shows_the_command_and_does_nothing() {
 }
 
 /// QEMU with the guest that scripts/test prepares, and a disk for its results; returns what it wrote to the console.
-fn boot(machine: &str) -> (Output, Fixture) {
+fn boot(machine: &str, options: &[&str]) -> (Output, Fixture) {
     let fixture = Fixture::new();
+    (boot_in(&fixture, machine, options), fixture)
+}
+
+fn boot_in(fixture: &Fixture, machine: &str, options: &[&str]) -> Output {
     let results = fixture.path("results.raw");
     fs::File::create(&results)
         .unwrap()
@@ -331,8 +336,8 @@ fn boot(machine: &str) -> (Output, Fixture) {
         "--store-root",
         &from_env("LAZYSTORE_TEST_STORE"),
     ];
-    let output = fixture.run(&closure, &command).output().unwrap();
-    (output, fixture)
+    let options = [options, &closure].concat();
+    fixture.run(&options, &command).output().unwrap()
 }
 
 /// A microvm has no timer to measure an emulated CPU's clock with.
@@ -349,9 +354,9 @@ fn clock(machine: &str) -> String {
     }
 }
 
-fn boots(machine: &str) {
+fn boots(machine: &str, options: &[&str]) {
     let _turn = turn();
-    let (output, fixture) = boot(machine);
+    let (output, fixture) = boot(machine, options);
     let console = stdout(&output);
     assert_eq!(
         output.status.code(),
@@ -368,13 +373,53 @@ fn boots(machine: &str) {
 #[test]
 #[ignore = "boots a VM"]
 fn a_real_vm_runs_a_program_from_the_disk() {
-    boots("q35");
+    boots("q35", &[]);
 }
 
 #[test]
 #[ignore = "boots a VM"]
 fn a_microvm_runs_a_program_from_the_disk() {
-    boots("microvm");
+    boots("microvm", &[]);
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_real_vm_whose_memory_is_its_own_reads_the_disk_over_nbd() {
+    boots("q35", &["--nbd"]);
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_vm_that_was_saved_is_restored_instead_of_booted() {
+    const MARK: &str = "lazystore: mounted_uptime_s=";
+    let _turn = turn();
+    let fixture = Fixture::new();
+    let file = fixture.path("snapshot");
+    let options = ["--snapshot", file.to_str().unwrap(), "--snapshot-at", MARK];
+    let run = |more: &[&str]| {
+        let start = Instant::now();
+        let output = boot_in(&fixture, "q35", &[&options, more].concat());
+        let console = stdout(&output);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{console} {said}");
+        assert!(console.contains("lazystore: program_status=0"), "{console}");
+        assert!(console.contains("lazystore: done"), "{console}");
+        println!(
+            "{:.1} s to the end, booted: {}",
+            start.elapsed().as_secs_f64(),
+            console.contains(MARK)
+        );
+        fixture.nothing_is_left();
+        console.contains(MARK)
+    };
+    assert!(run(&[]), "the first one boots");
+    let saved = fs::read(&file).unwrap();
+    assert!(!run(&[]), "the second one is restored");
+    assert!(fs::read(&file).unwrap() == saved);
+    assert!(run(&["--mtime=2"]), "another disk is booted");
+    assert!(!run(&["--mtime=2"]));
+    fs::write(&file, "lazystore snapshot 1 of something else").unwrap();
+    assert!(run(&[]));
 }
 
 #[test]

@@ -10,13 +10,21 @@ pub enum VmmError {
     /// Its arguments are not known.
     #[error(
         "{} is not known to lazystore (QEMU, cloud-hypervisor and crosvm are): write {{socket}} where its arguments \
-         take the disk's vhost-user-blk socket, or {{image}} where they take the disk as a file",
+         take the disk's vhost-user-blk socket, {{nbd}} for its NBD socket, or {{image}} where they take the disk as a file",
         Path::new(program).display()
     )]
     UnknownProgram {
         /// What was to be started.
         program: OsString,
     },
+    /// Saving something else than QEMU.
+    #[error("--snapshot saves and restores QEMU, and no other program")]
+    SnapshotOfOther,
+    /// NBD, and not QEMU.
+    #[error(
+        "--nbd gives the disk to QEMU; for another program write {{nbd}} where its arguments take the NBD socket's path"
+    )]
+    NoNbd,
     /// crosvm, but not to run a VM.
     #[error("crosvm starts a VM with `crosvm run`: write `run` after it")]
     NotCrosvmRun,

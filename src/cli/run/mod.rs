@@ -2,16 +2,19 @@
 
 mod private_dir;
 mod quote;
+mod snapshot;
 mod supervise;
 mod switched_user;
 mod vmm;
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use clap::Args;
@@ -29,8 +32,9 @@ use crate::device::fuse::{FuseOptions, clear_mount};
 use crate::process::{self, Child, End, Signals};
 use crate::server::{Limits, ServeEvent, ServeOptions, SocketAccess, serve};
 pub use private_dir::PrivateDir;
+use snapshot::{Snapshot, SnapshotArgs};
 use supervise::{GRACE, Start};
-use vmm::{Attached, Disk, attach, qemu::Version};
+use vmm::{Attached, Disk, Transport, attach, qemu::Version};
 
 /// Exit code when `run` itself fails, as of env(1) and timeout(1): the VM's own codes mean something else.
 pub const EXIT_OWN_FAILURE: u8 = 125;
@@ -48,6 +52,8 @@ pub struct RunArgs {
     recording: RecordArgs,
     #[command(flatten)]
     report: ReportFileArgs,
+    #[command(flatten)]
+    snapshot: SnapshotArgs,
     /// Show the command that would be started, quoted for a shell, and do nothing
     #[arg(long, help_heading = "The VM")]
     print: bool,
@@ -60,6 +66,9 @@ pub struct VmArgs {
     closure: ClosureArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// Give QEMU the disk over NBD: slower, and the VM's memory need not be shared
+    #[arg(long, help_heading = "The VM")]
+    nbd: bool,
     /// The VMM and its arguments
     #[arg(
         last = true,
@@ -90,7 +99,8 @@ Examples:
 
 const HELP: &str = "\
 QEMU, cloud-hypervisor and crosvm, known by their names, get the disk and memory that is shared; to any other program \
-say where the disk goes: {socket} is replaced by its vhost-user-blk socket, {image} by its file. --print shows what \
+say where the disk goes: {socket} is replaced by its vhost-user-blk socket, {nbd} by its NBD socket, {image} by its file. \
+--print shows what \
 becomes of the command.
 
 Signals are passed on to the VM. Its exit code is returned, 128 + N if signal N ended it; 125 means that lazystore \
@@ -120,6 +130,9 @@ fn run_vm(args: &RunArgs, start: Instant) -> Result<u8, CliError> {
         source,
     })?;
     let attached = attached(args, dir.path())?;
+    if args.snapshot.is_wanted() && !vmm::is_qemu(&args.vm.command) {
+        return Err(VmmError::SnapshotOfOther.into());
+    }
     let (words, sender) = io::pipe().map_err(run_error("create a pipe"))?;
     let server = process::spawn(Signal::SIGTERM, || {
         signals.hold_back();
@@ -133,7 +146,7 @@ fn run_vm(args: &RunArgs, start: Instant) -> Result<u8, CliError> {
         server,
         dir,
     };
-    vm.run(words)
+    vm.run(words, args)
 }
 
 /// Runs a VM and writes a report to `report`; the exit code, also that of a failure, which is said.
@@ -142,6 +155,7 @@ pub fn run_reported(vm: &VmArgs, start: Instant, report: &Path) -> u8 {
         vm: vm.clone(),
         recording: RecordArgs::default(),
         report: ReportFileArgs::to(report),
+        snapshot: SnapshotArgs::default(),
         print: false,
     };
     run_vm(&args, start).unwrap_or_else(|error| exit_code(Err(error)))
@@ -163,7 +177,12 @@ fn attached(args: &RunArgs, dir: &Path) -> Result<Attached, CliError> {
         let output = Command::new(program).arg("--version").output().ok()?;
         Version::parse(&String::from_utf8_lossy(&output.stdout))
     };
-    Ok(attach(&args.vm.command, &Disk::in_dir(dir), version)?)
+    let transport = match args.vm.nbd {
+        true => Transport::Nbd,
+        false => Transport::VhostUser,
+    };
+    let disk = Disk::in_dir(dir);
+    Ok(attach(&args.vm.command, &disk, transport, version)?)
 }
 
 /// The server's whole life.
@@ -184,6 +203,10 @@ fn become_server(
         fetcher,
         ..
     } = args.vm.closure.load(usize::MAX, false)?;
+    if let (true, Some(disk)) = (args.snapshot.is_wanted(), image.fingerprint()) {
+        let told = fs::write(dir.fingerprint(), disk.to_string());
+        told.map_err(run_error("tell the disk's fingerprint"))?;
+    }
     let records = args.recording.records(&closure)?;
     let mut options = serve_options(args, dir.path(), attached, &records);
     options.report = args.report.options(&closure, start);
@@ -217,9 +240,10 @@ fn serve_options(
         threads: device.threads,
     });
     let sockets = attached.uses_socket.then(|| disk.socket.clone());
+    let nbd = attached.uses_nbd.then(|| disk.nbd.clone());
     ServeOptions {
         sockets: sockets.into_iter().collect(),
-        nbd: Vec::new(),
+        nbd: nbd.into_iter().collect(),
         access: SocketAccess::default(),
         fuse,
         once: false,
@@ -247,7 +271,7 @@ struct Vm {
 }
 
 impl Vm {
-    fn run(mut self, mut words: PipeReader) -> Result<u8, CliError> {
+    fn run(mut self, mut words: PipeReader, args: &RunArgs) -> Result<u8, CliError> {
         match supervise::await_ready(&self.signals, &mut self.server, &mut words)
             .map_err(run_error("wait for the server"))?
         {
@@ -261,12 +285,15 @@ impl Vm {
                 return Ok(end.shell_code());
             }
         }
-        let started = self.start_vm();
-        let mut vm = started.inspect_err(|_| {
+        let snapshot = self.snapshot(args);
+        let started = self.start_vm(snapshot);
+        let (mut vm, watch) = started.inspect_err(|_| {
             self.server.stop(GRACE);
             self.clean_up();
         })?;
         let end = supervise::await_end(&self.signals, &mut self.server, &mut vm);
+        // All that it has said is written.
+        let _ = watch.map(JoinHandle::join);
         self.server.stop(GRACE);
         self.clean_up();
         let end = end.map_err(run_error("wait for the VM"))?;
@@ -274,17 +301,33 @@ impl Vm {
         Ok(end.shell_code())
     }
 
-    /// Starts the VM as a child that ends with this process.
-    fn start_vm(&self) -> Result<Child, CliError> {
-        if self.attached.uses_socket {
-            switched_user::admit(&self.attached.command, self.dir.path(), &self.disk.socket)
+    /// A snapshot to restore or to make, if one is asked for.
+    fn snapshot(&self, args: &RunArgs) -> Option<Snapshot> {
+        let disk = fs::read_to_string(self.dir.fingerprint()).unwrap_or_default();
+        let control = self.dir.control();
+        args.snapshot.find(&disk, &args.vm.command, &control)
+    }
+
+    /// Starts the VM as a child that ends with this process, and a thread if it is to be saved.
+    fn start_vm(
+        &self,
+        snapshot: Option<Snapshot>,
+    ) -> Result<(Child, Option<JoinHandle<()>>), CliError> {
+        for socket in self.attached.sockets(&self.disk) {
+            switched_user::admit(&self.attached.command, self.dir.path(), socket)
                 .map_err(run_error("let the VM's user connect again"))?;
         }
-        Ok(process::spawn(Signal::SIGTERM, || self.exec())?)
+        let is_made = snapshot.as_ref().is_some_and(|one| !one.is_saved());
+        let pipe = is_made.then(io::pipe).transpose();
+        let (reader, writer) = pipe.map_err(run_error("create a pipe"))?.unzip();
+        let vm = process::spawn(Signal::SIGTERM, || self.exec(snapshot.as_ref(), writer))?;
+        let watch = snapshot.zip(reader).map(|(one, output)| one.watch(output));
+        let watch = watch.transpose().map_err(run_error("start a thread"))?;
+        Ok((vm, watch))
     }
 
     /// Becomes the VM; returns only when that is impossible.
-    fn exec(&self) -> u8 {
+    fn exec(&self, snapshot: Option<&Snapshot>, stdout: Option<PipeWriter>) -> u8 {
         if let Err(errno) = self.signals.restore() {
             log::fatal(&run_error("restore the signals")(errno));
             return EXIT_OWN_FAILURE;
@@ -293,7 +336,15 @@ impl Vm {
             log::fatal(&CliError::from(VmmError::NoCommand));
             return EXIT_OWN_FAILURE;
         };
-        let source = Command::new(program).args(args).exec();
+        let mut command = Command::new(program);
+        command.args(args);
+        command.args(snapshot.iter().flat_map(|one| one.arguments()));
+        if let Some(Err(error)) = snapshot.map(Snapshot::pass_on) {
+            log::fatal(&run_error("pass the snapshot on")(error));
+            return EXIT_OWN_FAILURE;
+        }
+        stdout.into_iter().for_each(|pipe| _ = command.stdout(pipe));
+        let source = command.exec();
         let code = match source.kind() {
             io::ErrorKind::NotFound => EXIT_NOT_FOUND,
             _ => EXIT_NOT_STARTED,
@@ -318,13 +369,13 @@ impl Vm {
         // It would wait for a server that could not be ended.
         let heard = self.server.end().is_some() && words.read_to_end(&mut said).is_ok();
         if heard
-            && self.attached.uses_socket
+            && let Some(socket) = self.attached.sockets(&self.disk).next()
             && !matches!(end, End::Exited(EXIT_NOT_STARTED | EXIT_NOT_FOUND))
             && !said.contains(&supervise::CONNECTED)
         {
             tracing::warn!(
                 "the VM ended without having connected to {}, which only a process of the same user can",
-                self.disk.socket.display()
+                socket.display()
             );
         }
     }

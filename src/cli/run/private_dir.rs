@@ -47,6 +47,16 @@ impl PrivateDir {
         &self.path
     }
 
+    /// Where the server tells the disk's fingerprint.
+    pub fn fingerprint(&self) -> PathBuf {
+        self.path.join("fingerprint")
+    }
+
+    /// QEMU's control socket.
+    pub fn control(&self) -> PathBuf {
+        self.path.join("qmp.sock")
+    }
+
     /// One that another process made: this one removes it too.
     pub fn adopt(path: &Path) -> Self {
         Self {
@@ -59,10 +69,17 @@ impl Drop for PrivateDir {
     fn drop(&mut self) {
         // The other process may be faster.
         let disk = Disk::in_dir(&self.path);
-        for made in [&disk.socket, &disk.mount] {
+        for made in [&disk.socket, &disk.nbd, &disk.mount] {
             let _ = fs::remove_file(status_path(made));
         }
-        let _ = fs::remove_file(&disk.socket);
+        for made in [
+            &disk.socket,
+            &disk.nbd,
+            &self.fingerprint(),
+            &self.control(),
+        ] {
+            let _ = fs::remove_file(made);
+        }
         let _ = fs::remove_dir(&disk.mount);
         let _ = fs::remove_dir(&self.path);
     }

@@ -12,6 +12,8 @@ use crate::cli::errors::VmmError;
 
 /// Stands for the socket's path in a command.
 const SOCKET: &str = "{socket}";
+/// Stands for the path of its NBD socket.
+const NBD: &str = "{nbd}";
 /// Stands for the path of the disk as a file.
 const IMAGE: &str = "{image}";
 
@@ -20,6 +22,8 @@ const IMAGE: &str = "{image}";
 pub struct Disk {
     /// Its vhost-user socket.
     pub socket: PathBuf,
+    /// Its NBD socket.
+    pub nbd: PathBuf,
     /// The directory to mount the file in.
     pub mount: PathBuf,
     /// The file, in that directory.
@@ -35,6 +39,7 @@ impl Disk {
         let mount = dir.join("mnt");
         Self {
             socket: dir.join("store.sock"),
+            nbd: dir.join("store.nbd"),
             image: mount.join(Self::IMAGE_NAME),
             mount,
         }
@@ -48,8 +53,29 @@ pub struct Attached {
     pub command: Vec<OsString>,
     /// It connects to the socket.
     pub uses_socket: bool,
+    /// It connects to the NBD socket.
+    pub uses_nbd: bool,
     /// It opens the file.
     pub uses_image: bool,
+}
+
+impl Attached {
+    /// The sockets of `disk` that it connects to.
+    pub fn sockets<'d>(&self, disk: &'d Disk) -> impl Iterator<Item = &'d Path> + use<'d> {
+        let socket = self.uses_socket.then_some(&*disk.socket);
+        socket
+            .into_iter()
+            .chain(self.uses_nbd.then_some(&*disk.nbd))
+    }
+}
+
+/// How a VMM that is known gets the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// With memory that it shares.
+    VhostUser,
+    /// Without.
+    Nbd,
 }
 
 /// Programs whose arguments are known.
@@ -75,7 +101,13 @@ impl Vmm {
     }
 }
 
-/// Makes `command` use the disk: where it says `{socket}` or `{image}`, else by what its program understands.
+/// Whether `command` starts QEMU.
+pub fn is_qemu(command: &[OsString]) -> bool {
+    command.first().and_then(|program| Vmm::of(program)) == Some(Vmm::Qemu)
+}
+
+/// Makes `command` use the disk: where it says `{socket}`, `{nbd}` or `{image}`, else over `transport` by what its program
+/// understands.
 /// `version` finds out QEMU's version.
 ///
 /// # Errors
@@ -83,25 +115,30 @@ impl Vmm {
 pub fn attach(
     command: &[OsString],
     disk: &Disk,
+    transport: Transport,
     version: impl FnOnce(&OsStr) -> Option<qemu::Version>,
 ) -> Result<Attached, VmmError> {
-    let (uses_socket, uses_image) = (mentions(command, SOCKET), mentions(command, IMAGE));
-    if uses_socket || uses_image {
+    let [uses_socket, uses_nbd, uses_image] =
+        [SOCKET, NBD, IMAGE].map(|place| mentions(command, place));
+    if uses_socket || uses_nbd || uses_image {
         let filled = command.iter().map(|arg| fill(arg, disk)).collect();
         return Ok(Attached {
             command: filled,
             uses_socket,
+            uses_nbd,
             uses_image,
         });
     }
     let [program, args @ ..] = command else {
         return Err(VmmError::NoCommand);
     };
-    let args = match Vmm::of(program) {
-        Some(Vmm::Qemu) => qemu::attach(args, disk, version(program))?,
-        Some(Vmm::CloudHypervisor) => cloud_hypervisor::attach(args, disk)?,
-        Some(Vmm::Crosvm) => crosvm::attach(args, disk)?,
-        None => {
+    let args = match (Vmm::of(program), transport) {
+        (Some(Vmm::Qemu), Transport::VhostUser) => qemu::attach(args, disk, version(program))?,
+        (Some(Vmm::Qemu), Transport::Nbd) => qemu::attach_nbd(args, disk)?,
+        (_, Transport::Nbd) => return Err(VmmError::NoNbd),
+        (Some(Vmm::CloudHypervisor), _) => cloud_hypervisor::attach(args, disk)?,
+        (Some(Vmm::Crosvm), _) => crosvm::attach(args, disk)?,
+        (None, _) => {
             return Err(VmmError::UnknownProgram {
                 program: program.clone(),
             });
@@ -109,7 +146,8 @@ pub fn attach(
     };
     Ok(Attached {
         command: std::iter::once(program.clone()).chain(args).collect(),
-        uses_socket: true,
+        uses_socket: transport == Transport::VhostUser,
+        uses_nbd: transport == Transport::Nbd,
         uses_image: false,
     })
 }
@@ -127,6 +165,7 @@ fn mentions(command: &[OsString], place: &str) -> bool {
 fn fill(arg: &OsStr, disk: &Disk) -> OsString {
     let places = [
         (SOCKET, disk.socket.as_os_str()),
+        (NBD, disk.nbd.as_os_str()),
         (IMAGE, disk.image.as_os_str()),
     ];
     let mut rest = arg.as_bytes();
@@ -157,25 +196,64 @@ mod tests {
     #[test]
     fn places_are_filled_wherever_they_stand() {
         let disk = Disk::in_dir(Path::new("/d"));
-        let command = os(&["vmm", "--disk=a={socket},b={socket}", "{image", "{image}"]);
-        let attached = attach(&command, &disk, |_| None).unwrap();
+        let command = os(&[
+            "vmm",
+            "--disk=a={socket},b={socket}",
+            "{image",
+            "{image}",
+            "unix:{nbd}",
+        ]);
+        let attached = attach(&command, &disk, Transport::VhostUser, |_| None).unwrap();
         let socket = "--disk=a=/d/store.sock,b=/d/store.sock";
-        let filled = os(&["vmm", socket, "{image", "/d/mnt/nix-store.img"]);
+        let filled = os(&[
+            "vmm",
+            socket,
+            "{image",
+            "/d/mnt/nix-store.img",
+            "unix:/d/store.nbd",
+        ]);
         assert_eq!(attached.command, filled);
-        assert!(attached.uses_socket && attached.uses_image);
+        assert!(attached.uses_socket && attached.uses_nbd && attached.uses_image);
+    }
+
+    #[test]
+    fn only_qemu_is_told_of_nbd() {
+        let disk = Disk::in_dir(Path::new("/d"));
+        let over_nbd = |command: &[&str]| attach(&os(command), &disk, Transport::Nbd, |_| None);
+        let attached = over_nbd(&["qemu-system-x86_64", "-m", "1G"]).unwrap();
+        assert_eq!(
+            attached.sockets(&disk).collect::<Vec<_>>(),
+            [Path::new("/d/store.nbd")]
+        );
+        for other in ["cloud-hypervisor", "my-vmm"] {
+            let error = over_nbd(&[other]).unwrap_err();
+            assert!(error.to_string().contains("{nbd}"), "{error}");
+        }
     }
 
     #[test]
     fn a_path_that_looks_like_a_place_is_left_alone() {
         let disk = Disk::in_dir(Path::new("/{image}"));
-        let attached = attach(&os(&["vmm", "{socket}"]), &disk, |_| None).unwrap();
+        let attached = attach(
+            &os(&["vmm", "{socket}"]),
+            &disk,
+            Transport::VhostUser,
+            |_| None,
+        )
+        .unwrap();
         assert_eq!(attached.command[1], "/{image}/store.sock");
     }
 
     #[test]
     fn an_unknown_program_must_say_where_the_disk_goes() {
         let disk = Disk::in_dir(Path::new("/d"));
-        let error = attach(&os(&["./my vmm", "-x"]), &disk, |_| None).unwrap_err();
+        let error = attach(
+            &os(&["./my vmm", "-x"]),
+            &disk,
+            Transport::VhostUser,
+            |_| None,
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("{socket}"), "{error}");
     }
 

@@ -40,10 +40,7 @@ pub fn attach(
     disk: &Disk,
     version: Option<Version>,
 ) -> Result<Vec<OsString>, VmmError> {
-    let options = Options::parse(args);
-    if options.has("daemonize") {
-        return Err(VmmError::Daemonize);
-    }
+    let options = options(args)?;
     let memory = memory::additions(&options)?;
     let mut out = args.to_vec();
     out.extend(memory.into_iter().map(OsString::from));
@@ -53,6 +50,29 @@ pub fn attach(
     out.extend(["-chardev".into(), chardev]);
     out.extend(device(&options).into_iter().map(OsString::from));
     Ok(out)
+}
+
+/// The arguments with the disk over NBD; its memory stays as it is.
+pub fn attach_nbd(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError> {
+    let options = options(args)?;
+    let mut node = OsString::from(
+        "driver=nbd,node-name=lazystore,read-only=on,reconnect-delay=60,server.type=unix,server.path=",
+    );
+    node.push(qemu_escape(&disk.nbd));
+    let device = match is_microvm(&options) {
+        true => "virtio-blk-device,drive=lazystore",
+        false => "virtio-blk-pci,drive=lazystore",
+    };
+    let more = ["-blockdev".into(), node, "-device".into(), device.into()];
+    Ok(args.iter().cloned().chain(more).collect())
+}
+
+fn options(args: &[OsString]) -> Result<Options, VmmError> {
+    let options = Options::parse(args);
+    match options.has("daemonize") {
+        true => Err(VmmError::Daemonize),
+        false => Ok(options),
+    }
 }
 
 /// The user that a QEMU becomes, as its command line names it; other programs have no such option.
@@ -77,10 +97,13 @@ fn reconnect(version: Option<Version>) -> &'static str {
     }
 }
 
+fn is_microvm(options: &Options) -> bool {
+    last(&memory::machine(options), "type") == Some("microvm")
+}
+
 /// A microvm has no PCI bus, and its old virtio-mmio transport does not take the device.
 fn device(options: &Options) -> Vec<&'static str> {
-    let machine = memory::machine(options);
-    if last(&machine, "type") != Some("microvm") {
+    if !is_microvm(options) {
         return vec!["-device", "vhost-user-blk-pci,chardev=lazystore"];
     }
     vec![
