@@ -1,6 +1,7 @@
 //! `lazystore run`: the command, its disk, its end, and what is left behind.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
@@ -414,6 +415,8 @@ fn a_vm_that_was_saved_is_restored_instead_of_booted() {
     };
     assert!(run(&[]), "the first one boots");
     let saved = fs::read(&file).unwrap();
+    let mode = fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "it holds the guest's memory");
     assert!(!run(&[]), "the second one is restored");
     assert!(fs::read(&file).unwrap() == saved);
     assert!(run(&["--mtime=2"]), "another disk is booted");

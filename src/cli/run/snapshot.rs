@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, PipeReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -167,7 +168,10 @@ impl Snapshot {
 
     /// What goes wrong with it is no reason to end the VM.
     fn save(&self) {
-        let part = self.file.with_added_extension("part");
+        // Several VMs may do so at the same time; the last one counts.
+        let part = self
+            .file
+            .with_added_extension(std::process::id().to_string());
         let saved = self
             .save_to(&part)
             .and_then(|()| fs::rename(&part, &self.file));
@@ -181,7 +185,13 @@ impl Snapshot {
     }
 
     fn save_to(&self, part: &Path) -> io::Result<()> {
-        let mut file = File::create(part)?;
+        // The guest's memory is nobody else's business.
+        let mut options = File::options();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(part)?;
         file.write_all(self.line.as_bytes())?;
         let mut qemu = Control::connect(&self.control)?;
         let written = qemu.write_to(&file);
