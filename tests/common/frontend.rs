@@ -262,11 +262,18 @@ impl Frontend {
         }
         let fd = guest.backing.as_raw_fd();
         self.send(SET_MEM_TABLE, &table, &[fd, fd]).unwrap();
+        self.await_device();
     }
 
     pub fn set_features(&self, features: u64) {
-        self.send(SET_FEATURES, &features.to_le_bytes(), &[])
-            .unwrap();
+        let sent = self.send(SET_FEATURES, &features.to_le_bytes(), &[]);
+        sent.unwrap();
+        self.await_device();
+    }
+
+    /// Waits until the device has done what it was told: a kick must not overtake that.
+    fn await_device(&self) {
+        self.ask_u64(GET_FEATURES).unwrap();
     }
 
     /// Gives `len_bytes` of a file from `offset` for the dirty log; says whether the device took it.
