@@ -371,13 +371,9 @@ impl<'s> Guest<'s> {
     fn serve(&mut self) {
         let before = self.layout.bytes();
         let expected = Expected::new(&self.ring, self.broken, self.memory(), &self.stage.image);
-        let rings = std::slice::from_ref(&self.ring);
         // What was not seen before is no answer to what is asked now.
         let _ = self.stage.call.read();
-        self.stage
-            .device
-            .handle_event(0, EventSet::IN, rings, 0)
-            .unwrap();
+        self.look();
         match expected.verdict() {
             Verdict::Nothing => {
                 assert!(before == self.layout.bytes(), "a ring at rest was touched")
@@ -385,6 +381,13 @@ impl<'s> Guest<'s> {
             Verdict::Anything => self.start_over(),
             Verdict::Exactly => self.check(&before, &expected),
         }
+    }
+
+    /// Has the device look at the ring.
+    fn look(&self) {
+        let rings = std::slice::from_ref(&self.ring);
+        let event = self.stage.device.handle_event(0, EventSet::IN, rings, 0);
+        event.unwrap();
     }
 
     /// The guest had its own ring overwritten: it may get any answer.
