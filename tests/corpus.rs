@@ -28,6 +28,8 @@ mod nar;
 mod narinfo;
 #[path = "fuzz/targets/nbd.rs"]
 mod nbd;
+#[path = "fuzz/targets/packed.rs"]
+mod packed;
 #[path = "fuzz/targets/recording.rs"]
 mod recording;
 
@@ -120,6 +122,11 @@ fn nars_parse_or_are_refused() {
     replay("nar", nar::run);
 }
 
+#[test]
+fn packed_trees_parse_or_are_refused() {
+    replay("packed", packed::run);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..cases(2000) })]
 
@@ -148,5 +155,10 @@ proptest! {
     #[test]
     fn changed_nars_parse_or_are_refused(nar in changed("nar")) {
         nar::run(&nar);
+    }
+
+    #[test]
+    fn changed_packed_trees_parse_or_are_refused(packed in changed("packed")) {
+        packed::run(&packed);
     }
 }

@@ -6,6 +6,7 @@
 pub mod decompress;
 mod destination;
 mod error;
+mod file_cache;
 mod host;
 mod memory;
 pub mod nar;
@@ -16,7 +17,8 @@ use std::sync::Arc;
 
 pub use destination::{Destination, DestinationError};
 pub use error::{Awaits, SourceError};
-pub use host::{FileId, HostFile, HostTree, Identity};
+pub use file_cache::FileId;
+pub use host::{HostFile, HostTree, Identity};
 pub use memory::MemoryTree;
 pub use remote::{NarFile, RemotePath, RemoteTree};
 
@@ -149,7 +151,7 @@ impl PathTree<'_> {
                 .file(id, stamp, self.identity, mode, path)
                 .map(File::Host),
             TreeSource::Memory(memory) => memory.open(&path()).map(File::Memory),
-            TreeSource::Remote(remote) => remote.open(&path(), mode).map(File::Nar),
+            TreeSource::Remote(remote) => remote.open(id, mode, path).map(File::Nar),
         }
     }
 }

@@ -1,12 +1,10 @@
-//! Open files and their bounded cache.
+//! Open files.
 
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lru::LruCache;
 use nix::time::{ClockId, clock_gettime};
 use rustix::fs::{Advice, AtFlags};
 use rustix::io::Errno;
@@ -15,17 +13,10 @@ use super::statx;
 use crate::source::{Awaits, Destination, IoMode, SourceError};
 use crate::tree::{FileKind, Stamp, Stat};
 
-/// Shards of the file cache: queues that read different files seldom meet at one lock.
-const SHARDS: usize = 16;
-
 /// How long an open file is believed to be what it was. Looking costs as much as reading 4 KiB (0.85 µs and 0.98 µs
 /// were measured), so it is not done for every read: ten times a second for a file that is in constant use costs
 /// nothing that can be seen.
 const BELIEVED_MS: u64 = 100;
-
-/// The caller's own name for a file: the same number is always the same file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileId(pub u64);
 
 /// A host file that is open for reading.
 #[derive(Debug)]
@@ -177,61 +168,4 @@ fn coarse_ms() -> u64 {
 /// Whether `RWF_NOWAIT` was refused: not in memory, or the file system (or a sandbox) does not know the flag.
 fn would_block(errno: Errno) -> bool {
     matches!(errno, Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS)
-}
-
-type Shard = LruCache<FileId, Arc<HostFile>>;
-
-/// Files that stay open, the least recently used leaving first.
-#[derive(Debug)]
-pub(super) struct FileCache {
-    /// At least one.
-    shards: Vec<Mutex<Shard>>,
-    max_open_files: usize,
-}
-
-impl FileCache {
-    /// A cache of at most `max_open_files`, and of one file at the least.
-    pub(super) fn new(max_open_files: usize) -> Self {
-        let shards = max_open_files.clamp(1, SHARDS);
-        let each = NonZeroUsize::new(max_open_files / shards).unwrap_or(NonZeroUsize::MIN);
-        Self {
-            shards: (0..shards)
-                .map(|_| Mutex::new(LruCache::new(each)))
-                .collect(),
-            max_open_files: shards * each.get(),
-        }
-    }
-
-    /// How many files may stay open.
-    pub(super) fn max_open_files(&self) -> usize {
-        self.max_open_files
-    }
-
-    pub(super) fn get(&self, id: FileId) -> Option<Arc<HostFile>> {
-        self.shard(id).get(&id).cloned()
-    }
-
-    pub(super) fn insert(&self, id: FileId, file: Arc<HostFile>) {
-        // Closing the evicted file is a system call: not under the lock.
-        let evicted = self.shard(id).push(id, file);
-        drop(evicted);
-    }
-
-    /// Closes every file nobody is reading.
-    pub(super) fn clear(&self) {
-        for shard in &self.shards {
-            lock(shard).clear();
-        }
-    }
-
-    fn shard(&self, id: FileId) -> MutexGuard<'_, Shard> {
-        // The highest bits of a product depend on all bits of the number (Fibonacci hashing).
-        let mixed = id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        lock(&self.shards[(mixed >> 60) as usize % self.shards.len()])
-    }
-}
-
-/// A cache is whole after any panic of another thread: no entry is ever half-written.
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -18,11 +18,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 pub use directory::Identity;
-pub use file::{FileId, HostFile};
+pub use file::HostFile;
 
+use super::file_cache::{FileCache, FileId};
 use super::{Awaits, IoMode, SourceError};
 use crate::tree::{Detail, FileKind, Listing, Stamp, Stat};
-use file::FileCache;
 
 /// Longest path handed to the kernel at once; it takes 4,096 bytes with the NUL (`PATH_MAX`).
 const MAX_PATH_LEN_BYTES: usize = 4000;
@@ -35,7 +35,7 @@ const MAX_RESOLVE_TRIES: usize = 16;
 pub struct HostTree {
     dir: OwnedFd,
     path: PathBuf,
-    files: FileCache,
+    files: FileCache<Arc<HostFile>>,
     /// How every path below it is resolved.
     resolve: ResolveFlags,
     /// The host lets this process read without leaving access times behind.
@@ -74,7 +74,7 @@ impl HostTree {
 
     /// How many files may stay open.
     pub fn max_open_files(&self) -> usize {
-        self.files.max_open_files()
+        self.files.max_files()
     }
 
     /// The directory itself.

@@ -116,6 +116,14 @@ pub enum PackedError {
     /// Cut short, or something else.
     #[error("the packed tree is malformed")]
     Malformed,
+    /// Of another NAR.
+    #[error("a NAR of the packed tree has {found} bytes instead of {expected}")]
+    Size {
+        /// How many bytes it has.
+        found: u64,
+        /// How many it should have.
+        expected: u64,
+    },
 }
 
 /// What is wrong with a tree.

@@ -93,10 +93,14 @@ impl NarTree {
                 }
             }
         }
+        if !reader.rest.is_empty() {
+            return Err(PackedError::Malformed);
+        }
         let tree = builder.finish();
-        match reader.rest.is_empty() && tree.nar_size() == nar_size {
+        let (found, expected) = (tree.nar_size(), nar_size);
+        match found == expected {
             true => Ok(tree),
-            false => Err(PackedError::Malformed),
+            false => Err(PackedError::Size { found, expected }),
         }
     }
 }

@@ -12,7 +12,6 @@ pub mod protocol;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -22,6 +21,7 @@ use std::time::Duration;
 use lru::LruCache;
 use sha2::{Digest as _, Sha256};
 
+use super::file_cache::{FileCache, FileId};
 use super::host::HostFile;
 use super::nar::{NarNode, NarTree, PACKED_MAX_BYTES};
 use super::{Awaits, Destination, IoMode, SourceError};
@@ -29,9 +29,12 @@ use crate::tree::{Listing, Stat};
 use channel::{Channel, NoAnswer};
 use protocol::{Connection, Digest, Part, Wanted};
 
-/// How much memory trees may take, in bytes, apart from the one in use. A plan is made from one; later reads of files look
-/// up offsets in it.
+/// How much memory trees may take, in bytes, apart from the one in use. A plan is made from one; files whose place has been
+/// forgotten are looked up in it.
 const TREES_MAX_BYTES: usize = 24 << 20;
+
+/// How many files' places are remembered, in 64 bytes each.
+const PLACES_MAX: usize = 16_384;
 
 /// A path of a [`RemoteTree`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +58,9 @@ pub struct RemoteTree {
     control: Mutex<Option<Connection>>,
     channel: OnceLock<Arc<Channel>>,
     kept: Mutex<Kept>,
+    /// By their numbers.
+    nars: FileCache<Arc<HostFile>>,
+    places: FileCache<Place>,
 }
 
 /// What this process has got.
@@ -64,16 +70,23 @@ struct Kept {
     trees_bytes: usize,
     /// Digests of all trees that were ever planned with: another one is another path.
     digests: HashMap<u32, Digest>,
-    nars: LruCache<u32, Arc<HostFile>>,
+}
+
+/// Where a file is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Number of its store path.
+    path: u32,
+    /// Where its bytes begin in the NAR.
+    start: u64,
+    len_bytes: u64,
 }
 
 /// A file in a NAR.
 #[derive(Debug, Clone)]
 pub struct NarFile {
     nar: Arc<HostFile>,
-    /// Where its bytes begin in the NAR.
-    start: u64,
-    len_bytes: u64,
+    place: Place,
 }
 
 impl RemoteTree {
@@ -88,7 +101,6 @@ impl RemoteTree {
     ) -> Self {
         let numbers = (0..).zip(&paths);
         let numbers = numbers.map(|(number, path)| (path.name.clone(), number));
-        let max_open_files = NonZeroUsize::new(max_open_files).unwrap_or(NonZeroUsize::MIN);
         Self {
             numbers: numbers.collect(),
             paths,
@@ -100,8 +112,9 @@ impl RemoteTree {
                 trees: LruCache::unbounded(),
                 trees_bytes: 0,
                 digests: HashMap::new(),
-                nars: LruCache::new(max_open_files),
             }),
+            nars: FileCache::new(max_open_files),
+            places: FileCache::new(PLACES_MAX),
         }
     }
 
@@ -176,8 +189,26 @@ impl RemoteTree {
         tree.list(inside).ok_or_else(|| self.not_found(path))
     }
 
-    /// The regular file at `path`, whose NAR has been verified.
-    pub(super) fn open(&self, path: &[u8], mode: IoMode) -> Result<NarFile, SourceError> {
+    /// The regular file at `path()`, whose NAR has been verified; found without its path if `id` was asked for lately.
+    pub(super) fn open(
+        &self,
+        id: FileId,
+        mode: IoMode,
+        path: impl FnOnce() -> Vec<u8>,
+    ) -> Result<NarFile, SourceError> {
+        let place = match self.places.get(id) {
+            Some(place) => place,
+            None => {
+                let place = self.place(&path(), mode)?;
+                self.places.insert(id, place);
+                place
+            }
+        };
+        let nar = self.nar(place.path, mode)?;
+        Ok(NarFile { nar, place })
+    }
+
+    fn place(&self, path: &[u8], mode: IoMode) -> Result<Place, SourceError> {
         let (number, inside) = self.split(path)?;
         let tree = self.tree(number, mode)?;
         let Some(NarNode::Regular {
@@ -186,8 +217,8 @@ impl RemoteTree {
         else {
             return Err(self.not_found(path));
         };
-        Ok(NarFile {
-            nar: self.nar(number, mode)?,
+        Ok(Place {
+            path: number,
             start: offset,
             len_bytes: size_bytes,
         })
@@ -249,8 +280,9 @@ impl RemoteTree {
 
     /// The NAR of a path whose tree is known.
     fn nar(&self, number: u32, mode: IoMode) -> Result<Arc<HostFile>, SourceError> {
-        if let Some(nar) = self.lock().nars.get(&number).filter(|nar| nar.is_usable()) {
-            return Ok(Arc::clone(nar));
+        let id = FileId(number.into());
+        if let Some(nar) = self.nars.get(id).filter(|nar| nar.is_usable()) {
+            return Ok(nar);
         }
         let wanted = Wanted {
             part: Part::Nar,
@@ -259,15 +291,12 @@ impl RemoteTree {
         let (digest, file) = self.ask(wanted, mode)?;
         let path = self.display_path(&self.paths[number as usize].name);
         let nar = Arc::new(HostFile::of_open(OwnedFd::from(file), path)?);
-        let mut kept = self.lock();
-        let is_known = kept.digests.get(&number) == Some(&digest);
+        let is_known = self.lock().digests.get(&number) == Some(&digest);
         let is_whole = nar.len_bytes() == self.paths[number as usize].nar_size;
         if !is_known || !is_whole {
             return Err(self.contradicted(number));
         }
-        let evicted = kept.nars.push(number, Arc::clone(&nar));
-        drop(kept);
-        drop(evicted);
+        self.nars.insert(id, Arc::clone(&nar));
         Ok(nar)
     }
 
@@ -322,16 +351,17 @@ impl NarFile {
         mode: IoMode,
     ) -> Result<(), SourceError> {
         let end = offset.checked_add(len_bytes);
-        if end.is_none_or(|end| end > self.len_bytes) {
+        if end.is_none_or(|end| end > self.place.len_bytes) {
             return Err(SourceError::Shrank {
                 path: self.nar.path().to_owned(),
             });
         }
-        self.nar.read_into(to, self.start + offset, len_bytes, mode)
+        let start = self.place.start + offset;
+        self.nar.read_into(to, start, len_bytes, mode)
     }
 
     pub(super) fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), SourceError> {
-        self.nar.read_ahead(self.start + offset, len_bytes)
+        self.nar.read_ahead(self.place.start + offset, len_bytes)
     }
 }
 
