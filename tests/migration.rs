@@ -12,7 +12,7 @@ use crate::common::qemu::{Machine, PATIENCE, Qemu};
 use crate::common::server::Server;
 use crate::common::vm::{fact, script, turn};
 
-fn closure() -> Vec<String> {
+pub fn closure() -> Vec<String> {
     let info = from_env("LAZYSTORE_TEST_CLOSURE_INFO");
     let root = from_env("LAZYSTORE_TEST_STORE");
     ["--closure-info", &info, "--store-root", &root]
@@ -33,7 +33,7 @@ fn server() -> Server {
 }
 
 /// What the guest found out must be what the host has, in every round of hashing.
-fn judge(machine: &Machine) {
+pub fn judge(machine: &Machine) {
     machine.unpack_results();
     let out = &machine.dir;
     let compared = script("compare").arg(out).args(closure()).output().unwrap();
@@ -55,7 +55,7 @@ fn judge(machine: &Machine) {
 }
 
 /// Waits until the guest has hashed some more.
-fn hash_on(machine: &Machine) {
+pub fn hash_on(machine: &Machine) {
     let before = machine.rounds();
     wait_long_for("another round of hashing", PATIENCE, || {
         (machine.rounds() > before).then_some(())

@@ -2,7 +2,12 @@
 
 pub mod client;
 mod endpoint;
+mod guest;
 mod hostile;
+mod pki;
+mod program;
 mod protocol;
 mod server;
+mod tcp;
+mod tls;
 mod tools;

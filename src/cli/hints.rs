@@ -8,7 +8,7 @@ use crate::closure::{ClosureError, Fault, Input, RootFault};
 use crate::device::fuse::FuseError;
 use crate::erofs::layout::LayoutError;
 use crate::image::{ImageError, ReadError};
-use crate::server::ServeError;
+use crate::server::{ServeError, SocketError};
 
 /// Advice that follows an error in parentheses, if there is any.
 pub struct Hint(Option<String>);
@@ -42,6 +42,9 @@ pub fn read(error: &ReadError) -> Hint {
 pub fn serve(error: &ServeError) -> &'static str {
     match error {
         ServeError::Fuse(FuseError::NoDevice { .. }) => ", or use --vhost-user instead",
+        ServeError::Socket(SocketError::NotEncrypted { .. }) => {
+            ": encrypt with --nbd-tls DIR, or serve at a loopback address, such as 127.0.0.1, or at unix:PATH"
+        }
         ServeError::Record { .. } => ": choose another file for --record",
         ServeError::Sandbox(_) => "; --no-sandbox serves without",
         _ => "",

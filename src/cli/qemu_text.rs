@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::server::SocketName;
+
 /// The options that make QEMU use the disk at `socket`, with comments, to be pasted.
 ///
 /// `SIZE` is for the reader to replace: it must be what `-m` says, because the memory backend is the VM's memory.
@@ -20,11 +22,27 @@ pub fn qemu_options(socket: &Path) -> String {
     )
 }
 
-/// The options that make QEMU use the disk at the NBD socket `socket`, to be pasted.
-pub fn qemu_nbd(socket: &Path) -> String {
-    let path = qemu_escape(socket);
+/// The options that make QEMU use the disk at the NBD socket `socket`, to be pasted. `DIR`, for the reader to replace, is
+/// where the host of the VM has `ca-cert.pem`.
+pub fn qemu_nbd(socket: &SocketName, is_encrypted: bool) -> String {
+    let server = match socket {
+        SocketName::Path(path) => format!("type=unix,server.path={}", qemu_escape(path)),
+        SocketName::Tcp(at) => format!(
+            "type=inet,server.host={},server.port={}",
+            at.ip(),
+            at.port()
+        ),
+        SocketName::Descriptor(_) => return String::new(),
+    };
+    let (object, tls) = match socket {
+        SocketName::Tcp(_) if is_encrypted => (
+            "-object tls-creds-x509,id=tls,endpoint=client,dir=DIR\n",
+            ",tls-creds=tls",
+        ),
+        _ => ("", ""),
+    };
     format!(
-        "-blockdev driver=nbd,node-name=store,read-only=on,server.type=unix,server.path={path}
+        "{object}-blockdev driver=nbd,node-name=store,read-only=on,server.{server}{tls}
 -device virtio-blk-pci,drive=store
 "
     )

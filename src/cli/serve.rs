@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +23,10 @@ use super::socket_args::SocketArgs;
 use super::systemd::Systemd;
 use super::watch_args::WatchArgs;
 use crate::device::fuse::FuseOptions;
-use crate::server::{InheritedSocket, ServeError, ServeEvent, ServeOptions, SocketName, serve};
+use crate::server::{
+    ClientKind, InheritedSocket, NbdPlace, NbdTls, ServeError, ServeEvent, ServeOptions,
+    SocketName, serve,
+};
 
 /// Arguments of `lazystore serve`.
 #[derive(Debug, Args)]
@@ -60,6 +63,7 @@ Examples:
       --socket-group kvm
   lazystore serve --closure-info ./closure-info --fuse /run/vm/store
   lazystore serve ./result --nbd unix:/run/vm/store.nbd
+  lazystore serve ./result --nbd 0.0.0.0:10809 --nbd-tls /etc/pki/lazystore
   systemd-socket-activate -l /run/vm/store.sock lazystore serve ./result";
 
 const HELP: &str = "\
@@ -79,15 +83,40 @@ struct TransportArgs {
     /// Serve a vhost-user-blk device at the listening socket that is inherited as descriptor NUMBER
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(RawFd).range(3..))]
     fd: Option<RawFd>,
-    /// Serve the disk over NBD at the socket PATH; may be given several times. For VMMs that share no memory
-    #[arg(long, value_name = "unix:PATH", value_parser = parse_nbd)]
-    nbd: Vec<PathBuf>,
+    /// Serve the disk over NBD at a Unix socket, unix:PATH, or a TCP port, HOST:PORT; may be given several times. For VMMs
+    /// that share no memory. Without --nbd-tls HOST is this host's loopback: localhost, 127.0.0.1 or [::1]. PORT 0 is any free
+    /// one, and told on stdout
+    #[arg(long, value_name = "PLACE")]
+    nbd: Vec<NbdPlace>,
+    /// Encrypt at the TCP ports of --nbd, with server-cert.pem and server-key.pem in DIR; clients that do not encrypt get
+    /// nothing
+    #[arg(long, value_name = "DIR", requires = "nbd")]
+    nbd_tls: Option<PathBuf>,
+    /// With --nbd-tls: only clients with a certificate get in, signed by one in DIR/ca-cert.pem and not revoked in
+    /// DIR/ca-crl.pem
+    #[arg(long, requires = "nbd_tls")]
+    nbd_verify_peer: bool,
     /// Serve the disk as a file: mount the directory DIR with nix-store.img in it
     #[arg(long, value_name = "DIR")]
     fuse: Option<PathBuf>,
 }
 
 impl TransportArgs {
+    /// # Errors
+    /// When nothing would be encrypted.
+    fn tls(&self) -> Result<Option<NbdTls>, CliError> {
+        let Some(dir) = &self.nbd_tls else {
+            return Ok(None);
+        };
+        if self.nbd.iter().all(|place| place.path().is_some()) {
+            return Err(CliError::NothingToEncrypt);
+        }
+        Ok(Some(NbdTls {
+            dir: dir.clone(),
+            verify_peer: self.nbd_verify_peer,
+        }))
+    }
+
     /// Sockets that other processes have made.
     fn inherited(&self) -> Result<Vec<InheritedSocket>, ServeError> {
         let mut all = InheritedSocket::take_all()?;
@@ -123,16 +152,11 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let mut options = args.options(&records)?;
     options.report = args.report.options(&closure, start);
     options.fetched = fetcher.as_ref().map(|fetcher| fetcher.meter().clone());
-    let names = inherited.iter().map(InheritedSocket::name);
-    let names: Vec<_> = names
-        .chain(options.sockets.iter().cloned().map(SocketName::Path))
-        .chain(options.nbd.iter().cloned().map(SocketName::Path))
-        .collect();
     let systemd = Systemd::of(&closure);
     let disk = image.fingerprint().map(ToString::to_string);
     let served = serve(Arc::new(image), &options, inherited, |event| {
-        if event == ServeEvent::Ready {
-            announce(&names, &options, start);
+        if let ServeEvent::Ready(sockets) = event {
+            announce(sockets, &options, start);
             tracing::info!(disk, "ready");
         }
         systemd.tell(event);
@@ -146,7 +170,7 @@ impl ServeArgs {
     fn check_places(&self) -> Result<(), CliError> {
         let sockets = self.transports.vhost_user.iter();
         let sockets = sockets.map(|path| Place::new("--vhost-user", path));
-        let nbd = self.transports.nbd.iter();
+        let nbd = self.transports.nbd.iter().filter_map(NbdPlace::path);
         let sockets = sockets.chain(nbd.map(|path| Place::new("--nbd", path)));
         let report = self.report.written();
         let report = report.map(|path| Place::new("--report", path));
@@ -171,6 +195,7 @@ impl ServeArgs {
         Ok(ServeOptions {
             sockets: self.transports.vhost_user.clone(),
             nbd: self.transports.nbd.clone(),
+            nbd_tls: self.transports.tls()?,
             access: self.access.access()?,
             fuse,
             once: self.once,
@@ -189,10 +214,10 @@ impl ServeArgs {
 }
 
 /// Says that all is there: to a program that reads stdout, and to a person how to attach.
-fn announce(sockets: &[SocketName], options: &ServeOptions, start: Instant) {
+fn announce(sockets: &[(ClientKind, SocketName)], options: &ServeOptions, start: Instant) {
     let millis = start.elapsed().as_secs_f64() * 1e3;
     let file = options.fuse.as_ref().map(FuseOptions::image_path);
-    let places = sockets.iter().map(SocketName::to_string);
+    let places = sockets.iter().map(|(_, name)| name.to_string());
     let places = places.chain(file.iter().map(|path| path.display().to_string()));
     let mut stdout = std::io::stdout().lock();
     for place in places {
@@ -200,25 +225,15 @@ fn announce(sockets: &[SocketName], options: &ServeOptions, start: Instant) {
         let _ = writeln!(stdout, "ready {place} in {millis:.1} ms");
     }
     let _ = stdout.flush();
-    let nbd = options.nbd.first();
-    let is_nbd = |path: &&Path| options.nbd.iter().any(|nbd| nbd == path);
-    let mut paths = sockets.iter().filter_map(SocketName::path);
-    let socket = paths.find(|path| !is_nbd(path));
+    let first = |kind| sockets.iter().find(|(other, _)| *other == kind);
+    let socket = first(ClientKind::VhostUser).and_then(|(_, name)| name.path());
+    let nbd = first(ClientKind::Nbd).map(|(_, name)| name);
     for hint in [
         socket.map(qemu_options),
-        nbd.map(|path| qemu_nbd(path)),
+        nbd.map(|name| qemu_nbd(name, options.nbd_tls.is_some())),
         file.as_deref().map(qemu_drive),
     ] {
         log::hint(&hint.unwrap_or_default());
-    }
-}
-
-fn parse_nbd(place: &str) -> Result<PathBuf, String> {
-    match place.strip_prefix("unix:") {
-        Some(path) if !path.is_empty() => Ok(path.into()),
-        _ => Err(
-            "only a Unix socket is offered, since nothing is encrypted: write unix:PATH".to_owned(),
-        ),
     }
 }
 

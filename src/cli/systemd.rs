@@ -21,11 +21,11 @@ impl Systemd {
     }
 
     /// Without systemd nobody listens, and that is no error.
-    pub fn tell(&self, event: ServeEvent) {
+    pub fn tell(&self, event: ServeEvent<'_>) {
         let status = self.status(event);
         let status = NotifyState::Status(&status);
         let told = match event {
-            ServeEvent::Ready => sd_notify::notify(&[NotifyState::Ready, status]),
+            ServeEvent::Ready(_) => sd_notify::notify(&[NotifyState::Ready, status]),
             ServeEvent::Vms(_) => sd_notify::notify(&[status]),
             ServeEvent::Stopping => sd_notify::notify(&[NotifyState::Stopping, status]),
         };
@@ -34,9 +34,9 @@ impl Systemd {
         }
     }
 
-    fn status(&self, event: ServeEvent) -> String {
+    fn status(&self, event: ServeEvent<'_>) -> String {
         match event {
-            ServeEvent::Ready => format!("serving {}; 0 VMs", self.what),
+            ServeEvent::Ready(_) => format!("serving {}; 0 VMs", self.what),
             ServeEvent::Vms(count) => format!("serving {}; {}", self.what, counted(count, "VM")),
             ServeEvent::Stopping => "stopping".to_owned(),
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ pub enum SocketName {
     Path(PathBuf),
     /// Nowhere: it is known by the number under which it was handed over.
     Descriptor(RawFd),
+    /// A TCP port.
+    Tcp(SocketAddr),
 }
 
 impl SocketName {
@@ -33,7 +36,7 @@ impl SocketName {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Path(path) => Some(path),
-            Self::Descriptor(_) => None,
+            Self::Descriptor(_) | Self::Tcp(_) => None,
         }
     }
 }
@@ -43,6 +46,7 @@ impl fmt::Display for SocketName {
         match self {
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::Descriptor(number) => write!(f, "descriptor {number}"),
+            Self::Tcp(address) => address.fmt(f),
         }
     }
 }

@@ -90,8 +90,7 @@ fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<
 
 /// Where the parent, or its caller, removes something at the end.
 fn cleaned_dirs(image: &Image, options: &ServeOptions, status: &[&Path]) -> Vec<PathBuf> {
-    let removed = options.sockets.iter().chain(&options.nbd);
-    let removed = removed.map(PathBuf::as_path).chain(status.iter().copied());
+    let removed = options.socket_files().chain(status.iter().copied());
     let removed = removed.chain(options.private_dir.as_deref());
     let removed = removed.chain(options.record.as_deref());
     removed.chain(image.pins_file()).map(dir_of).collect()

@@ -1,10 +1,12 @@
 //! Why a disk cannot be served.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use crate::device::fuse::FuseError;
+use crate::device::nbd::TlsError;
 use crate::process::ProcessError;
 use crate::sandbox::SandboxError;
 
@@ -48,10 +50,40 @@ pub enum SocketError {
         source: io::Error,
     },
     /// The same socket twice.
-    #[error("{} is given twice: name each socket once", path.display())]
+    #[error("{name} is given twice: name each socket once")]
     GivenTwice {
         /// The socket.
-        path: PathBuf,
+        name: String,
+    },
+    /// Other hosts could read what is sent.
+    #[error("other hosts may reach {address}, and nothing is encrypted")]
+    NotEncrypted {
+        /// Where clients would connect.
+        address: SocketAddr,
+    },
+    /// The name of the host means nothing.
+    #[error(
+        "cannot find the address of {place}: {source}: write an address, such as 127.0.0.1:10809"
+    )]
+    UnknownHost {
+        /// What was asked for.
+        place: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Another process listens at the port.
+    #[error("{address} is in use by another process: stop it or choose another port")]
+    PortInUse {
+        /// Where clients would connect.
+        address: SocketAddr,
+    },
+    /// The port cannot be listened at.
+    #[error("cannot listen at {address}: {source}")]
+    Port {
+        /// Where clients would connect.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// The socket cannot belong to that group.
     #[error("cannot give {} to group {gid}: {source}; only root, and who is in that group, can", path.display())]
@@ -85,6 +117,9 @@ pub enum ServeError {
     /// A socket cannot be served.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// There is nothing to encrypt with.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The disk cannot be mounted as a file.
     #[error(transparent)]
     Fuse(#[from] FuseError),

@@ -2,16 +2,20 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, chmod, chownat, fchmod, fstat, openat};
+use rustix::io::ioctl_fionbio;
+use rustix::net::{SocketFlags, accept_with, sockopt};
 use rustix::process::umask;
 
 use super::activation::InheritedSocket;
@@ -42,8 +46,8 @@ impl Default for SocketAccess {
 /// A listening socket. One that was made here removes its file when it is dropped.
 #[derive(Debug)]
 pub(super) struct ListeningSocket {
-    listener: UnixListener,
-    /// None when another process made it.
+    listener: OwnedFd,
+    /// None when another process made it, and for a TCP port.
     file: Option<SocketFile>,
 }
 
@@ -68,25 +72,40 @@ impl ListeningSocket {
         }
         listen(&socket, Backlog::MAXALLOWABLE).map_err(|errno| fault(errno.into()))?;
         Ok(Self {
-            listener: socket.into(),
+            listener: socket,
             file: Some(file),
         })
     }
 
+    /// Listens at a TCP port, and says which one it is.
+    pub(super) fn listen_at(address: SocketAddr) -> Result<(Self, SocketAddr), SocketError> {
+        let fault = |source: io::Error| match source.kind() {
+            ErrorKind::AddrInUse => SocketError::PortInUse { address },
+            _ => SocketError::Port { address, source },
+        };
+        let listener = TcpListener::bind(address).map_err(fault)?;
+        let chosen = listener.local_addr().map_err(fault)?;
+        let listener = OwnedFd::from(listener);
+        keep_alive(&listener).map_err(|errno| fault(errno.into()))?;
+        // More than the library asks for.
+        listen(&listener, Backlog::MAXALLOWABLE).map_err(|errno| fault(errno.into()))?;
+        let file = None;
+        Ok((Self { listener, file }, chosen))
+    }
+
     /// From now on [`accept`](Self::accept) does not wait.
     pub(super) fn set_nonblocking(&self) -> io::Result<()> {
-        self.listener.set_nonblocking(true)
+        Ok(ioctl_fionbio(&self.listener, true)?)
     }
 
     /// Takes a connection, which does not block either.
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.listener.accept()?;
-        stream.set_nonblocking(true)?;
-        Ok(stream)
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        Ok(accept_with(&self.listener, flags)?.into())
     }
 
     /// For a worker: keeps the descriptor and leaves the file to the parent.
-    pub(super) fn into_listener(self) -> UnixListener {
+    pub(super) fn into_listener(self) -> OwnedFd {
         // Dropping it would remove the file.
         std::mem::forget(self.file);
         self.listener
@@ -101,6 +120,15 @@ impl SocketAccess {
             None => self.mode,
         }
     }
+}
+
+/// A client whose host has vanished does not hold its worker for ever: after a minute without a word it is asked once in
+/// 10 s whether it is still there, and given up after six times. Connections have this from the socket that listens.
+fn keep_alive(listener: &OwnedFd) -> rustix::io::Result<()> {
+    sockopt::set_socket_keepalive(listener, true)?;
+    sockopt::set_tcp_keepidle(listener, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(listener, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(listener, 6)
 }
 
 /// The socket's file appears with `mode`: the mode of the socket's own inode becomes its file's (`unix_bind_bsd` in Linux's
@@ -123,7 +151,7 @@ fn bind_with_mode(path: &Path, mode: u32) -> io::Result<OwnedFd> {
 impl From<InheritedSocket> for ListeningSocket {
     fn from(inherited: InheritedSocket) -> Self {
         Self {
-            listener: inherited.into_listener(),
+            listener: inherited.into_listener().into(),
             file: None,
         }
     }

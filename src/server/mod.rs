@@ -16,6 +16,7 @@
 //! | `throttle`, `mute` | limits of what a client can cause: forks and log lines |
 //! | `listener` | listening sockets: stale and live ones, permissions, removal |
 //! | `activation` | listening sockets that systemd hands over |
+//! | `nbd_place` | where NBD clients connect |
 //! | `descriptors` | how many VMs there are descriptors for |
 //! | `boot_report` | what the first VM read, written when it has left |
 //! | `written` | files that the server writes while it serves |
@@ -31,6 +32,7 @@ mod endpoint;
 mod error;
 mod listener;
 mod mute;
+mod nbd_place;
 mod recording;
 mod report;
 mod status;
@@ -39,7 +41,7 @@ mod throttle;
 mod workers;
 mod written;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use activation::{InheritedSocket, SocketName};
@@ -48,6 +50,7 @@ pub use boot_report::{
 };
 pub use error::{ServeError, SocketError};
 pub use listener::SocketAccess;
+pub use nbd_place::{NbdPlace, NbdTls, NotAPlace, TcpPlace};
 pub use status::{
     ClientKind, ClientStatus, STATUS_SUFFIX, ServerStatus, prometheus_text, status_path,
 };
@@ -64,7 +67,9 @@ pub struct ServeOptions {
     /// Where to listen; each at most 107 bytes.
     pub sockets: Vec<PathBuf>,
     /// Where to listen for NBD clients.
-    pub nbd: Vec<PathBuf>,
+    pub nbd: Vec<NbdPlace>,
+    /// What encrypts at TCP ports. Without it they are this host's only.
+    pub nbd_tls: Option<NbdTls>,
     /// Who may connect there.
     pub access: SocketAccess,
     /// Where to mount.
@@ -93,6 +98,14 @@ pub struct ServeOptions {
     pub fetched: Option<FetchMeter>,
 }
 
+impl ServeOptions {
+    /// Sockets that are made as files.
+    fn socket_files(&self) -> impl Iterator<Item = &Path> {
+        let nbd = self.nbd.iter().filter_map(NbdPlace::path);
+        self.sockets.iter().map(PathBuf::as_path).chain(nbd)
+    }
+}
+
 /// What clients may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -115,9 +128,9 @@ impl Default for Limits {
 
 /// What happens while a disk is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ServeEvent {
-    /// The sockets listen, and the file is there.
-    Ready,
+pub enum ServeEvent<'s> {
+    /// These sockets listen, and the file is there.
+    Ready(&'s [(ClientKind, SocketName)]),
     /// So many VMs are connected now.
     Vms(usize),
     /// The end begins.

@@ -40,7 +40,7 @@ use wait::Source;
 /// How long workers may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Clients at a time that have not said anything yet; further ones wait.
+/// Clients of one socket at a time that have not said anything yet; further ones wait, and those of other sockets do not.
 const SILENT_MAX: usize = 64;
 
 /// Serves `image` until a signal asks for the end, with `once` until the first VM has gone, or until there is nothing to
@@ -55,7 +55,7 @@ pub fn serve(
     image: Arc<Image>,
     options: &ServeOptions,
     inherited: Vec<InheritedSocket>,
-    mut on_event: impl FnMut(ServeEvent),
+    mut on_event: impl FnMut(ServeEvent<'_>),
 ) -> Result<(), ServeError> {
     // Before the sockets exist: a signal must not leave them behind.
     let signals = Signals::block(&[Signal::SIGUSR1, Signal::SIGUSR2])?;
@@ -130,7 +130,7 @@ struct Server<'o> {
     vms_told: usize,
     /// Connections are taken.
     is_ready: bool,
-    on_event: &'o mut dyn FnMut(ServeEvent),
+    on_event: &'o mut dyn FnMut(ServeEvent<'_>),
 }
 
 impl Server<'_> {
@@ -154,7 +154,12 @@ impl Server<'_> {
         };
         self.confine(profile, None)?;
         self.is_ready = true;
-        (self.on_event)(ServeEvent::Ready);
+        let sockets: Vec<_> = self
+            .endpoints
+            .iter()
+            .filter_map(Endpoint::listens_at)
+            .collect();
+        (self.on_event)(ServeEvent::Ready(&sockets));
         self.happened("ready");
         if !self.is_furnishing() {
             self.start_prefetch();
@@ -225,14 +230,9 @@ impl Server<'_> {
     }
 
     fn may_take_clients(&self) -> bool {
-        let silent = self
-            .workers
-            .iter()
-            .filter(|worker| !worker.has_spoken)
-            .count();
         // With `once` the first VM is the only one: another must not be cut off when the first one leaves.
-        let is_taken = self.options.once && silent < self.workers.len();
-        !is_taken && silent < SILENT_MAX && self.workers.len() < self.options.limits.max_vms
+        let is_taken = self.options.once && self.workers.iter().any(|worker| worker.has_spoken);
+        !is_taken && self.workers.len() < self.options.limits.max_vms
     }
 
     /// The socket that is served next, of those where a client waits.

@@ -22,6 +22,8 @@ pub struct Machine {
     /// Words for the kernel's command line.
     pub words: String,
     pub cpus: u32,
+    /// The store as a block device of QEMU's, `store`, instead of over vhost-user. The guest's memory is its own then.
+    pub node: Option<String>,
     processes: u32,
 }
 
@@ -44,6 +46,7 @@ impl Machine {
             dir: dir.to_owned(),
             words: words.to_owned(),
             cpus: 2,
+            node: None,
             processes: 0,
         }
     }
@@ -91,10 +94,6 @@ impl Machine {
             &self.cpus.to_string(),
             "-m",
             "256M",
-            "-object",
-            "memory-backend-memfd,id=mem,size=256M,share=on",
-            "-M",
-            "q35,memory-backend=mem",
             "-nodefaults",
             "-no-user-config",
             "-display",
@@ -120,14 +119,34 @@ impl Machine {
             ),
             "-device",
             "virtio-blk-pci,drive=out,serial=lazystore-out",
-            "-chardev",
-            &format!("socket,id=store,reconnect=1,path={}", shown(socket)),
-            "-device",
-            "vhost-user-blk-pci,chardev=store",
             "-qmp",
             &format!("unix:{},server=on,wait=off", shown(control)),
         ]);
+        self.add_store(&mut command, &shown(socket));
         command
+    }
+
+    fn add_store(&self, command: &mut Command, socket: &str) {
+        match &self.node {
+            None => command.args([
+                "-object",
+                "memory-backend-memfd,id=mem,size=256M,share=on",
+                "-M",
+                "q35,memory-backend=mem",
+                "-chardev",
+                &format!("socket,id=store,reconnect=1,path={socket}"),
+                "-device",
+                "vhost-user-blk-pci,chardev=store",
+            ]),
+            Some(node) => command.args([
+                "-M",
+                "q35",
+                "-blockdev",
+                node,
+                "-device",
+                "virtio-blk-pci,drive=store",
+            ]),
+        };
     }
 
     fn console(&self) -> String {

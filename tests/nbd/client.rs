@@ -37,6 +37,7 @@ pub const CONTEXT: u32 = 4;
 pub const UNSUP: u32 = 0x8000_0001;
 pub const POLICY: u32 = 0x8000_0002;
 pub const INVALID: u32 = 0x8000_0003;
+pub const TLS_REQD: u32 = 0x8000_0005;
 pub const UNKNOWN: u32 = 0x8000_0006;
 pub const TOO_BIG: u32 = 0x8000_0009;
 
@@ -67,16 +68,22 @@ pub enum Reply {
     Error(u32),
 }
 
-pub struct Client {
-    pub stream: UnixStream,
+pub struct Client<S = UnixStream> {
+    pub stream: S,
     /// What `GO` told.
     pub len_bytes: u64,
     pub flags: u16,
 }
 
 impl Client {
+    pub fn connect(socket: &Path) -> Self {
+        Self::greet(UnixStream::connect(socket).unwrap(), 3)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
     /// Up to where options are sent.
-    pub fn greet(stream: UnixStream, flags: u32) -> Self {
+    pub fn greet(stream: S, flags: u32) -> Self {
         let mut client = Self {
             stream,
             len_bytes: 0,
@@ -89,22 +96,23 @@ impl Client {
         client
     }
 
-    pub fn connect(socket: &Path) -> Self {
-        Self::greet(UnixStream::connect(socket).unwrap(), 3)
-    }
-
     /// A client of the disk `name`, with all that there is.
-    pub fn start(stream: UnixStream, name: &str) -> Self {
+    pub fn start(stream: S, name: &str) -> Self {
         let mut client = Self::greet(stream, 3);
-        assert_eq!(client.option(OPT_STRUCTURED, &[])[0].kind, ACK);
-        let contexts = client.option(OPT_SET_CONTEXT, &query(name, &["base:allocation"]));
-        assert_eq!(contexts[0].data, b"\0\0\0\x01base:allocation");
-        client.go(name);
+        client.begin(name);
         client
     }
 
+    /// All of it after the greeting.
+    pub fn begin(&mut self, name: &str) {
+        assert_eq!(self.option(OPT_STRUCTURED, &[])[0].kind, ACK);
+        let contexts = self.option(OPT_SET_CONTEXT, &query(name, &["base:allocation"]));
+        assert_eq!(contexts[0].data, b"\0\0\0\x01base:allocation");
+        self.go(name);
+    }
+
     /// A client that knows no more than the oldest ones.
-    pub fn start_simple(stream: UnixStream, name: &str) -> Self {
+    pub fn start_simple(stream: S, name: &str) -> Self {
         let mut client = Self::greet(stream, 3);
         client.go(name);
         client

@@ -3,68 +3,16 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
 
 use super::client::*;
+use super::program::serve;
 use super::server::tree;
 use crate::common;
-use crate::common::proc::children;
-use crate::common::process::{first_line, stderr_of, wait_for};
+use crate::common::process::{stderr_of, wait_for};
 use crate::common::tool;
-
-struct Program {
-    child: Child,
-    socket: PathBuf,
-    _dir: TempDir,
-}
-
-fn serve(tree: &Path, extra: &[&str]) -> Program {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("store.nbd");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_lazystore"))
-        .args(["serve", "--tree"])
-        .arg(tree)
-        .args(["--nbd", &format!("unix:{}", socket.display())])
-        .args(extra)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let ready = first_line(&mut child);
-    assert!(ready.starts_with("ready "), "{}", stderr_of(&mut child));
-    assert!(ready.contains(socket.to_str().unwrap()), "{ready}");
-    Program {
-        child,
-        socket,
-        _dir: dir,
-    }
-}
-
-impl Program {
-    fn client(&self) -> Client {
-        Client::start(UnixStream::connect(&self.socket).unwrap(), "nix-store")
-    }
-
-    fn workers(&self) -> Vec<Pid> {
-        children(self.pid())
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn clients_have_a_worker_each_and_the_disk() {
@@ -178,17 +126,4 @@ fn clients_at_the_end_of_the_server_are_no_error() {
     assert!(status.success());
     let said = stderr_of(&mut program.child);
     assert!(!said.contains("killed"), "{said}");
-}
-
-#[test]
-fn other_places_than_unix_sockets_are_refused_in_one_sentence() {
-    for place in ["localhost:10809", "0.0.0.0:10809", "unix:", "/run/x"] {
-        let output = Command::new(env!("CARGO_BIN_EXE_lazystore"))
-            .args(["serve", "--tree", "/", "--nbd", place])
-            .output()
-            .unwrap();
-        assert_eq!(output.status.code(), Some(2), "{place}");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("unix:PATH"), "{said}");
-    }
 }

@@ -137,6 +137,11 @@ pub enum CliError {
         /// The other one.
         second: &'static str,
     },
+    /// TLS for nobody.
+    #[error(
+        "--nbd-tls encrypts at TCP ports, and there is none: add --nbd HOST:PORT, or leave it out"
+    )]
+    NothingToEncrypt,
     /// A file below the mount.
     #[error(
         "{option} {} would be hidden by --fuse {}, which mounts over that directory: choose a place outside of it",
@@ -197,7 +202,9 @@ impl CliError {
     /// 2 if the command line contradicts itself, 1 for all else.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::GivenTwice { .. } | Self::Hidden { .. } => ExitCode::from(EXIT_USAGE),
+            Self::GivenTwice { .. } | Self::Hidden { .. } | Self::NothingToEncrypt => {
+                ExitCode::from(EXIT_USAGE)
+            }
             _ => ExitCode::FAILURE,
         }
     }

@@ -30,7 +30,7 @@ use super::record_args::{RecordArgs, Records};
 use super::report_args::ReportFileArgs;
 use crate::device::fuse::{FuseOptions, clear_mount};
 use crate::process::{self, Child, End, Signals};
-use crate::server::{Limits, ServeEvent, ServeOptions, SocketAccess, serve};
+use crate::server::{Limits, NbdPlace, ServeEvent, ServeOptions, SocketAccess, serve};
 pub use private_dir::PrivateDir;
 use snapshot::{Snapshot, SnapshotArgs};
 use supervise::{GRACE, Start};
@@ -214,7 +214,7 @@ fn become_server(
     let mut was_used = false;
     let served = serve(Arc::new(image), &options, Vec::new(), |event| match event {
         // The other end may be gone, and then so is this process in a moment.
-        ServeEvent::Ready => _ = words.write_all(&[supervise::READY]),
+        ServeEvent::Ready(_) => _ = words.write_all(&[supervise::READY]),
         ServeEvent::Vms(1..) if !was_used => {
             was_used = true;
             _ = words.write_all(&[supervise::CONNECTED]);
@@ -243,7 +243,8 @@ fn serve_options(
     let nbd = attached.uses_nbd.then(|| disk.nbd.clone());
     ServeOptions {
         sockets: sockets.into_iter().collect(),
-        nbd: nbd.into_iter().collect(),
+        nbd: nbd.into_iter().map(NbdPlace::Unix).collect(),
+        nbd_tls: None,
         access: SocketAccess::default(),
         fuse,
         once: false,

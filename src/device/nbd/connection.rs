@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::error::NbdError;
 use super::exports::Exports;
-use super::negotiation::{Negotiation, Session, Step};
+use super::input::Input;
+use super::negotiation::{Encryption, Negotiation, Session, Step};
 use super::options::NbdOptions;
-use super::stream::{Input, Stream, gone, left};
+use super::stream::{Stream, gone, left};
 use super::transmission::Transmission;
 use crate::device::meter::{Meter, Stats};
 
@@ -36,11 +37,11 @@ pub fn serve_connection(
     meter: Meter,
     on_start: impl FnOnce(),
 ) -> Result<Served, NbdError> {
-    let stream = Stream::new(socket)?;
+    let stream = Stream::plain(socket)?;
     let mut input = Input::new();
-    match negotiate(&stream, &mut input, exports, options.negotiation)? {
+    match negotiate(stream, &mut input, exports, options)? {
         None => Ok(Served::Nobody),
-        Some(session) => {
+        Some((stream, session)) => {
             on_start();
             let transmission = Transmission::new(stream, session, options, meter);
             transmission.run(input).map(Served::Client)
@@ -50,55 +51,88 @@ pub fn serve_connection(
 
 /// Until a disk is chosen, or the client leaves.
 fn negotiate(
-    stream: &Stream,
+    mut stream: Stream,
     input: &mut Input,
     exports: &Exports,
-    limit: Duration,
-) -> Result<Option<Session>, NbdError> {
-    let deadline = Instant::now() + limit;
-    let in_time = |error: io::Error| match error.kind() {
-        ErrorKind::TimedOut => NbdError::Late {
-            seconds: limit.as_secs(),
-        },
-        _ => error.into(),
+    options: &NbdOptions,
+) -> Result<Option<(Stream, Session)>, NbdError> {
+    let deadline = Instant::now() + options.negotiation;
+    let in_time = |error| in_time(error, options.negotiation);
+    let send = |stream: &Stream, out: &[u8]| {
+        let sent = stream.send(out, Some(deadline)).or_else(left);
+        sent.map_err(in_time)
+    };
+    let encryption = match &options.tls {
+        Some(_) => Encryption::Required,
+        None => Encryption::NotOffered,
     };
     let mut out = Vec::new();
-    let mut negotiation = Negotiation::begin(exports, &mut out);
+    let mut negotiation = Negotiation::begin(exports, encryption, &mut out);
     loop {
-        stream
-            .send_before(&out, deadline)
-            .or_else(left)
-            .map_err(in_time)?;
+        send(&stream, &out)?;
         out.clear();
         match negotiation.step(input.bytes(), &mut out)? {
             Step::Took(count) => input.take(count),
             Step::More => {
-                let receive = |room: &mut [u8]| stream.receive_before(room, deadline);
+                let receive = |room: &mut [u8]| stream.receive(room, Some(deadline));
                 if input.add(receive).or_else(gone).map_err(in_time)? == 0 {
-                    return at_end(input, &negotiation);
+                    at_end(input, &negotiation)?;
+                    return Ok(None);
                 }
             }
             Step::Chosen(count, session) => {
                 input.take(count);
-                stream
-                    .send_before(&out, deadline)
-                    .or_else(left)
-                    .map_err(in_time)?;
-                return Ok(Some(session));
+                send(&stream, &out)?;
+                return Ok(Some((stream, session)));
+            }
+            Step::Encrypt(count) => {
+                input.take(count);
+                send(&stream, &out)?;
+                out.clear();
+                stream = encrypt(stream, input, options, deadline)?;
+                negotiation.encrypted();
             }
             Step::Left => {
                 // It need not wait for the answer.
-                let _ = stream.send_before(&out, deadline);
+                let _ = stream.send(&out, Some(deadline));
                 return Ok(None);
             }
         }
     }
 }
 
+/// The client may send nothing with its wish for TLS, or somebody on the way could add to what it says afterwards.
+fn encrypt(
+    stream: Stream,
+    input: &Input,
+    options: &NbdOptions,
+    deadline: Instant,
+) -> Result<Stream, NbdError> {
+    let Some(tls) = options.tls.as_ref().filter(|_| input.bytes().is_empty()) else {
+        return Err(NbdError::BeforeTls);
+    };
+    stream
+        .encrypt(tls, deadline)
+        .map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => in_time(error, options.negotiation),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => NbdError::Cut,
+            _ => NbdError::Handshake(error),
+        })
+}
+
+fn in_time(error: io::Error, limit: Duration) -> NbdError {
+    match error.kind() {
+        ErrorKind::TimedOut => NbdError::Late {
+            seconds: limit.as_secs(),
+        },
+        _ => error.into(),
+    }
+}
+
 /// The client has closed the connection.
-fn at_end(input: &Input, negotiation: &Negotiation<'_>) -> Result<Option<Session>, NbdError> {
+fn at_end(input: &Input, negotiation: &Negotiation<'_>) -> Result<(), NbdError> {
     if input.bytes().is_empty() || negotiation.is_untouched() {
-        return Ok(None);
+        return Ok(());
     }
     Err(NbdError::Cut)
 }

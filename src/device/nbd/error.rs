@@ -39,6 +39,15 @@ pub enum NbdError {
         /// How long it may take.
         seconds: u64,
     },
+    /// What came before the connection was encrypted may be somebody else's.
+    #[error("the NBD client sent more than the option with which it asked for TLS")]
+    BeforeTls,
+    /// `EXPORT_NAME` without TLS has no other answer than the end.
+    #[error("the NBD client asked for an export without TLS")]
+    NotEncrypted,
+    /// No agreement about TLS.
+    #[error("the NBD client and this server do not agree about TLS: {0}")]
+    Handshake(io::Error),
     /// Not the protocol: a request begins otherwise.
     #[error("the NBD client sent {magic:#x} where a request begins")]
     RequestMagic {

@@ -51,8 +51,21 @@ pub enum Step {
     Took(usize),
     /// So many of them are done with; those that follow are requests.
     Chosen(usize, Session),
+    /// So many of them are done with; the client begins with TLS as soon as it has the answer.
+    Encrypt(usize),
     /// The client has said that it leaves.
     Left,
+}
+
+/// Whether what is said is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encryption {
+    /// No, and it cannot be.
+    NotOffered,
+    /// Not yet: until it is, the client gets to know nothing.
+    Required,
+    /// Yes.
+    Active,
 }
 
 /// What comes next.
@@ -68,6 +81,7 @@ enum Expected {
 #[derive(Debug)]
 pub struct Negotiation<'e> {
     exports: &'e Exports,
+    encryption: Encryption,
     expected: Expected,
     fixed: bool,
     padding: bool,
@@ -79,13 +93,14 @@ pub struct Negotiation<'e> {
 
 impl<'e> Negotiation<'e> {
     /// A negotiation about `exports`. Writes the greeting to `out`.
-    pub fn begin(exports: &'e Exports, out: &mut Vec<u8>) -> Self {
+    pub fn begin(exports: &'e Exports, encryption: Encryption, out: &mut Vec<u8>) -> Self {
         out.extend_from_slice(&GREETING_MAGIC.to_be_bytes());
         out.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
         let flags = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
         out.extend_from_slice(&flags.to_be_bytes());
         Self {
             exports,
+            encryption,
             expected: Expected::Flags,
             fixed: false,
             padding: true,
@@ -93,6 +108,11 @@ impl<'e> Negotiation<'e> {
             context_of: None,
             options: 0,
         }
+    }
+
+    /// From here on all is encrypted. Nothing was agreed on before.
+    pub fn encrypted(&mut self) {
+        self.encryption = Encryption::Active;
     }
 
     /// Whether nothing has been received yet that makes sense.
@@ -158,7 +178,37 @@ impl<'e> Negotiation<'e> {
         };
         self.count()?;
         let taken = OPTION_LEN_BYTES + len;
-        self.answer(number, parse(number, data), taken, out)
+        let asked = parse(number, data);
+        match self.encryption {
+            Encryption::Required => Self::answer_in_clear(number, &asked, taken, out),
+            _ => self.answer(number, asked, taken, out),
+        }
+    }
+
+    /// What may be said before TLS.
+    fn answer_in_clear(
+        number: u32,
+        asked: &ClientOption,
+        taken: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Step, NbdError> {
+        match asked {
+            ClientOption::StartTls => {
+                reply(out, number, option_reply::ACK, &[]);
+                return Ok(Step::Encrypt(taken));
+            }
+            ClientOption::Abort => {
+                reply(out, number, option_reply::ACK, &[]);
+                return Ok(Step::Left);
+            }
+            ClientOption::ExportName(_) => return Err(NbdError::NotEncrypted),
+            _ if number == option::STARTTLS => malformed(number, &mut None, out),
+            _ => {
+                let words = "nothing is told without TLS";
+                reply_error(out, number, option_reply::ERR_TLS_REQD, words);
+            }
+        }
+        Ok(Step::Took(taken))
     }
 
     fn count(&mut self) -> Result<(), NbdError> {
@@ -217,6 +267,10 @@ impl<'e> Negotiation<'e> {
             }
             ClientOption::ListMetaContext(query) => self.list_contexts(number, &query, out),
             ClientOption::SetMetaContext(query) => self.set_contexts(number, &query, out),
+            ClientOption::StartTls if self.encryption == Encryption::Active => {
+                let words = "TLS is in use already";
+                reply_error(out, number, option_reply::ERR_INVALID, words);
+            }
             ClientOption::StartTls => {
                 let words = "TLS is not offered";
                 reply_error(out, number, option_reply::ERR_POLICY, words);

@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use super::certificates::TlsConfig;
 use crate::device::meter::Meter;
 use crate::process::ProcessError;
 
 /// What a client gets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct NbdOptions {
     /// Threads for what would block.
     pub threads: NonZeroUsize,
@@ -15,6 +16,8 @@ pub struct NbdOptions {
     pub poll: Duration,
     /// How long a client may take to say what it wants to read.
     pub negotiation: Duration,
+    /// With it, nothing is told to a client that does not encrypt.
+    pub tls: Option<TlsConfig>,
 }
 
 impl NbdOptions {
@@ -33,6 +36,7 @@ impl Default for NbdOptions {
             threads: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             poll: Duration::from_micros(200),
             negotiation: Duration::from_secs(10),
+            tls: None,
         }
     }
 }

@@ -14,11 +14,12 @@ use std::time::Instant;
 use super::answer::{Progress, SEGMENT_BYTES, Task, Work, begin};
 use super::disk::Disk;
 use super::error::NbdError;
+use super::input::Input;
 use super::negotiation::Session;
 use super::options::NbdOptions;
 use super::reply::Outbox;
 use super::request::parse;
-use super::stream::{Input, Stream, gone, left};
+use super::stream::{Stream, gone, left};
 use super::wire::REQUEST_LEN_BYTES;
 use crate::device::log_limit::{LogLimit, more_like_it};
 use crate::device::meter::{Counters, Meter, Stats};
@@ -49,8 +50,6 @@ struct Shared {
     stream: Stream,
     disk: Disk,
     limit: LogLimit,
-    /// Held while a reply is sent, which must not be torn apart by another one.
-    sending: Mutex<()>,
     /// Held while there is a reply longer than a segment.
     large: Mutex<()>,
     waiting: Mutex<usize>,
@@ -77,7 +76,6 @@ impl Transmission {
             stream,
             disk: Disk::new(Arc::clone(&session.export.image)),
             limit: LogLimit::new(),
-            sending: Mutex::default(),
             large: Mutex::default(),
             waiting: Mutex::default(),
             fewer_waiting: Condvar::new(),
@@ -231,9 +229,7 @@ impl Shared {
         if out.filled().is_empty() {
             return Ok(());
         }
-        let sending = lock(&self.sending);
-        self.stream.send(out.filled())?;
-        drop(sending);
+        self.stream.send(out.filled(), None)?;
         out.clear(KEPT_BYTES);
         Ok(())
     }
@@ -248,7 +244,7 @@ impl Shared {
             return received.unwrap_or(Ok(0));
         }
         poller.sleeps();
-        let received = self.stream.receive(room);
+        let received = self.stream.receive(room, None);
         poller.woke();
         received
     }
@@ -263,7 +259,7 @@ impl Shared {
             if left == 0 {
                 return Ok(());
             }
-            let receive = |room: &mut [u8]| self.stream.receive(room);
+            let receive = |room: &mut [u8]| self.stream.receive(room, None);
             if input.add(receive).or_else(gone)? == 0 {
                 return Err(NbdError::Cut);
             }

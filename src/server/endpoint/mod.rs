@@ -17,11 +17,13 @@ pub(super) use socket::{EXIT_SILENT, SocketDevice, SocketEndpoint};
 use super::activation::{InheritedSocket, SocketName};
 use super::error::{ServeError, SocketError};
 use super::listener::ListeningSocket;
+use super::nbd_place::NbdPlace;
 use super::report::Reporter;
+use super::status::ClientKind;
 use super::{ServeOptions, descriptors};
 use crate::device::fuse::FuseOptions;
 use crate::device::meter::Meter;
-use crate::device::nbd::NbdOptions;
+use crate::device::nbd::{NbdOptions, TlsConfig};
 use crate::device::vhost_blk::DeviceOptions;
 use crate::image::Image;
 use crate::sandbox::{Process, SandboxError};
@@ -47,6 +49,21 @@ impl Endpoint {
             Self::Nbd(_) => Process::NbdWorker,
             Self::Fuse(_) => Process::FuseWorker,
         }
+    }
+
+    /// What its clients are called.
+    pub(super) fn kind(&self) -> ClientKind {
+        match self {
+            Self::VhostUser(_) => ClientKind::VhostUser,
+            Self::Nbd(_) => ClientKind::Nbd,
+            Self::Fuse(_) => ClientKind::Fuse,
+        }
+    }
+
+    /// Where clients connect, if it is a socket.
+    pub(super) fn listens_at(&self) -> Option<(ClientKind, SocketName)> {
+        let socket = self.socket()?;
+        Some((self.kind(), socket.name().clone()))
     }
 
     /// What becomes readable when there is something to do.
@@ -117,7 +134,8 @@ pub(super) fn all(
         .collect();
     for (index, path) in options.sockets.iter().enumerate() {
         if options.sockets[..index].contains(path) {
-            return Err(SocketError::GivenTwice { path: path.clone() }.into());
+            let name = path.display().to_string();
+            return Err(SocketError::GivenTwice { name }.into());
         }
         let socket = ListeningSocket::bind(path, options.access)?;
         sockets.push((SocketName::Path(path.clone()), socket));
@@ -130,13 +148,14 @@ pub(super) fn all(
             Endpoint::VhostUser(SocketEndpoint::new(socket, name, device))
         }));
     }
-    for (index, path) in options.nbd.iter().enumerate() {
-        if options.nbd[..index].contains(path) || options.sockets.contains(path) {
-            return Err(SocketError::GivenTwice { path: path.clone() }.into());
-        }
-        let socket = ListeningSocket::bind(path, options.access)?;
-        let device = SocketDevice::Nbd(nbd_options(image, &options.device));
-        let name = SocketName::Path(path.clone());
+    let tls = options.nbd_tls.as_ref();
+    let tls = tls.map(|tls| TlsConfig::read(&tls.dir, tls.verify_peer));
+    let tls = tls.transpose()?;
+    for place in &options.nbd {
+        let (socket, name) = nbd_socket(place, options, &endpoints)?;
+        // Who may connect to a file is settled by its permissions.
+        let tls = tls.clone().filter(|_| place.path().is_none());
+        let device = SocketDevice::Nbd(nbd_options(image, &options.device, tls));
         endpoints.push(Endpoint::Nbd(SocketEndpoint::new(socket, name, device)));
     }
     let mount = options.fuse.clone().map(|fuse| FuseOptions {
@@ -148,6 +167,35 @@ pub(super) fn all(
     Ok(endpoints)
 }
 
+/// Listens at `place`, which none of `others` may do.
+fn nbd_socket(
+    place: &NbdPlace,
+    options: &ServeOptions,
+    others: &[Endpoint],
+) -> Result<(ListeningSocket, SocketName), SocketError> {
+    let check = |name: SocketName| {
+        let mut taken = others.iter().filter_map(Endpoint::listens_at);
+        match taken.any(|(_, other)| other == name) {
+            true => Err(SocketError::GivenTwice {
+                name: name.to_string(),
+            }),
+            false => Ok(name),
+        }
+    };
+    match place {
+        NbdPlace::Unix(path) => {
+            let name = check(SocketName::Path(path.clone()))?;
+            Ok((ListeningSocket::bind(path, options.access)?, name))
+        }
+        NbdPlace::Tcp(place) => {
+            let address = place.resolve(options.nbd_tls.is_none())?;
+            check(SocketName::Tcp(address))?;
+            let (socket, chosen) = ListeningSocket::listen_at(address)?;
+            Ok((socket, SocketName::Tcp(chosen)))
+        }
+    }
+}
+
 /// Threads that wait for what they read. Where that may have to be fetched, which takes seconds, there must be some left for
 /// other reads.
 fn waiting_threads(image: &Image, wanted: NonZeroUsize) -> NonZeroUsize {
@@ -157,10 +205,11 @@ fn waiting_threads(image: &Image, wanted: NonZeroUsize) -> NonZeroUsize {
     }
 }
 
-fn nbd_options(image: &Image, device: &DeviceOptions) -> NbdOptions {
+fn nbd_options(image: &Image, device: &DeviceOptions, tls: Option<TlsConfig>) -> NbdOptions {
     NbdOptions {
         threads: waiting_threads(image, device.threads),
         poll: device.poll,
+        tls,
         ..NbdOptions::default()
     }
 }

@@ -1,10 +1,15 @@
 //! A socket, for vhost-user-blk or NBD, and the workers of its connections.
 
+use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::io::retry_on_intr;
+use rustix::net::{SocketFlags, acceptfrom_with};
 
 use super::super::activation::SocketName;
 use super::super::listener::ListeningSocket;
@@ -132,7 +137,7 @@ impl SocketEndpoint {
     }
 
     /// Keeps the descriptor and leaves the socket's file to the parent.
-    pub(super) fn into_listener(self) -> UnixListener {
+    pub(super) fn into_listener(self) -> OwnedFd {
         self.socket.into_listener()
     }
 
@@ -155,8 +160,8 @@ impl SocketEndpoint {
             reporter.tell(&Word::Failed(error.to_string()));
             return 1;
         }
-        let client = match listener.accept() {
-            Ok((client, _)) => client,
+        let client = match accept(&listener) {
+            Ok(client) => client,
             Err(error) => {
                 reporter.tell(&Word::Failed(format!(
                     "cannot accept a connection: {error}"
@@ -172,14 +177,14 @@ impl SocketEndpoint {
         };
         let meter = context.meter.clone();
         let on_start = || reporter.tell(&Word::Spoke);
-        match nbd::serve_connection(client.into(), &exports, options, meter, on_start) {
+        match nbd::serve_connection(client.socket, &exports, options, meter, on_start) {
             Ok(nbd::Served::Client(stats)) => {
                 reporter.tell(&Word::Left(stats));
                 0
             }
             Ok(nbd::Served::Nobody) => EXIT_SILENT,
             Err(error) => {
-                reporter.tell(&Word::Failed(error.to_string()));
+                reporter.tell(&Word::Failed(format!("{error}{}", client.from)));
                 1
             }
         }
@@ -197,7 +202,7 @@ impl SocketEndpoint {
             meter,
             confine,
         } = context;
-        let listener = self.into_listener();
+        let listener = UnixListener::from(self.into_listener());
         // Before the filter, which lets no further one be made; and before there are other threads.
         let end = EndRequest::block();
         if let Err(error) = confine() {
@@ -232,6 +237,21 @@ impl SocketEndpoint {
             }
         }
     }
+}
+
+/// A connected client.
+struct NbdClient {
+    socket: OwnedFd,
+    /// Where it comes from, for messages; empty on this host.
+    from: String,
+}
+
+/// Of a socket of any family.
+fn accept(listener: &OwnedFd) -> io::Result<NbdClient> {
+    let (socket, from) = retry_on_intr(|| acceptfrom_with(listener, SocketFlags::CLOEXEC))?;
+    let from = from.and_then(|from| SocketAddr::try_from(from).ok());
+    let from = from.map_or(String::new(), |from| format!(" (from {from})"));
+    Ok(NbdClient { socket, from })
 }
 
 fn exports(image: Arc<Image>) -> Option<Exports> {

@@ -11,7 +11,7 @@ mod prometheus;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -152,7 +152,7 @@ impl StatusPoint {
     pub(super) fn leave_to_parent(&mut self) {
         self.clients.clear();
         let sockets = self.sockets.drain(..);
-        sockets.for_each(|(_, socket)| drop::<UnixListener>(socket.into_listener()));
+        sockets.for_each(|(_, socket)| drop(socket.into_listener()));
     }
 }
 

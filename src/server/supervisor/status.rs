@@ -20,9 +20,8 @@ pub(super) fn places(options: &ServeOptions, inherited: &[InheritedSocket]) -> V
     }
     let names: Vec<SocketName> = inherited.iter().map(InheritedSocket::name).collect();
     let inherited = names.iter().filter_map(SocketName::path);
-    let sockets = options.sockets.iter().chain(&options.nbd);
-    let dirs = options.fuse.iter().map(|fuse| &fuse.dir);
-    let places = inherited.chain(sockets.chain(dirs).map(PathBuf::as_path));
+    let dirs = options.fuse.iter().map(|fuse| fuse.dir.as_path());
+    let places = inherited.chain(options.socket_files()).chain(dirs);
     places.map(status_path).collect()
 }
 
@@ -126,11 +125,7 @@ impl Server<'_> {
     }
 
     fn client(&self, worker: &Worker) -> Option<ClientStatus> {
-        let kind = match self.endpoints.get(worker.endpoint)? {
-            Endpoint::VhostUser(_) => ClientKind::VhostUser,
-            Endpoint::Nbd(_) => ClientKind::Nbd,
-            Endpoint::Fuse(_) => ClientKind::Fuse,
-        };
+        let kind = self.endpoints.get(worker.endpoint)?.kind();
         let place = worker.socket.to_string();
         Some(status_of(
             worker.vm,

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Server;
+use super::super::workers::Worker;
+use super::{SILENT_MAX, Server};
 
 /// Pause after waiting itself failed, for want of memory.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -38,7 +39,12 @@ impl Server<'_> {
         };
         for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
             let waits = match endpoint.socket_mut() {
-                Some(socket) => may_take && socket.may_accept(now),
+                Some(socket) => {
+                    let silent = |worker: &&Worker| worker.endpoint == index && !worker.has_spoken;
+                    may_take
+                        && self.workers.iter().filter(silent).count() < SILENT_MAX
+                        && socket.may_accept(now)
+                }
                 None => true,
             };
             if waits && let Some(fd) = endpoint.as_fd() {

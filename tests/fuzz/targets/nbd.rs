@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lazystore::device::nbd::answer::{Progress, Task, begin};
 use lazystore::device::nbd::disk::Disk;
 use lazystore::device::nbd::negotiation::{
-    Negotiation, OPTION_DATA_MAX_BYTES, OPTIONS_MAX, Session, Step,
+    Encryption, Negotiation, OPTION_DATA_MAX_BYTES, OPTIONS_MAX, Session, Step,
 };
 use lazystore::device::nbd::reply::Outbox;
 use lazystore::device::nbd::request::{Parsed, Request, parse};
@@ -35,11 +35,20 @@ pub fn run(data: &[u8]) {
     EXPORTS.with(|exports| {
         let exports = exports.get_or_init(two_disks);
         let mut input = Input(data);
-        let session = match input.byte() % 4 {
-            0 => negotiate(exports, input.0, usize::from(input.byte()) + 1),
+        let kind = input.byte();
+        let encryption = match kind / 4 % 3 {
+            0 => Encryption::NotOffered,
+            1 => Encryption::Required,
+            _ => Encryption::Active,
+        };
+        let session = match kind % 4 {
+            0 => {
+                let part = usize::from(input.byte()) + 1;
+                negotiate(exports, encryption, input.0, part)
+            }
             1 => {
                 let bytes = made_options(&mut input);
-                negotiate(exports, &bytes, 1 << 20)
+                negotiate(exports, encryption, &bytes, 1 << 20)
             }
             flags => Some(a_session(exports, flags == 2)),
         };
@@ -72,7 +81,7 @@ fn a_session(exports: &Exports, structured: bool) -> Session {
         ));
     }
     bytes.extend(option(7, b"\0\0\0\x01a\0\0"));
-    let session = negotiate(exports, &bytes, bytes.len()).unwrap();
+    let session = negotiate(exports, Encryption::NotOffered, &bytes, bytes.len()).unwrap();
     assert_eq!(
         (session.structured, session.base_allocation),
         (structured, structured)
@@ -102,10 +111,16 @@ fn made_options(input: &mut Input<'_>) -> Vec<u8> {
     bytes
 }
 
-/// Feeds `bytes` in parts of `part`, as they may arrive.
-fn negotiate(exports: &Exports, bytes: &[u8], part: usize) -> Option<Session> {
+/// Feeds `bytes` in parts of `part`, as they may arrive. Where they ask for TLS, what follows counts as encrypted.
+fn negotiate(
+    exports: &Exports,
+    encryption: Encryption,
+    bytes: &[u8],
+    part: usize,
+) -> Option<Session> {
     let mut out = Vec::new();
-    let mut negotiation = Negotiation::begin(exports, &mut out);
+    let mut negotiation = Negotiation::begin(exports, encryption, &mut out);
+    let mut in_clear = encryption == Encryption::Required;
     assert_eq!(out.len(), 18);
     let (mut start, mut end, mut answers) = (0, 0, 0);
     loop {
@@ -122,17 +137,26 @@ fn negotiate(exports: &Exports, bytes: &[u8], part: usize) -> Option<Session> {
             Ok(Step::Took(count)) => {
                 assert!((1..=end - start).contains(&count));
                 assert!(out.len() <= ANSWER_MAX_BYTES);
-                answers += replies::check_answers(&out);
+                answers += replies::check_answers(&out, in_clear, false);
                 assert!(answers <= OPTIONS_MAX);
                 start += count;
             }
+            Ok(Step::Encrypt(count)) => {
+                assert!(in_clear);
+                assert_eq!(count, 16);
+                answers += replies::check_answers(&out, true, true);
+                start += count;
+                negotiation.encrypted();
+                in_clear = false;
+            }
             Ok(Step::Chosen(count, session)) => {
+                assert!(!in_clear);
                 assert!(count <= end - start);
                 assert!(session.structured || !session.base_allocation);
                 return Some(session);
             }
             Ok(Step::Left) => {
-                replies::check_answers(&out);
+                replies::check_answers(&out, in_clear, true);
                 return None;
             }
             Err(error) => {

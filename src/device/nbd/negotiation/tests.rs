@@ -21,8 +21,17 @@ fn option_bytes(number: u32, data: &[u8]) -> Vec<u8> {
 
 /// All that is answered to `input`, which comes in parts of these lengths, and how it ends.
 fn talk(exports: &Exports, input: &[u8], parts: &[usize]) -> (Vec<u8>, String) {
+    talk_with(Encryption::NotOffered, exports, input, parts)
+}
+
+fn talk_with(
+    encryption: Encryption,
+    exports: &Exports,
+    input: &[u8],
+    parts: &[usize],
+) -> (Vec<u8>, String) {
     let mut all = Vec::new();
-    let mut negotiation = Negotiation::begin(exports, &mut all);
+    let mut negotiation = Negotiation::begin(exports, encryption, &mut all);
     let (mut start, mut end) = (0, 0);
     let mut parts = parts.iter().copied().chain(std::iter::repeat(1));
     loop {
@@ -36,6 +45,10 @@ fn talk(exports: &Exports, input: &[u8], parts: &[usize]) -> (Vec<u8>, String) {
             Ok(Step::Chosen(count, session)) => {
                 let words = format!("{} {}", session.structured, session.base_allocation);
                 return (all, format!("{words} {}", start + count));
+            }
+            Ok(Step::Encrypt(count)) => {
+                negotiation.encrypted();
+                start += count;
             }
             Ok(Step::Left) => return (all, "left".to_owned()),
             Err(error) => return (all, error.to_string()),
@@ -91,4 +104,70 @@ fn the_last_choice_of_contexts_counts_and_only_for_its_disk() {
         let (_, end) = talk(&exports, &input, &[input.len()]);
         assert_eq!(end, format!("{chosen} {}", input.len()));
     }
+}
+
+/// The types of answers to options.
+fn kinds(answers: &[u8]) -> Vec<u32> {
+    let mut rest = &answers[18..];
+    let mut kinds = Vec::new();
+    while let Some(kind) = rest.get(12..16) {
+        kinds.push(u32::from_be_bytes(kind.try_into().unwrap()));
+        let len = u32::from_be_bytes(rest[16..20].try_into().unwrap());
+        rest = &rest[20 + usize::try_from(len).unwrap()..];
+    }
+    kinds
+}
+
+#[test]
+fn before_tls_nothing_is_told_and_nothing_agreed_on() {
+    let exports = exports();
+    let flags = vec![0, 0, 0, 3];
+    let context = b"\0\0\0\x05store\0\0\0\x01\0\0\0\x0fbase:allocation";
+    let in_clear = [
+        option_bytes(option::LIST, &[]),
+        option_bytes(option::STRUCTURED_REPLY, &[]),
+        option_bytes(option::SET_META_CONTEXT, context),
+        option_bytes(option::INFO, b"\0\0\0\x05store\0\0"),
+        option_bytes(option::GO, b"\0\0\0\x05store\0\0"),
+        option_bytes(99, &[]),
+    ];
+    let start_tls = option_bytes(option::STARTTLS, &[]);
+    let go = option_bytes(option::GO, b"\0\0\0\x05store\0\0");
+    let input = [
+        flags.clone(),
+        in_clear.concat(),
+        start_tls.clone(),
+        start_tls,
+        go,
+    ]
+    .concat();
+    let (answers, end) = talk_with(Encryption::Required, &exports, &input, &[]);
+    let mut expected = vec![option_reply::ERR_TLS_REQD; in_clear.len()];
+    expected.push(option_reply::ACK);
+    // A second time; then `GO`.
+    expected.push(option_reply::ERR_INVALID);
+    expected.extend([option_reply::INFO, option_reply::ACK]);
+    assert_eq!(kinds(&answers), expected);
+    assert_eq!(end, format!("false false {}", input.len()));
+}
+
+#[test]
+fn before_tls_a_client_may_leave_and_the_oldest_way_to_begin_is_the_end() {
+    let exports = exports();
+    for (option, expected) in [
+        (option_bytes(option::ABORT, &[]), "left"),
+        (
+            option_bytes(option::EXPORT_NAME, b"store"),
+            "the NBD client asked for an export without TLS",
+        ),
+    ] {
+        let input = [vec![0, 0, 0, 3], option].concat();
+        let (_, end) = talk_with(Encryption::Required, &exports, &input, &[]);
+        assert_eq!(end, expected);
+    }
+    // Data, where there may be none.
+    let input = [vec![0, 0, 0, 3], option_bytes(option::STARTTLS, &[0])].concat();
+    let (answers, end) = talk_with(Encryption::Required, &exports, &input, &[]);
+    assert_eq!(kinds(&answers), [option_reply::ERR_INVALID]);
+    assert_eq!(end, "more");
 }

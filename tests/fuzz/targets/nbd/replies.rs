@@ -29,8 +29,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Answers to options; returns how many are the last ones of theirs.
-pub fn check_answers(bytes: &[u8]) -> u32 {
+/// Answers to options; returns how many are the last ones of theirs. In clear there are only errors, and with `may_agree` one
+/// acknowledgement.
+pub fn check_answers(bytes: &[u8], in_clear: bool, may_agree: bool) -> u32 {
     let mut reader = Reader(bytes);
     let mut last = 0;
     while !reader.0.is_empty() {
@@ -43,6 +44,7 @@ pub fn check_answers(bytes: &[u8]) -> u32 {
             matches!(kind, 1..=4 | 0x8000_0001..=0x8000_0009),
             "{kind:#x}"
         );
+        assert!(!in_clear || kind > 4 || (kind == 1 && len == 0 && may_agree));
         last += u32::from(kind == 1 || kind > 4);
     }
     last

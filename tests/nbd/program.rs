@@ -1,0 +1,125 @@
+//! `lazystore serve --nbd` as a child process.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::client::Client;
+use crate::common::proc::children;
+use crate::common::process::stderr_of;
+
+/// Dropped, it is killed.
+pub struct Program {
+    pub child: Child,
+    /// What the ready lines name, in the order of the options.
+    pub places: Vec<String>,
+    _dir: Option<TempDir>,
+}
+
+/// Serves a tree at a Unix socket.
+pub fn serve(tree: &Path, extra: &[&str]) -> Unix {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("store.nbd");
+    let mut program = serve_at(tree, &[&format!("unix:{}", socket.display())], extra);
+    assert_eq!(program.places, [socket.to_str().unwrap()]);
+    program._dir = Some(dir);
+    Unix { program, socket }
+}
+
+/// Serves a tree at places as `--nbd` takes them.
+pub fn serve_at(tree: &Path, places: &[&str], extra: &[&str]) -> Program {
+    try_serve_at(tree, places, extra).unwrap()
+}
+
+/// The same, or what it says instead.
+pub fn try_serve_at(tree: &Path, places: &[&str], extra: &[&str]) -> Result<Program, String> {
+    try_serve_closure(&["--tree", tree.to_str().unwrap()], places, extra)
+}
+
+/// Serves any closure.
+pub fn try_serve_closure(
+    closure: &[&str],
+    places: &[&str],
+    extra: &[&str],
+) -> Result<Program, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
+    command.arg("serve").args(closure).args(extra);
+    for place in places {
+        command.args(["--nbd", place]);
+    }
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready: Vec<_> = lines.take(places.len()).map(Result::unwrap).collect();
+    if ready.len() < places.len() {
+        child.wait().unwrap();
+        return Err(stderr_of(&mut child));
+    }
+    let place = |line: &String| line.split(' ').nth(1).unwrap().to_owned();
+    Ok(Program {
+        child,
+        places: ready.iter().map(place).collect(),
+        _dir: None,
+    })
+}
+
+impl Program {
+    pub fn workers(&self) -> Vec<Pid> {
+        children(self.pid())
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Connects to a TCP port of it.
+    pub fn connect(&self, index: usize) -> TcpStream {
+        TcpStream::connect(&self.places[index]).unwrap()
+    }
+
+    /// A client at a TCP port of it.
+    pub fn tcp_client(&self, index: usize) -> Client<TcpStream> {
+        Client::start(self.connect(index), "nix-store")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// At a Unix socket.
+pub struct Unix {
+    program: Program,
+    pub socket: PathBuf,
+}
+
+impl Unix {
+    pub fn client(&self) -> Client {
+        Client::start(UnixStream::connect(&self.socket).unwrap(), "nix-store")
+    }
+}
+
+impl std::ops::Deref for Unix {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.program
+    }
+}
+
+impl std::ops::DerefMut for Unix {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.program
+    }
+}
