@@ -136,7 +136,13 @@ pub fn runner(name: &str) -> Command {
 /// The same by an ordinary user, to whom `dir` is open.
 pub fn runner_by(user: u32, name: &str, dir: &Path) -> Command {
     let program = dir.join("attempt");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // By another process, as `copy_program` does it: it was "text file busy" now and then.
+    let mut cp = Command::new("cp");
+    let copied = cp
+        .arg(std::env::current_exe().unwrap())
+        .arg(&program)
+        .status();
+    assert!(copied.unwrap().success());
     let mut command = Command::new(tool("setpriv", "util-linux"));
     let ids = [format!("--reuid={user}"), format!("--regid={user}")];
     command.args(ids).arg("--clear-groups").arg(program);
