@@ -362,8 +362,8 @@ impl Server<'_> {
             Ok((child, reports, meter)) => {
                 self.next_vm += 1;
                 let place = (index, name);
-                self.workers
-                    .push(Worker::new(child, vm, place, reports, meter, is_muted));
+                let worker = Worker::new(child, vm, place, reports, meter, now, is_muted);
+                self.workers.push(worker);
             }
             Err(error) => {
                 if !is_muted {

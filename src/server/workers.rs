@@ -27,12 +27,12 @@ pub(super) struct Worker {
     reports: Reports,
     /// What it serves.
     pub(super) meter: Meter,
+    /// When its client was found waiting.
     pub(super) started: Instant,
     /// It has taken its connection.
     pub(super) has_accepted: bool,
+    /// Its client has sent a first message.
     pub(super) has_spoken: bool,
-    /// When its client sent a first message.
-    pub(super) spoke: Option<Instant>,
     /// It records what its client reads.
     pub(super) records: bool,
     /// The server ends, and this worker with it.
@@ -75,6 +75,7 @@ impl Worker {
         (endpoint, socket): (usize, SocketName),
         reports: Reports,
         meter: Meter,
+        started: Instant,
         is_muted: bool,
     ) -> Self {
         Self {
@@ -84,10 +85,9 @@ impl Worker {
             socket,
             reports,
             meter,
-            started: Instant::now(),
+            started,
             has_accepted: false,
             has_spoken: false,
-            spoke: None,
             records: false,
             is_ending: false,
             was_turned_away: false,
@@ -122,7 +122,6 @@ impl Worker {
                 }
                 Word::Spoke if !self.has_spoken => {
                     self.has_spoken = true;
-                    self.spoke = Some(Instant::now());
                     news.spoke = true;
                     if !self.is_muted {
                         tracing::info!(socket = %self.socket, vm = self.vm, "a VM has connected");

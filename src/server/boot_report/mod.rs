@@ -158,7 +158,8 @@ impl ReportFile {
         }
         self.meters.push(worker.meter.clone());
         if self.events.iter().all(|event| event.name != "connected") {
-            self.event("connected", worker.spoke.unwrap_or(worker.started));
+            // Not when the worker told of a first message: it may have served reads before that was heard.
+            self.event("connected", worker.started);
         }
         if *outcome == Outcome::Served {
             self.happened("left");
