@@ -450,10 +450,21 @@ impl<'s> Guest<'s> {
     }
 }
 
+/// A device that was woken 256 times without work sleeps at each further wake-up: a single request has it forget those of
+/// earlier executions, which would wait for milliseconds otherwise.
+fn well_behaved(stage: &Stage) {
+    let mut guest = Guest::new(stage, &mut Input(&[0, 3]));
+    guest.request(&mut Input(&[]));
+    guest.serve();
+    assert_eq!(guest.answered, 1);
+    guest.ring.set_queue_ready(false);
+}
+
 /// Does what the input says, and looks at the ring at the end in any case.
 pub fn run(data: &[u8]) {
     thread_local! { static STAGE: Stage = Stage::new(); }
     STAGE.with(|stage| {
+        well_behaved(stage);
         let mut input = Input(data);
         let mut guest = Guest::new(stage, &mut input);
         for _ in 0..STEPS_MAX {
