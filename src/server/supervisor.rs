@@ -472,6 +472,10 @@ impl Server<'_> {
         (self.on_event)(ServeEvent::Stopping);
         let mounts = self.endpoints.iter_mut().filter_map(Endpoint::mount_mut);
         let mut detached: Vec<_> = mounts.filter_map(MountEndpoint::detach).collect();
+        // A VM may have spoken since the last look, and must not be taken for a silent client.
+        self.workers
+            .iter_mut()
+            .for_each(|worker| _ = worker.read_reports());
         // They hold SIGTERM back, to say what was served; these have nothing to say.
         let silent = self.workers.iter_mut().filter(|worker| !worker.has_spoken);
         silent.for_each(Worker::turn_away);
