@@ -1,14 +1,14 @@
-//! What is served stays: store paths are held against garbage collection.
+//! Protects the served store paths from garbage collection.
 
 use crate::closure::{Graph, Pins, StoreLocation, StorePath};
 
-/// Holds the paths of `graph` with `max` descriptors at most, or with the Nix of a chroot store. What cannot be held is
-/// said once.
+/// Protects the paths of `graph` with at most `max` descriptors and, for a chroot store, with temporary roots. Logs one
+/// warning about the paths that are not protected.
 pub fn hold(graph: &Graph, location: &StoreLocation, max: usize) -> Pins {
-    let tops = graph.tops();
-    if tops.len() > max {
-        let (left, all) = (tops.len() - max, tops.len());
-        // With references only those that nothing else refers to need a descriptor.
+    let roots = graph.minimal_roots();
+    if roots.len() > max {
+        let (left, all) = (roots.len() - max, roots.len());
+        // With known references, only paths without referrers need a descriptor.
         let advice = match graph.references {
             Some(_) => "raise the limit of open files (ulimit -n, LimitNOFILE=)",
             None => {
@@ -19,19 +19,19 @@ pub fn hold(graph: &Graph, location: &StoreLocation, max: usize) -> Pins {
             "{left} of {all} store paths are not held against garbage collection: {advice}"
         );
     }
-    let names = tops.iter().map(|top| &*top.name);
+    let names = roots.iter().map(|root| &*root.name);
     let mut pins = Pins::hold(&graph.closure.dir, names, max);
     if location.store_root.is_some() && location.database().exists() {
-        register(&mut pins, &tops, location);
+        register(&mut pins, &roots, location);
     }
     pins
 }
 
-/// The collector of a chroot store does not see descriptors.
-fn register(pins: &mut Pins, tops: &[&StorePath], location: &StoreLocation) {
-    let paths: Vec<Vec<u8>> = tops
+/// Writes temporary roots, because the garbage collector of a chroot store ignores descriptors.
+fn register(pins: &mut Pins, roots: &[&StorePath], location: &StoreLocation) {
+    let paths: Vec<Vec<u8>> = roots
         .iter()
-        .map(|top| location.store_path(&top.name))
+        .map(|root| location.store_path(&root.name))
         .collect();
     let state_dir = location.state_dir();
     if let Err(error) = pins.register(&state_dir, &paths) {

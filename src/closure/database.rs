@@ -1,13 +1,14 @@
 //! Closures from Nix's own database, `/nix/var/nix/db/db.sqlite`.
 //!
-//! Its tables are those of Nix's `src/libstore/schema.sql`: `ValidPaths(id, path, hash, narSize, …)` and
-//! `Refs(referrer, reference)`. It is read in one transaction, so that a build that ends meanwhile is seen whole or
-//! not at all. It is never changed:
+//! Nix's `src/libstore/schema.sql` defines the tables: `ValidPaths(id, path, hash, narSize, …)` and
+//! `Refs(referrer, reference)`. All queries run in one transaction, so we see a concurrent build entirely or not at
+//! all. The database and its directory are never written to:
 //!
-//! - Where a write-ahead log lies next to it, somebody has it open, and SQLite takes part as a reader (`mode=ro`).
-//! - Where none does, nobody has it open, and a reader would leave `-wal` and `-shm` files behind, or may not make them.
-//!   The file is then complete by itself, and is read as it stands (`immutable=1`). If it changed meanwhile, the result is
-//!   discarded and the read is repeated.
+//! - If a write-ahead log exists, another process has the database open, and SQLite opens it as a normal reader
+//!   (`mode=ro`).
+//! - Otherwise no process has it open, and a normal reader would have to create `-wal` and `-shm` files, which it may
+//!   not be allowed to. The file is then complete without a log, so we open it with `immutable=1`. If the file changed
+//!   in the meantime, the result is discarded and the read is repeated.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -26,40 +27,40 @@ use super::name::StoreDir;
 use super::references::{Collector, References};
 use super::{StorePath, known_size};
 
-/// How long to wait for a writer that holds the whole database.
+/// How long to wait for a writer that has locked the database exclusively.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// How often a database that changed under the reader is read again before it is called unreadable.
+/// Attempts to read a database that changes during every attempt, before giving up.
 const TRIES: usize = 20;
 
-/// Which paths.
+/// Which paths to load.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Wanted<'a> {
-    /// These and all that they refer to, by their base names.
+    /// The closure of these base names.
     Closure(&'a [Box<[u8]>]),
-    /// Every valid one.
+    /// Every valid path.
     All,
 }
 
-/// What the database says of a closure.
+/// The result of a query.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// Sorted.
+    /// Sorted by name.
     pub(super) paths: Vec<StorePath>,
-    /// What refers to what.
+    /// The references between `paths`.
     pub(super) references: References,
 }
 
-/// Why it says nothing.
+/// Why a query failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DatabaseError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
-    #[error("it is being changed all the time")]
-    Restless,
-    /// Base names of those that were asked for and are not registered.
+    #[error("it changed during each of {TRIES} attempts to read it")]
+    KeepsChanging,
+    /// The requested base names that are not registered.
     #[error("not valid")]
     NotValid(Vec<Box<[u8]>>),
     #[error("{0}")]
@@ -68,7 +69,7 @@ pub(super) enum DatabaseError {
     Hash { path: String, hash: String },
 }
 
-/// Looks up `wanted` in the database `file`.
+/// Loads `wanted` from the database `file`.
 pub(super) fn load(
     file: &Path,
     store_dir: StoreDir<'_>,
@@ -108,27 +109,27 @@ pub(super) fn names(
     })
 }
 
-/// Calls `look` with an open transaction that sees one state of the database.
+/// Calls `look` inside a transaction, so that all its queries see the same state of the database.
 fn read<T>(
     file: &Path,
     look: impl Fn(&Connection) -> Result<T, DatabaseError>,
 ) -> Result<T, DatabaseError> {
     for _ in 0..TRIES {
         let before = State::of(file)?;
-        if before.is_alone() {
+        if before.is_closed() {
             let found = transaction(open(file, true)?, &look);
             if State::of(file)? == before {
                 return found;
             }
         } else {
             match open(file, false).and_then(|connection| transaction(connection, &look)) {
-                // The last writer may have left just now and taken the log with it.
+                // The last writer may have just closed the database, which removes the log. Try again without it.
                 Err(error) if error.is_unopenable() && !has_log(file) => {}
                 done => return done,
             }
         }
     }
-    Err(DatabaseError::Restless)
+    Err(DatabaseError::KeepsChanging)
 }
 
 fn transaction<T>(
@@ -150,7 +151,7 @@ fn open(file: &Path, immutable: bool) -> Result<Connection, DatabaseError> {
     Ok(Connection::open_with_flags(uri, flags)?)
 }
 
-/// As SQLite's URIs want it: everything but letters, digits and a few others as `%` and two digits.
+/// Escapes a path for an SQLite URI: every byte but letters, digits and a few others becomes `%XX`.
 fn percent_encoded(file: &Path) -> String {
     let byte = |byte: &u8| match byte {
         b'/' | b'.' | b'-' | b'_' => char::from(*byte).to_string(),
@@ -160,14 +161,14 @@ fn percent_encoded(file: &Path) -> String {
     file.as_os_str().as_bytes().iter().map(byte).collect()
 }
 
-/// What tells whether a database has changed.
+/// Attributes that change when the database is written or opened by another process.
 #[derive(Debug, PartialEq, Eq)]
 struct State {
     inode: u64,
     size: u64,
     mtime: (i64, i64),
     ctime: (i64, i64),
-    /// It is of the kind with a log (SQLite's file format, offset 18: 2 for WAL).
+    /// The database is in WAL mode (SQLite's file format, byte 18 is 2).
     logged: bool,
     has_log: bool,
 }
@@ -188,8 +189,8 @@ impl State {
         })
     }
 
-    /// Nobody has it open, and everything is in the file.
-    fn is_alone(&self) -> bool {
+    /// No process has the database open, so the file is complete without a log.
+    fn is_closed(&self) -> bool {
         self.logged && !self.has_log
     }
 }
@@ -201,7 +202,7 @@ fn has_log(file: &Path) -> bool {
 }
 
 impl DatabaseError {
-    /// SQLite needs files next to the database that are not there and cannot be made.
+    /// SQLite needs `-wal` and `-shm` files, which do not exist and cannot be created.
     fn is_unopenable(&self) -> bool {
         let Self::Sqlite(error) = self else {
             return false;
@@ -212,32 +213,33 @@ impl DatabaseError {
         )
     }
 
-    /// Nix itself may be able to answer.
+    /// This user cannot read the database, but Nix (through its daemon) may be able to.
     pub(super) fn is_access(&self) -> bool {
         match self {
             Self::Io(error) => error.kind() == io::ErrorKind::PermissionDenied,
-            Self::Restless => true,
+            Self::KeepsChanging => true,
             _ => self.is_unopenable(),
         }
     }
 }
 
-/// A walk along references, each path met once.
+/// A breadth-first traversal of the references.
 struct Walk<'c> {
     connection: &'c Connection,
     store_dir: StoreDir<'c>,
-    /// Where in `ids` each id is.
+    /// The index in `ids` of each database id.
     indexes: HashMap<i64, usize>,
-    /// In the order in which they were met.
+    /// Database ids in order of discovery.
     ids: Vec<i64>,
+    /// The paths of `ids`, as far as they have been read.
     paths: Vec<StorePath>,
-    /// Referrer and reference.
+    /// Referrer and reference, as indexes in `ids`.
     pairs: Vec<(usize, usize)>,
 }
 
 impl Walk<'_> {
     fn closure(&mut self, roots: &[Box<[u8]>]) -> Result<(), DatabaseError> {
-        self.meet_roots(roots)?;
+        self.add_roots(roots)?;
         let mut path = self
             .connection
             .prepare("SELECT path, hash, narSize FROM ValidPaths WHERE id = ?")?;
@@ -250,7 +252,7 @@ impl Walk<'_> {
             self.paths.push(found?);
             let mut rows = references.query([id])?;
             while let Some(row) = rows.next()? {
-                let reference = self.meet(row.get(0)?);
+                let reference = self.index_of(row.get(0)?);
                 self.pairs.push((next, reference));
             }
             next += 1;
@@ -258,16 +260,16 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn meet_roots(&mut self, roots: &[Box<[u8]>]) -> Result<(), DatabaseError> {
+    fn add_roots(&mut self, roots: &[Box<[u8]>]) -> Result<(), DatabaseError> {
         let mut statement = self
             .connection
             .prepare("SELECT id FROM ValidPaths WHERE path = ?")?;
         let mut missing = Vec::new();
         for name in roots {
-            // Nix's names are ASCII: others are not in its database.
+            // Names in Nix's database are ASCII, so a name that is not UTF-8 is not found.
             let path = String::from_utf8(self.store_dir.path_of(name)).unwrap_or_default();
             match statement.query_row([path], |row| row.get(0)).optional()? {
-                Some(id) => _ = self.meet(id),
+                Some(id) => _ = self.index_of(id),
                 None => missing.push(name.clone()),
             }
         }
@@ -278,8 +280,8 @@ impl Walk<'_> {
         }
     }
 
-    /// The index of the path `id`, which is noted if it is new.
-    fn meet(&mut self, id: i64) -> usize {
+    /// The index of the path `id`; appends it if it is new.
+    fn index_of(&mut self, id: i64) -> usize {
         let ids = &mut self.ids;
         *self.indexes.entry(id).or_insert_with(|| {
             ids.push(id);
@@ -294,7 +296,7 @@ impl Walk<'_> {
         let mut rows = paths.query([])?;
         while let Some(row) = rows.next()? {
             self.paths.push(store_path(row, self.store_dir)?);
-            self.meet(row.get(3)?);
+            self.index_of(row.get(3)?);
         }
         let mut references = self
             .connection
@@ -312,13 +314,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The paths in the order of the disk.
+    /// Sorts the paths by name and renumbers the references accordingly.
     fn finish(self) -> Found {
         let mut order: Vec<usize> = (0..self.paths.len()).collect();
         order.sort_unstable_by(|a, b| self.paths[*a].name.cmp(&self.paths[*b].name));
         let mut places = vec![0; order.len()];
-        for (place, met) in order.iter().enumerate() {
-            places[*met] = place;
+        for (place, index) in order.iter().enumerate() {
+            places[*index] = place;
         }
         let mut references = Collector::default();
         for (from, to) in self.pairs {
@@ -329,13 +331,13 @@ impl Walk<'_> {
             references: references.finish(order.len()),
             paths: order
                 .into_iter()
-                .filter_map(|met| paths[met].take())
+                .filter_map(|index| paths[index].take())
                 .collect(),
         }
     }
 }
 
-/// Path, hash and NAR size of a row that starts with them.
+/// Parses a row whose first columns are path, hash and NAR size.
 fn store_path(row: &Row<'_>, store_dir: StoreDir<'_>) -> Result<StorePath, DatabaseError> {
     let (path, digits) = (text(row.get_ref(0)?), text(row.get_ref(1)?));
     let name = store_dir.name_of(path).map_err(DatabaseError::Path)?;
@@ -367,7 +369,7 @@ mod tests {
 
     use super::*;
 
-    /// A database with a log, closed by its writer, where a URI would see something else than a path.
+    /// A closed database in WAL mode, whose path has characters that are special in a URI.
     fn database() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a?b#c%41 d.sqlite");
@@ -388,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changed_meanwhile_is_read_again() {
+    fn a_database_that_changed_is_read_again() {
         let (_dir, file) = database();
         let looks = Cell::new(0);
         let seen = read(&file, |connection| {
@@ -402,23 +404,26 @@ mod tests {
     }
 
     #[test]
-    fn what_never_rests_is_given_up() {
+    fn a_database_that_keeps_changing_is_an_error() {
         let (_dir, file) = database();
         let seen = read(&file, |connection| {
             add(&file);
             count(connection)
         });
-        assert!(matches!(seen, Err(DatabaseError::Restless)), "{seen:?}");
+        assert!(
+            matches!(seen, Err(DatabaseError::KeepsChanging)),
+            "{seen:?}"
+        );
     }
 
     #[test]
-    fn what_a_writer_has_not_finished_is_not_seen() {
+    fn an_uncommitted_transaction_is_not_seen() {
         let (_dir, file) = database();
         let writer = Connection::open(&file).unwrap();
         writer
             .execute_batch("INSERT INTO T VALUES (1); BEGIN IMMEDIATE; INSERT INTO T VALUES (2)")
             .unwrap();
-        assert!(!State::of(&file).unwrap().is_alone());
+        assert!(!State::of(&file).unwrap().is_closed());
         assert_eq!(read(&file, count).unwrap(), 1);
         writer.execute_batch("COMMIT").unwrap();
         assert_eq!(read(&file, count).unwrap(), 2);

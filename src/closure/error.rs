@@ -1,4 +1,4 @@
-//! What can be wrong with a closure, each in one sentence.
+//! Errors of loading a closure. Each message is one sentence.
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
@@ -32,10 +32,10 @@ impl Display for Input {
     }
 }
 
-/// Why there is no closure.
+/// Why a closure cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ClosureError {
-    /// The operating system does not give the file's contents.
+    /// An input file cannot be read.
     #[error("{input} cannot be read: {error}")]
     Read {
         /// Which file.
@@ -43,7 +43,7 @@ pub enum ClosureError {
         /// The operating system's reason.
         error: io::Error,
     },
-    /// A line is not what the format asks for.
+    /// A line of an input file is malformed.
     #[error("{input}, line {line}: {fault}")]
     Malformed {
         /// Which file.
@@ -53,7 +53,7 @@ pub enum ClosureError {
         /// What is wrong with it.
         fault: Fault,
     },
-    /// The list of store paths has none.
+    /// The list of store paths is empty.
     #[error(
         "{input} lists no store path (write one on each line, such as /nix/store/<hash>-<name>)"
     )]
@@ -61,7 +61,7 @@ pub enum ClosureError {
         /// Which file.
         input: Input,
     },
-    /// A directory lacks a file that `closureInfo` makes.
+    /// The `--closure-info` directory lacks a file that `closureInfo` creates.
     #[error("{} is not the output of nixpkgs' closureInfo: {} does not exist", dir.display(), file.display())]
     NotClosureInfo {
         /// The directory.
@@ -83,7 +83,7 @@ pub enum ClosureError {
         /// What is wrong with it.
         fault: RootFault,
     },
-    /// Roots are not registered.
+    /// Roots are not in the database.
     #[error(
         "{} {} not valid in the Nix database {}",
         listed(paths),
@@ -96,19 +96,19 @@ pub enum ClosureError {
         /// The database.
         file: PathBuf,
     },
-    /// There is no Nix here.
+    /// The host has no Nix database at this place.
     #[error("there is no Nix database {}", file.display())]
     NoDatabase {
-        /// Where it would be.
+        /// Its expected path.
         file: PathBuf,
     },
-    /// A store without paths.
+    /// The database has no valid path.
     #[error("the Nix database {} has no valid path: there is nothing to serve", file.display())]
     NothingValid {
         /// The database.
         file: PathBuf,
     },
-    /// The database gives no answer.
+    /// The database cannot be read.
     #[error("the Nix database {} cannot be read: {error}", file.display())]
     Database {
         /// The database.
@@ -116,13 +116,13 @@ pub enum ClosureError {
         /// Why.
         error: String,
     },
-    /// The registration of the closure lacks a path.
+    /// Nothing is registered for a path, so no registration of the closure can be written.
     #[error("nothing is registered of {path}, so the disk cannot carry the closure's registration")]
     Unregistered {
         /// A logical store path.
         path: String,
     },
-    /// The registration of the closure refers to more than the closure.
+    /// A path refers to a path outside the closure, so no registration of the closure can be written.
     #[error(
         "{path} refers to {reference}, which is not on the disk, so the registration would be incomplete (list the \
          whole closure, as `nix-store -qR` does)"
@@ -130,13 +130,13 @@ pub enum ClosureError {
     NotClosed {
         /// A logical store path.
         path: String,
-        /// What it refers to.
+        /// The path outside the closure.
         reference: String,
     },
-    /// Only store paths are registered.
+    /// A registration was requested for a tree, but only store paths are registered.
     #[error("a directory tree has no registration")]
     RegistrationOfTree,
-    /// The tree cannot be found.
+    /// The tree cannot be opened.
     #[error("the tree {} cannot be opened: {error}", dir.display())]
     Tree {
         /// The tree as it was given.
@@ -144,7 +144,7 @@ pub enum ClosureError {
         /// The operating system's reason.
         error: io::Error,
     },
-    /// The tree is something else.
+    /// The tree is not a directory.
     #[error("the tree {} is not a directory", dir.display())]
     TreeNotADirectory {
         /// The tree as it was given.
@@ -152,30 +152,30 @@ pub enum ClosureError {
     },
 }
 
-/// Why a root leads to no store path.
+/// Why a root does not resolve to a store path.
 #[derive(Debug, thiserror::Error)]
 pub enum RootFault {
-    /// It leads elsewhere.
+    /// It resolves to a path outside the store.
     #[error("is not in the store {}", store_dir.display())]
     NotInStore {
         /// The logical store directory.
         store_dir: PathBuf,
     },
-    /// Links lead in a circle, or nearly.
+    /// Too many symlinks.
     #[error("leads nowhere: it is a loop of symlinks")]
     Loop,
-    /// Something on the way cannot be looked at.
+    /// A component of the path cannot be accessed.
     #[error("leads to no store path: {0}")]
     Io(#[from] io::Error),
-    /// No name of a file.
+    /// The result is not a valid file name.
     #[error("leads to no store path: {0}")]
     Name(Fault),
 }
 
-/// What is wrong with one line. Texts from the file are printable and not long.
+/// What is wrong with one line. Texts from the file are escaped and truncated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// A path does not have the form store directory, `/`, name.
+    /// A path is not of the form `STORE_DIR/NAME`.
     #[error("{path} is not directly inside the store directory {store_dir}")]
     OutsideStore {
         /// The path.
@@ -183,7 +183,7 @@ pub enum Fault {
         /// The logical store directory.
         store_dir: String,
     },
-    /// A name that no file system takes.
+    /// A name is longer than file systems allow.
     #[error("the name of {path} has {length} bytes, and a file name has at most 255")]
     NameTooLong {
         /// The path.
@@ -197,18 +197,18 @@ pub enum Fault {
         /// The path.
         path: String,
     },
-    /// The line ends as lines do on Windows.
+    /// The line ends with CR LF.
     #[error(
         "the line ends with a carriage return: save the file with Unix line ends (tr -d '\\r')"
     )]
     CarriageReturn,
-    /// The file ends within a record.
+    /// The file ends in the middle of a record.
     #[error("the file ends where {missing} should be (was it cut short?)")]
     Truncated {
-        /// What this line should have been.
+        /// The line that was expected.
         missing: &'static str,
     },
-    /// Nothing that could be a hash in place of the NAR hash.
+    /// Where the NAR hash should be, the line is empty or a path.
     #[error(
         "expected a NAR hash, found \"{found}\" (a references graph has none: \
          use the registration of closureInfo or of nix-store --dump-db)"
@@ -217,21 +217,21 @@ pub enum Fault {
         /// The line.
         found: String,
     },
-    /// A hash that is not an SHA-256 in any of Nix's notations.
+    /// The hash is not a SHA-256 in any of Nix's notations.
     #[error("the NAR hash \"{hash}\" is not a sha256 in base16, nix32 or base64")]
     BadHash {
         /// The line.
         hash: String,
     },
-    /// Something other than decimal digits.
+    /// A number has characters other than decimal digits.
     #[error("{what} \"{text}\" is not a number")]
     NotANumber {
-        /// Which number.
+        /// Which number was expected.
         what: &'static str,
         /// The line.
         text: String,
     },
-    /// A number beyond what Nix itself can hold.
+    /// A number is larger than Nix can store.
     #[error("{what} {text} is larger than {max}, the most that Nix can register")]
     NumberTooLarge {
         /// Which number.
@@ -241,17 +241,17 @@ pub enum Fault {
         /// The largest number possible.
         max: u64,
     },
-    /// A deriver or a reference that cannot be one: most likely a count or a line before it is wrong.
+    /// A deriver or a reference is not an absolute path. Most likely a line before it is missing, or a count is wrong.
     #[error(
         "expected {what}, found \"{found}\", which is not an absolute path (is the record complete?)"
     )]
     NotAPath {
-        /// What this line should have been.
+        /// The line that was expected.
         what: &'static str,
         /// The line.
         found: String,
     },
-    /// Two records of one store path that contradict each other.
+    /// Two records of one store path have different sizes or hashes.
     #[error("{path} is registered here with another NAR size or hash than on line {first}")]
     Contradiction {
         /// The store path.
@@ -261,10 +261,10 @@ pub enum Fault {
     },
 }
 
-/// How many of many paths a message names.
+/// Maximum number of paths that a message lists.
 const LISTED: usize = 3;
 
-/// Some of `paths` for a message: three, and how many more there are.
+/// Formats `paths` for a message: the first three, then the number of the others.
 pub fn listed(paths: &[String]) -> String {
     match paths.len().saturating_sub(LISTED) {
         0 => paths.join(", "),
@@ -272,10 +272,10 @@ pub fn listed(paths: &[String]) -> String {
     }
 }
 
-/// How much of a line a message repeats, in bytes: any store path, but not a whole binary file.
+/// Maximum number of bytes of a line that a message quotes. Every store path fits.
 const SHOWN: usize = 512;
 
-/// `bytes` for a message: what is not UTF-8 replaced, control characters escaped, not endless.
+/// Formats `bytes` for a message: replaces invalid UTF-8, escapes control characters, truncates long texts.
 pub(crate) fn shown(bytes: &[u8]) -> String {
     let (bytes, rest) = bytes.split_at(bytes.len().min(SHOWN));
     let mut text = String::with_capacity(bytes.len());

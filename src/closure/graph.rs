@@ -1,4 +1,5 @@
-//! A closure with what its paths refer to: what keeps it from the garbage collector, and what a guest's Nix is told.
+//! A closure with its references. They determine which paths to protect from garbage collection, and the registration
+//! that a guest's Nix loads.
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
@@ -11,28 +12,29 @@ use super::name::StoreDir;
 use super::references::{Collector, Index, References};
 use super::{Closure, Contents, Source, StoreLocation, StorePath, hash, nix_store, roots};
 
-/// A closure, and how its paths refer to each other.
+/// A closure with the references between its paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Graph {
     /// The paths.
     pub closure: Closure,
-    /// None if the source does not tell: a plain list, a tree.
+    /// `None` if the source has no references: a list without registration, or a tree.
     pub references: Option<References>,
 }
 
-/// A path, and the base names of those that it refers to.
+/// A path and its references.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GraphNode {
     /// The path.
     pub path: StorePath,
-    /// What it refers to, itself perhaps among them.
+    /// Base names of its references; may include its own.
     pub references: Vec<Box<[u8]>>,
 }
 
-/// Base names of all paths that are valid on the host; none where no Nix is.
+/// Base names of all paths that are valid on the host. Empty if the host has no Nix database, or one that this user may
+/// not read.
 ///
 /// # Errors
-/// There is a database that cannot be read.
+/// The database is malformed or reading it fails.
 pub fn valid_names(location: &StoreLocation) -> Result<HashSet<Box<[u8]>>, ClosureError> {
     let file = location.database();
     let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
@@ -41,18 +43,18 @@ pub fn valid_names(location: &StoreLocation) -> Result<HashSet<Box<[u8]>>, Closu
         Err(DatabaseError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
             Ok(HashSet::new())
         }
-        // What is valid cannot be told then, and is fetched.
+        // Treat every path as not valid: the caller then fetches it from a cache.
         Err(error) if error.is_access() => Ok(HashSet::new()),
         Err(error) => Err(unreadable(file, &error)),
     }
 }
 
 impl Graph {
-    /// Reads paths, sizes and references from `source`.
+    /// Loads paths, sizes and references from `source`.
     ///
     /// # Errors
     ///
-    /// As [`Closure::load`].
+    /// As for [`Closure::load`].
     pub fn load(source: &Source, location: &StoreLocation) -> Result<Self, ClosureError> {
         if !matches!(source, Source::Tree(_)) {
             super::check_location(location)?;
@@ -74,7 +76,7 @@ impl Graph {
         }
     }
 
-    /// The valid paths `names` and all that they refer to.
+    /// The closure of the valid paths `names`, from the Nix database.
     ///
     /// # Errors
     ///
@@ -83,7 +85,7 @@ impl Graph {
         from_database(Wanted::Closure(names), location)
     }
 
-    /// The closure of `nodes`, in any order; of two with one name the first counts.
+    /// Builds a graph from `nodes` in any order. If two have the same name, the first one wins.
     pub fn from_nodes(mut nodes: Vec<GraphNode>, location: &StoreLocation) -> Self {
         nodes.sort_by(|a, b| a.path.name.cmp(&b.path.name));
         nodes.dedup_by(|b, a| a.path.name == b.path.name);
@@ -107,7 +109,7 @@ impl Graph {
         found_graph(found, location)
     }
 
-    /// Its paths, each with the names of what it refers to.
+    /// Its paths, each with the base names of its references.
     pub fn into_nodes(self) -> Vec<GraphNode> {
         let Contents::StorePaths(paths) = self.closure.contents else {
             return Vec::new();
@@ -127,27 +129,27 @@ impl Graph {
         nodes.collect()
     }
 
-    /// Those paths that, with all that they refer to, are the whole closure. All of them where nothing is known of
-    /// references; none of a tree.
-    pub fn tops(&self) -> Vec<&StorePath> {
+    /// A small set of paths whose closure is the whole closure. All paths if the references are unknown; empty for a
+    /// tree.
+    pub fn minimal_roots(&self) -> Vec<&StorePath> {
         let Contents::StorePaths(paths) = &self.closure.contents else {
             return Vec::new();
         };
         match &self.references {
             Some(references) => {
-                let tops = references.tops();
-                tops.iter().map(|top| &paths[*top as usize]).collect()
+                let roots = references.minimal_roots();
+                roots.iter().map(|root| &paths[*root as usize]).collect()
             }
             None => paths.iter().collect(),
         }
     }
 
-    /// What `nix-store --load-db` takes to know the closure, as closureInfo writes it: in the order of the disk, hashes
-    /// in nix32, without derivers. It depends on nothing but what is registered.
+    /// The closure's registration for `nix-store --load-db`, in the format of closureInfo: sorted by name, hashes in
+    /// nix32, without derivers. It depends only on registered data.
     ///
     /// # Errors
     ///
-    /// A path is not registered, or refers to one that is not in the closure.
+    /// A path is not registered, or refers to a path outside the closure.
     pub fn registration(&self) -> Result<Vec<u8>, ClosureError> {
         let Contents::StorePaths(paths) = &self.closure.contents else {
             return Err(ClosureError::RegistrationOfTree);
@@ -228,7 +230,7 @@ fn found_graph(found: Found, location: &StoreLocation) -> Graph {
     }
 }
 
-/// The last resort: its daemon may read what this user may not.
+/// Fallback for an unreadable database: the Nix daemon may read what this user may not.
 fn ask_nix(
     roots: &[Box<[u8]>],
     location: &StoreLocation,

@@ -1,15 +1,14 @@
-//! NAR hashes in Nix's three notations.
+//! SHA-256 hashes of NARs in Nix's notations: base16, nix32 and base64.
 //!
-//! What `nix-store --load-db` takes (`Hash::parseAny` in Nix's `src/libutil/hash.cc`): the algorithm
-//! and a colon may precede the digits or not, and their number tells the notation. base64 is also
-//! written after `sha256-`, as in SRI.
+//! Accepts what `nix-store --load-db` accepts (`Hash::parseAny` in Nix's `src/libutil/hash.cc`): an optional `sha256:`
+//! and then digits, whose number determines the notation. SRI hashes (`sha256-` and base64) are accepted too.
 
 const BASE16: &[u8; 16] = b"0123456789abcdef";
 /// Nix's own base32, without e, o, t and u.
 const NIX32: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// The value of every byte that is a digit.
+/// Maps a byte to its value as a digit, if it is one.
 struct Digits([Option<u8>; 256]);
 
 static BASE16_DIGITS: Digits = Digits::new(BASE16);
@@ -32,7 +31,7 @@ impl Digits {
     }
 }
 
-/// The SHA-256 that `text` denotes; `None` if it denotes none, or one of another algorithm.
+/// Parses a SHA-256. `None` if `text` is not a hash, or a hash of another algorithm.
 pub fn decode(text: &[u8]) -> Option<[u8; 32]> {
     if let Some(digits) = text.strip_prefix(b"sha256-") {
         return base64(digits);
@@ -46,7 +45,7 @@ pub fn decode(text: &[u8]) -> Option<[u8; 32]> {
     }
 }
 
-/// `hash` as closureInfo writes it, in nix32.
+/// Formats `hash` in nix32, as closureInfo does.
 pub fn encode(hash: &[u8]) -> String {
     let digit = |place: usize| {
         let (byte, shift) = (place * 5 / 8, place * 5 % 8);
@@ -57,7 +56,7 @@ pub fn encode(hash: &[u8]) -> String {
     (0..(hash.len() * 8).div_ceil(5)).rev().map(digit).collect()
 }
 
-/// Whether `digit` is one of Nix's base32.
+/// Whether `digit` belongs to Nix's base32 alphabet.
 pub(super) fn is_nix32(digit: u8) -> bool {
     NIX32_DIGITS.value(digit).is_some()
 }
@@ -72,7 +71,7 @@ fn base16(digits: &[u8]) -> Option<[u8; 32]> {
     Some(hash)
 }
 
-/// The last digit holds the lowest five bits of byte 0, the first the highest bit of byte 31.
+/// In nix32 the last digit holds the lowest five bits of byte 0, and the first digit the highest bit of byte 31.
 fn nix32(digits: &[u8]) -> Option<[u8; 32]> {
     let mut hash = [0; 32];
     for (place, &digit) in digits.iter().rev().enumerate() {
@@ -81,7 +80,7 @@ fn nix32(digits: &[u8]) -> Option<[u8; 32]> {
         hash[byte] |= low;
         match hash.get_mut(byte + 1) {
             Some(next) => *next |= high,
-            // 52 digits have 260 bits: the topmost four have to be zero.
+            // 52 digits have 260 bits: the top four must be zero.
             None if high != 0 => return None,
             None => {}
         }
@@ -89,7 +88,7 @@ fn nix32(digits: &[u8]) -> Option<[u8; 32]> {
     Some(hash)
 }
 
-/// The highest bits first, and as many `=` as make the length a multiple of four.
+/// Decodes base64: highest bits first, padded with `=` to a multiple of four digits.
 pub(super) fn base64<const LEN: usize>(text: &[u8]) -> Option<[u8; LEN]> {
     let (digits, padding) = text.split_at_checked((LEN * 8).div_ceil(6))?;
     if padding.iter().any(|byte| *byte != b'=') || padding.len() != digits.len().wrapping_neg() % 4
@@ -99,7 +98,7 @@ pub(super) fn base64<const LEN: usize>(text: &[u8]) -> Option<[u8; LEN]> {
     let mut hash = [0; LEN];
     for (place, &digit) in digits.iter().enumerate() {
         let (byte, shift) = (place * 6 / 8, place * 6 % 8);
-        // As the six highest of 16 bits, then moved to where they start within the byte.
+        // Put the digit into the top six of 16 bits, then shift it to its position within the byte.
         let [high, low] = ((u16::from(BASE64_DIGITS.value(digit)?) << 10) >> shift).to_be_bytes();
         hash[byte] |= high;
         match hash.get_mut(byte + 1) {

@@ -1,10 +1,10 @@
-//! Lines of a file as bytes, one at a time, with their numbers.
+//! Iterates over the lines of a file as bytes and counts them.
 
 use std::io::{self, BufRead};
 
 use super::error::{ClosureError, Fault, Input};
 
-/// Reads lines; never holds more than one.
+/// A line reader that keeps only the current line in memory.
 pub(super) struct Lines<R> {
     input: Input,
     reader: R,
@@ -13,7 +13,7 @@ pub(super) struct Lines<R> {
 }
 
 impl<R: BufRead> Lines<R> {
-    /// Stands before the first line of `reader`, which errors will call `input`.
+    /// Starts before the first line of `reader`. Errors name the file `input`.
     pub(super) fn new(input: Input, reader: R) -> Self {
         Self {
             input,
@@ -38,8 +38,8 @@ impl<R: BufRead> Lines<R> {
         self.number
     }
 
-    /// Goes to the next line; false at the file's end. The last newline is optional. No line may end with a carriage
-    /// return: a name that has one looks like another in a message, and no store path has one.
+    /// Advances to the next line; returns false at the end of the file. The last newline is optional. A line that ends
+    /// with a carriage return is an error: no store path contains one, and it would be invisible in messages.
     pub(super) fn advance(&mut self) -> Result<bool, ClosureError> {
         self.line.clear();
         let read = self.reader.read_until(b'\n', &mut self.line);
@@ -54,7 +54,7 @@ impl<R: BufRead> Lines<R> {
         Ok(read > 0)
     }
 
-    /// Goes to the next line, which has to be there: `what` it is, for the error.
+    /// Advances to the next line, and fails at the end of the file. `what` describes the expected line in the error.
     pub(super) fn require(&mut self, what: &'static str) -> Result<&[u8], ClosureError> {
         if self.advance()? {
             return Ok(&self.line);
@@ -62,8 +62,7 @@ impl<R: BufRead> Lines<R> {
         Err(self.malformed(Fault::Truncated { missing: what }))
     }
 
-    /// Goes past the next line without copying it, if it starts with `byte`; else does nothing and
-    /// returns false.
+    /// Skips the next line without copying it if it starts with `byte`. Otherwise returns false and consumes nothing.
     pub(super) fn skip_if(&mut self, byte: u8) -> Result<bool, ClosureError> {
         let skipped =
             skip_line_if(&mut self.reader, byte).map_err(|error| self.unreadable(error))?;
@@ -71,12 +70,12 @@ impl<R: BufRead> Lines<R> {
         Ok(skipped)
     }
 
-    /// The error that says what is wrong with the current line.
+    /// An error about the current line.
     pub(super) fn malformed(&self, fault: Fault) -> ClosureError {
         self.malformed_at(self.number, fault)
     }
 
-    /// The error that says what is wrong with an earlier line.
+    /// An error about the line with number `line`.
     pub(super) fn malformed_at(&self, line: u64, fault: Fault) -> ClosureError {
         ClosureError::Malformed {
             input: self.input.clone(),

@@ -1,8 +1,8 @@
 //! Which store paths are on the disk, in which order, with which NAR size.
 //!
-//! The list comes from a file (`store-paths`), the sizes from another (`registration`); both are what
-//! nixpkgs' `closureInfo` makes. Or both come from Nix's own database. Nothing here looks into the store: a store path
-//! may be listed and yet not exist. A plain directory tree in place of a store has neither list nor sizes.
+//! The list is read from a file `store-paths` and the sizes from a file `registration`, both in the format of nixpkgs'
+//! `closureInfo`. Alternatively both are read from Nix's database. This module does not access the store itself: a
+//! listed store path may not exist. A plain directory tree (`--tree`) has neither list nor sizes.
 
 mod database;
 mod error;
@@ -37,10 +37,10 @@ use lines::Lines;
 use name::StoreDir;
 use registration::Registered;
 
-/// Large enough that reading an 80 MB registration takes a few hundred system calls.
+/// With this size, reading an 80 MB registration takes a few hundred system calls.
 const READ_BUFFER: usize = 256 << 10;
 
-/// Where the closure comes from.
+/// What the closure is loaded from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// `--closure-info DIR`: the output of nixpkgs' `closureInfo`, with the files `store-paths` and
@@ -50,10 +50,11 @@ pub enum Source {
     StorePaths {
         /// One logical store path a line, in any order; `-` is standard input.
         list: PathBuf,
-        /// As `nix-store --dump-db` prints it; without it no NAR size is known.
+        /// Output of `nix-store --dump-db`. Without it, NAR sizes are unknown.
         registration: Option<PathBuf>,
     },
-    /// What these lead to and all that it refers to, as the Nix database knows it: store paths, files in them, links.
+    /// The closure of these roots according to the Nix database. A root is a store path, a file in one, or a symlink
+    /// to one.
     Roots(Vec<PathBuf>),
     /// `--all`: every path that is valid in the Nix database.
     All,
@@ -61,18 +62,18 @@ pub enum Source {
     Tree(PathBuf),
 }
 
-/// Where the store is: for the guest and in the lists, and on the host.
+/// The logical store directory, and where it is on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreLocation {
-    /// The logical store directory, absolute: what every listed store path starts with.
+    /// The logical store directory: an absolute path that every listed store path starts with.
     pub store_dir: PathBuf,
-    /// The host directory below which the logical store directory lies, as in Nix's
-    /// `--store DIR`; `None` if the logical path is the physical one.
+    /// The host directory that contains the logical store directory, as in Nix's `--store DIR`. `None` if the logical
+    /// path is also the physical one.
     pub store_root: Option<PathBuf>,
 }
 
 impl Default for StoreLocation {
-    /// `/nix/store`, on the host too.
+    /// `/nix/store`, logical and physical.
     fn default() -> Self {
         Self {
             store_dir: PathBuf::from("/nix/store"),
@@ -84,12 +85,12 @@ impl Default for StoreLocation {
 impl StoreLocation {
     /// The directory on the host that holds the store paths.
     ///
-    /// It is not checked to exist.
+    /// It may not exist.
     pub fn physical_dir(&self) -> PathBuf {
         let Some(root) = &self.store_root else {
             return self.store_dir.clone();
         };
-        // join() would throw the root away for the sake of an absolute store directory.
+        // join() with an absolute path would discard `root`.
         root.join(self.store_dir.strip_prefix("/").unwrap_or(&self.store_dir))
     }
 
@@ -98,14 +99,14 @@ impl StoreLocation {
         StoreDir::new(self.store_dir.as_os_str().as_bytes()).path_of(name)
     }
 
-    /// The directory on the host where Nix keeps what it knows of the store. It need not exist.
+    /// Nix's state directory for this store on the host. It may not exist.
     pub fn state_dir(&self) -> PathBuf {
         const STATE_DIR: &str = "nix/var/nix";
         let root = self.store_root.as_deref();
         root.unwrap_or(Path::new("/")).join(STATE_DIR)
     }
 
-    /// Nix's database of the store. It need not exist.
+    /// Nix's database of the store. It may not exist.
     pub fn database(&self) -> PathBuf {
         self.state_dir().join("db/db.sqlite")
     }
@@ -117,50 +118,50 @@ pub struct StorePath {
     /// The base name, such as `abc…-hello-1.0`: 1 to 255 bytes, neither `.` nor `..`, without `/` and
     /// NUL. It need not be UTF-8.
     pub name: Box<[u8]>,
-    /// How many bytes its NAR has, if that was registered.
+    /// The length of its NAR in bytes, if registered.
     pub nar_size: Option<u64>,
-    /// The SHA-256 of its NAR, if that was registered.
+    /// The SHA-256 of its NAR, if registered.
     pub nar_hash: Option<[u8; 32]>,
 }
 
-/// What the disk shows.
+/// What the disk contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Contents {
     /// The root directory has exactly these entries: sorted by the bytes of their names, without
     /// duplicates, at least one.
     StorePaths(Vec<StorePath>),
-    /// The root directory is [`Closure::dir`] itself, with all that is in it.
+    /// The root directory is [`Closure::dir`] itself, with everything in it.
     Tree,
 }
 
-/// The store paths of a disk and the place where they are found.
+/// The store paths of a disk, and the directory that holds them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Closure {
-    /// The physical directory: the one that holds the store paths, or the tree.
+    /// The directory on the host that holds the store paths, or the tree.
     pub dir: PathBuf,
-    /// The logical store directory, for messages; for a tree the same as [`Closure::dir`].
+    /// The logical store directory, for messages. For a tree: the same as [`Closure::dir`].
     pub store_dir: PathBuf,
-    /// What the disk shows of [`Closure::dir`].
+    /// Which part of [`Closure::dir`] the disk contains.
     pub contents: Contents,
 }
 
 impl Closure {
-    /// Reads the list and the sizes from `source`.
+    /// Loads the list and the sizes from `source`.
     ///
     /// # Errors
     ///
-    /// A file or the database cannot be read or does not have its format, there is no store path, a root is none or is
-    /// not valid, `location` has a relative store directory, or the tree is not a directory. Whether the store paths
+    /// A file or the database cannot be read or is malformed; there is no store path; a root does not lead to a valid
+    /// store path; `location` has a relative store directory; or the tree is not a directory. That the store paths
     /// exist is not checked.
     pub fn load(source: &Source, location: &StoreLocation) -> Result<Self, ClosureError> {
         Ok(Graph::load(source, location)?.closure)
     }
 
-    /// Reads the list and, if there is one, the registration from memory.
+    /// Parses the list and, if given, the registration from memory.
     ///
     /// # Errors
     ///
-    /// As [`Closure::load`], the texts being called `<memory>`.
+    /// As for [`Closure::load`]. Errors name the input `<memory>`.
     pub fn parse(
         list: &[u8],
         registration: Option<&[u8]>,
@@ -186,7 +187,7 @@ fn check_location(location: &StoreLocation) -> Result<(), ClosureError> {
 fn load_closure_info(dir: &Path, location: &StoreLocation) -> Result<Graph, ClosureError> {
     let [list, registration] = ["store-paths", "registration"].map(|file| dir.join(file));
     for file in [&list, &registration] {
-        // Anything but an absent file is said better by the attempt to open it.
+        // For other errors than an absent file, opening it gives the better message.
         if matches!(file.try_exists(), Ok(false)) {
             return Err(ClosureError::NotClosureInfo {
                 dir: dir.into(),
@@ -261,7 +262,7 @@ fn store_path((name, registered): (Box<[u8]>, Option<Registered>)) -> StorePath 
     }
 }
 
-/// Nix writes 0 when it does not know a NAR's size; no NAR is empty.
+/// Nix writes 0 for an unknown NAR size. A real NAR is never empty.
 fn known_size(nar_size: u64) -> Option<u64> {
     Some(nar_size).filter(|&size| size != 0)
 }

@@ -1,23 +1,23 @@
-//! A store path's place: directly inside the store directory.
+//! Splitting store paths into the store directory and a base name.
 
 use super::error::{Fault, shown};
 use super::hash;
 
-/// The longest file name that Linux and EROFS take, in bytes.
+/// The longest file name that Linux and EROFS allow, in bytes.
 const NAME_MAX: usize = 255;
 
-/// How many digits of a base name are its hash.
+/// Number of hash digits at the start of a base name.
 pub(crate) const HASH_DIGITS: usize = 32;
 
-/// The longest name that Nix gives after the hash and its dash, in bytes.
+/// The longest name that Nix allows after the hash and its dash, in bytes.
 const NIX_NAME_MAX: usize = 211;
 
-/// The logical store directory, as the bytes that store paths start with.
+/// The logical store directory without trailing slashes: the prefix of every store path.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StoreDir<'a>(&'a [u8]);
 
 impl<'a> StoreDir<'a> {
-    /// The store directory `dir`, with or without slashes at its end.
+    /// `dir` may end with slashes.
     pub(super) fn new(dir: &'a [u8]) -> Self {
         let end = dir
             .iter()
@@ -26,7 +26,7 @@ impl<'a> StoreDir<'a> {
         Self(&dir[..end])
     }
 
-    /// The base name of `path` if that is a store path, and else why it is none.
+    /// The base name of the store path `path`, or the reason why it is not a store path.
     pub(super) fn name_of<'p>(&self, path: &'p [u8]) -> Result<&'p [u8], Fault> {
         let rest = path
             .strip_prefix(self.0)
@@ -48,33 +48,33 @@ impl<'a> StoreDir<'a> {
         Ok(name)
     }
 
-    /// Without slashes at its end.
+    /// The directory without trailing slashes.
     pub(super) fn as_bytes(&self) -> &'a [u8] {
         self.0
     }
 
-    /// The whole path of `name`.
+    /// The store path with base name `name`.
     pub(super) fn path_of(&self, name: &[u8]) -> Vec<u8> {
         let mut path = Vec::new();
         self.push_path(name, &mut path);
         path
     }
 
-    /// Adds the whole path of `name` to `text`.
+    /// Appends the store path with base name `name` to `text`.
     pub(super) fn push_path(&self, name: &[u8], text: &mut Vec<u8>) {
         text.extend_from_slice(self.0);
         text.push(b'/');
         text.extend_from_slice(name);
     }
 
-    /// The whole path of `name`, for messages.
+    /// The store path with base name `name`, for messages.
     pub(super) fn shown_path(&self, name: &[u8]) -> String {
         format!("{}/{}", shown(self.0), shown(name))
     }
 
     fn outside(&self, path: &[u8]) -> Fault {
         let store_dir = if self.0.is_empty() { b"/" } else { self.0 };
-        // A lone slash lost its slash on the way here.
+        // store_paths::read strips one trailing slash, so "/" arrives here as "".
         let path = if path.is_empty() { b"/" } else { path };
         Fault::OutsideStore {
             path: shown(path),
@@ -83,8 +83,9 @@ impl<'a> StoreDir<'a> {
     }
 }
 
-/// Whether Nix itself could have given this base name: 32 digits, a dash, and letters of a few kinds (Nix,
-/// `src/libstore/path.cc`). So neither commas nor spaces nor line ends, which separate names elsewhere.
+/// Whether Nix itself would accept this base name: 32 hash digits, a dash, and a restricted set of characters (Nix,
+/// `src/libstore/path.cc`). This excludes commas, spaces and newlines, which separate names in narinfos and
+/// fingerprints.
 pub(crate) fn is_nix_name(name: &[u8]) -> bool {
     let Some((digits, rest)) = name.split_at_checked(HASH_DIGITS) else {
         return false;
@@ -96,7 +97,7 @@ pub(crate) fn is_nix_name(name: &[u8]) -> bool {
         })
 }
 
-/// The first bytes of `name` as a number that is ordered as they are.
+/// The first 8 bytes of `name`, zero-padded, as a number that sorts like the bytes.
 pub(super) fn head(name: &[u8]) -> u64 {
     let mut head = [0; 8];
     let len = name.len().min(head.len());

@@ -1,7 +1,7 @@
-//! What a binary cache says of a store path (`HASH.narinfo`) and of itself (`nix-cache-info`); who vouches for it.
+//! Parses a binary cache's metadata of a store path (`HASH.narinfo`) and of itself (`nix-cache-info`), and verifies
+//! signatures.
 //!
-//! The format is that of Nix's `src/libstore/nar-info.cc`: lines of `Key: value`. Nothing here reads files or asks
-//! anybody.
+//! The format is defined by Nix's `src/libstore/nar-info.cc`: lines of `Key: value`. This module does no I/O.
 
 mod cache_info;
 mod content_address;
@@ -19,28 +19,28 @@ pub use signature::{CACHE_NIXOS_ORG, PublicKey};
 
 use signature::Signature;
 
-/// The longest narinfo that is read, in bytes. The largest known have some 10 KiB.
+/// Maximum size of a narinfo in bytes. The largest known ones have some 10 KiB.
 pub const NARINFO_MAX_BYTES: usize = 1 << 20;
 
-/// How a NAR is compressed in a cache, or the body of an HTTP answer.
+/// Compression of a NAR in a cache, or of the body of an HTTP response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Compression {
-    /// Not at all.
+    /// Not compressed.
     None,
-    /// xz: cache.nixos.org.
+    /// xz, used by cache.nixos.org.
     Xz,
     /// Zstandard.
     Zstd,
     /// Brotli.
     Brotli,
-    /// bzip2: what is meant where nothing is said.
+    /// bzip2, the default if the field is absent.
     Bzip2,
     /// gzip.
     Gzip,
 }
 
 impl Compression {
-    /// From the value of `Compression` in a narinfo.
+    /// Parses the `Compression` field of a narinfo.
     pub fn from_narinfo(name: &str) -> Option<Self> {
         Some(match name {
             "none" => Self::None,
@@ -53,12 +53,12 @@ impl Compression {
         })
     }
 
-    /// From the value of an HTTP answer's Content-Encoding.
+    /// Parses a `Content-Encoding` header.
     pub fn from_content_encoding(name: &str) -> Option<Self> {
         match &*name.trim().to_ascii_lowercase() {
             "identity" | "" => Some(Self::None),
             "x-gzip" => Some(Self::Gzip),
-            // Nix sends the names of narinfos here, too.
+            // Nix uploads with the narinfo's names in this header.
             name => Self::from_narinfo(name),
         }
     }
@@ -69,34 +69,34 @@ impl Compression {
 pub struct Narinfo {
     /// The base name of its store path.
     pub name: Box<[u8]>,
-    /// Where its NAR is, relative to the cache; perhaps absolute. Printable ASCII without spaces, and no `..` in it.
+    /// URL of its NAR, absolute or relative to the cache. Printable ASCII without spaces and without `..`.
     pub url: String,
-    /// How the NAR is compressed there.
+    /// Compression of the NAR at that URL.
     pub compression: Compression,
-    /// The SHA-256 of the compressed NAR. Nobody signs it.
+    /// The SHA-256 of the compressed NAR. Not covered by the signature.
     pub file_hash: Option<[u8; 32]>,
-    /// The length of the compressed NAR. Nobody signs it.
+    /// The length of the compressed NAR. Not covered by the signature.
     pub file_size: Option<u64>,
     /// The SHA-256 of the NAR.
     pub nar_hash: [u8; 32],
-    /// The length of the NAR in bytes, not 0.
+    /// The length of the NAR in bytes; never 0.
     pub nar_size: u64,
-    /// The base names of the store paths that it refers to, sorted, each once.
+    /// The base names of its references, sorted and without duplicates.
     pub references: Vec<Box<[u8]>>,
-    /// What `CA: fixed:r:sha256:` says, if there is one.
+    /// The hash in `CA: fixed:r:sha256:…`, if present.
     content_hash: Option<[u8; 32]>,
     signatures: Vec<Signature>,
 }
 
-/// Why a narinfo can be believed.
+/// Why a narinfo is trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
-    /// One of the keys signed it.
+    /// It is signed by a trusted key.
     Signed {
         /// Name of the key.
         key: String,
     },
-    /// Its store path follows from the hash of its NAR, so that nobody has to vouch for it.
+    /// Its store path is computed from the hash of its NAR, so no signature is needed.
     ContentAddressed,
 }
 
@@ -104,7 +104,7 @@ impl Narinfo {
     /// Parses the narinfo of the store path `name` (a base name) in `store_dir`.
     ///
     /// # Errors
-    /// It is malformed, or of another store path.
+    /// It is malformed, or describes another store path.
     pub fn parse(text: &[u8], name: &[u8], store_dir: &[u8]) -> Result<Self, NarinfoError> {
         let store_dir = StoreDir::new(store_dir);
         let fields = Fields::read(text)?;
@@ -129,7 +129,8 @@ impl Narinfo {
         })
     }
 
-    /// What is signed: `1;<store path>;sha256:<nix32>;<NAR size>;<references, sorted, as whole paths, with commas>`.
+    /// The text that is signed: `1;<store path>;sha256:<nix32>;<NAR size>;<references>`, the references being sorted
+    /// store paths separated by commas.
     pub fn fingerprint(&self, store_dir: &[u8]) -> Vec<u8> {
         let store_dir = StoreDir::new(store_dir);
         let mut text = b"1;".to_vec();
@@ -143,10 +144,10 @@ impl Narinfo {
         text
     }
 
-    /// Why this narinfo can be believed, for those who trust `keys`.
+    /// Checks that this narinfo is signed by one of `keys` or content-addressed.
     ///
     /// # Errors
-    /// It is neither signed by one of them nor content-addressed by the hash of its NAR.
+    /// It is neither signed by one of `keys` nor content-addressed by the hash of its NAR.
     pub fn verify(&self, store_dir: &[u8], keys: &[PublicKey]) -> Result<Trust, Untrusted> {
         let fingerprint = self.fingerprint(store_dir);
         let signer = keys.iter().find(|key| {
@@ -179,13 +180,14 @@ impl Narinfo {
         }
     }
 
-    /// Whether the store path follows from the hash of the NAR. Of other content addresses (`text:`, of flat files, with
-    /// other algorithms, with references to itself) the hash of the NAR does not follow: those have to be signed.
+    /// Whether the store path is computed from the hash of the NAR. With other kinds of content addresses (`text:`,
+    /// flat files, other algorithms, references to itself) the path does not authenticate the NAR hash, so they need a
+    /// signature.
     fn is_content_addressed(&self, store_dir: StoreDir<'_>) -> bool {
         let refers_to_itself = self.references.contains(&self.name);
         self.content_hash == Some(self.nar_hash)
             && !refers_to_itself
-            && content_address::leads_to(&self.name, &self.nar_hash, &self.references, store_dir)
+            && content_address::has_path(&self.name, &self.nar_hash, &self.references, store_dir)
     }
 }
 

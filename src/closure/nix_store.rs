@@ -1,4 +1,4 @@
-//! Closures from `nix-store`, for users who may not read the database: the daemon may tell them.
+//! Loads closures through `nix-store`, for users who may not read the database: the Nix daemon answers for them.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -6,17 +6,17 @@ use std::process::{Command, Stdio};
 use super::StoreLocation;
 use super::name::StoreDir;
 
-/// Paths for one command line; they have some 60 bytes each, and Linux takes 2 MiB.
+/// Paths per command line. A path has about 60 bytes, and Linux allows 2 MiB of arguments.
 const PATHS_AT_ONCE: usize = 4000;
 
-/// What Nix says of a closure, in the formats of closureInfo's files.
+/// A closure in the formats of closureInfo's files.
 pub(super) struct Answer {
-    /// Store paths, one a line, perhaps several times.
+    /// Store paths, one per line, possibly with duplicates.
     pub(super) list: Vec<u8>,
     pub(super) registration: Vec<u8>,
 }
 
-/// Asks for `roots`, which are base names, and all that they refer to. The error is what `nix-store` said.
+/// Asks `nix-store` for the closure of the base names `roots`. The error is its last line of error output.
 pub(super) fn ask(
     roots: &[Box<[u8]>],
     location: &StoreLocation,
@@ -40,7 +40,7 @@ pub(super) fn ask(
     Ok(Answer { list, registration })
 }
 
-/// What `nix-store ARGS PATHS` prints.
+/// Standard output of `nix-store ARGS PATHS`.
 fn run(args: &[&str], paths: &[Vec<u8>], location: &StoreLocation) -> Result<Vec<u8>, String> {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
@@ -65,7 +65,7 @@ fn run(args: &[&str], paths: &[Vec<u8>], location: &StoreLocation) -> Result<Vec
     ))
 }
 
-/// Nix takes a relative path for the name of a kind of store.
+/// Makes `root` absolute: Nix would parse a relative path as a store type.
 fn absolute(root: &Path) -> std::path::PathBuf {
     std::path::absolute(root).unwrap_or_else(|_| root.to_owned())
 }

@@ -1,12 +1,12 @@
-//! Store paths held against garbage collection.
+//! Protects store paths from Nix's garbage collector while the server runs.
 //!
-//! Nix takes for in use what `/proc/*/fd` of any process leads to, and all that it refers to (`findRuntimeRoots` in
-//! Nix's `src/libstore/gc.cc`): a descriptor that can do nothing else (`O_PATH`) is enough, and it goes with the process.
+//! Nix treats every store path that a link in `/proc/*/fd` of any process points to as a root (`findRuntimeRoots` in
+//! Nix's `src/libstore/gc.cc`). An `O_PATH` descriptor is enough, and the kernel closes it when the process exits.
 //!
-//! It compares those links with the *logical* store directory, so this does not work for a chroot store. There the way
-//! is that of Nix's own processes, a file of temporary roots: `temproots/PID` in the state directory, store paths each
-//! ended by a NUL, locked as long as they count (`addTempRoot` and `findTempRoots`, ibidem). One that a killed process
-//! left is not locked, and the next collection removes it.
+//! Nix compares those links with the *logical* store directory, so this does not work for a chroot store. For those we
+//! do what Nix's own processes do and write a file of temporary roots: `temproots/PID` in the state directory, with
+//! NUL-terminated store paths, locked as long as it is in effect (`addTempRoot` and `findTempRoots` in the same file).
+//! If the process is killed, the lock is released and the next collection removes the file.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -17,11 +17,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
-/// Store paths are in use as long as this lives.
+/// Garbage-collector roots that are in effect until this is dropped.
 #[derive(Debug, Default)]
 pub struct Pins {
     held: Mutex<Held>,
-    /// The file with temporary roots.
+    /// Path of the file of temporary roots.
     file: Option<PathBuf>,
 }
 
@@ -32,10 +32,10 @@ struct Held {
 }
 
 impl Pins {
-    /// Opens those of `names` that exist in `dir`, `max` at most.
+    /// Opens the first `max` of `names` in `dir`. Names that cannot be opened are skipped.
     pub fn hold<'a>(dir: &Path, names: impl Iterator<Item = &'a [u8]>, max: usize) -> Self {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        // The code that reads the store reports better why it cannot be opened.
+        // Errors are ignored: the code that reads the store gives the better message.
         let fds = rustix::fs::open(dir, flags | OFlags::DIRECTORY, Mode::empty()).map(|dir| {
             let pin = |name: &[u8]| {
                 rustix::fs::openat(&dir, name, flags | OFlags::NOFOLLOW, Mode::empty()).ok()
@@ -52,10 +52,10 @@ impl Pins {
         }
     }
 
-    /// Tells the Nix whose state directory is `state_dir` that `paths`, logical store paths, are in use.
+    /// Registers the logical store paths `paths` as temporary roots of the Nix with state directory `state_dir`.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// The file cannot be created or written.
     pub fn register(&mut self, state_dir: &Path, paths: &[Vec<u8>]) -> io::Result<()> {
         let roots = TemporaryRoots::write(state_dir, paths)?;
         self.file = Some(roots.path.clone());
@@ -63,17 +63,17 @@ impl Pins {
         Ok(())
     }
 
-    /// The file with temporary roots; it is removed when this is dropped.
+    /// The file of temporary roots, if there is one. Dropping the pins removes it.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
-    /// How many descriptors are held.
+    /// Number of descriptors held.
     pub fn open_files(&self) -> usize {
         self.held().fds.len()
     }
 
-    /// In a process that was forked from the one that holds them: closes what leads there, which that one holds on to.
+    /// For a forked child: closes the child's copies of the descriptors. The parent's remain in effect.
     pub fn leave(&self) {
         *self.held() = Held::default();
     }
@@ -83,7 +83,7 @@ impl Pins {
     }
 }
 
-/// The file, which is removed by the process that made it and by no other that was forked from it.
+/// The file of temporary roots. Only the process that created it removes it on drop; forked children do not.
 #[derive(Debug)]
 struct TemporaryRoots {
     file: File,
@@ -97,7 +97,7 @@ impl TemporaryRoots {
         fs::create_dir_all(&dir)?;
         let owner = std::process::id();
         let path = dir.join(owner.to_string());
-        // Of another process that had this number: two cannot have it.
+        // A leftover of an earlier process with our PID; that process no longer exists.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -107,7 +107,8 @@ impl TemporaryRoots {
             options.read(true).write(true).create(true).truncate(false);
             let file = options.mode(0o600).open(&path)?;
             flock(&file, FlockOperation::LockExclusive)?;
-            // A collection that took the file for a stale one has written to it, and removed it.
+            // A collector that locked the new file before us marks it as stale by writing to it, and unlinks it. Try
+            // again.
             if file.metadata()?.size() == 0 {
                 break file;
             }
@@ -117,7 +118,7 @@ impl TemporaryRoots {
             .flat_map(|path| [path, &b"\0"[..]].concat())
             .collect();
         file.write_all(&roots)?;
-        // The collectors of older versions wait until they can share the lock.
+        // Collectors of older Nix versions block until they get a shared lock.
         flock(&file, FlockOperation::LockShared)?;
         Ok(Self { file, path, owner })
     }

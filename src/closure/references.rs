@@ -1,32 +1,33 @@
-//! Which store path refers to which: what a registration or the Nix database says of a closure's inside.
+//! The reference graph of a closure, from a registration or the Nix database.
 
 use super::name::{StoreDir, head};
 
-/// References between the paths of a closure, each path being its index there.
+/// References between the paths of a closure. A path is identified by its index in the sorted list of paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct References {
-    /// Where each path's references start in `targets`, and where the last ones end.
+    /// `targets[starts[i]..starts[i + 1]]` are the references of path `i`.
     starts: Vec<usize>,
     targets: Vec<u32>,
-    /// The first reference that leads out of the closure: from where, and to which path.
+    /// The first reference to a path outside the closure: the referrer and the path.
     outside: Option<(u32, Box<[u8]>)>,
 }
 
 impl References {
-    /// The paths that path `index` refers to, sorted, itself perhaps among them.
+    /// The sorted references of path `index`; may include `index`.
     pub fn of(&self, index: u32) -> &[u32] {
         let index = index as usize;
         &self.targets[self.starts[index]..self.starts[index + 1]]
     }
 
-    /// A path that refers to one that is not in the closure, and that one.
+    /// The first reference to a path outside the closure: the referrer and the path.
     pub(super) fn outside(&self) -> Option<(u32, &[u8])> {
         let (from, path) = self.outside.as_ref()?;
         Some((*from, path))
     }
 
-    /// As few paths as it takes to reach all others from them: keeping these keeps the closure.
-    pub fn tops(&self) -> Vec<u32> {
+    /// Paths from which all others are reachable: the smallest such set if there are no cycles. Protecting these from
+    /// garbage collection protects the closure.
+    pub fn minimal_roots(&self) -> Vec<u32> {
         let count = self.starts.len().saturating_sub(1);
         let mut referenced = vec![false; count];
         for from in 0..index(count) {
@@ -35,18 +36,19 @@ impl References {
             }
         }
         let mut reached = vec![false; count];
-        let mut tops = Vec::new();
-        // Nix knows no cycles. A list may, and then the first path of one stands for it.
+        let mut roots = Vec::new();
+        // Nix allows no cycles, but a registration file may contain them. A cycle that is not reachable from a path
+        // without referrers contributes its first path, in the second pass.
         for wanted in [false, true] {
             for path in 0..index(count) {
                 let here = path as usize;
                 if referenced[here] == wanted && !reached[here] {
-                    tops.push(path);
+                    roots.push(path);
                     self.reach(path, &mut reached);
                 }
             }
         }
-        tops
+        roots
     }
 
     fn reach(&self, from: u32, reached: &mut [bool]) {
@@ -59,7 +61,7 @@ impl References {
     }
 }
 
-/// References that are being collected, in any order.
+/// Builds [`References`] from pairs in any order.
 #[derive(Debug, Default)]
 pub(super) struct Collector {
     pairs: Vec<(u32, u32)>,
@@ -71,15 +73,15 @@ impl Collector {
         self.pairs.push((index(from), index(to)));
     }
 
-    /// A reference to a path that the closure lacks.
+    /// Adds a reference to a path outside the closure.
     pub(super) fn add_outside(&mut self, from: usize, path: &[u8]) {
         self.outside
             .get_or_insert_with(|| (index(from), path.into()));
     }
 
-    /// The references of a closure of `count` paths.
+    /// Builds the references of a closure of `count` paths.
     pub(super) fn finish(mut self, count: usize) -> References {
-        // Already in order when the records were.
+        // The stable sort is linear for sorted input, which is the usual case.
         self.pairs.sort();
         self.pairs.dedup();
         let starts = (0..=index(count))
@@ -93,16 +95,16 @@ impl Collector {
     }
 }
 
-/// A disk has fewer than 2^25 paths: more would not fit it.
+/// The cast cannot saturate: a disk has fewer than 2^25 paths.
 fn index(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-/// Finds names in a sorted list.
+/// Looks up names in a sorted list.
 #[derive(Debug)]
 pub(super) struct Index<'a> {
     names: &'a [Box<[u8]>],
-    /// The first bytes of each name, side by side: a search in a long list then misses the CPU's caches seldom.
+    /// The first bytes of each name in one array, so that a binary search causes few cache misses.
     heads: Vec<u64>,
 }
 
@@ -112,12 +114,12 @@ impl<'a> Index<'a> {
         Self { names, heads }
     }
 
-    /// Where `path` is, if it is a listed path in `store_dir`.
+    /// The index of the store path `path` in `store_dir`, if it is listed.
     pub(super) fn find_path(&self, path: &[u8], store_dir: StoreDir<'_>) -> Option<usize> {
         self.find(store_dir.name_of(path).ok()?, 0)
     }
 
-    /// Where `name` is, likely at `guess`.
+    /// The index of `name`, if it is listed. `guess` is tried first.
     pub(super) fn find(&self, name: &[u8], guess: usize) -> Option<usize> {
         if self.names.get(guess).is_some_and(|next| **next == *name) {
             return Some(guess);
@@ -145,25 +147,26 @@ mod tests {
     }
 
     #[test]
-    fn tops_are_what_nobody_else_refers_to() {
+    fn minimal_roots_are_the_paths_without_referrers() {
         let graph = references(5, &[(3, 1), (1, 0), (1, 1), (3, 3), (3, 1)]);
         assert_eq!(graph.of(1), [0, 1]);
         assert_eq!(graph.of(3), [1, 3]);
-        assert_eq!(graph.tops(), [2, 3, 4]);
-        assert_eq!(references(0, &[]).tops(), Vec::<u32>::new());
+        assert_eq!(graph.minimal_roots(), [2, 3, 4]);
+        assert_eq!(references(0, &[]).minimal_roots(), Vec::<u32>::new());
     }
 
     #[test]
-    fn one_path_of_a_cycle_stands_for_it() {
-        assert_eq!(references(4, &[(1, 2), (2, 1), (2, 3)]).tops(), [0, 1]);
+    fn a_cycle_has_one_minimal_root() {
+        let graph = references(4, &[(1, 2), (2, 1), (2, 3)]);
+        assert_eq!(graph.minimal_roots(), [0, 1]);
     }
 
     proptest! {
         #[test]
-        fn everything_is_reached_from_the_tops(pairs in proptest::collection::vec((0..20_usize, 0..20_usize), 0..60)) {
+        fn everything_is_reachable_from_the_minimal_roots(pairs in proptest::collection::vec((0..20_usize, 0..20_usize), 0..60)) {
             let graph = references(20, &pairs);
             let mut reached = vec![false; 20];
-            graph.tops().into_iter().for_each(|top| graph.reach(top, &mut reached));
+            graph.minimal_roots().into_iter().for_each(|root| graph.reach(root, &mut reached));
             prop_assert!(reached.into_iter().all(|reached| reached));
         }
 

@@ -1,13 +1,12 @@
-//! NAR sizes and hashes: the format of `nix-store --dump-db` and of `closureInfo`'s `registration`.
+//! Parser for NAR sizes, hashes and references as written by `nix-store --dump-db` and `closureInfo` (`registration`).
 //!
-//! A sequence of records, written by `Store::makeValidityRegistration` and read by
-//! `decodeValidPathInfo` in Nix's `src/libstore/store-api.cc`. Its lines: the store path, the hash of
-//! its NAR, the NAR's size in bytes, the deriver or nothing, the number of references, then one
-//! reference a line. `closureInfo` writes the hash as `sha256:` and nix32, `--dump-db` bare in base16;
-//! `nix-store --load-db` takes either, so either is taken here.
+//! The file is a sequence of records, written by `Store::makeValidityRegistration` and read by `decodeValidPathInfo` in
+//! Nix's `src/libstore/store-api.cc`. The lines of a record: the store path, the hash of its NAR, the NAR's size in
+//! bytes, the deriver or an empty line, the number of references, then one reference per line. `closureInfo` writes the
+//! hash as `sha256:` and nix32, `--dump-db` in base16 without prefix. `nix-store --load-db` accepts both, and so do we.
 //!
-//! The registration of a big store has 80 MB, nine tenths of it references. So it is read as a stream,
-//! only listed store paths are kept, and of references only which of these they lead to.
+//! The registration of a big store has 80 MB, of which nine tenths are references. So we stream it and keep only
+//! records of listed store paths, with references as indexes.
 
 use std::io::BufRead;
 
@@ -20,18 +19,18 @@ use super::references::{Collector, Index, References};
 /// Nix counts references in an `int`.
 const MAX_REFERENCES: u64 = i32::MAX.unsigned_abs() as u64;
 
-/// What a record says of a store path.
+/// The record of a store path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Registered {
-    /// In bytes; 0 if Nix did not know it.
+    /// In bytes; 0 if unknown to Nix.
     pub(super) nar_size: u64,
     pub(super) nar_hash: [u8; 32],
-    /// The record's first line, counted from 1.
+    /// Number of the record's first line, counted from 1.
     line: u64,
 }
 
-/// What is registered of each of `names`, in their order, and what they refer to. They are sorted, without
-/// duplicates.
+/// Reads the records of `names`, which are sorted and without duplicates, and the references between them. The records
+/// are in the order of `names`.
 pub(super) fn read<R: BufRead>(
     lines: Lines<R>,
     store_dir: StoreDir<'_>,
@@ -57,13 +56,13 @@ struct Parser<'a, R> {
     index: Index<'a>,
     found: Vec<Option<Registered>>,
     references: Collector,
-    /// The index after that of the last listed name: Nix writes records sorted too, so that most
-    /// are found there, without a search.
+    /// The index after the last name found. Nix writes records in sorted order too, so the next name is usually here
+    /// and needs no search.
     next: usize,
 }
 
 impl<R: BufRead> Parser<'_, R> {
-    /// Reads one record; false if there is none left.
+    /// Reads one record; returns false at the end of the file.
     fn record(&mut self) -> Result<bool, ClosureError> {
         if !self.lines.advance()? {
             return Ok(false);
@@ -106,7 +105,7 @@ impl<R: BufRead> Parser<'_, R> {
         if let Some(hash) = hash::decode(text) {
             return Ok(hash);
         }
-        // exportReferencesGraph writes records without hash and size: here the deriver stands.
+        // exportReferencesGraph writes records without hash and size; the deriver follows the path.
         let fault = match text {
             [] | [b'/', ..] => Fault::NoHash { found: shown(text) },
             _ => Fault::BadHash { hash: shown(text) },
@@ -130,7 +129,7 @@ impl<R: BufRead> Parser<'_, R> {
         }
     }
 
-    /// The references of path `from`; those of a path that is not listed are stepped over.
+    /// Reads the references of path `from`, or skips them if the path is not listed (`None`).
     fn references(&mut self, from: Option<usize>) -> Result<(), ClosureError> {
         for _ in 0..self.number("the number of references", MAX_REFERENCES)? {
             let Some(from) = from else {
@@ -149,7 +148,7 @@ impl<R: BufRead> Parser<'_, R> {
         Ok(())
     }
 
-    /// Goes to the next line, which has to be a reference.
+    /// Advances to the next line, which must be a reference.
     fn reference(&mut self) -> Result<(), ClosureError> {
         let what = "a reference";
         let line = self.lines.require(what)?;
@@ -160,7 +159,7 @@ impl<R: BufRead> Parser<'_, R> {
         Err(self.lines.malformed(Fault::NotAPath { what, found }))
     }
 
-    /// Keeps a record, unless an earlier one of the same store path says something else.
+    /// Stores a record. An earlier record of the same path with another size or hash is an error.
     fn keep(&mut self, index: usize, new: Registered) -> Result<(), ClosureError> {
         let old = *self.found[index].get_or_insert(new);
         if (old.nar_size, old.nar_hash) == (new.nar_size, new.nar_hash) {
@@ -177,7 +176,7 @@ impl<R: BufRead> Parser<'_, R> {
     }
 }
 
-/// Decimal digits and nothing else: no sign, no space.
+/// Parses decimal digits; signs and spaces are errors.
 fn parse_number(text: &[u8], what: &'static str, max: u64) -> Result<u64, Fault> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return Err(Fault::NotANumber {

@@ -1,4 +1,5 @@
-//! Roots as people name them: store paths, files in them, links such as `result` and profiles.
+//! Resolves roots as users name them (store paths, files in them, symlinks such as `result` and profiles) to store
+//! paths.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -8,13 +9,13 @@ use super::StoreLocation;
 use super::error::{ClosureError, RootFault};
 use super::name::StoreDir;
 
-/// Links that one path may lead through (path_resolution(7)).
+/// Maximum number of symlinks followed in one path, as in Linux (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// The base names of the store paths that `roots` lead to, which need not exist.
+/// The base names of the store paths that `roots` resolve to. The store paths may not exist.
 ///
 /// # Errors
-/// One of them leads to no store path, or `location` has a relative store directory.
+/// A root does not resolve to a store path, or `location` has a relative store directory.
 pub fn root_names(
     roots: &[PathBuf],
     location: &StoreLocation,
@@ -24,11 +25,11 @@ pub fn root_names(
     names.collect()
 }
 
-/// The base name of the store path that `root` leads to.
+/// The base name of the store path that `root` resolves to.
 ///
-/// A path is followed link by link up to the first store path: what lies there is not looked at. What starts with the
-/// logical store directory is a store path wherever the store is. In a chroot store, links with absolute targets mean
-/// what they mean inside.
+/// Symlinks are followed one by one until the first store path; that path itself is not accessed. A path that starts
+/// with the logical store directory is a store path even if the store is physically elsewhere. In a chroot store,
+/// absolute symlink targets are resolved relative to the chroot.
 pub(super) fn store_path(root: &Path, location: &StoreLocation) -> Result<Box<[u8]>, ClosureError> {
     let unresolved = |fault| ClosureError::Root {
         root: root.into(),
@@ -37,7 +38,7 @@ pub(super) fn store_path(root: &Path, location: &StoreLocation) -> Result<Box<[u
     let absolute = std::path::absolute(root).map_err(|error| unresolved(error.into()))?;
     let name = Resolver::new(location).follow(&absolute);
     let name = name.map_err(unresolved)?;
-    // The name of a directory entry: only its length and its being one are left to check.
+    // `name` is one path component. name_of() also rejects names that are too long.
     let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
     let path = store_dir.path_of(&name);
     store_dir
@@ -48,10 +49,11 @@ pub(super) fn store_path(root: &Path, location: &StoreLocation) -> Result<Box<[u
 
 struct Resolver<'a> {
     location: &'a StoreLocation,
-    /// The store's directory on the host, as it was given.
+    /// The store directory on the host, as configured.
     given: PathBuf,
-    /// The store's directory and the chroot on the host, without links.
+    /// The store directory on the host, with symlinks resolved.
     physical: PathBuf,
+    /// The root of the chroot store, with symlinks resolved.
     chroot: Option<PathBuf>,
 }
 
@@ -81,7 +83,7 @@ impl<'a> Resolver<'a> {
             }
             at.push(&component);
             if self.location.store_dir.starts_with(&at) || at == self.given {
-                // It is the store's name that counts, be there a directory or a link.
+                // Components of the store directory are compared by name, so do not follow a symlink here.
                 continue;
             }
             let Some(target) = link_target(&at)? else {
@@ -102,7 +104,7 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    /// Where the absolute `target` of a link in `dir` starts.
+    /// The directory that the absolute `target` of a symlink in `dir` is relative to.
     fn root_of(&self, dir: &Path, target: &Path) -> PathBuf {
         match &self.chroot {
             Some(chroot) if dir.starts_with(chroot) && !target.starts_with(chroot) => {
@@ -113,7 +115,7 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// The last component first.
+/// The components of `path` in reverse order, for use as a stack.
 fn components(path: &Path) -> Vec<PathBuf> {
     let kept = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(PathBuf::from(name)),
@@ -125,7 +127,7 @@ fn components(path: &Path) -> Vec<PathBuf> {
     components
 }
 
-/// Where a link leads; none if `path` is something else.
+/// The target of the symlink `path`; `None` if it is not a symlink.
 fn link_target(path: &Path) -> io::Result<Option<PathBuf>> {
     match path.read_link() {
         Ok(target) => Ok(Some(target)),
@@ -178,7 +180,7 @@ mod tests {
             let name = store_path(&dir.path().join(&root), &location).unwrap();
             assert_eq!(&*name, NAME.as_bytes(), "{root}");
         }
-        // What lies in the store is not looked at, and may not be there.
+        // The store path itself is not accessed and may not exist.
         for root in [
             "/nix/store/gone",
             "/nix/store/gone/bin/x",

@@ -8,7 +8,7 @@ use super::name::StoreDir;
 
 /// The base names of the listed store paths, sorted and without duplicates; at least one.
 ///
-/// Empty lines are ignored, as is a slash at a line's end. Nothing else is.
+/// Empty lines and one slash at the end of a line are ignored.
 pub(super) fn read<R: BufRead>(
     mut lines: Lines<R>,
     store_dir: StoreDir<'_>,

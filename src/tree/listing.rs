@@ -7,11 +7,11 @@ use super::Stat;
 /// An entry of a [`Listing`].
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Where its name lies in the listing's bytes.
+    /// Range of the name in [`Listing::bytes`].
     name: Range<usize>,
-    /// Where its target lies in the listing's bytes; empty unless it is a symlink.
+    /// Range of the symlink target in [`Listing::bytes`]; empty for other kinds.
     target: Range<usize>,
-    /// What it is.
+    /// Kind and attributes.
     pub stat: Stat,
 }
 
@@ -23,7 +23,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// The entries of a directory with these names, attributes and targets, in any order.
+    /// Builds a listing from names, attributes and symlink targets in any order.
     pub fn new(found: impl IntoIterator<Item = (Vec<u8>, Stat, Vec<u8>)>) -> Self {
         let mut listing = Self::default();
         for (name, stat, target) in found {
@@ -33,29 +33,29 @@ impl Listing {
         listing
     }
 
-    /// The entries in order.
+    /// The entries, sorted by name.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// Name of an entry of this listing.
+    /// Name of `entry`, which must belong to this listing.
     pub fn name(&self, entry: &Entry) -> &[u8] {
         &self.bytes[entry.name.clone()]
     }
 
-    /// Target of an entry of this listing, empty unless it is a symlink.
+    /// Symlink target of `entry`, which must belong to this listing; empty for other kinds.
     pub fn target(&self, entry: &Entry) -> &[u8] {
         &self.bytes[entry.target.clone()]
     }
 
-    /// Adds an entry; [`Listing::sort`] must follow the last one.
+    /// Adds an entry. Call [`Listing::sort`] after the last one.
     pub fn push(&mut self, name: &[u8], stat: Stat, target: &[u8]) {
         let name = self.append(name);
         let target = self.append(target);
         self.entries.push(Entry { name, target, stat });
     }
 
-    /// Puts the entries in the order of their names' unsigned bytes.
+    /// Sorts the entries by name, comparing unsigned bytes.
     pub fn sort(&mut self) {
         let bytes = &self.bytes;
         self.entries

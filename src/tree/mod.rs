@@ -26,16 +26,16 @@ pub enum FileKind {
 /// Major and minor number of a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct DeviceNumber {
-    /// Which driver.
+    /// Selects the driver.
     pub major: u32,
-    /// Which of its devices.
+    /// Selects one of the driver's devices.
     pub minor: u32,
 }
 
-/// Attributes of a file, as far as a disk shows them.
+/// The attributes of a file that the disk reproduces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// Its type.
+    /// File type.
     pub kind: FileKind,
     /// Permission bits, 0o7777 at most.
     pub permissions: u16,
@@ -49,12 +49,12 @@ pub struct Stat {
     pub mtime_sec: i64,
     /// Nanoseconds of the mtime.
     pub mtime_nsec: u32,
-    /// Which device it is, for devices.
+    /// Device number, for character and block devices.
     pub device: DeviceNumber,
 }
 
 impl Stat {
-    /// What is known of a file from its directory entry alone.
+    /// Placeholder attributes for a file of which only the directory entry was read.
     pub fn of_kind(kind: FileKind) -> Self {
         Self {
             kind,
@@ -68,7 +68,7 @@ impl Stat {
         }
     }
 
-    /// The part that must not change while the file is served.
+    /// The attributes that must not change while the file is served.
     pub fn stamp(&self) -> Stamp {
         Stamp {
             size_bytes: self.size_bytes,
@@ -78,7 +78,7 @@ impl Stat {
     }
 }
 
-/// What must not change between planning a file and reading it.
+/// Size and mtime: if they differ between planning a file and reading it, the file has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stamp {
     /// Length of the file.
@@ -89,11 +89,11 @@ pub struct Stamp {
     pub mtime_nsec: u32,
 }
 
-/// How much of each entry is looked up.
+/// Which attributes of directory entries to look up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// What a NAR keeps: types, sizes and executable bits, targets.
+    /// Only what a NAR stores: types, sizes, executable bits and symlink targets.
     Nar,
-    /// Everything.
+    /// All of [`Stat`].
     Full,
 }

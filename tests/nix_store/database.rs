@@ -147,7 +147,11 @@ fn all_is_every_valid_path() {
     let expected = fixture.lists_graph(&everything);
     let found = Graph::load(&Source::All, &fixture.location()).unwrap();
     assert_eq!(found, expected);
-    assert_eq!(found.tops().len(), 3, "app, other and plain hold the rest");
+    assert_eq!(
+        found.minimal_roots().len(),
+        3,
+        "app, other and plain hold the rest"
+    );
 }
 
 #[test]
@@ -229,7 +233,7 @@ fn a_store_that_is_added_to_is_read_whole_at_every_moment() {
     assert!(reads > ADDED, "{reads} reads are too few to meet a writer");
     assert!(seen.is_sorted() && seen.contains(&false) && seen.contains(&true));
     let last = Graph::load(&Source::All, &fixture.location()).unwrap();
-    assert_eq!(last.tops().len(), ADDED + 2);
+    assert_eq!(last.minimal_roots().len(), ADDED + 2);
 }
 
 fn fails(args: &[&str], store_root: &Path) -> String {

@@ -1,16 +1,16 @@
-//! `nix-cache-info`: what a cache says of itself.
+//! Parses `nix-cache-info`, a cache's metadata of itself.
 
 use super::error::NarinfoError;
 use super::fields::Fields;
 
-/// What a cache says of itself.
+/// Metadata of a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheInfo {
-    /// The logical store directory of its paths, if it says so.
+    /// The logical store directory of its paths, if given.
     pub store_dir: Option<String>,
-    /// It may be asked for very many paths.
+    /// The cache accepts queries for large numbers of paths.
     pub want_mass_query: bool,
-    /// Caches with lower numbers are asked first.
+    /// Caches with lower numbers are queried first.
     pub priority: Option<u64>,
 }
 

@@ -1,24 +1,24 @@
-//! Store paths that follow from their contents (Nix, `makeFixedOutputPath` in `src/libstore/store-api.cc`).
+//! Content-addressed store paths (Nix, `makeFixedOutputPath` in `src/libstore/store-api.cc`).
 
 use sha2::{Digest, Sha256};
 
 use crate::closure::hash;
 use crate::closure::name::{HASH_DIGITS, StoreDir};
 
-/// What `CA` begins with for the hash of a NAR.
+/// Prefix of a `CA` value that contains the hash of a NAR.
 const RECURSIVE: &str = "fixed:r:";
 
-/// How many bytes of a hash a store path has.
+/// Length in bytes of the hash in a store path.
 const PATH_HASH_BYTES: usize = 20;
 
-/// The hash of a NAR that the value of `CA` has; `None` for content addresses of other kinds.
+/// The NAR hash in the value of `CA`; `None` for content addresses of other kinds.
 pub(super) fn content_hash(value: &str) -> Option<[u8; 32]> {
     hash::decode(value.strip_prefix(RECURSIVE)?.as_bytes())
 }
 
-/// Whether the base name `name` is that of the store path that has a NAR with this hash and these references, none of
-/// them itself.
-pub(super) fn leads_to(
+/// Whether `name` is the base name that Nix computes for a path with this NAR hash and these references. The path must
+/// not refer to itself.
+pub(super) fn has_path(
     name: &[u8],
     nar_hash: &[u8; 32],
     references: &[Box<[u8]>],
@@ -40,7 +40,7 @@ pub(super) fn leads_to(
     hash::encode(&folded(&Sha256::digest(&text))).as_bytes() == digits
 }
 
-/// The hash as short as in a store path.
+/// Compresses a hash to the length of a store path's hash by XOR (Nix, `compressHash`).
 fn folded(hash: &[u8]) -> [u8; PATH_HASH_BYTES] {
     let mut short = [0; PATH_HASH_BYTES];
     for (at, byte) in hash.iter().enumerate() {

@@ -1,62 +1,62 @@
-//! What can be wrong with a narinfo, each in one sentence.
+//! Errors of narinfos. Each message is one sentence.
 
 use crate::closure::error::{Fault, listed};
 
-/// Why a text is no narinfo, or not the one that was asked for. Texts from it are printable and not long.
+/// Why a narinfo is rejected. Texts from it are escaped and truncated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NarinfoError {
-    /// Too long.
+    /// It is longer than the limit.
     #[error("the narinfo has more than {max} bytes")]
     TooLong {
-        /// The most that it may have.
+        /// The limit.
         max: usize,
     },
-    /// Binary.
+    /// It is binary.
     #[error("the narinfo is not UTF-8")]
     NotText,
-    /// The last line has no end.
+    /// The last line has no newline.
     #[error("the narinfo ends within a line (was it cut short?)")]
     Truncated,
-    /// A line that is no field.
+    /// A line is not of the form `Key: value`.
     #[error("line {line} of the narinfo has no colon: \"{text}\"")]
     NoColon {
-        /// Which line, counted from 1.
+        /// Its number, counted from 1.
         line: usize,
         /// The line.
         text: String,
     },
-    /// A field that has to be there.
+    /// A required field is missing.
     #[error("the narinfo lacks {field}")]
     Missing {
         /// Which.
         field: &'static str,
     },
-    /// A field that may be there once.
+    /// A field occurs twice.
     #[error("the narinfo has {field} twice")]
     Duplicate {
         /// Which.
         field: &'static str,
     },
-    /// The narinfo of something else.
+    /// It describes another store path.
     #[error("the narinfo is of {found} instead of {wanted}")]
     OtherPath {
-        /// Its store path.
+        /// The store path that it describes.
         found: String,
-        /// The store path that was asked for.
+        /// The requested store path.
         wanted: String,
     },
-    /// Not a path in the store.
-    #[error("the narinfo's StorePath is none: {0}")]
+    /// `StorePath` is not a path in the store.
+    #[error("the narinfo's StorePath is not a store path: {0}")]
     StorePath(Fault),
-    /// Not a name that Nix gives.
-    #[error("{field} of the narinfo has \"{name}\", which is no name of a store path")]
+    /// A field has a name that Nix would not accept.
+    #[error("{field} of the narinfo has \"{name}\", which is not the name of a store path")]
     Name {
         /// Which field.
         field: &'static str,
         /// The name.
         name: String,
     },
-    /// Not a SHA-256.
+    /// A hash is not a SHA-256.
     #[error("{field} \"{text}\" of the narinfo is not a sha256")]
     Hash {
         /// Which field.
@@ -64,7 +64,7 @@ pub enum NarinfoError {
         /// Its value.
         text: String,
     },
-    /// Not a number.
+    /// A number does not parse.
     #[error("{field} \"{text}\" of the narinfo is not a number of 64 bits")]
     Number {
         /// Which field.
@@ -72,54 +72,54 @@ pub enum NarinfoError {
         /// Its value.
         text: String,
     },
-    /// A NAR of nothing.
+    /// The NAR size is 0.
     #[error("NarSize of the narinfo is 0, and no NAR is empty")]
     Empty,
-    /// A compression that this program does not know.
+    /// The compression is unknown.
     #[error("the NAR is compressed with \"{text}\"; known are none, xz, zstd, br, bzip2 and gzip")]
     Compression {
-        /// What it says.
+        /// The value of `Compression`.
         text: String,
     },
-    /// A place that no NAR has.
-    #[error("URL \"{text}\" of the narinfo leads nowhere")]
+    /// The URL is empty, has unusual characters or contains `..`.
+    #[error("URL \"{text}\" of the narinfo is not usable")]
     Url {
-        /// What it says.
+        /// The value of `URL`.
         text: String,
     },
 }
 
-/// Why nobody vouches for a narinfo.
+/// Why a narinfo is not trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Untrusted {
-    /// No signature at all.
+    /// It has no signature.
     #[error("{path} is not signed")]
     Unsigned {
         /// The store path.
         path: String,
     },
-    /// Signatures of others only.
+    /// It is signed only by keys that are not trusted.
     #[error("{path} is not signed by a trusted key, but by {}", listed(signers))]
     UnknownKeys {
         /// The store path.
         path: String,
-        /// Names of keys.
+        /// Names of the keys.
         signers: Vec<String>,
     },
-    /// A signature that does not hold.
+    /// A signature by a trusted key does not verify.
     #[error("the signature of {path} by {key} is wrong")]
     Forged {
         /// The store path.
         path: String,
-        /// Name of a trusted key.
+        /// Name of the trusted key.
         key: String,
     },
 }
 
-/// Not a public key.
+/// A text is not a public key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{text}\" is not a public key (NAME:BASE64, as in trusted-public-keys of nix.conf)")]
 pub struct KeyFault {
-    /// What was given.
+    /// The text.
     pub text: String,
 }

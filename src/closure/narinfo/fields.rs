@@ -1,4 +1,4 @@
-//! Lines of `Key: value`.
+//! Parses lines of `Key: value`.
 
 use super::content_address;
 use super::error::NarinfoError;
@@ -8,7 +8,7 @@ use crate::closure::error::shown;
 use crate::closure::hash;
 use crate::closure::name::{StoreDir, is_nix_name};
 
-/// What the lines of a text say. Those that nobody asks for are not looked at.
+/// Keys and values. Unknown keys are ignored.
 pub(super) struct Fields<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
@@ -37,7 +37,7 @@ impl<'a> Fields<'a> {
         fields.map(|(_, value)| *value)
     }
 
-    /// The value of `field`, which may be there once.
+    /// The value of `field`, if present. A second occurrence is an error.
     pub(super) fn single(&self, field: &'static str) -> Result<Option<&'a str>, NarinfoError> {
         let mut values = self.all(field);
         let value = values.next();
@@ -51,7 +51,7 @@ impl<'a> Fields<'a> {
         self.single(field)?.ok_or(NarinfoError::Missing { field })
     }
 
-    /// What `read` makes of `field`, if that is there and not empty.
+    /// Applies `read` to `field`, unless the field is absent or empty.
     pub(super) fn optional<T>(
         &self,
         field: &'static str,
@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The base name of a store path that is there as a whole path.
+    /// The base name of the store path in `field`.
     pub(super) fn store_path(
         &self,
         field: &'static str,
@@ -74,7 +74,7 @@ impl<'a> Fields<'a> {
         nix_name(field, name)
     }
 
-    /// Base names, sorted.
+    /// Base names, sorted and without duplicates.
     pub(super) fn references(&self) -> Result<Vec<Box<[u8]>>, NarinfoError> {
         let field = "References";
         let text = self.single(field)?.unwrap_or_default();
@@ -86,7 +86,7 @@ impl<'a> Fields<'a> {
         Ok(names)
     }
 
-    /// A SHA-256.
+    /// The SHA-256 in `field`, which is required.
     pub(super) fn hash(&self, field: &'static str) -> Result<[u8; 32], NarinfoError> {
         let text = self.required(field)?;
         hash::decode(text.as_bytes()).ok_or_else(|| NarinfoError::Hash {
@@ -119,7 +119,8 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// Nothing that a request line cannot have, and nothing that leads out of a directory.
+    /// The URL. Rejects characters that are not allowed in an HTTP request line, and `..`, which could leave the
+    /// cache's directory.
     pub(super) fn url(&self) -> Result<String, NarinfoError> {
         let url = self.required("URL")?;
         let printable = url.bytes().all(|byte| byte.is_ascii_graphic());
@@ -136,7 +137,7 @@ impl<'a> Fields<'a> {
         Ok(value.and_then(content_address::content_hash))
     }
 
-    /// Those that are malformed are no signatures.
+    /// The signatures. Malformed ones are ignored.
     pub(super) fn signatures(&self) -> Vec<Signature> {
         self.all("Sig").filter_map(Signature::parse).collect()
     }

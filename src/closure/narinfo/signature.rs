@@ -1,4 +1,4 @@
-//! Signatures of narinfos, and the keys that are trusted: `NAME:BASE64`, ed25519 (Nix, `src/libstore/crypto.cc`).
+//! Ed25519 signatures of narinfos and public keys, both written `NAME:BASE64` (Nix, `src/libstore/crypto.cc`).
 
 use ed25519_dalek::VerifyingKey;
 
@@ -6,14 +6,14 @@ use super::error::KeyFault;
 use crate::closure::error::shown;
 use crate::closure::hash;
 
-/// The key of cache.nixos.org, which Nix trusts unless told otherwise.
+/// The key of cache.nixos.org, which Nix trusts by default.
 pub const CACHE_NIXOS_ORG: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
 
-/// A key that signs narinfos.
+/// A public key that verifies narinfos.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey {
     name: String,
-    /// As it was given.
+    /// The key as `NAME:BASE64`.
     text: String,
     key: VerifyingKey,
 }
@@ -22,7 +22,7 @@ impl PublicKey {
     /// Parses `NAME:BASE64`.
     ///
     /// # Errors
-    /// It is something else, or no point of the curve.
+    /// It has another form, or is not a point on the curve.
     pub fn parse(text: &str) -> Result<Self, KeyFault> {
         let fault = || KeyFault {
             text: shown(text.as_bytes()),
@@ -34,15 +34,15 @@ impl PublicKey {
         Ok(Self { name, text, key })
     }
 
-    /// Parses keys with white space between them, as `trusted-public-keys` in nix.conf has them.
+    /// Parses keys separated by white space, as in `trusted-public-keys` of nix.conf.
     ///
     /// # Errors
-    /// One of them is something else.
+    /// One of them is malformed.
     pub fn parse_list(text: &str) -> Result<Vec<Self>, KeyFault> {
         text.split_ascii_whitespace().map(Self::parse).collect()
     }
 
-    /// Its name: what signatures call it by.
+    /// Its name, which signatures refer to.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -58,10 +58,10 @@ impl PublicKey {
     }
 }
 
-/// A signature, by whom and of what it may be.
+/// A parsed signature, not yet verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Signature {
-    /// Name of its key.
+    /// Name of the signing key.
     pub(super) key: String,
     bytes: [u8; 64],
 }
@@ -75,7 +75,7 @@ impl Signature {
     }
 }
 
-/// The name of a key, and the digits.
+/// Splits `NAME:BASE64`.
 fn split(text: &str) -> Option<(&str, &[u8])> {
     let (name, digits) = text.split_once(':')?;
     (!name.is_empty()).then_some((name, digits.as_bytes()))

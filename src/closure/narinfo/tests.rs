@@ -238,7 +238,7 @@ fn the_narinfo_of_another_path_is_refused() {
     let expected = "the narinfo is of /nix/store/scvmhzvzzlk8bfnsd0hx38nah5riv9qb-d instead of /nix/store/acvmhzvzzlk8bfnsd0hx38nah5riv9qb-d";
     assert_eq!(said(b"acvmhzvzzlk8bfnsd0hx38nah5riv9qb-d", STORE), expected);
     assert!(said(b"scvmhzvzzlk8bfnsd0hx38nah5riv9qb-dd", STORE).contains("instead of"));
-    let expected = "the narinfo's StorePath is none: /nix/store/scvmhzvzzlk8bfnsd0hx38nah5riv9qb-d is not directly inside the store directory /gnu/store";
+    let expected = "the narinfo's StorePath is not a store path: /nix/store/scvmhzvzzlk8bfnsd0hx38nah5riv9qb-d is not directly inside the store directory /gnu/store";
     assert_eq!(said(ADDED_NAME, b"/gnu/store"), expected);
 }
 
@@ -324,7 +324,7 @@ fn values_that_cannot_be() {
         "http://x/../y",
     ] {
         assert!(
-            with("nar/x", url).ends_with("of the narinfo leads nowhere"),
+            with("nar/x", url).ends_with("of the narinfo is not usable"),
             "{url}"
         );
     }
