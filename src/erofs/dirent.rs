@@ -1,15 +1,15 @@
-//! How directory entries fill blocks: the one place that both sizing and encoding ask.
+//! Packs directory entries into blocks. Sizing and encoding both use this module, so they cannot disagree.
 //!
-//! A directory is a sequence of blocks, each with its entries first and their names packed after them
-//! without gaps (Linux `fs/erofs/dir.c`, `namei.c`). Entries are sorted by the unsigned bytes of their
-//! names across all blocks, and `.` and `..` are sorted with them.
+//! A directory is a sequence of blocks. Each block has an array of entries, followed by their names without gaps (Linux
+//! `fs/erofs/dir.c`, `namei.c`). Entries are sorted by the unsigned bytes of their names across all blocks, including
+//! `.` and `..`.
 
 use super::format::{BLOCK_LEN, BLOCK_LEN_BYTES, DIRENT_LEN};
 
-/// Where each block of a directory starts, and how full the last one is.
+/// How the entries of a directory are divided into blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packing {
-    /// Index of the first entry of every block; the first is 0.
+    /// Index of the first entry of each block; `starts[0]` is 0.
     pub starts: Vec<u32>,
     /// Bytes used in the last block, 1 to 4096.
     pub last_len: u16,
@@ -32,9 +32,9 @@ impl Packing {
         Self { starts, last_len }
     }
 
-    /// Blocks in front of the last one; all of them count as full.
+    /// Number of blocks before the last one. `i_size` counts them as full.
     pub fn full_blocks(&self) -> u32 {
-        // An entry has a 32-bit number, and a block has more than one.
+        // Cannot saturate: entry indexes have 32 bits, and there are fewer blocks than entries.
         u32::try_from(self.starts.len() - 1).unwrap_or(u32::MAX)
     }
 
@@ -44,30 +44,30 @@ impl Packing {
     }
 }
 
-/// What stands at a place of a directory's sorted entries.
+/// An element of a directory's sorted entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryRef {
     /// The directory itself.
     Dot,
     /// Its parent.
     DotDot,
-    /// One of its children, counted in their own order.
+    /// A child, by its index among the sorted children.
     Child(u32),
 }
 
-/// Where `.` and `..` stand among a directory's sorted children.
+/// The positions of `.` and `..` among a directory's sorted children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dots {
-    /// Children before `.`.
+    /// Number of children that sort before `.`.
     before_dot: u32,
-    /// Children before `..`.
+    /// Number of children that sort before `..`.
     before_dot_dot: u32,
 }
 
 impl Dots {
-    /// Looks at `names`, sorted, none of them `.` or `..`.
+    /// `names` are sorted and do not include `.` and `..`.
     pub fn among<'a>(names: impl Iterator<Item = &'a [u8]> + Clone) -> Self {
-        // Names that begin with ASCII punctuation below '.' come first; there are few.
+        // A linear scan is enough: few names start with a byte below '.'.
         let count = |limit: &[u8]| {
             let before = names.clone().take_while(|name| *name < limit);
             u32::try_from(before.count()).unwrap_or(u32::MAX)
@@ -78,7 +78,7 @@ impl Dots {
         }
     }
 
-    /// Packs `.`, `..` and `children` names of these lengths.
+    /// Packs `.`, `..` and `children` names with lengths given by `name_len`.
     pub fn pack(self, children: u32, name_len: impl Fn(u32) -> u8) -> Packing {
         let entries = (0..children + 2).map(|index| self.entry(index));
         Packing::new(entries.map(|entry| match entry {
@@ -88,7 +88,7 @@ impl Dots {
         }))
     }
 
-    /// What stands in block `block` of a directory of `children`, whose blocks start with the entries `starts`.
+    /// The entries in block `block` of a directory with `children` children; `starts` as in [`Packing`].
     pub fn in_block(
         self,
         starts: &[u32],
@@ -100,7 +100,7 @@ impl Dots {
         (first..end.unwrap_or(children + 2)).map(move |index| self.entry(index))
     }
 
-    /// What stands at place `index`.
+    /// The entry at position `index`.
     pub fn entry(self, index: u32) -> EntryRef {
         let (dot, dot_dot) = (self.before_dot, self.before_dot_dot + 1);
         match index {

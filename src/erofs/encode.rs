@@ -1,4 +1,4 @@
-//! Plans as bytes: superblock, inodes, directory blocks.
+//! Encodes superblock, inodes and directory blocks.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
@@ -15,15 +15,15 @@ use super::layout::plan::{Content, Dir, Form, Node, NodeIndex, Plan};
 use super::layout::space::{ROOT_NID, Region};
 use crate::tree::FileKind;
 
-/// One block.
+/// A block of the disk.
 pub type Block = [u8; BLOCK_LEN_USIZE];
 
-/// What the superblock says.
+/// The variable fields of the superblock.
 #[derive(Debug, Clone, Default)]
 pub struct SuperBlockFields {
-    /// At most 15 bytes.
+    /// Volume label, at most 15 bytes.
     pub label: String,
-    /// Identity of the file system.
+    /// File system UUID.
     pub uuid: [u8; 16],
     /// mtime of every compact inode, in seconds.
     pub build_time_sec: u64,
@@ -33,7 +33,7 @@ pub struct SuperBlockFields {
     pub blocks: u32,
 }
 
-/// Block 0.
+/// Encodes block 0.
 pub fn superblock(fields: &SuperBlockFields) -> Block {
     let mut volume_name = [0; 16];
     let label = fields.label.as_bytes();
@@ -58,27 +58,27 @@ pub fn superblock(fields: &SuperBlockFields) -> Block {
     block
 }
 
-/// Linux `fs/erofs/super.c`, `erofs_superblock_csum_verify`: crc32c started with all ones over everything after
-/// the boot sector area, without the final inversion that the usual crc32c has.
+/// Linux `fs/erofs/super.c`, `erofs_superblock_csum_verify`: crc32c from offset 1024 to the end of the block, with the
+/// initial value ~0 but without the usual final inversion.
 fn checksum(block: &Block) -> u32 {
     !crc32c::crc32c(&block[SUPERBLOCK_OFFSET..])
 }
 
-/// A small file's place in a metadata block: its bytes come from the host.
+/// A small file whose contents must be inserted into a metadata block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InlineFile {
-    /// Which node.
+    /// The file's node.
     pub node: NodeIndex,
-    /// Where in the block.
+    /// Byte offset in the block.
     pub offset: usize,
-    /// How many bytes.
+    /// Length in bytes.
     pub len: usize,
 }
 
-/// Writes metadata block `block` of a path's range; `out` is zero before. What small files hold is left out
-/// and named.
+/// Encodes metadata block `block` of a path's range into `out`, which must be zero. Inlined file contents are not
+/// written; the result lists where each one goes.
 ///
-/// The planner must cover the block. `parent_nid` is the nid of the directory that the path is in.
+/// The planner must cover the block. `parent_nid` is the nid of the directory that contains the path.
 pub fn metadata_block(
     plan: &Plan,
     region: &Region,
@@ -113,7 +113,8 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Writes an inode and what lies after it.
+    /// Encodes an inode and the entries or symlink target inlined after it. For a file with inlined contents, returns
+    /// where these go.
     fn node(
         &self,
         index: NodeIndex,
@@ -209,18 +210,18 @@ impl Writer<'_> {
     }
 }
 
-/// What an inode says.
+/// The fields of an inode.
 #[derive(Debug, Clone, Copy)]
 pub struct InodeFields {
     /// Type and permissions.
     pub mode: u16,
-    /// Links.
+    /// Link count.
     pub nlink: u32,
     /// Length in bytes.
     pub size: u64,
     /// First data block, or device number.
     pub block_addr: u32,
-    /// Nid, which is what 32-bit stat shows.
+    /// Nid; becomes the inode number in a 32-bit stat.
     pub ino: u64,
     /// Owner.
     pub uid: u32,
@@ -233,7 +234,7 @@ pub struct InodeFields {
 }
 
 impl InodeFields {
-    /// A directory whose entries are `size` bytes.
+    /// A directory with `i_size` `size`.
     pub fn directory(nlink: u32, size: u64, block_addr: u32, nid: u64) -> Self {
         Self {
             mode: ModeType::Directory as u16 | 0o555,
@@ -249,14 +250,14 @@ impl InodeFields {
     }
 }
 
-/// Writes an inode at `offset`.
+/// Encodes an inode at `offset`.
 pub fn inode(fields: &InodeFields, form: Form, offset: usize, out: &mut Block) {
     let layout = if form.inline_len > 0 {
         FORMAT_FLAT_INLINE
     } else {
         FORMAT_FLAT_PLAIN
     };
-    // Nids stay below 2^32: the address space sees to it.
+    // Cannot saturate: inodes are below 128 GiB (`layout::space`), so nids are below 2^32.
     let ino = u32::try_from(fields.ino).unwrap_or(u32::MAX);
     if form.extended {
         let inode = extended(fields, layout | FORMAT_EXTENDED, ino);
@@ -266,7 +267,7 @@ pub fn inode(fields: &InodeFields, form: Form, offset: usize, out: &mut Block) {
     }
 }
 
-/// The plan chose the compact form because every field fits.
+/// The conversions cannot saturate: the plan chooses the compact form only if every field fits.
 fn compact(fields: &InodeFields, format: u16, ino: u32) -> InodeCompact {
     let narrow = |value: u32| U16::new(u16::try_from(value).unwrap_or(u16::MAX));
     InodeCompact {
@@ -298,7 +299,7 @@ fn extended(fields: &InodeFields, format: u16, ino: u32) -> InodeExtended {
     }
 }
 
-/// Writes the entries of one directory block, names after them.
+/// Encodes the entries of one directory block, followed by their names.
 pub fn dirents<'a>(
     entries: impl Iterator<Item = (u64, DirentType, &'a [u8])> + Clone,
     out: &mut [u8],

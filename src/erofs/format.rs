@@ -1,29 +1,29 @@
-//! On-disk structs and constants, without logic.
+//! On-disk structs and constants of EROFS.
 //!
-//! Source of every field: Linux `fs/erofs/erofs_fs.h`.
+//! All fields are defined in Linux `fs/erofs/erofs_fs.h`.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Block size (`blkszbits` 12): what every kernel since 5.4 reads, whatever its page size is up to.
+/// Block size (`blkszbits` 12). Every kernel since 5.4 supports 4 KiB blocks.
 pub const BLOCK_LEN: u16 = 4096;
-/// [`BLOCK_LEN`] for byte addresses.
+/// [`BLOCK_LEN`] as `u64`, for byte addresses.
 pub const BLOCK_LEN_BYTES: u64 = BLOCK_LEN as u64;
-/// [`BLOCK_LEN`] for buffers.
+/// [`BLOCK_LEN`] as `usize`, for buffers.
 pub const BLOCK_LEN_USIZE: usize = BLOCK_LEN as usize;
 /// log2 of the block size.
 pub const BLOCK_BITS: u8 = 12;
-/// Unit of a nid: an inode lies at `meta_blkaddr * 4096 + nid * 32`.
+/// Unit of a nid: the byte address of an inode is `meta_blkaddr * 4096 + nid * 32`.
 pub const SLOT_LEN: u16 = 32;
 /// Slots in a block.
 pub const SLOTS_PER_BLOCK: u32 = 128;
-/// Where the superblock lies in block 0.
+/// Offset of the superblock in block 0.
 pub const SUPERBLOCK_OFFSET: usize = 1024;
 /// `EROFS_SUPER_MAGIC_V1`.
 pub const MAGIC: u32 = 0xE0F5_E1E2;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM`: the superblock carries a checksum.
 pub const FEATURE_COMPAT_SB_CHKSUM: u32 = 0x1;
-/// `EROFS_FEATURE_COMPAT_MTIME`: times are mtimes.
+/// `EROFS_FEATURE_COMPAT_MTIME`: timestamps are mtimes, not ctimes.
 pub const FEATURE_COMPAT_MTIME: u32 = 0x2;
 /// Longest name (`EROFS_NAME_LEN`).
 pub const NAME_LEN_MAX: usize = 255;
@@ -44,7 +44,7 @@ pub struct SuperBlock {
     pub magic: U32,
     /// crc32c over bytes 1024..4096 of block 0, this field zero.
     pub checksum: U32,
-    /// Features an older reader may ignore.
+    /// Features that a reader may ignore.
     pub feature_compat: U32,
     /// log2 of the block size.
     pub block_bits: u8,
@@ -56,31 +56,31 @@ pub struct SuperBlock {
     pub inodes: U64,
     /// Seconds of the mtime of every compact inode.
     pub build_time: U64,
-    /// Nanoseconds of it.
+    /// Nanoseconds of `build_time`.
     pub build_time_nsec: U32,
     /// Number of blocks, for statfs.
     pub blocks: U32,
-    /// Block address that nids count from.
+    /// Block address of nid 0.
     pub meta_block_addr: U32,
     /// Block address of shared extended attributes.
     pub xattr_block_addr: U32,
-    /// Identity of the file system.
+    /// File system UUID.
     pub uuid: [u8; 16],
     /// Label, NUL-padded.
     pub volume_name: [u8; 16],
-    /// Features a reader must know.
+    /// Features that a reader must support.
     pub feature_incompat: U32,
     /// Compression; unused.
     pub compression: U16,
     /// Further devices; none.
     pub extra_devices: U16,
-    /// Where their table lies.
+    /// Offset of the table of extra devices; unused.
     pub devices_offset: U16,
-    /// log2 of directory blocks to blocks.
+    /// log2 of the directory block size divided by the block size.
     pub dir_block_bits: u8,
     /// Long extended attribute prefixes; none.
     pub xattr_prefix_count: u8,
-    /// Where they lie.
+    /// Offset of the extended attribute prefixes; unused.
     pub xattr_prefix_start: U32,
     /// Nid of the inode that packs fragments; none.
     pub packed_nid: U64,
@@ -154,9 +154,9 @@ pub struct InodeExtended {
 pub struct Dirent {
     /// Nid of the file.
     pub nid: U64,
-    /// Where its name starts in the directory block.
+    /// Offset of its name in the directory block.
     pub name_offset: U16,
-    /// Its type, a [`DirentType`].
+    /// A [`DirentType`].
     pub file_type: u8,
     /// Zero.
     pub reserved: u8,
@@ -182,7 +182,7 @@ const _: () = {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum DirentType {
-    /// `FT_UNKNOWN`: who wants to know looks at the inode.
+    /// `FT_UNKNOWN`: the type is only in the inode.
     Unknown = 0,
     /// `FT_REG_FILE`
     Regular = 1,

@@ -1,8 +1,8 @@
-//! EROFS: format, address space and plans, bytes.
+//! The EROFS format, the disk's layout, and their encoding.
 //!
-//! [`mod@format`] is the disk's structs and constants and nothing else. [`layout`] says where everything lies:
-//! the closure's address ranges and, for one path, its plan. [`encode`] turns a plan into the bytes of a
-//! metadata block. [`volume`] is the whole disk. None of them opens a file.
+//! [`mod@format`] has the on-disk structs and constants. [`layout`] assigns addresses: ranges to the paths of the
+//! closure and, within a path, a plan. [`encode`] turns a plan into the bytes of a metadata block. [`volume`] is the
+//! whole disk. None of them opens a file.
 
 pub mod dirent;
 pub mod encode;

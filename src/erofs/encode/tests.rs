@@ -13,7 +13,7 @@ fn fields() -> SuperBlockFields {
     }
 }
 
-/// Bytes written out by hand from `erofs_fs.h`.
+/// Expected bytes, written by hand from `erofs_fs.h`.
 #[test]
 fn superblock_has_known_bytes() {
     let block = superblock(&fields());
@@ -32,7 +32,7 @@ fn superblock_has_known_bytes() {
     assert!(block[1152..].iter().all(|byte| *byte == 0));
 }
 
-/// The definition, bit by bit, against the crate that the program uses.
+/// A bitwise crc32c by definition, compared with the crate that the program uses.
 #[test]
 fn superblock_checksum_is_crc32c_without_final_inversion() {
     let mut block = superblock(&fields());

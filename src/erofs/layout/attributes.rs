@@ -1,21 +1,21 @@
-//! What the guest is told of modes, ids and times.
+//! The modes, owners and timestamps that the guest sees.
 
 use crate::erofs::format::{DirentType, ModeType};
 use crate::tree::{Detail, FileKind, Stat};
 
-/// mtime of everything in a Nix store: 0 would make time-stamped caches (Python, fontconfig) look stale.
+/// mtime of everything in a Nix store. Nix uses 1 because some caches (Python, fontconfig) treat 0 as stale.
 pub const NIX_MTIME: u64 = 1;
 
 /// Where attributes come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// What a NAR keeps: the executable bit; root, mode 0444 or 0555 and one mtime for the rest.
+    /// From a NAR, which stores only the executable bit: owner root, mode 0444 or 0555, constant mtime.
     Nar,
-    /// What the host says.
+    /// From the file on the host.
     Host,
 }
 
-/// Who owns a file.
+/// Owner and group of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// User.
@@ -27,20 +27,20 @@ pub struct Owner {
 /// The attributes of every file of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
-    /// Where they come from, unless set below.
+    /// Where attributes come from, unless overridden by the fields below.
     pub origin: Origin,
-    /// Owner of every file.
+    /// Overrides the owner of every file.
     pub uid: Option<u32>,
-    /// Group of every file.
+    /// Overrides the group of every file.
     pub gid: Option<u32>,
-    /// mtime of every file, in seconds.
+    /// Overrides the mtime of every file, in seconds.
     pub mtime_sec: Option<u64>,
-    /// What small files hold lies in data blocks too: it may have to be fetched, and looking at inodes must not need it.
+    /// File contents may have to be fetched. Small files are then not inlined, so that reading inodes needs no fetch.
     pub is_remote: bool,
 }
 
 impl Attributes {
-    /// Attributes that `origin` alone decides.
+    /// Attributes from `origin` without overrides.
     pub fn new(origin: Origin) -> Self {
         Self {
             origin,
@@ -51,7 +51,7 @@ impl Attributes {
         }
     }
 
-    /// How much of each entry must be asked of the host.
+    /// Which attributes to look up on the host.
     pub fn detail(&self) -> Detail {
         match self.origin {
             Origin::Nar => Detail::Nar,
@@ -59,8 +59,8 @@ impl Attributes {
         }
     }
 
-    /// Whether small files lie after their inodes. Not if they may change or be unreadable on the host, or have to be
-    /// fetched: such a file would take all that is in its block along.
+    /// Whether small files are inlined after their inodes. Not if they may change, be unreadable or need a fetch: a
+    /// file that fails would fail every inode in its block.
     pub fn inlines_files(&self) -> bool {
         self.origin == Origin::Nar && !self.is_remote
     }
@@ -71,7 +71,7 @@ impl Attributes {
             (Origin::Host, _) => stat.permissions,
             (Origin::Nar, FileKind::Symlink) => 0o777,
             (Origin::Nar, FileKind::Directory) => 0o555,
-            // Nix looks at the owner's bit only (libutil/archive.cc).
+            // Nix tests only the owner's executable bit (libutil/archive.cc).
             (Origin::Nar, _) if stat.permissions & 0o100 != 0 => 0o555,
             (Origin::Nar, _) => 0o444,
         }
@@ -89,7 +89,7 @@ impl Attributes {
         }
     }
 
-    /// The mtime, seconds and nanoseconds, that the guest sees of a file whose own mtime is given.
+    /// The mtime in seconds and nanoseconds that the guest sees for a file with this mtime on the host.
     pub fn mtime(&self, own_sec: i64, own_nsec: u32) -> (u64, u32) {
         match (self.mtime_sec, self.origin) {
             (Some(sec), _) => (sec, 0),
@@ -98,7 +98,7 @@ impl Attributes {
         }
     }
 
-    /// mtime of every compact inode, in seconds; the superblock says it once for all of them.
+    /// mtime of every compact inode, in seconds. It is stored once, in the superblock.
     pub fn build_time_sec(&self) -> u64 {
         self.mtime_sec.unwrap_or(NIX_MTIME)
     }
@@ -117,7 +117,7 @@ pub fn mode_type(kind: FileKind) -> ModeType {
     }
 }
 
-/// Type in a directory entry; of a file whose type is not known, none.
+/// Type in a directory entry; [`DirentType::Unknown`] for `None`.
 pub fn dirent_type(kind: Option<FileKind>) -> DirentType {
     let Some(kind) = kind else {
         return DirentType::Unknown;

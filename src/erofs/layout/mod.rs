@@ -1,11 +1,11 @@
-//! Where everything lies, without I/O.
+//! Assigns addresses to everything on the disk. No I/O.
 //!
-//! - [`bounds`]: how many blocks a store path can need, from its NAR size alone.
-//! - [`space`]: the closure's address ranges.
-//! - [`attributes`]: what the guest is told of modes, ids and times.
-//! - `node`: a file of any type, and where it lies.
-//! - [`planner`]: takes one path's directories, breadth first, and places inodes and data.
-//! - [`plan`]: what the planner has placed, and questions to it.
+//! - [`bounds`]: upper bounds on the blocks of a store path, from its NAR size.
+//! - [`space`]: the address ranges of all paths.
+//! - [`attributes`]: the modes, owners and timestamps that the guest sees.
+//! - `node`: a file of any type with its address.
+//! - [`planner`]: takes the directories of one path in breadth-first order and places inodes and data.
+//! - [`plan`]: the placed files of one path, with lookups by node and by block.
 
 pub mod attributes;
 pub mod bounds;
@@ -17,28 +17,28 @@ pub mod space;
 #[cfg(test)]
 mod tests;
 
-/// Version of the layout: where things lie on a disk and which form they have.
+/// Version of the layout: the addresses on the disk and the encoding of everything.
 ///
-/// The golden test compares the disks of fixed stores with the digests of this version. A change of any
-/// byte of a disk raises it, on purpose.
+/// Increment it with every change to the bytes of any disk. The golden test compares disks of fixed stores with the
+/// digests recorded for this version, so such a change cannot go unnoticed.
 ///
-/// 2: small files of a tree (not of store paths) have blocks of their own, so that one that changed or cannot be read fails
-/// alone.
+/// Version 2: small files of a tree (not of store paths) are not inlined, so that a file that changed or cannot be read
+/// does not fail its neighbours.
 pub const LAYOUT_VERSION: u32 = 2;
 
 /// Why a path cannot be laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// It needs more blocks than its NAR size allows.
+    /// It needs more blocks than its NAR size implies.
     #[error("needs more blocks than its registered NAR size allows: the registration is wrong")]
     OutgrewRange,
-    /// More entries or bytes than the format's fields hold.
+    /// A count or an address does not fit the format's fields.
     #[error("has more entries or data than one EROFS disk can hold")]
     TooBig,
-    /// A file that no Nix store can hold.
+    /// A file of a type that a NAR cannot represent.
     #[error("holds a device, socket or FIFO, which a store path cannot")]
     NotInANar,
-    /// A name longer than the format allows, or empty.
+    /// A name is empty or longer than the format allows.
     #[error("holds a name that EROFS cannot (1 to 255 bytes)")]
     BadName,
 }

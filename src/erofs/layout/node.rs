@@ -1,4 +1,4 @@
-//! A file of any type, as far as its place is known.
+//! A file of any type with its address, once it is placed.
 
 use super::attributes::mode_type;
 use crate::tree::{FileKind, Stamp};
@@ -8,10 +8,10 @@ pub type NodeIndex = u32;
 /// Index of a directory in its plan.
 pub type DirIndex = u32;
 
-/// What a node is, and where what it holds lies.
+/// Type of a node, and the size and address of its contents.
 #[derive(Debug, Clone, Copy)]
 pub enum Content {
-    /// A file.
+    /// A regular file.
     Regular {
         /// Its length.
         size_bytes: u64,
@@ -20,9 +20,9 @@ pub enum Content {
     },
     /// A directory.
     Directory {
-        /// Length of its entries, with the full length of every block but the last; 0 before it is listed.
+        /// `i_size`: all blocks but the last count as full. 0 until the directory is listed.
         size_bytes: u64,
-        /// What else there is to it.
+        /// Its [`Dir`](super::plan::Dir).
         dir: DirIndex,
     },
     /// A symlink.
@@ -34,7 +34,7 @@ pub enum Content {
     },
     /// A character device, with its number in the kernel's `new_encode_dev` form.
     CharDevice(u32),
-    /// A block device, likewise.
+    /// A block device, with its number in the same form.
     BlockDevice(u32),
     /// A named pipe.
     Fifo,
@@ -56,19 +56,19 @@ pub struct Node {
     pub(super) content: Content,
     pub(super) mtime_sec: i64,
     pub(super) mtime_nsec: u32,
-    /// Where its name starts in the plan's bytes; a symlink's target follows it.
+    /// Offset of its name in [`Plan::bytes`](super::plan::Plan); a symlink's target follows the name.
     pub(super) name: u32,
-    /// Its inode, in units of 32 bytes.
+    /// Address of its inode, in units of 32 bytes.
     pub(super) slot: u32,
-    /// The directory it is in; its own index for the path's top node.
+    /// The directory that contains it; 0 for the path's top node.
     pub(super) parent: DirIndex,
-    /// Which of the plan's owners.
+    /// Index in the plan's owners.
     pub(super) owner: u32,
     pub(super) permissions: u16,
     pub(super) name_len: u8,
 }
 
-// There are hundreds of thousands of them.
+// A plan can have hundreds of thousands of nodes, so their size matters.
 const _: () = assert!(size_of::<Node>() == 48);
 
 impl Node {
@@ -85,7 +85,7 @@ impl Node {
         }
     }
 
-    /// What it is, and where what it holds lies.
+    /// Its type and contents.
     pub fn content(&self) -> Content {
         self.content
     }
@@ -95,7 +95,7 @@ impl Node {
         mode_type(self.kind()) as u16 | self.permissions
     }
 
-    /// What must not change between planning and reading.
+    /// The attributes that must not change between planning and reading.
     pub fn stamp(&self) -> Stamp {
         Stamp {
             size_bytes: self.size_bytes(),
@@ -117,12 +117,12 @@ impl Node {
         }
     }
 
-    /// Its inode, in units of 32 bytes from the start of the path's metadata.
+    /// Address of its inode, in units of 32 bytes from the start of the path's metadata.
     pub fn slot(&self) -> u32 {
         self.slot
     }
 
-    /// The directory it is in.
+    /// The directory that contains it.
     pub fn parent(&self) -> DirIndex {
         self.parent
     }

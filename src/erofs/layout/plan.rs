@@ -1,7 +1,7 @@
-//! What has been placed of one path.
+//! The placed files of one path.
 //!
-//! All addresses are relative to the path's own ranges, so that a plan does not depend on what else is on
-//! the disk. Nodes are kept in flat arrays of small records: a NixOS system has hundreds of thousands.
+//! All addresses are relative to the path's own ranges, so a plan does not depend on the other paths of the disk. Nodes
+//! are small records in flat arrays, because a NixOS system has hundreds of thousands of them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -11,10 +11,10 @@ use crate::erofs::dirent::{Dots, EntryRef};
 use crate::erofs::format::{BLOCK_LEN_BYTES, COMPACT_LEN, EXTENDED_LEN, SLOT_LEN, SLOTS_PER_BLOCK};
 use crate::tree::FileKind;
 
-/// A directory that has not been listed yet has no place.
+/// Slot of a node that is not placed yet, such as a directory that is not listed yet.
 pub(super) const UNPLACED: u32 = u32::MAX;
 
-/// What a directory adds to its node.
+/// The part of a directory that is not in its [`Node`].
 #[derive(Debug, Clone)]
 pub struct Dir {
     pub(super) node: NodeIndex,
@@ -25,54 +25,54 @@ pub struct Dir {
     pub(super) first_subdir: DirIndex,
     pub(super) subdirs: u32,
     pub(super) dots: Dots,
-    /// Where the starts of its blocks lie in the plan's array.
+    /// Index in [`Plan::starts`] of the start of its first block.
     pub(super) starts: u32,
-    /// Blocks of entries, the inlined one included.
+    /// Number of blocks of entries, including an inlined one.
     pub(super) blocks: u32,
-    /// First block that is not inlined.
+    /// First metadata block with entries that are not inlined.
     pub(super) dirent_block: u32,
-    /// The last block lies after the inode.
+    /// The last block of entries is inlined after the inode.
     pub(super) inlined: bool,
-    /// Its entries are not known: they have a block of their own, which cannot be read.
+    /// The directory could not be listed. Its entries get a block of their own, and reading that block fails.
     pub(super) unreadable: bool,
 }
 
-/// Two kinds of metadata blocks with inodes, each filled on its own.
+/// Two groups of inodes that fill separate metadata blocks.
 ///
-/// A guest that looks names up or lists directories then reads no block that is full of files' data, and this host
-/// opens no file for it.
+/// A guest that looks up names or lists directories then reads no blocks with inlined file data, and the host opens no
+/// files to serve it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InodeGroup {
-    /// Directories with their entries, symlinks with their targets, files without data after their inodes.
+    /// Directories, symlinks, and files without inlined data.
     Names,
-    /// Small files, whole.
+    /// Files with inlined data.
     SmallFiles,
 }
 
 impl InodeGroup {
-    /// How many there are.
+    /// Number of groups.
     pub(super) const COUNT: usize = 2;
 }
 
-/// How an inode is stored.
+/// On-disk form of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
     /// 64 bytes instead of 32.
     pub extended: bool,
-    /// Bytes after the inode, 0 if it is plain.
+    /// Number of bytes inlined after the inode; 0 for the plain layout.
     pub inline_len: u16,
 }
 
-/// Whether a field is too large for a compact inode.
+/// Whether one of these values does not fit a compact inode.
 pub fn needs_extended(size_bytes: u64, owner: Owner, nlink: u32) -> bool {
     let widest = owner.uid.max(owner.gid).max(nlink);
     size_bytes > u64::from(u32::MAX) || widest > u32::from(u16::MAX)
 }
 
 impl Form {
-    /// A directory whose last block holds `last_len` bytes: that one lies after the inode if it fits.
+    /// Form of a directory whose last block has `last_len` bytes. That block is inlined if it fits.
     pub fn of_directory(extended: bool, last_len: u16) -> Self {
-        let fits = fits_behind(extended, u64::from(last_len));
+        let fits = fits_inline(extended, u64::from(last_len));
         Self {
             extended,
             inline_len: if fits { last_len } else { 0 },
@@ -88,32 +88,32 @@ impl Form {
         }
     }
 
-    /// Slots of 32 bytes that inode and inline data take.
+    /// Number of 32-byte slots of the inode with its inlined data.
     pub fn slots(self) -> u32 {
         u32::from((self.header_len() + self.inline_len).div_ceil(SLOT_LEN))
     }
 }
 
-/// What one path looks like on the disk, as far as it has been walked.
+/// The layout of one path, as far as its directories have been listed.
 #[derive(Debug)]
 pub struct Plan {
     pub(super) attributes: Attributes,
-    /// Name of the path in the store.
+    /// Name of the path in the store; empty for a tree.
     pub(super) root_name: Box<[u8]>,
     pub(super) nodes: Vec<Node>,
     pub(super) dirs: Vec<Dir>,
     pub(super) owners: Vec<Owner>,
-    /// Names and targets.
+    /// Names and symlink targets of all nodes.
     pub(super) bytes: Vec<u8>,
-    /// Nodes in the order of their slots, by the kind of their blocks.
+    /// The nodes of each [`InodeGroup`], sorted by slot.
     pub(super) placed: [Vec<NodeIndex>; InodeGroup::COUNT],
-    /// Nodes in the order of their data blocks, and the first of these.
+    /// First data block and node of everything with data blocks, in order.
     pub(super) with_data: Vec<(u32, NodeIndex)>,
-    /// First block and directory of entries that are not inlined, in order.
+    /// First block and directory of all entries that are not inlined, in order.
     pub(super) dirent_blocks: Vec<(u32, DirIndex)>,
-    /// Index of the first entry in each block of a directory.
+    /// Index of the first entry of each block, for all directories.
     pub(super) starts: Vec<u32>,
-    /// Blocks in use so far.
+    /// Number of blocks in use so far.
     pub(super) meta_blocks: u32,
     pub(super) data_blocks: u32,
 }
@@ -129,12 +129,12 @@ impl Plan {
         self.data_blocks
     }
 
-    /// How many files there are, the path's top one included.
+    /// Number of nodes, including the top node.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// There is always a top node.
+    /// Always false: there is always a top node.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -144,12 +144,12 @@ impl Plan {
         &self.attributes
     }
 
-    /// A node.
+    /// The node with this index.
     pub fn node(&self, index: NodeIndex) -> &Node {
         &self.nodes[index as usize]
     }
 
-    /// A node's directory part, if it is a directory that has been listed.
+    /// The [`Dir`] of a node, if it is a directory.
     pub fn dir(&self, node: &Node) -> Option<(DirIndex, &Dir)> {
         match node.content {
             Content::Directory { dir, .. } => Some((dir, &self.dirs[dir as usize])),
@@ -157,7 +157,7 @@ impl Plan {
         }
     }
 
-    /// A directory by its index.
+    /// The directory with this index.
     pub fn dir_at(&self, dir: DirIndex) -> &Dir {
         &self.dirs[dir as usize]
     }
@@ -180,7 +180,7 @@ impl Plan {
         &self.bytes[start..start + len]
     }
 
-    /// Path of a node below the store directory.
+    /// Path of a node, relative to the store directory.
     pub fn path(&self, index: NodeIndex) -> Vec<u8> {
         let mut parts = Vec::new();
         let mut node = self.node(index);
@@ -197,8 +197,8 @@ impl Plan {
         parts.join(&b'/')
     }
 
-    /// Link count: a directory's own, its parent's and its subdirectories' entries; one for the rest,
-    /// since a NAR knows no hard links.
+    /// Link count: 2 plus the number of subdirectories for a directory, 1 for other files, since a NAR has no hard
+    /// links.
     pub fn nlink(&self, node: &Node) -> u32 {
         match self.dir(node) {
             Some((_, dir)) => dir.subdirs.saturating_add(2),
@@ -206,7 +206,7 @@ impl Plan {
         }
     }
 
-    /// How a node's inode is stored. Both placing and writing it ask here.
+    /// Form of a node's inode. Planner and encoder both use this function, so they cannot disagree.
     pub fn form(&self, node: &Node) -> Form {
         let extended = self.needs_extended(node);
         let size_bytes = node.size_bytes();
@@ -217,7 +217,7 @@ impl Plan {
             {
                 size_bytes
             }
-            FileKind::Symlink if fits_behind(extended, size_bytes) => size_bytes,
+            FileKind::Symlink if fits_inline(extended, size_bytes) => size_bytes,
             FileKind::Directory => self.inline_dirents_len(node),
             _ => 0,
         };
@@ -227,7 +227,7 @@ impl Plan {
         }
     }
 
-    /// Where the inode of node `index` goes. The path's top node is the first of all, whatever it is.
+    /// The group of node `index`. The top node is always in `Names`, because a path's nid is its slot 0.
     pub(super) fn group(&self, index: NodeIndex) -> InodeGroup {
         let node = self.node(index);
         let small = node.kind() == FileKind::Regular && self.form(node).inline_len > 0;
@@ -251,7 +251,7 @@ impl Plan {
             || mtime != (self.attributes.build_time_sec(), 0)
     }
 
-    /// Data blocks that a node takes.
+    /// Number of data blocks of a node.
     pub fn data_blocks_of(&self, node: &Node) -> u64 {
         match node.kind() {
             FileKind::Regular | FileKind::Symlink if self.form(node).inline_len == 0 => {
@@ -261,7 +261,7 @@ impl Plan {
         }
     }
 
-    /// The nodes whose inodes lie in metadata block `block`, in the order of their slots.
+    /// The nodes whose inodes are in metadata block `block`, sorted by slot.
     pub fn nodes_in_block(&self, block: u32) -> &[NodeIndex] {
         let [names, small_files] = &self.placed;
         match self.of_block(names, block) {
@@ -270,7 +270,7 @@ impl Plan {
         }
     }
 
-    /// Those of `placed`, sorted by their slots, that lie in metadata block `block`.
+    /// The part of `placed` (sorted by slot) that is in metadata block `block`.
     fn of_block<'a>(&self, placed: &'a [NodeIndex], block: u32) -> &'a [NodeIndex] {
         let (first, end) = (
             u64::from(block) * u64::from(SLOTS_PER_BLOCK),
@@ -282,7 +282,8 @@ impl Plan {
         &placed[start..start + len]
     }
 
-    /// The directory whose entries fill metadata block `block`, and which of its blocks that is.
+    /// If metadata block `block` has directory entries that are not inlined: the directory, and the index of the block
+    /// within it.
     pub fn dirents_in_block(&self, block: u32) -> Option<(DirIndex, u32)> {
         let after = self
             .dirent_blocks
@@ -293,14 +294,14 @@ impl Plan {
         (nth < here.blocks - u32::from(here.inlined)).then_some((dir, nth))
     }
 
-    /// The node whose data lies in data block `block`, and which of its blocks that is.
+    /// The node that data block `block` belongs to, and the index of the block within it.
     pub fn data_in_block(&self, block: u32) -> Option<(NodeIndex, u32)> {
         let position = self.data_position(block)?;
         let (start, index) = self.with_data[position];
         Some((index, block - start))
     }
 
-    /// Where in the order of data blocks `block` belongs.
+    /// Position, in the order of data blocks, of the node that data block `block` belongs to.
     pub fn data_position(&self, block: u32) -> Option<usize> {
         if block >= self.data_blocks {
             return None;
@@ -309,12 +310,12 @@ impl Plan {
         after.checked_sub(1)
     }
 
-    /// Nodes with data and their first data blocks, in the order of these, from `position` on.
+    /// First data block and node of everything with data blocks, starting at `position`.
     pub fn data_from(&self, position: usize) -> &[(u32, NodeIndex)] {
         &self.with_data[position..]
     }
 
-    /// Entries `range` of a directory's block: what stands there.
+    /// The entries of block `block` of a directory.
     pub fn block_entries(
         &self,
         dir: &Dir,
@@ -324,14 +325,14 @@ impl Plan {
         dir.dots.in_block(starts, block, dir.children)
     }
 
-    /// A digest of all that the first `dirs` directories made known, and of what must not change. Only plans of one
-    /// process and of the same path can be compared by it.
+    /// A digest of everything known from listing the first `dirs` directories, to detect that a rebuilt plan differs.
+    /// Comparable only within one process and for the same path.
     pub fn digest(&self, dirs: DirIndex) -> u64 {
         let dirs = self.dirs.get(..dirs as usize).unwrap_or(&self.dirs);
         let known = dirs.last().map_or(1, |dir| dir.first_child + dir.children);
         let mut hasher = DefaultHasher::new();
         for node in &self.nodes[..known as usize] {
-            // The sizes of directories follow from the names in them.
+            // Sizes of directories are determined by the names in them, and sizes of symlinks by their targets.
             let stamp = (node.kind() == FileKind::Regular).then(|| node.stamp());
             let device = match node.content {
                 Content::CharDevice(number) | Content::BlockDevice(number) => number,
@@ -350,7 +351,7 @@ impl Plan {
         hasher.finish()
     }
 
-    /// Rough heap size, for the cache.
+    /// Approximate heap size, for the plan cache's budget.
     pub fn heap_bytes(&self) -> usize {
         self.nodes.capacity() * size_of::<Node>()
             + self.dirs.capacity() * size_of::<Dir>()
@@ -369,29 +370,29 @@ impl Dir {
         self.node
     }
 
-    /// Child number `child`, counted in the order of names.
+    /// Node of the child with index `child` in name order.
     pub fn child(&self, child: u32) -> NodeIndex {
         self.first_child + child
     }
 
-    /// The block of entries that lies after the inode.
+    /// Index of the inlined block of entries, if there is one.
     pub fn inline_block(&self) -> Option<u32> {
         self.inlined.then(|| self.blocks - 1)
     }
 
-    /// Its entries are not known.
+    /// The directory could not be listed.
     pub fn is_unreadable(&self) -> bool {
         self.unreadable
     }
 
-    /// First metadata block with entries; meaningless if all are inlined.
+    /// First metadata block with entries; `None` if all entries are inlined.
     pub fn first_dirent_block(&self) -> Option<u32> {
         (self.blocks > u32::from(self.inlined)).then_some(self.dirent_block)
     }
 }
 
-/// Whether `len` bytes and their inode share one block.
-fn fits_behind(extended: bool, len: u64) -> bool {
+/// Whether `len` bytes fit into one block together with their inode.
+fn fits_inline(extended: bool, len: u64) -> bool {
     let header = if extended { EXTENDED_LEN } else { COMPACT_LEN };
     len > 0 && u64::from(header) + len <= BLOCK_LEN_BYTES
 }

@@ -1,9 +1,9 @@
-//! Places one path, a directory at a time, breadth first.
+//! Places the files of one path, one directory at a time, in breadth-first order.
 //!
-//! A directory's group is its inode with its entries, then the inodes of its children that are no
-//! directories; the groups of its subdirectories come later, in the order in which they were met. Small files,
-//! which lie after their inodes, fill blocks of their own ([`InodeGroup`]). What has been placed never moves, so a
-//! planner may stop after any directory, and the plan does not depend on where it stopped.
+//! For each directory, the planner places its inode with its entries, then the inodes of its children that are not
+//! directories. Its subdirectories follow later, in the order of discovery. Files with inlined data fill separate
+//! blocks ([`InodeGroup`]). Placed nodes never move, so a planner may stop after any directory, and the plan does not
+//! depend on where it stopped.
 
 use super::LayoutError;
 use super::attributes::{Attributes, Origin, Owner};
@@ -13,27 +13,27 @@ use crate::erofs::dirent::{Dots, EntryRef};
 use crate::erofs::format::{NAME_LEN_MAX, SLOTS_PER_BLOCK};
 use crate::tree::{DeviceNumber, FileKind, Listing, Stat};
 
-/// A plan that is growing.
+/// Builds a plan incrementally.
 #[derive(Debug)]
 pub struct Planner {
     plan: Plan,
     limits: Limits,
-    /// Directories that have been listed.
+    /// Number of directories that have been listed.
     listed: DirIndex,
-    /// The blocks that take inodes.
+    /// The current block of each group.
     open: [OpenBlock; InodeGroup::COUNT],
 }
 
-/// A block that is being filled with inodes.
+/// The block that takes the next inodes of a group.
 #[derive(Debug, Clone, Copy)]
 struct OpenBlock {
     block: u32,
-    /// Slots in use.
+    /// Number of slots in use.
     slots: u32,
 }
 
 impl OpenBlock {
-    /// Takes nothing: the first inode opens a block.
+    /// A full block, so that the first inode opens a new one.
     const NONE: Self = Self {
         block: UNPLACED,
         slots: SLOTS_PER_BLOCK,
@@ -41,13 +41,12 @@ impl OpenBlock {
 }
 
 impl Planner {
-    /// Starts with the path's top node: `stat` and, for a symlink, `target`.
+    /// Starts with the path's top node, described by `stat` and, for a symlink, `target`.
     ///
-    /// `name` is the path's name in the store, empty for the whole of a tree. `limits` are the most blocks
-    /// it may take.
+    /// `name` is the path's name in the store, or empty for a tree.
     ///
     /// # Errors
-    /// When the top node alone cannot be laid out.
+    /// The top node cannot be laid out.
     pub fn new(
         name: &[u8],
         attributes: Attributes,
@@ -82,7 +81,7 @@ impl Planner {
         Ok(planner)
     }
 
-    /// What has been placed so far.
+    /// The plan so far.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -100,28 +99,28 @@ impl Planner {
         self.plan
     }
 
-    /// The directory to list next, none when all is placed.
+    /// The directory to list next; `None` when the plan is complete.
     pub fn next_dir(&self) -> Option<NodeIndex> {
         self.next_dirs().next()
     }
 
-    /// The directories to list next, as far as they are known, in order.
+    /// The directories to list next that are already known, in order.
     pub fn next_dirs(&self) -> impl Iterator<Item = NodeIndex> {
         let waiting = self.plan.dirs.get(self.listed as usize..);
         waiting.unwrap_or_default().iter().map(|dir| dir.node)
     }
 
-    /// How many directories have been listed.
+    /// Number of directories that have been listed.
     pub fn listed(&self) -> DirIndex {
         self.listed
     }
 
-    /// Nothing is left to list.
+    /// All directories have been listed.
     pub fn is_complete(&self) -> bool {
         self.next_dir().is_none()
     }
 
-    /// Whether every byte of metadata block `block` is known.
+    /// Whether every byte of metadata block `block` is determined by the plan so far.
     pub fn covers_meta(&self, block: u32) -> bool {
         if self.is_complete() {
             return true;
@@ -141,12 +140,12 @@ impl Planner {
         })
     }
 
-    /// Whether every extent in data block `block` is known.
+    /// Whether the contents of data block `block` are determined by the plan so far.
     pub fn covers_data(&self, block: u32) -> bool {
         self.is_complete() || block < self.plan.data_blocks
     }
 
-    /// Whether all that block `nth` of a directory names has an inode.
+    /// Whether every child in block `nth` of a directory's entries has a slot.
     fn dirents_placed(&self, dir: &Dir, nth: u32) -> bool {
         self.plan.block_entries(dir, nth).all(|slot| match slot {
             EntryRef::Child(child) => self.plan.node(dir.child(child)).slot != UNPLACED,
@@ -154,20 +153,20 @@ impl Planner {
         })
     }
 
-    /// The directory that [`Planner::next_dir`] named cannot be listed. It fails alone: what its entries would lie in is
-    /// a block of its own ([`Dir::is_unreadable`]).
+    /// Marks the directory [`Planner::next_dir`] as unlistable. Its entries get a block of their own, so that only
+    /// reads of that block fail ([`Dir::is_unreadable`]).
     ///
     /// # Errors
-    /// As [`Planner::push`].
+    /// As for [`Planner::push`].
     pub fn push_unreadable(&mut self) -> Result<(), LayoutError> {
         self.plan.dirs[self.listed as usize].unreadable = true;
         self.push(&Listing::default())
     }
 
-    /// Takes the entries of the directory that [`Planner::next_dir`] named.
+    /// Adds the entries of the directory [`Planner::next_dir`] and places them.
     ///
     /// # Errors
-    /// When they cannot be laid out. The planner is of no use then.
+    /// They cannot be laid out. The planner must not be used afterwards.
     pub fn push(&mut self, listing: &Listing) -> Result<(), LayoutError> {
         let index = self.listed;
         let node = self.plan.dirs[index as usize].node;
@@ -279,7 +278,7 @@ impl Planner {
         Ok(())
     }
 
-    /// Decides which entries of a listed directory go to which of its blocks.
+    /// Divides the entries of a listed directory into blocks and decides whether the last one is inlined.
     fn pack_dirents(&mut self, index: DirIndex) -> Result<(), LayoutError> {
         let dir = &self.plan.dirs[index as usize];
         let (node, first_child) = (dir.node, dir.first_child);
@@ -300,7 +299,7 @@ impl Planner {
         Ok(())
     }
 
-    /// Gives the entries that are not inlined blocks of their own.
+    /// Allocates metadata blocks for the entries that are not inlined.
     fn place_dirents(&mut self, index: DirIndex) -> Result<(), LayoutError> {
         let dir = &self.plan.dirs[index as usize];
         let blocks = dir.blocks - u32::from(dir.inlined);
@@ -312,7 +311,7 @@ impl Planner {
         Ok(())
     }
 
-    /// Gives a node its inode and, if it has data of its own, its data blocks.
+    /// Allocates the inode of a node and, if it has data that is not inlined, its data blocks.
     fn place(&mut self, index: NodeIndex) -> Result<(), LayoutError> {
         let node = self.plan.node(index);
         let form = self.plan.form(node);
@@ -331,7 +330,7 @@ impl Planner {
         Ok(())
     }
 
-    /// An inode and what is inlined after it never cross a block.
+    /// Allocates slots in one block: an inode with its inlined data must not cross a block boundary.
     fn take_slots(&mut self, group: InodeGroup, form: Form) -> Result<u32, LayoutError> {
         if self.open[group as usize].slots + form.slots() > SLOTS_PER_BLOCK {
             self.open_next(group)?;
@@ -380,9 +379,10 @@ fn narrow(count: usize) -> Result<u32, LayoutError> {
     u32::try_from(count).map_err(|_| LayoutError::TooBig)
 }
 
-/// Index of `owner` among `owners`. Neighbours mostly share one, and a store has one at all.
+/// Index of `owner` in `owners`; appends it if it is not among the recent ones. Neighbouring files mostly have the same
+/// owner, and a store has only one.
 fn intern(owners: &mut Vec<Owner>, owner: Owner) -> Result<u32, LayoutError> {
-    /// How far back a repeated owner is looked for.
+    /// Number of owners to search, so that a tree with many owners stays linear.
     const RECENT: usize = 32;
     let recent = owners.len().saturating_sub(RECENT);
     if let Some(found) = owners[recent..].iter().position(|known| *known == owner) {
@@ -392,7 +392,7 @@ fn intern(owners: &mut Vec<Owner>, owner: Owner) -> Result<u32, LayoutError> {
     narrow(owners.len() - 1)
 }
 
-/// What a node is before its data or its entries have a place.
+/// Content of a node before its data or entries are placed.
 fn content(stat: &Stat, target: &[u8]) -> Result<Content, LayoutError> {
     Ok(match stat.kind {
         FileKind::Regular => Content::Regular {

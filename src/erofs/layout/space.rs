@@ -1,4 +1,4 @@
-//! The closure's address ranges.
+//! The address ranges of all paths on the disk.
 //!
 //! ```text
 //! block 0              superblock
@@ -7,7 +7,7 @@
 //! 128 GiB .. 16 TiB    data arena: one range per store path
 //! ```
 //!
-//! Inodes stay below 128 GiB so that a nid fits 32 bits: larger ones give stale file handles under
+//! Inodes are below 128 GiB so that a nid fits 32 bits: larger ones cause stale file handles under
 //! overlayfs and NFS on Linux 5.19 to 6.14 and `EOVERFLOW` to 32-bit programs.
 
 use std::ops::Range;
@@ -16,31 +16,31 @@ use super::bounds::{Limits, Size};
 use crate::erofs::format::{BLOCK_LEN_BYTES, SLOTS_PER_BLOCK};
 use crate::tree::FileKind;
 
-/// First block that is not metadata: 128 GiB.
+/// First block of the data arena, at 128 GiB.
 pub const DATA_ARENA_START: u32 = 1 << 25;
-/// Blocks end here: 16 TiB less 2 MiB. Block 0xffffffff means "none" to EROFS.
+/// End of the data arena, at 16 TiB - 2 MiB. Block 0xffffffff means "none" in EROFS.
 pub const DATA_ARENA_END: u32 = u32::MAX - 511;
-/// The root directory starts here; its inode is the first thing in it.
+/// First block of the root directory; starts with its inode.
 pub const ROOT_BLOCK: u32 = 1;
 /// Nid of the root directory.
 pub const ROOT_NID: u16 = 128;
-/// The length of a disk is a multiple of this, as virtio-pmem backends want it.
+/// The length of a disk is a multiple of 2 MiB, which virtio-pmem backends require.
 const LEN_UNIT_BYTES: u64 = 2 << 20;
 
 const _: () = assert!(ROOT_NID as u32 == ROOT_BLOCK * SLOTS_PER_BLOCK);
 
-/// The ranges of one path.
+/// The address ranges of one path.
 #[derive(Debug, Clone)]
 pub struct Region {
     /// Name in the store; empty for a tree.
     pub name: Box<[u8]>,
-    /// Type of the path's top node, if that is known without a look at it.
+    /// Type of the path's top node, if known without a stat.
     pub kind: Option<FileKind>,
-    /// Metadata blocks; the path's own inode is the first thing in them.
+    /// Metadata blocks; the first one starts with the inode of the path's top node.
     pub meta: Range<u32>,
     /// Data blocks.
     pub data: Range<u32>,
-    /// The ranges are just what the path takes.
+    /// The ranges have exactly the size of the path's plan, not an upper bound.
     pub exact: bool,
 }
 
@@ -50,12 +50,12 @@ impl Region {
         self.nid_at(0)
     }
 
-    /// Nid of the inode at a slot of this path's plan.
+    /// Nid of the inode at slot `slot` of this path's plan.
     pub fn nid_at(&self, slot: u32) -> u64 {
         u64::from(self.meta.start) * u64::from(SLOTS_PER_BLOCK) + u64::from(slot)
     }
 
-    /// Most blocks that the path may take.
+    /// Maximum number of blocks of the path's plan.
     pub fn limits(&self) -> Limits {
         Limits {
             meta_blocks: self.meta.end - self.meta.start,
@@ -64,61 +64,61 @@ impl Region {
     }
 }
 
-/// Why a closure has no place.
+/// The closure does not fit on a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the closure does not fit one disk: at most 128 GiB of inodes and directories and 15.8 TiB of files"
 )]
 pub struct TooBig;
 
-/// A path that needs ranges.
+/// A path that needs address ranges.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// Name in the store.
     pub name: Box<[u8]>,
-    /// Type of the path's top node, if that is known.
+    /// Type of the path's top node, if known.
     pub kind: Option<FileKind>,
-    /// What it takes.
+    /// How many blocks it needs.
     pub size: Size,
 }
 
-/// All ranges.
+/// The address ranges of all paths.
 #[derive(Debug, Clone)]
 pub struct Space {
     regions: Vec<Region>,
     len_bytes: u64,
 }
 
-/// What a block is for.
+/// What a block belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Area {
     /// Block 0.
     Superblock,
-    /// Block of the root directory, counted from its first.
+    /// Block of the root directory, relative to its first.
     Root(u32),
-    /// Metadata block of a path, counted from its first.
+    /// Metadata block of a path.
     Meta {
         /// Index of the region.
         region: u32,
         /// Block in its range.
         block: u32,
     },
-    /// Data block of a path, counted from its first.
+    /// Data block of a path.
     Data {
         /// Index of the region.
         region: u32,
         /// Block in its range.
         block: u32,
     },
-    /// Belongs to nothing, and so do the blocks up to this one.
+    /// Belongs to nothing.
     Unused {
-        /// First block that may be something else.
+        /// The blocks up to this one (exclusive) are unused, too.
         end: u32,
     },
 }
 
 impl Space {
-    /// One region that takes all there is, for a tree.
+    /// The space of a tree: one region with all blocks.
     pub fn whole(kind: FileKind) -> Self {
         let region = Region {
             name: Box::default(),
@@ -133,10 +133,10 @@ impl Space {
         }
     }
 
-    /// Gives `claims`, in their order, ranges after a root directory of `root_blocks`.
+    /// Assigns ranges to `claims`, in order, after a root directory of `root_blocks` blocks.
     ///
     /// # Errors
-    /// [`TooBig`] when they do not fit; see [`to_plan_exactly`].
+    /// They do not fit; see [`to_plan_exactly`].
     pub fn assign(claims: Vec<Claim>, root_blocks: u32) -> Result<Self, TooBig> {
         let mut meta = u64::from(ROOT_BLOCK) + u64::from(root_blocks);
         let mut data = u64::from(DATA_ARENA_START);
@@ -154,12 +154,12 @@ impl Space {
         Ok(Self { regions, len_bytes })
     }
 
-    /// The regions in the order of their addresses.
+    /// The regions, sorted by address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
     }
 
-    /// A region by its index.
+    /// The region with this index.
     pub fn region(&self, index: u32) -> &Region {
         &self.regions[index as usize]
     }
@@ -169,7 +169,7 @@ impl Space {
         self.len_bytes
     }
 
-    /// What `block` is for.
+    /// What `block` belongs to.
     pub fn area(&self, block: u32) -> Area {
         if block >= DATA_ARENA_START {
             return self.data_area(block);
@@ -193,7 +193,7 @@ impl Space {
 
     fn data_area(&self, block: u32) -> Area {
         let after = self.regions.partition_point(|r| r.data.start <= block);
-        // Of several regions that start here all but the last are empty.
+        // If several regions have this start, only the last one is not empty, and that is the one found.
         match after
             .checked_sub(1)
             .map(|index| (index, &self.regions[index]))
@@ -207,7 +207,7 @@ impl Space {
     }
 }
 
-/// Every region has a block of metadata at the least, so there are fewer than 2^25.
+/// Cannot saturate: every region has at least one metadata block, so there are fewer than 2^25.
 fn index_of(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
@@ -221,13 +221,14 @@ fn take(next: &mut u64, count: u64, end: u32) -> Result<Range<u32>, TooBig> {
     }
 }
 
-/// Which claims must be planned exactly before all of them can fit: as few as possible, the largest first.
+/// The claims whose upper bounds must be replaced by exact sizes so that all claims can fit: as few as possible,
+/// largest first.
 ///
-/// Empty when they fit as they are. Call again with the exact sizes until it is: the result does not depend
-/// on how many are planned at a time.
+/// Returns an empty list if all claims fit. Otherwise plan the returned claims and call again with their exact sizes.
+/// The result does not depend on how many claims are planned at a time.
 ///
 /// # Errors
-/// [`TooBig`] when exact sizes alone do not fit.
+/// The exact sizes alone do not fit.
 pub fn to_plan_exactly(claims: &[Claim], root_blocks: u32) -> Result<Vec<usize>, TooBig> {
     let meta_room = DATA_ARENA_START - ROOT_BLOCK - root_blocks;
     let data_room = DATA_ARENA_END - DATA_ARENA_START;
@@ -248,7 +249,8 @@ fn largest_until_fit(
     let mut bounds: Vec<usize> = (0..claims.len())
         .filter(|&index| !claims[index].size.exact)
         .collect();
-    // Stable: of equal bounds the first in the closure's order.
+    // A stable sort, so that of equal bounds the first in the closure's order is chosen: the layout must be
+    // deterministic.
     bounds.sort_by_key(|&index| std::cmp::Reverse(blocks(&claims[index].size)));
     let mut chosen = Vec::new();
     for index in bounds {

@@ -1,4 +1,4 @@
-//! Random trees, laid out without a file system.
+//! Lays out random trees, without a file system.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -39,7 +39,7 @@ impl Tree {
         }
     }
 
-    /// Length of the node in a NAR, without the magic; string by string, as `nix-store --dump` writes it.
+    /// Length of the node in a NAR, without the magic: the sum of the strings that `nix-store --dump` writes.
     fn nar_len(&self) -> u64 {
         let parens_and_type = string(1) + string(4) + string(1);
         parens_and_type
@@ -70,7 +70,7 @@ impl Tree {
         listing
     }
 
-    /// The directory at `path`, which has no leading part for the top.
+    /// The directory at `path`, which is relative to the top node.
     fn at(&self, path: &[u8]) -> &Self {
         let mut here = self;
         for part in path.split(|byte| *byte == b'/').skip(1) {
@@ -119,7 +119,7 @@ fn any_tree() -> impl Strategy<Value = Tree> {
     })
 }
 
-/// Directories of many equal children, which fill blocks as badly as can be.
+/// Directories of many equal children: the worst case for filling blocks.
 fn uniform_tree() -> impl Strategy<Value = Tree> {
     let leaf = prop_oneof![
         any_size().prop_map(Tree::File),
@@ -185,7 +185,7 @@ fn render(plan: &Plan, block: u32) -> Block {
     out
 }
 
-/// Small files share no block with what a look-up reads; the path's top node is the first of all.
+/// Inlined files share no block with directories and symlinks; the path's top node is in slot 0.
 fn check_kinds_apart(plan: &Plan, block: u32) -> Result<(), TestCaseError> {
     let is_small_file = |index: &u32| {
         let node = plan.node(*index);
@@ -198,7 +198,7 @@ fn check_kinds_apart(plan: &Plan, block: u32) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Nothing overlaps, nothing crosses a block that must not, and data blocks follow each other.
+/// Nothing overlaps, inodes do not cross block boundaries, and data blocks are contiguous.
 fn check_places(plan: &Plan) -> Result<(), TestCaseError> {
     let mut used = 0;
     for block in 0..plan.meta_blocks() {

@@ -1,4 +1,4 @@
-//! What a range of a path's data consists of.
+//! Splits a range of a path's data into files and zeros.
 
 use std::ops::Range;
 
@@ -8,22 +8,22 @@ use crate::erofs::layout::plan::{NodeIndex, Plan};
 /// A part of a path's data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataPart {
-    /// Bytes `range` of a file, or of a symlink's target.
+    /// A part of a file or of a symlink target.
     Node {
-        /// Which node.
+        /// The file or symlink.
         node: NodeIndex,
-        /// Which of its bytes; never empty.
+        /// The byte range in it; never empty.
         range: Range<u64>,
     },
-    /// So many zeros; at least one.
+    /// This number of zeros; at least one.
     Zeros(u64),
 }
 
-/// Calls `sink` with what bytes `wanted` of a path's data consist of, in order and without gaps. The planner must cover
-/// them.
+/// Calls `sink` with the parts of byte range `wanted` of a path's data, in order and without gaps. The planner must
+/// cover the range.
 ///
 /// # Errors
-/// What `sink` returned.
+/// The first error of `sink`.
 pub fn data_parts<E>(
     plan: &Plan,
     wanted: Range<u64>,

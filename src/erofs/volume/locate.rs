@@ -1,4 +1,4 @@
-//! What lies at a place of the disk: the answer to a kernel message that names a nid or a block.
+//! Maps an address of the disk to what it contains, to explain kernel messages with a nid or a block.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use crate::tree::FileKind;
 pub struct FileRef {
     /// Its path below the root of the disk; empty for the root.
     pub path: Vec<u8>,
-    /// Its inode.
+    /// Nid of its inode.
     pub nid: u64,
     /// Its type.
     pub kind: FileKind,
@@ -24,46 +24,46 @@ pub struct FileRef {
     pub size_bytes: u64,
 }
 
-/// What a range of the disk is for.
+/// What a range of the disk contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// The superblock.
     Superblock,
     /// An inode.
     Inode(FileRef),
-    /// Names and nids in a directory, `offset` being where in the directory the range starts.
+    /// Entries of a directory.
     Entries {
         /// The directory.
         dir: FileRef,
-        /// First byte of the range in the directory.
+        /// Offset of the range in the directory.
         offset: u64,
     },
-    /// A small file, whole, after its inode.
+    /// The contents of a small file, inlined after its inode.
     InlineData(FileRef),
-    /// A file in blocks of its own, whole.
+    /// The contents of a file in data blocks.
     Data(FileRef),
-    /// The target of a symlink, whole.
+    /// The target of a symlink.
     Target(FileRef),
     /// Zeros between the end of a file and the end of its last block.
     Padding(FileRef),
-    /// Zeros that nothing uses.
+    /// Unused zeros.
     Unused {
-        /// Name of the store path for which the range is kept; none if it belongs to nothing.
+        /// Name of the store path that the range is reserved for, if any.
         kept_for: Option<Box<[u8]>>,
     },
 }
 
-/// A place, and where it starts and ends.
+/// A place with its address range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spot {
-    /// What it is.
+    /// What the range contains.
     pub place: Place,
-    /// All bytes of the disk that belong to it.
+    /// All byte addresses of the disk that belong to it.
     pub range: Range<u64>,
 }
 
 impl Volume {
-    /// The unused range that block `block` is in and block `end` ends.
+    /// The unused range that contains block `block` and ends before block `end`.
     pub fn locate_unused(&self, block: u32, end: u32) -> Spot {
         Spot {
             place: Place::Unused { kept_for: None },
@@ -71,7 +71,7 @@ impl Volume {
         }
     }
 
-    /// Where the unused range starts that block `block` is in: after the last path of its arena.
+    /// Start of the unused range that contains block `block`: the end of the last path of its arena.
     fn unused_from(&self, block: u32) -> u64 {
         let last = self.space.regions().last();
         let start = last.map(|region| match block {
@@ -81,7 +81,7 @@ impl Volume {
         block_start(start.unwrap_or(block))
     }
 
-    /// What lies at byte `at`, which is in block `block` of the root directory.
+    /// What is at byte `at`, which is in block `block` of the root directory.
     pub fn locate_in_root(&self, block: u32, at: u64) -> Spot {
         let in_block = usize::try_from(at % BLOCK_LEN_BYTES).unwrap_or(0);
         let part = self
@@ -103,7 +103,7 @@ impl Volume {
     }
 }
 
-/// Byte at which the inode `nid` lies. Saturates for nids that no disk has.
+/// Byte address of the inode `nid`. Saturates for nids beyond any disk.
 pub fn nid_offset(nid: u64) -> u64 {
     nid.saturating_mul(u64::from(SLOT_LEN))
 }
@@ -117,7 +117,7 @@ fn root_ref(size_bytes: u64) -> FileRef {
     }
 }
 
-/// What lies at byte `at` of the first block.
+/// What is at byte `at` of block 0.
 pub fn in_superblock(at: u64) -> Spot {
     let start = SUPERBLOCK_OFFSET as u64;
     let end = start + size_of::<SuperBlock>() as u64;
@@ -134,7 +134,7 @@ fn block_start(block: u32) -> u64 {
     u64::from(block) * BLOCK_LEN_BYTES
 }
 
-/// `range` counts from the start of the block that `at` is in.
+/// A spot whose `range` is relative to the start of the block that contains `at`.
 fn spot(place: Place, at: u64, range: Range<usize>) -> Spot {
     let start = at - at % BLOCK_LEN_BYTES;
     Spot {
@@ -143,7 +143,7 @@ fn spot(place: Place, at: u64, range: Range<usize>) -> Spot {
     }
 }
 
-/// One path's plan and its place on the disk.
+/// A path's plan with its address ranges.
 #[derive(Debug)]
 pub struct PlacedPlan<'a> {
     pub(super) region: &'a Region,
@@ -167,7 +167,7 @@ impl PlacedPlan<'_> {
         }
     }
 
-    /// What lies at byte `at` of the disk, which is in metadata block `block` of the path.
+    /// What is at byte `at` of the disk, which is in metadata block `block` of the path.
     pub fn in_meta(&self, block: u32, at: u64) -> Spot {
         if let Some((dir, nth)) = self.plan.dirents_in_block(block) {
             return self.in_entries(self.plan.dir_at(dir).node(), nth, at);
@@ -186,7 +186,7 @@ impl PlacedPlan<'_> {
         self.around_inode(index, start(&index)..end, at)
     }
 
-    /// In `room`, which starts with an inode and ends before the next.
+    /// What is at byte `at`, which is in `room`: the part of a block from one inode to the next.
     fn around_inode(&self, index: NodeIndex, room: Range<usize>, at: u64) -> Spot {
         let node = self.plan.node(index);
         let form = self.plan.form(node);
@@ -202,7 +202,7 @@ impl PlacedPlan<'_> {
         }
     }
 
-    /// What stands after an inode.
+    /// What is inlined after an inode.
     fn inlined(&self, index: NodeIndex, node: &Node) -> Place {
         let file = self.file(index);
         match node.kind() {
@@ -215,7 +215,7 @@ impl PlacedPlan<'_> {
         }
     }
 
-    /// In block `nth` of a directory.
+    /// What is at byte `at`, which is in block `nth` of a directory.
     fn in_entries(&self, index: NodeIndex, nth: u32, at: u64) -> Spot {
         let dir = self.file(index);
         let offset = block_start(nth);
@@ -228,7 +228,7 @@ impl PlacedPlan<'_> {
         }
     }
 
-    /// What lies at byte `at` of the disk, which is in data block `block` of the path.
+    /// What is at byte `at` of the disk, which is in data block `block` of the path.
     pub fn in_data(&self, block: u32, at: u64) -> Spot {
         let Some((index, nth)) = self.plan.data_in_block(block) else {
             let start = block_start(self.region.data.start + self.plan.data_blocks());

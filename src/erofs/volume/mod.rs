@@ -1,4 +1,4 @@
-//! A whole disk: superblock, root directory and ranges of paths; what lies at each block.
+//! A whole disk: superblock, root directory, and the address ranges of the paths.
 
 mod data;
 mod locate;
@@ -13,17 +13,17 @@ use super::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use super::layout::plan::Plan;
 use super::layout::space::{Area, Space};
 
-/// A disk without what is in its paths.
+/// A disk without the contents of its paths.
 #[derive(Debug)]
 pub struct Volume {
     space: Space,
     superblock: Box<Block>,
-    /// None for a tree, whose root is the top node of its only region.
+    /// `None` for a tree, whose root directory is the top node of its only region.
     root: Option<RootDir>,
 }
 
 impl Volume {
-    /// A volume with these ranges; the superblock counts blocks and paths itself.
+    /// Creates a volume. The numbers of inodes and blocks in `fields` are computed and overwritten.
     pub fn new(space: Space, root: Option<RootDir>, fields: SuperBlockFields) -> Self {
         let blocks = space.len_bytes() / BLOCK_LEN_BYTES;
         let superblock = encode::superblock(&SuperBlockFields {
@@ -43,12 +43,12 @@ impl Volume {
         &self.space
     }
 
-    /// Whether the disk is one tree, and not a directory of paths.
+    /// Whether the disk is one tree instead of a directory of store paths.
     pub fn is_tree(&self) -> bool {
         self.root.is_none()
     }
 
-    /// A plan of region `region` in its place.
+    /// Combines a plan of region `region` with its address ranges.
     pub fn placed<'a>(&'a self, region: u32, plan: &'a Plan) -> PlacedPlan<'a> {
         PlacedPlan {
             region: self.space.region(region),
@@ -56,7 +56,7 @@ impl Volume {
         }
     }
 
-    /// The bytes of a block that belongs to no path.
+    /// The bytes of a block outside the paths: superblock, root directory, unused.
     pub fn block(&self, area: Area) -> Block {
         match (area, &self.root) {
             (Area::Superblock, _) => *self.superblock,

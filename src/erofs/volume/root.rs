@@ -10,8 +10,8 @@ use crate::erofs::layout::plan::{Form, needs_extended};
 use crate::erofs::layout::space::{ROOT_BLOCK, ROOT_NID, Region};
 use crate::tree::FileKind;
 
-/// Which block holds which entries. The inode is at the start of the first block; entries that do not fit
-/// after it fill the blocks that follow.
+/// The layout of the root directory. The inode is at the start of the first block. Entries that are not inlined after
+/// it fill the following blocks.
 #[derive(Debug)]
 pub struct RootDir {
     packing: Packing,
@@ -21,14 +21,14 @@ pub struct RootDir {
     fields: InodeFields,
 }
 
-/// What lies in the blocks of the root directory.
+/// A part of a block of the root directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootPart {
     /// The inode.
     Inode,
-    /// Entries, from this byte of the directory on.
+    /// Directory entries.
     Entries {
-        /// First byte of the part in the directory.
+        /// Offset of the part in the directory.
         offset: u64,
     },
     /// Zeros.
@@ -36,15 +36,15 @@ pub enum RootPart {
 }
 
 impl RootDir {
-    /// Lays out the names and types of the closure's paths, sorted. With a type that is not known the link count is 1, as
-    /// of any directory whose subdirectories were not counted (find(1) relies on that).
+    /// Lays out the sorted names and types of the closure's paths. If a type is unknown, the link count is 1, which
+    /// tells find(1) that subdirectories were not counted.
     pub fn new<'a>(
         paths: impl Iterator<Item = (&'a [u8], Option<FileKind>)> + Clone,
         attributes: &Attributes,
     ) -> Self {
         let dots = Dots::among(paths.clone().map(|(name, _)| name));
         let lens: Vec<u8> = paths.clone().map(|(name, _)| name_len(name)).collect();
-        // Every path has a block of metadata at the least, so there are fewer than 2^25.
+        // Cannot saturate: every path has at least one metadata block, so there are fewer than 2^25.
         let children = u32::try_from(lens.len()).unwrap_or(u32::MAX - 2);
         let packing = dots.pack(children, |child| lens[child as usize]);
         let nlink = nlink(paths.map(|(_, kind)| kind));
@@ -69,17 +69,17 @@ impl RootDir {
         }
     }
 
-    /// Blocks of inode and entries.
+    /// Number of blocks, including the one with the inode.
     pub fn blocks(&self) -> u32 {
         1 + self.packing.full_blocks() + u32::from(self.form.inline_len == 0)
     }
 
-    /// Length of the entries, with the full length of every block but the last.
+    /// `i_size`: all blocks but the last count as full.
     pub fn size_bytes(&self) -> u64 {
         self.packing.size_bytes()
     }
 
-    /// What byte `at` of block `block` belongs to, and the bytes of that block that do so too.
+    /// The part of block `block` that contains byte `at`, and its byte range in the block.
     pub fn part(&self, block: u32, at: usize) -> (RootPart, Range<usize>) {
         let full = self.packing.full_blocks();
         let after = usize::from(self.form.header_len());
@@ -97,7 +97,7 @@ impl RootDir {
         }
     }
 
-    /// The bytes of block `block`; `regions` are the paths in the order in which they were laid out.
+    /// The bytes of block `block`. `regions` are the paths in the order given to [`RootDir::new`].
     pub fn render(&self, block: u32, regions: &[Region]) -> Block {
         let mut out = [0; BLOCK_LEN_USIZE];
         let Some(entries_block) = block.checked_sub(1) else {
@@ -129,7 +129,7 @@ impl RootDir {
     }
 }
 
-/// Of a directory with entries of these types.
+/// Link count of a directory with entries of these types; 1 if a type is unknown.
 fn nlink(mut kinds: impl Iterator<Item = Option<FileKind>>) -> u32 {
     let count = |sum: u32, kind: Option<FileKind>| {
         kind.map(|kind| sum.saturating_add(u32::from(kind == FileKind::Directory)))
@@ -137,7 +137,7 @@ fn nlink(mut kinds: impl Iterator<Item = Option<FileKind>>) -> u32 {
     kinds.try_fold(2, count).unwrap_or(1)
 }
 
-/// The closure has checked that names have at most 255 bytes.
+/// Cannot saturate: `closure` rejects names over 255 bytes.
 fn name_len(name: &[u8]) -> u8 {
     u8::try_from(name.len()).unwrap_or(u8::MAX)
 }
