@@ -1,4 +1,4 @@
-//! The directory that the disk carries besides the closure, against what was to be put in it.
+//! Verifies the directory `.lazystore`, which the disk has in addition to the closure.
 
 use erofs_rs::types::Inode;
 
@@ -7,7 +7,7 @@ use super::expect::{Expect, attribute};
 use super::report::{Attribute, Difference, PathReport, Side};
 use crate::image::{BUILTIN_DIR, REGISTRATION_NAME};
 
-/// Looks at `.lazystore`, which is `inode` if it is there. It has one file, which holds `text`.
+/// Verifies `.lazystore`: it must contain one file with the contents `text`. `inode` is `None` if it is absent.
 pub(super) fn check_builtin(
     reader: &Reader<'_>,
     expect: &Expect,

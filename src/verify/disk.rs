@@ -1,4 +1,4 @@
-//! The disk as erofs-rs wants it: an image that is read asynchronously, by futures that never wait.
+//! Adapts [`Image`] to the asynchronous interface of erofs-rs. All futures complete without waiting.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,23 +12,23 @@ use erofs_rs::{Error, Result};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::image::{Image, ReadError};
 
-/// Bytes of a file that are read from the disk at once, as a guest's readahead would.
+/// Bytes of a file to read from the disk at once, like a guest's readahead.
 pub(super) const WINDOW_LEN: usize = 128 << 10;
-/// Metadata blocks that are kept. erofs-rs asks for an inode at a time, and a block has many.
+/// Number of metadata blocks to cache. erofs-rs reads one inode at a time, and a block has many.
 const KEPT_BLOCKS: usize = 64;
 
-/// A disk, with what was last read from it.
+/// A disk with a cache of recently read blocks.
 pub(super) struct Disk<'a> {
     image: &'a Image,
-    /// One reader uses it at a time; erofs-rs wants to be able to share it.
+    /// The mutex is never contended, since each thread has its own reader. erofs-rs requires `Sync`.
     recent: Mutex<Recent>,
 }
 
-/// Bytes of the disk as they were read from it, by address.
+/// Cached bytes of the disk.
 struct Recent {
     window: Vec<u8>,
     window_start: u64,
-    /// How many bytes of a file are wanted; zero while metadata is read.
+    /// How many bytes of a file's data to read ahead; 0 for reads of metadata.
     ahead: u64,
     blocks: Vec<Option<(u64, Box<[u8; BLOCK_LEN_USIZE]>)>>,
 }
@@ -68,7 +68,7 @@ impl<'a> Disk<'a> {
 }
 
 impl Recent {
-    /// Metadata block `block`.
+    /// Metadata block `block`, from the cache or the disk.
     fn block(
         &mut self,
         image: &Image,
@@ -87,7 +87,7 @@ impl Recent {
         Ok(&self.blocks[slot].insert(kept).1)
     }
 
-    /// Reads more than was asked for, as far as the rest of the file is contiguous.
+    /// Reads `ahead` bytes at once and serves later reads of the same range from the window.
     fn read_ahead(
         &mut self,
         image: &Image,
@@ -115,7 +115,7 @@ impl Recent {
     }
 }
 
-/// The same disk for erofs-rs, which keeps what it reads from to itself, and for the reader.
+/// Shares the disk between erofs-rs, which takes ownership of its image, and [`Reader`].
 pub(super) struct Handle<'a>(Arc<Disk<'a>>);
 
 impl AsyncImage for Handle<'_> {
@@ -125,10 +125,10 @@ impl AsyncImage for Handle<'_> {
     }
 }
 
-/// All files below a directory, each directory right before what is in it, in the order of names.
+/// Iterates over all files below a directory in pre-order, sorted by name.
 pub(super) type Walk<'r, 'a> = erofs_rs::r#async::WalkDir<'r, Handle<'a>>;
 
-/// An open disk, for one thread.
+/// An open disk, to be used by one thread.
 pub(super) struct Reader<'a> {
     fs: EroFS<Handle<'a>>,
     disk: Arc<Disk<'a>>,
@@ -146,12 +146,12 @@ impl<'a> Reader<'a> {
         now(self.fs.get_inode(nid))
     }
 
-    /// Names and inodes of the root directory. Those whose inodes cannot be read are left out;
-    /// [`Reader::why_absent`] tells more of them. `count` is how many may be so.
+    /// Names and inodes of the root directory. Entries whose inodes cannot be read are skipped (see
+    /// [`Reader::why_absent`]), up to `count` of them.
     pub(super) fn root_entries(&self, count: usize) -> Result<Vec<(Vec<u8>, Inode)>> {
         let mut entries = now(self.fs.read_dir("/"))?;
         let (mut found, mut failed) = (Vec::new(), 0);
-        // A directory block that cannot be read fails again and again.
+        // An unreadable directory block returns the same error for ever, so the number of errors is limited.
         while failed <= count {
             match next(&mut entries) {
                 Some(Ok(entry)) => found.push((entry.dir_entry.file_name().to_vec(), entry.inode)),
@@ -162,7 +162,7 @@ impl<'a> Reader<'a> {
         Ok(found)
     }
 
-    /// Why the root directory's entry `name` could not be read; none if there is no such entry.
+    /// Why the root directory's entry `name` could not be read; `None` if there is no such entry.
     pub(super) fn why_absent(&self, name: &[u8]) -> Option<Error> {
         match now(self.fs.open(at_root(name))) {
             Ok(_) | Err(Error::PathNotFound(_)) => None,
@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Everything below the directory `name` of the root directory.
+    /// Iterates over everything below the root directory's entry `name`.
     pub(super) fn walk(&self, name: &[u8]) -> Result<Walk<'_, 'a>> {
         now(self.fs.walk_dir(at_root(name)))
     }
@@ -179,9 +179,9 @@ impl<'a> Reader<'a> {
         Ok(now(self.fs.read_link_inode(inode))?.into_vec())
     }
 
-    /// Fills `buf` with what the file `inode` holds from `offset` on.
+    /// Fills `buf` with the contents of the file `inode` at `offset`.
     pub(super) fn read(&self, inode: Inode, buf: &mut [u8], offset: u64) -> Result<()> {
-        // What is inlined comes with its block.
+        // Inlined data is in a metadata block, which is cached as a whole.
         let ahead = match inode.layout() {
             Some(Layout::FlatPlain) => buf.len() as u64,
             _ => 0,
@@ -205,7 +205,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The next entry of a walk. After an error the walk is of no use.
+/// The next entry of a walk. The walk must not be used after an error.
 pub(super) fn next(walk: &mut Walk<'_, '_>) -> Option<Result<WalkDirEntry>> {
     poll(walk.next_entry()).unwrap_or_else(|| Some(Err(waited())))
 }
@@ -218,7 +218,7 @@ fn now<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     poll(future).unwrap_or_else(|| Err(waited()))
 }
 
-/// The result of a future that does not wait.
+/// Polls a future once. `None` if it is pending, which does not happen here.
 fn poll<T>(future: impl Future<Output = T>) -> Option<T> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),

@@ -1,4 +1,5 @@
-//! What the disk should say of a host file. Written apart from `erofs::layout::attributes` on purpose.
+//! The attributes that the disk should have for a host file. Deliberately independent of `erofs::layout::attributes`,
+//! so that a mistake there is found.
 
 use std::fmt::Display;
 use std::os::unix::fs::PermissionsExt;
@@ -10,9 +11,9 @@ use super::report::{Attribute, Difference};
 use crate::closure::Contents;
 use crate::image::ImageOptions;
 
-/// Modes, owners and times that the disk should show.
+/// Computes the expected modes, owners and times.
 pub(super) struct Expect {
-    /// What a NAR keeps, and not what the host says.
+    /// Attributes are those of a NAR instead of the host's.
     canonical: bool,
     uid: Option<u32>,
     gid: Option<u32>,
@@ -29,7 +30,7 @@ impl Expect {
         }
     }
 
-    /// Calls `differs` with everything but names and contents in which `inode` is not what it should be.
+    /// Calls `differs` for each difference between `inode` and `stat`, except for names, targets and contents.
     pub(super) fn compare(&self, inode: &Inode, stat: &Stat, differs: &mut dyn FnMut(Difference)) {
         let (disk_kind, host_kind) = (inode.file_type(), FileType::from_raw_mode(stat.st_mode));
         if disk_kind != host_kind {
@@ -44,7 +45,7 @@ impl Expect {
         compare_kind(inode, stat, differs);
     }
 
-    /// The same for what is no host file: `mode` is its type and permissions.
+    /// Like `compare`, for a file without counterpart on the host. `mode` is its expected type and permissions.
     pub(super) fn compare_canonical(
         &self,
         inode: &Inode,
@@ -118,7 +119,7 @@ fn compare_attributes(
     }
 }
 
-/// What only some types have.
+/// Compares the attributes that only some types have.
 fn compare_kind(inode: &Inode, stat: &Stat, differs: &mut dyn FnMut(Difference)) {
     match inode.file_type() {
         FileType::RegularFile if u64::try_from(stat.st_size) != Ok(inode.data_size()) => {

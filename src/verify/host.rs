@@ -1,5 +1,5 @@
-//! The host's directories, name by name below an open descriptor: no path is too long, and no symlink is
-//! followed. Apart from the store's code on purpose: a mistake there must not hide itself.
+//! Reads the host's directories with openat(2), one component at a time, so that no path is too long and no symlink is
+//! followed. Deliberately independent of `source::host`, so that a mistake there is found.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -34,7 +34,7 @@ impl HostDir {
         Ok(Self { fd: Arc::new(fd) })
     }
 
-    /// All names but `.` and `..`, sorted by their bytes.
+    /// All names except `.` and `..`, sorted by bytes.
     pub(super) fn names(&self) -> Result<Vec<Vec<u8>>, Errno> {
         let mut names = Vec::new();
         for entry in Dir::read_from(&*self.fd)? {
@@ -59,7 +59,7 @@ impl HostDir {
         Ok(rustix::fs::readlinkat(&*self.fd, name, Vec::new())?.into_bytes())
     }
 
-    /// The regular file `name`. Anything else does not block.
+    /// Opens the regular file `name`. Does not block if it is a FIFO or a device.
     pub(super) fn file(&self, name: &[u8]) -> Result<HostFile, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&*self.fd, name, flags, Mode::empty())?;
@@ -68,7 +68,7 @@ impl HostDir {
 }
 
 impl HostFile {
-    /// Reads from `offset` until `buf` is full or the file ends; returns how much there was.
+    /// Reads from `offset` until `buf` is full or the file ends; returns the number of bytes read.
     pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
         let mut filled = 0;
         while filled < buf.len() {

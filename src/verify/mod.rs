@@ -1,18 +1,19 @@
-//! Proof that a disk shows what the host has.
+//! Verifies that a disk has the same contents as the host.
 //!
-//! The disk is read by erofs-rs, which this project did not write, and the host without [`source`](crate::source):
-//! names, types, modes, owners, times, sizes, targets and every byte are compared, and the NAR hash of what the
-//! *disk* shows is compared with the registered one. All of it is one pass over the data, on all cores.
+//! To be independent of the code under test, the disk is read with erofs-rs, and the host without
+//! [`source`](crate::source). Names, types, modes, owners, times, sizes, targets and every byte are compared, and the
+//! NAR hash computed from the *disk* is compared with the registered one. All of it takes one pass over the data, on
+//! all cores.
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`report`] | differences, and what was compared |
-//! | `disk` | the disk as erofs-rs wants it |
-//! | `host` | the host's directories, by descriptor |
-//! | `expect` | what the disk should say of a host file |
-//! | `nar` | a NAR's hash, from a walk |
-//! | `path` | one store path: disk and host side by side |
-//! | `builtin` | what the disk carries besides |
+//! | [`report`] | the result: differences, and counts of what was compared |
+//! | `disk` | reads the disk with erofs-rs |
+//! | `host` | reads the host's directories |
+//! | `expect` | computes the attributes that the disk should have for a host file |
+//! | `nar` | computes a NAR's hash during a walk |
+//! | `path` | compares one store path on disk and host |
+//! | `builtin` | verifies `.lazystore`, which has no counterpart on the host |
 
 mod builtin;
 mod disk;
@@ -43,11 +44,11 @@ use path::{Subject, Task, check_path, check_root};
 /// What to verify.
 #[derive(Debug, Clone, Copy)]
 pub struct VerifyOptions {
-    /// Compute NAR hashes where they are registered.
+    /// Compute NAR hashes and compare them with the registered ones.
     pub hash: bool,
-    /// This many paths only, evenly chosen, always the same ones.
+    /// Verify only this many paths, evenly spaced and deterministic.
     pub sample: Option<NonZeroUsize>,
-    /// How many differences of one path are kept; the rest is counted.
+    /// Maximum number of differences to report per path; further ones are only counted.
     pub differences_per_path: usize,
 }
 
@@ -61,27 +62,27 @@ impl Default for VerifyOptions {
     }
 }
 
-/// Why nothing can be verified.
+/// Why verification cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// The independent reader does not take the disk.
+    /// erofs-rs rejects the disk.
     #[error("the disk has no readable root directory: {0}")]
     Disk(#[source] erofs_rs::Error),
     /// The host's directory cannot be read.
     #[error("{}: cannot be read to compare the disk with: {error}", path.display())]
     Host {
-        /// Where.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The kernel's error.
         error: rustix::io::Errno,
     },
 }
 
-/// Compares the disk `image` with the host's `closure`, path by path. `image_options` are those that the disk was
-/// made with. `progress` is told of every few bytes of file contents that have been compared.
+/// Compares the disk `image` with the host's `closure`, path by path. `image_options` are the options that the disk was
+/// built with. `progress` is called with the number of bytes of file contents compared since the last call.
 ///
 /// # Errors
-/// When the root of either cannot be read. All else that is wrong is in the report.
+/// The root of the disk or of the host cannot be read. All other faults are in the report.
 pub fn verify(
     image: &Image,
     closure: &Closure,
@@ -135,7 +136,7 @@ pub fn verify(
     Ok(Report::new(paths, [root].into_iter().chain(builtin)))
 }
 
-/// What should be on the disk.
+/// The expected entries of the disk's root directory, by name.
 fn subjects(contents: &Contents, host_names: Vec<Vec<u8>>) -> BTreeMap<Vec<u8>, Subject> {
     let listed = match contents {
         Contents::Tree => host_names.into_iter().map(Subject::unregistered).collect(),
@@ -147,7 +148,7 @@ fn subjects(contents: &Contents, host_names: Vec<Vec<u8>>) -> BTreeMap<Vec<u8>, 
         .collect()
 }
 
-/// What is on the disk, expected or not.
+/// Adds the actual entries of the disk's root directory, expected or not.
 fn add_inodes(subjects: &mut BTreeMap<Vec<u8>, Subject>, inodes: Vec<(Vec<u8>, Inode)>) {
     for (name, inode) in inodes {
         let subject = subjects
@@ -157,10 +158,10 @@ fn add_inodes(subjects: &mut BTreeMap<Vec<u8>, Subject>, inodes: Vec<(Vec<u8>, I
     }
 }
 
-/// `count` of `all`, from the first on at equal distances.
+/// Selects `count` evenly spaced elements of `all`.
 fn evenly<T>(all: Vec<T>, count: NonZeroUsize) -> Vec<T> {
     let (len, count) = (all.len(), count.get().min(all.len()));
-    // Number i is taken when a multiple of the distance falls on it.
+    // Selects i when i * count / len reaches the next integer.
     let taken = |i: usize| (i * count) / len != ((i + 1) * count) / len;
     all.into_iter()
         .enumerate()

@@ -1,8 +1,8 @@
-//! A NAR's hash and length, from a walk in the order of names (Nix thesis, figure 5.2).
+//! Computes a NAR's hash and length during a walk in name order (Nix thesis, figure 5.2).
 
 use sha2::{Digest, Sha256};
 
-/// A NAR that is being hashed. What is put in is what `nix-store --dump` would write.
+/// Hashes the byte stream that `nix-store --dump` would write.
 pub(super) struct Nar {
     hash: Sha256,
     len_bytes: u64,
@@ -31,7 +31,7 @@ impl Nar {
         self.strings(&[b"(", b"type", b"symlink", b"target", target]);
     }
 
-    /// Begins a file; `size_bytes` of contents and [`Nar::end_contents`] follow.
+    /// Begins a regular file. Its contents and [`Nar::end_contents`] must follow.
     pub(super) fn begin_file(&mut self, executable: bool, size_bytes: u64) {
         self.strings(&[b"(", b"type", b"regular"]);
         if executable {
@@ -76,7 +76,7 @@ impl Nar {
         self.len_bytes += bytes.len() as u64;
     }
 
-    /// Fills up to 8 bytes: everything else in a NAR is a multiple of that.
+    /// Pads to a multiple of 8 bytes.
     fn pad(&mut self) {
         let missing = usize::try_from(self.len_bytes.next_multiple_of(8) - self.len_bytes);
         self.bytes(&[0; 8][..missing.unwrap_or(0)]);

@@ -1,4 +1,4 @@
-//! One store path: the disk's walk and the host's directories side by side.
+//! Compares one store path: walks the disk and lists the host's directories in parallel.
 
 use std::iter::Peekable;
 use std::vec::IntoIter;
@@ -15,21 +15,21 @@ use super::nar::Nar;
 use super::report::{Attribute, Difference, PathReport, Side};
 use crate::closure::StorePath;
 
-/// An entry of the root directory, of the disk or of what should be on it.
+/// An entry of the root directory: expected, found on the disk, or both.
 pub(super) struct Subject {
     pub(super) name: Vec<u8>,
     pub(super) nar_size: Option<u64>,
     nar_hash: Option<[u8; 32]>,
-    /// It should be there.
+    /// It should be on the disk.
     expected: bool,
-    /// It is not on the host: only its hash tells what it should be.
+    /// It is not on the host, so only its NAR hash can be verified.
     pub(super) is_remote: bool,
-    /// It is there.
+    /// Its inode, if it is on the disk.
     pub(super) inode: Option<Inode>,
 }
 
 impl Subject {
-    /// What to compare it with.
+    /// The host directory to compare it with; `None` for a remote path.
     fn host<'h>(&self, host: &'h HostDir) -> Option<&'h HostDir> {
         (!self.is_remote).then_some(host)
     }
@@ -61,7 +61,7 @@ impl Subject {
     }
 }
 
-/// What every path of a thread has in common.
+/// What all paths verified by one thread share.
 pub(super) struct Task<'t, 'a> {
     pub(super) reader: &'t Reader<'a>,
     pub(super) expect: &'t Expect,
@@ -69,7 +69,7 @@ pub(super) struct Task<'t, 'a> {
     pub(super) progress: &'t (dyn Fn(u64) + Sync),
 }
 
-/// The root directory itself, without what is in it. Only a tree's root is a host directory.
+/// Compares the attributes of the root directory itself, without its entries.
 pub(super) fn check_root(
     reader: &Reader<'_>,
     host: &HostDir,
@@ -107,22 +107,23 @@ pub(super) fn check_path(task: &Task<'_, '_>, host: &HostDir, subject: &Subject)
     check.report
 }
 
-/// A directory of the host that the walk is in; none if only the disk has it.
+/// A directory that the walk is in.
 struct Level {
+    /// The directory on the host; `None` if only the disk has it.
     host: Option<HostDir>,
     names: Peekable<IntoIter<Vec<u8>>>,
-    /// Length of the path up to this directory.
+    /// Length to which to truncate [`Check::path`] when the walk leaves the directory.
     path_len: usize,
 }
 
-/// One path's comparison.
+/// The comparison of one path.
 struct Check<'t, 'a> {
     task: &'t Task<'t, 'a>,
     report: PathReport,
-    /// None if the hash is not wanted, or cannot be right any more.
+    /// `None` if no hash is wanted, or if part of the path could not be read.
     nar: Option<Nar>,
     levels: Vec<Level>,
-    /// The file that is compared, below the store path.
+    /// Path of the current file, relative to the store path.
     path: Vec<u8>,
     disk_bytes: Vec<u8>,
     host_bytes: Vec<u8>,
@@ -150,13 +151,13 @@ impl<'t, 'a> Check<'t, 'a> {
         self.report.add(limit, &self.path, difference);
     }
 
-    /// The disk does not give what is needed: there is no hash without it.
+    /// Records that the disk cannot be read here, and gives up on the NAR hash.
     fn unreadable(&mut self, error: &erofs_rs::Error) {
         self.nar = None;
         self.differs(unreadable_disk(error));
     }
 
-    /// Everything below the path's top directory, which is open.
+    /// Compares everything below the path's top directory.
     fn walk(&mut self, name: &[u8]) {
         let mut walk = match self.task.reader.walk(name) {
             Ok(walk) => walk,
@@ -170,7 +171,7 @@ impl<'t, 'a> Check<'t, 'a> {
                     }
                     self.entry(entry.dir_entry.file_name(), entry.inode);
                 }
-                // Where the walk would go on is not known.
+                // The position of the walk is undefined after an error.
                 Err(error) => return self.unreadable(&error),
             }
         }
@@ -179,7 +180,7 @@ impl<'t, 'a> Check<'t, 'a> {
         }
     }
 
-    /// An entry of the innermost directory.
+    /// Compares an entry of the innermost directory.
     fn entry(&mut self, name: &[u8], inode: Inode) {
         self.missing_before(Some(name));
         let host = self.levels.last_mut().and_then(|level| {
@@ -202,7 +203,7 @@ impl<'t, 'a> Check<'t, 'a> {
         }
     }
 
-    /// Ends the innermost directory.
+    /// Leaves the innermost directory.
     fn leave(&mut self) {
         self.missing_before(None);
         let Some(level) = self.levels.pop() else {
@@ -218,7 +219,7 @@ impl<'t, 'a> Check<'t, 'a> {
         }
     }
 
-    /// Reports the host's names that come before `name`, or all that are left.
+    /// Reports the host's names that sort before `name`, or all remaining ones, as missing on the disk.
     fn missing_before(&mut self, name: Option<&[u8]>) {
         while let Some(level) = self.levels.last_mut() {
             let before = |next: &Vec<u8>| name.is_none_or(|name| next.as_slice() < name);
@@ -231,7 +232,7 @@ impl<'t, 'a> Check<'t, 'a> {
         }
     }
 
-    /// Adds `name` to the path; returns its length before.
+    /// Appends `name` to the path; returns the previous length.
     fn enter_path(&mut self, name: &[u8]) -> usize {
         let len = self.path.len();
         if len > 0 {
@@ -241,11 +242,11 @@ impl<'t, 'a> Check<'t, 'a> {
         len
     }
 
-    /// A file of any type, which is `name` in `host` if it should be on the disk at all.
+    /// Compares a file of any type with `name` in `host`. `host` is `None` if there is nothing to compare with.
     fn node(&mut self, host: Option<&HostDir>, name: &[u8], inode: Inode) {
         self.report.tally.files += 1;
-        let stat = host.and_then(|dir| self.examine(dir, name, &inode));
-        // A file of another type has been reported, and there is nothing to compare it with.
+        let stat = host.and_then(|dir| self.compare_attributes(dir, name, &inode));
+        // A difference of type has been reported already, and the contents cannot be compared then.
         let same_kind = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == inode.file_type();
         let host = host.filter(|_| stat.as_ref().is_some_and(same_kind));
         match inode.file_type() {
@@ -256,21 +257,21 @@ impl<'t, 'a> Check<'t, 'a> {
                     stat.is_some_and(|s| u64::try_from(s.st_size) == Ok(inode.data_size()));
                 self.regular(host.filter(|_| same_size), name, inode);
             }
-            // No NAR has such files.
+            // A NAR cannot contain such files.
             _ => self.nar = None,
         }
     }
 
-    fn examine(&mut self, dir: &HostDir, name: &[u8], inode: &Inode) -> Option<Stat> {
-        let stat = self.host_answer(dir.stat(name))?;
+    fn compare_attributes(&mut self, dir: &HostDir, name: &[u8], inode: &Inode) -> Option<Stat> {
+        let stat = self.host_result(dir.stat(name))?;
         let expect = self.task.expect;
         expect.compare(inode, &stat, &mut |difference| self.differs(difference));
         Some(stat)
     }
 
-    /// What the host said, unless it refused, which is a difference.
-    fn host_answer<T>(&mut self, answer: Result<T, Errno>) -> Option<T> {
-        match answer {
+    /// The value of a host result; an error is recorded as a difference.
+    fn host_result<T>(&mut self, result: Result<T, Errno>) -> Option<T> {
+        match result {
             Ok(value) => Some(value),
             Err(errno) => {
                 self.differs(unreadable_host(errno));
@@ -283,11 +284,11 @@ impl<'t, 'a> Check<'t, 'a> {
         if let Some(nar) = &mut self.nar {
             nar.begin_directory();
         }
-        let host = host.and_then(|dir| self.host_answer(dir.dir(name)));
-        let names = host.as_ref().and_then(|dir| self.host_answer(dir.names()));
+        let host = host.and_then(|dir| self.host_result(dir.dir(name)));
+        let names = host.as_ref().and_then(|dir| self.host_result(dir.names()));
         let path_len = self.path.iter().rposition(|byte| *byte == b'/');
         self.levels.push(Level {
-            // Without a list of names nothing can be said of what is in it.
+            // If listing failed, do not report every entry as missing on the host.
             host: host.filter(|_| names.is_some()),
             names: names.unwrap_or_default().into_iter().peekable(),
             path_len: path_len.unwrap_or(0),
@@ -303,7 +304,7 @@ impl<'t, 'a> Check<'t, 'a> {
             nar.symlink(&target);
             nar.end();
         }
-        let expected = host.and_then(|dir| self.host_answer(dir.target(name)));
+        let expected = host.and_then(|dir| self.host_result(dir.target(name)));
         if let Some(expected) = expected.filter(|expected| *expected != target) {
             let [disk, expected] = [&target, &expected].map(|t| t.escape_ascii());
             self.differs(attribute(Attribute::Target, disk, expected));
@@ -316,7 +317,7 @@ impl<'t, 'a> Check<'t, 'a> {
             use std::os::unix::fs::PermissionsExt;
             nar.begin_file(inode.permissions().mode() & 0o100 != 0, size);
         }
-        let host = host.and_then(|dir| self.host_answer(dir.file(name)));
+        let host = host.and_then(|dir| self.host_result(dir.file(name)));
         self.contents(host, inode, size);
         if let Some(nar) = &mut self.nar {
             nar.end_contents();
@@ -324,7 +325,7 @@ impl<'t, 'a> Check<'t, 'a> {
         }
     }
 
-    /// Reads a file's contents once, for the comparison and for the hash.
+    /// Reads a file's contents once, for both the comparison and the hash.
     fn contents(&mut self, mut host: Option<HostFile>, inode: Inode, size: u64) {
         let mut at = 0;
         while at < size {
@@ -342,7 +343,7 @@ impl<'t, 'a> Check<'t, 'a> {
             if let Some(nar) = &mut self.nar {
                 nar.contents(bytes);
             }
-            // One difference a file is enough.
+            // Report only the first difference of a file.
             host = host.filter(|host| self.same_bytes(host, len, at));
             self.report.tally.bytes += len as u64;
             (self.task.progress)(len as u64);
@@ -350,10 +351,10 @@ impl<'t, 'a> Check<'t, 'a> {
         }
     }
 
-    /// Compares `len` bytes, which have been read from the disk, with the host's at `at`.
+    /// Compares the first `len` bytes of `disk_bytes` with the host's file at offset `at`.
     fn same_bytes(&mut self, host: &HostFile, len: usize, at: u64) -> bool {
         let read = host.read(&mut self.host_bytes[..len], at);
-        let Some(count) = self.host_answer(read) else {
+        let Some(count) = self.host_result(read) else {
             return false;
         };
         if self.disk_bytes[..len] == self.host_bytes[..count] {

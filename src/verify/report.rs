@@ -1,8 +1,8 @@
-//! What was compared, and what differs.
+//! The result of a verification.
 
 use std::fmt;
 
-/// Which of the two.
+/// Disk or host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The disk, as erofs-rs reads it.
@@ -11,7 +11,7 @@ pub enum Side {
     Host,
 }
 
-/// A part of what a file is, apart from its bytes.
+/// An attribute of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attribute {
     /// Type of the file.
@@ -20,7 +20,7 @@ pub enum Attribute {
     Permissions,
     /// Owner and group.
     Owner,
-    /// Time of the last change.
+    /// Modification time.
     Mtime,
     /// Length in bytes.
     Size,
@@ -30,20 +30,20 @@ pub enum Attribute {
     Target,
 }
 
-/// One thing that is not as it should be.
+/// One difference between disk and host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Difference {
-    /// Only the other side has the file.
+    /// The file is missing on this side.
     #[error("is not {}", .0.place())]
     Missing(Side),
-    /// Both have it, but not the same.
+    /// An attribute differs.
     #[error("{attribute} is {disk} on the disk and should be {expected}")]
     Attribute {
-        /// What differs.
+        /// Which attribute.
         attribute: Attribute,
-        /// What the disk says.
+        /// Its value on the disk.
         disk: String,
-        /// What the host makes of it.
+        /// The value expected from the host's file.
         expected: String,
     },
     /// The contents differ.
@@ -52,28 +52,28 @@ pub enum Difference {
         /// The first byte of the file that differs.
         offset: u64,
     },
-    /// It cannot be compared.
+    /// One side cannot be read.
     #[error("cannot be read {}: {error}", .side.place())]
     Unreadable {
-        /// Who refused.
+        /// Which side.
         side: Side,
-        /// Why.
+        /// The reason.
         error: String,
     },
     /// The path's NAR has another length.
     #[error("its NAR has {disk} bytes on the disk, {registered} are registered")]
     NarSize {
-        /// What the disk shows.
+        /// The length computed from the disk.
         disk: u64,
-        /// What the registration says.
+        /// The registered length.
         registered: u64,
     },
     /// The path's NAR has another hash.
     #[error("its NAR hash is sha256:{} on the disk, sha256:{} is registered", hex(.disk), hex(.registered))]
     NarHash {
-        /// What the disk shows.
+        /// The hash computed from the disk.
         disk: [u8; 32],
-        /// What the registration says.
+        /// The registered hash.
         registered: [u8; 32],
     },
 }
@@ -85,25 +85,25 @@ pub struct Tally {
     pub files: u64,
     /// Bytes of regular files' contents.
     pub bytes: u64,
-    /// NARs whose hash is the registered one.
+    /// NARs whose hash equals the registered one.
     pub nar_hashes: u64,
 }
 
-/// What came of one path.
+/// The result for one path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PathReport {
-    /// Its name in the store, or in the root of a tree; empty for the root of a tree itself.
+    /// Its name in the root directory; empty for the root directory itself.
     pub name: Vec<u8>,
     /// What was compared.
     pub tally: Tally,
-    /// The first differences, each with the file's path below the path, which is empty for the path itself.
+    /// The first differences, each with the file's path relative to this path (empty for the path itself).
     pub differences: Vec<(Vec<u8>, Difference)>,
-    /// How many differences there were.
+    /// Total number of differences.
     pub count: u64,
 }
 
 impl PathReport {
-    /// Of a path of which nothing can be read from the disk.
+    /// The report of a path that cannot be read from the disk at all.
     pub(super) fn unreadable(name: &[u8], error: &dyn fmt::Display) -> Self {
         let mut report = Self {
             name: name.to_vec(),
@@ -117,7 +117,7 @@ impl PathReport {
         report
     }
 
-    /// Notes a difference; only the first `limit` are kept.
+    /// Counts a difference, and keeps it if there are fewer than `limit`.
     pub(super) fn add(&mut self, limit: usize, file: &[u8], difference: Difference) {
         self.count += 1;
         if self.differences.len() < limit {
@@ -126,25 +126,25 @@ impl PathReport {
     }
 }
 
-/// What came of all paths.
+/// The result for all paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// How many paths were compared.
+    /// Number of paths compared.
     pub paths: usize,
-    /// What was compared in all of them.
+    /// Totals over all paths.
     pub tally: Tally,
     /// The paths with differences, sorted by name.
     pub faulty: Vec<PathReport>,
 }
 
 impl Report {
-    /// `besides` is what came of what is no path: the root directory itself, what the disk carries besides.
-    pub(super) fn new(paths: Vec<PathReport>, besides: impl Iterator<Item = PathReport>) -> Self {
+    /// `others` are the reports of entries that do not count as paths: the root directory itself and `.lazystore`.
+    pub(super) fn new(paths: Vec<PathReport>, others: impl Iterator<Item = PathReport>) -> Self {
         let mut report = Self {
             paths: paths.len(),
             ..Self::default()
         };
-        for path in paths.into_iter().chain(besides) {
+        for path in paths.into_iter().chain(others) {
             report.tally.files += path.tally.files;
             report.tally.bytes += path.tally.bytes;
             report.tally.nar_hashes += path.tally.nar_hashes;
@@ -156,7 +156,7 @@ impl Report {
         report
     }
 
-    /// Nothing differs.
+    /// Whether there are no differences.
     pub fn is_clean(&self) -> bool {
         self.faulty.is_empty()
     }
