@@ -1,4 +1,4 @@
-//! A child process: how it ended, and its end within a bounded time.
+//! Child processes: exit status, and termination within a bounded time.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,11 +8,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// How long a killed process may take to go. One that waits for a disk in the kernel goes only when that answers.
+/// How long to wait for a killed process. A process in uninterruptible sleep (waiting for a disk) exits only when the
+/// kernel wakes it up.
 const KILL_GRACE: Duration = Duration::from_secs(2);
 
-/// Pause between two looks at children that were asked to end.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Polling interval while waiting for children to exit.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,12 +22,12 @@ pub enum End {
     Exited(u8),
     /// This signal ended it.
     Killed(Signal),
-    /// The kernel does not tell, or by a signal without a name.
+    /// The status is not known, or the signal has no name.
     Unknown,
 }
 
 impl End {
-    /// As a shell has it: the exit code, or 128 and the number of the signal.
+    /// The status as a shell's `$?`: the exit code, or 128 plus the signal number.
     pub fn shell_code(self) -> u8 {
         match self {
             Self::Exited(code) => code,
@@ -36,7 +37,7 @@ impl End {
     }
 }
 
-/// A child. Its number belongs to it until its end has been seen here, so signals cannot reach anyone else.
+/// A child process. Its PID is not reused before it is reaped here, so signals cannot reach another process.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -48,12 +49,12 @@ impl Child {
         Self { pid, end: None }
     }
 
-    /// Its process number.
+    /// Its PID.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// How it ended; none while it lives.
+    /// How it ended; `None` while it is running.
     pub fn end(&mut self) -> Option<End> {
         if self.end.is_none() {
             self.end = match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
@@ -65,7 +66,7 @@ impl Child {
         self.end
     }
 
-    /// Waits until it has ended, however long that takes.
+    /// Waits without limit until it has ended.
     pub fn wait(&mut self) -> End {
         loop {
             if let Some(end) = self.end {
@@ -79,22 +80,23 @@ impl Child {
         }
     }
 
-    /// Sends a signal, unless it has ended.
+    /// Sends a signal, unless the child has ended.
     pub fn signal(&mut self, signal: Signal) {
         if self.end().is_none() {
-            // It may end at this moment; it is not waited for yet, so its number is still its own.
+            // If it exits right now, it is a zombie that still owns the PID.
             let _ = kill(self.pid, signal);
         }
     }
 
-    /// Asks it to end, kills it after `grace`, and returns how it ended; none if even that did not end it in time.
+    /// Sends SIGTERM, then SIGKILL after `grace`, and returns how it ended. `None` if it is still running after the
+    /// kill, see [`stop_all`].
     pub fn stop(&mut self, grace: Duration) -> Option<End> {
         stop_all(&mut [&mut *self], grace);
         self.end()
     }
 }
 
-/// How a process ended that `waitpid` tells of; none if it lives.
+/// Converts a status from waitpid(2); `None` if the process is still running.
 fn ended(status: WaitStatus) -> Option<End> {
     match status {
         WaitStatus::Exited(_, code) => Some(u8::try_from(code).map_or(End::Unknown, End::Exited)),
@@ -103,8 +105,8 @@ fn ended(status: WaitStatus) -> Option<End> {
     }
 }
 
-/// Asks all of them to end, and kills those that have not after `grace`. Takes two seconds more at most: what a kill does
-/// not end waits in the kernel, and goes when the kernel lets it.
+/// Sends SIGTERM to all of them, and SIGKILL to those that are still running after `grace`. Returns at most two seconds
+/// later, even if a killed process is stuck in the kernel and still exists.
 pub fn stop_all(children: &mut [&mut Child], grace: Duration) {
     for (signal, time) in [(Signal::SIGTERM, grace), (Signal::SIGKILL, KILL_GRACE)] {
         children.iter_mut().for_each(|child| child.signal(signal));
@@ -113,13 +115,13 @@ pub fn stop_all(children: &mut [&mut Child], grace: Duration) {
             if Instant::now() >= deadline {
                 break;
             }
-            thread::sleep(LOOK_AGAIN);
+            thread::sleep(POLL_INTERVAL);
         }
     }
     for child in children.iter_mut().filter(|child| child.end.is_none()) {
         tracing::warn!(
             pid = child.pid.as_raw(),
-            "a process was killed and has not ended: it waits in the kernel, for a disk perhaps"
+            "a killed process still exists: it is blocked in the kernel, perhaps by a disk"
         );
     }
 }
@@ -131,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    /// A child that the standard library started, and that it does not wait for.
+    /// A child that was started by the standard library but is reaped by [`Child`].
     #[expect(clippy::zombie_processes, reason = "Child waits for it")]
     fn shell(script: &str) -> Child {
         let child = Command::new("sh")
@@ -146,7 +148,7 @@ mod tests {
         loop {
             match child.end() {
                 Some(end) => return end,
-                None => thread::sleep(LOOK_AGAIN),
+                None => thread::sleep(POLL_INTERVAL),
             }
         }
     }
@@ -164,7 +166,7 @@ mod tests {
     fn a_child_that_ignores_the_request_is_killed() {
         let mut child = shell("trap '' TERM; while :; do sleep 1; done");
         let end = child.stop(Duration::from_millis(50));
-        // The signal may have come before the shell ignored it.
+        // SIGTERM may arrive before the shell ignores it.
         assert!(matches!(
             end,
             Some(End::Killed(Signal::SIGKILL | Signal::SIGTERM))

@@ -1,30 +1,30 @@
-//! Why a process cannot be started or watched.
+//! Errors of starting and watching processes.
 
 use std::io;
 
 /// Why a process cannot be started or watched.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// Only the thread that forks exists in the child; a lock that another one held would stay locked there.
+    /// fork(2) copies only the calling thread. A lock held by another thread would stay locked in the child for ever.
     #[error(
         "this process has {threads} threads, and only one may exist when it starts another process"
     )]
     Threads {
-        /// How many there are.
+        /// The number of threads.
         threads: usize,
     },
-    /// The host refused.
+    /// A system call failed.
     #[error("cannot {action}: {source}")]
     Host {
-        /// What was tried.
+        /// What was attempted.
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
 impl ProcessError {
-    /// For `map_err`: names what was tried.
+    /// For `map_err`: adds what was attempted.
     pub(super) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Host {
             action,

@@ -2,12 +2,12 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | `role` | forks a process that runs one function and exits: it never returns into its caller |
-//! | `child` | how a child ended, signals to it, its end within a bounded time |
-//! | `signals` | the signals that a parent waits for |
-//! | `shared` | memory that a process shares with its children |
+//! | `role` | forks a process that runs one function and exits, so that it never returns into the caller |
+//! | `child` | exit status, signals, termination within a bounded time |
+//! | `signals` | receives signals through a descriptor |
+//! | `shared` | memory shared between a process and its children |
 //!
-//! A process that forks has one thread. Children die with their parent.
+//! Only a process with one thread may fork. Children get a signal when their parent dies.
 
 mod child;
 mod error;

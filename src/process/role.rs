@@ -1,4 +1,4 @@
-//! A process that runs one function and exits.
+//! Forks a process that runs one function and exits.
 
 use std::fs;
 use std::thread;
@@ -10,15 +10,16 @@ use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
 use super::{Child, ProcessError};
 
-/// Exit code of a role that panicked, as of any Rust program.
+/// Exit code of a role that panicked, the same as of any Rust program.
 const EXIT_PANICKED: u8 = 101;
 
-/// Starts a process that runs `role` and exits with what it returns. It gets `on_parent_death` when this process dies.
+/// Forks a process that runs `role` and exits with its return value. The kernel sends it `on_parent_death` when this
+/// process dies.
 ///
-/// In the new process nothing of the caller is dropped: destructors that remove files or unmount run in one process only.
+/// The new process drops nothing of the caller, so destructors that remove files or unmount run only in the parent.
 ///
 /// # Errors
-/// When this process has other threads, or the kernel allows no further process.
+/// This process has other threads, or fork(2) fails.
 #[allow(unsafe_code)]
 pub fn spawn(on_parent_death: Signal, role: impl FnOnce() -> u8) -> Result<Child, ProcessError> {
     require_one_thread()?;
@@ -26,16 +27,16 @@ pub fn spawn(on_parent_death: Signal, role: impl FnOnce() -> u8) -> Result<Child
     // SAFETY: this process has one thread, as was just checked, so no lock is held by a thread that the child lacks.
     match unsafe { fork() }.map_err(ProcessError::host("start a process"))? {
         ForkResult::Parent { child } => Ok(Child::new(child)),
-        ForkResult::Child => play(parent, on_parent_death, role),
+        ForkResult::Child => run(parent, on_parent_death, role),
     }
 }
 
-/// The child's whole life.
-fn play(parent: Pid, on_parent_death: Signal, role: impl FnOnce() -> u8) -> ! {
-    // A panic must not unwind into the caller's frames.
+/// Runs `role` in the child.
+fn run(parent: Pid, on_parent_death: Signal, role: impl FnOnce() -> u8) -> ! {
+    // A panic must not unwind into the parent's stack frames.
     let _guard = ExitOnUnwind;
     let tied = prctl::set_pdeathsig(on_parent_death);
-    // The parent may have died before the child was tied to it.
+    // If the parent died before prctl(2), no signal will come.
     if tied.is_err() || getppid() != parent {
         exit_now(EXIT_PANICKED);
     }
@@ -50,14 +51,14 @@ impl Drop for ExitOnUnwind {
     }
 }
 
-/// Ends this process at once: without destructors, and without what `atexit` has of the process it was forked from.
+/// Exits at once, without destructors and without the `atexit` handlers inherited from the parent.
 #[allow(unsafe_code)]
 pub fn exit_now(code: u8) -> ! {
     // SAFETY: _exit(2) has no preconditions; nothing of this process is used afterwards.
     unsafe { libc::_exit(i32::from(code)) }
 }
 
-/// A joined thread stays visible for an instant, so this looks several times.
+/// Retries, because a thread stays visible in /proc for an instant after it was joined.
 fn require_one_thread() -> Result<(), ProcessError> {
     let mut threads = 0;
     for _ in 0..50 {

@@ -1,4 +1,4 @@
-//! Memory that a process shares with the children it forks later.
+//! Memory shared between a process and the children that it forks later.
 
 use std::io;
 use std::ops::Deref;
@@ -9,10 +9,10 @@ use zerocopy::FromZeros;
 
 use super::ProcessError;
 
-/// Some `T`, all zeros at first. A child that is forked later sees what its parent writes, and the other way round; what
-/// a child wrote outlives it. Pages that nobody has touched take no memory.
+/// A zeroed slice of `T` in a shared mapping. Parent and children that are forked later see each other's writes, and
+/// the contents outlive the child that wrote them. Untouched pages take no memory.
 ///
-/// What another process writes there is to be taken for any value that a `T` may have.
+/// Another process may write any valid value of `T` at any time, so do not trust the contents.
 #[derive(Debug)]
 pub struct Shared<T: FromZeros + Sync> {
     start: NonNull<T>,
@@ -20,17 +20,17 @@ pub struct Shared<T: FromZeros + Sync> {
 }
 
 #[allow(unsafe_code)]
-// SAFETY: it gives out shared references only, and `T` is `Sync`; the mapping belongs to no thread.
+// SAFETY: only shared references are handed out, `T` is `Sync`, and a mapping is not tied to a thread.
 unsafe impl<T: FromZeros + Sync> Send for Shared<T> {}
 #[allow(unsafe_code)]
 // SAFETY: as above.
 unsafe impl<T: FromZeros + Sync> Sync for Shared<T> {}
 
 impl<T: FromZeros + Sync> Shared<T> {
-    /// Room for `count` of them.
+    /// Maps `count` elements.
     ///
     /// # Errors
-    /// When the kernel has no memory left, or no addresses.
+    /// The kernel has no memory or address space left.
     #[allow(unsafe_code)]
     pub fn new(count: usize) -> Result<Self, ProcessError> {
         let fault = ProcessError::host("share memory with a process");
@@ -50,7 +50,7 @@ impl<T: FromZeros + Sync> Shared<T> {
     }
 }
 
-/// Length of a mapping, which must not be empty. A page is enough for the alignment of any `T` here.
+/// Length of the mapping; at least 1, because mmap(2) rejects 0. Page alignment is enough for every `T` used here.
 fn len_bytes<T>(count: usize) -> Option<usize> {
     const { assert!(align_of::<T>() <= 4096) };
     let len_bytes = size_of::<T>().max(1).checked_mul(count.max(1))?;
@@ -62,8 +62,8 @@ impl<T: FromZeros + Sync> Deref for Shared<T> {
 
     #[allow(unsafe_code)]
     fn deref(&self) -> &[T] {
-        // SAFETY: the mapping is as long as that, lives as long as `self`, and is aligned to a page. Zeros are a `T`; it is
-        // written to only through shared references to `T`, here or in another process.
+        // SAFETY: the mapping has this length, lives as long as `self`, and is page-aligned. All zeros are a valid `T`,
+        // and all processes write to it only through shared references to `T`.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.count) }
     }
 }
@@ -72,7 +72,7 @@ impl<T: FromZeros + Sync> Drop for Shared<T> {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
         if let Some(len_bytes) = len_bytes::<T>(self.count) {
-            // SAFETY: nobody has a reference to it any more. Other processes have mappings of their own.
+            // SAFETY: all references borrow from `self`, so none is left. Other processes have their own mappings.
             unsafe { libc::munmap(self.start.as_ptr().cast(), len_bytes) };
         }
     }

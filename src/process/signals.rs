@@ -1,4 +1,4 @@
-//! The signals that a parent waits for.
+//! Receives signals through a signalfd(2).
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,7 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 
 use super::ProcessError;
 
-/// What asks a process to end: a supervisor, a terminal's Ctrl-C and Ctrl-\, a terminal that has gone.
+/// Signals that request termination: from a supervisor, by Ctrl-C or Ctrl-\, or when the terminal is closed.
 pub const ENDING: [Signal; 4] = [
     Signal::SIGTERM,
     Signal::SIGINT,
@@ -18,28 +18,29 @@ pub const ENDING: [Signal; 4] = [
     Signal::SIGHUP,
 ];
 
-/// A signal that came.
+/// A received signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// Which.
+    /// Its number.
     pub signal: Signal,
-    /// A terminal sent it, and so to all processes of its group.
+    /// The terminal sent it, so the whole process group has received it.
     pub from_terminal: bool,
 }
 
-/// [`ENDING`], `SIGCHLD` and what else is wanted, blocked, so that they are read from a descriptor.
+/// [`ENDING`], `SIGCHLD` and optional others, blocked so that they can be read from a descriptor.
 pub struct Signals {
-    /// None in a role that was forked from the one that waits.
+    /// `None` in a forked role, which leaves waiting to its parent.
     fd: Option<SignalFd>,
+    /// The signal mask before [`Signals::block`].
     before: SigSet,
     others: SigSet,
 }
 
 impl Signals {
-    /// Blocks them, and `others` that are to be waited for, too. A `SIGHUP` that is ignored, as nohup(1) has it, stays ignored.
+    /// Blocks [`ENDING`], `SIGCHLD` and `others`. A `SIGHUP` that is ignored, as by nohup(1), stays ignored.
     ///
     /// # Errors
-    /// When the host has no descriptor left.
+    /// No descriptor is left.
     pub fn block(others: &[Signal]) -> Result<Self, ProcessError> {
         let others: SigSet = others.iter().copied().collect();
         let mut wanted: SigSet = ENDING.into_iter().chain(others.iter()).collect();
@@ -60,12 +61,12 @@ impl Signals {
         })
     }
 
-    /// Readable when one has come; none in a role.
+    /// Readable when a signal is pending; `None` in a role.
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Those that have come. A `SIGCHLD` is taken too: after this, look at all children.
+    /// The pending signals. `SIGCHLD` is consumed but not returned, so check all children after this call.
     pub fn take(&self) -> Vec<Received> {
         let next = || self.fd.as_ref()?.read_signal().ok().flatten();
         std::iter::from_fn(next)
@@ -74,41 +75,42 @@ impl Signals {
             .collect()
     }
 
-    /// For a program that this process becomes: the mask that it was started with.
+    /// Restores the previous signal mask, for a program that this process executes.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn restore(&self) -> nix::Result<()> {
         self.before.thread_set_mask()
     }
 
-    /// For a role that will wait for them itself: they stay blocked until it does.
+    /// For a forked role that will block signals itself later. They stay blocked until then.
     pub fn hold_back(&mut self) {
         self.fd = None;
     }
 
-    /// For a role that was forked: what a terminal sends to all processes is for the parent to decide, and a `SIGTERM`
-    /// is how the parent ends it, even if the parent inherited it as blocked.
+    /// For a forked role: keeps the signals that a terminal sends to the whole process group blocked, because the
+    /// parent handles them. Unblocks `SIGTERM`, with which the parent ends the role, even if the parent inherited it
+    /// blocked.
     pub fn leave_to_parent(&mut self) {
         let mut mask = self.before;
         let held = ENDING.into_iter().chain(self.others.iter());
         held.for_each(|signal| mask.add(signal));
         mask.remove(Signal::SIGTERM);
         mask.remove(Signal::SIGCHLD);
-        // With a wrong mask the role still works, and SIGKILL still ends it.
+        // An error is harmless: with a wrong mask the role still works, and SIGKILL still ends it.
         let _ = mask.thread_set_mask();
         self.fd = None;
     }
 }
 
-/// `SIGTERM`, blocked, for a role that has something to say at its end.
+/// A blocked `SIGTERM`, for a role that reports something before it exits.
 pub struct EndRequest(SignalFd);
 
 impl EndRequest {
-    /// Blocks it; threads that are started later have it blocked too.
+    /// Blocks `SIGTERM` for this thread and the threads that it starts later.
     ///
     /// # Errors
-    /// When the host has no descriptor left.
+    /// No descriptor is left.
     pub fn block() -> Result<Self, ProcessError> {
         let wanted: SigSet = [Signal::SIGTERM].into_iter().collect();
         let fd = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
@@ -119,7 +121,7 @@ impl EndRequest {
         Ok(Self(fd))
     }
 
-    /// Waits for it, or until the other side of `connection` has hung up, `limit_ms` at most.
+    /// Waits until `SIGTERM` arrives, the peer of `connection` hangs up, or `limit_ms` have passed.
     pub fn wait(&self, connection: Option<BorrowedFd<'_>>, limit_ms: Option<u16>) -> Waited {
         let limit = limit_ms.map_or(PollTimeout::NONE, PollTimeout::from);
         let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
@@ -134,14 +136,14 @@ impl EndRequest {
     }
 }
 
-/// What [`EndRequest::wait`] saw.
+/// Why [`EndRequest::wait`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waited {
-    /// This process is to end.
+    /// `SIGTERM` arrived.
     Asked,
-    /// The other side of the connection has gone.
+    /// The peer of the connection hung up.
     HungUp,
-    /// The time is over.
+    /// The time limit passed.
     Limit,
 }
 
@@ -153,8 +155,8 @@ fn received(info: &siginfo) -> Option<Received> {
     })
 }
 
-/// Whether this process was started with `signal` ignored (proc(5), `SigIgn`). The kernel hands a blocked signal out even
-/// if it is ignored.
+/// Whether this process was started with `signal` ignored (`SigIgn` in proc(5)). Needed because a blocked signal is
+/// delivered to a signalfd even if it is ignored.
 fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
