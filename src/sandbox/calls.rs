@@ -1,15 +1,15 @@
-//! Which process makes which system calls.
+//! The system calls that each kind of process may make.
 //!
-//! The lists include what glibc and musl call on their own behalf.
+//! The lists include the calls that glibc and musl make internally.
 
 use super::Process;
 
-/// A system call, and what its arguments must be.
+/// A system call with conditions on its arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Call {
-    /// `SYS_*` of this CPU.
+    /// `SYS_*` for this architecture.
     pub(super) number: i64,
-    /// All of them must hold; none: any arguments.
+    /// Conditions that must all hold; no conditions match any arguments.
     pub(super) tests: [Option<Test>; 2],
 }
 
@@ -18,9 +18,9 @@ pub(super) struct Call {
 pub(super) struct Test {
     /// Index of the argument.
     pub(super) argument: u8,
-    /// The bits that count.
+    /// The bits to compare.
     pub(super) mask: u64,
-    /// What they must be.
+    /// The value that they must have.
     pub(super) value: u64,
 }
 
@@ -44,7 +44,7 @@ impl Call {
         Self::when(libc::SYS_fcntl, 1, INT, command.unsigned_abs() as u64)
     }
 
-    /// `F_SETFL`, with the bits of `mask` in the flags being `value`.
+    /// fcntl(2) with `F_SETFL` and flags that satisfy `flags & mask == value`.
     const fn set_flags(mask: i32, value: i32) -> Self {
         let command = Test::new(1, INT, libc::F_SETFL.unsigned_abs() as u64);
         let flags = Test::new(2, mask.unsigned_abs() as u64, value.unsigned_abs() as u64);
@@ -54,7 +54,7 @@ impl Call {
         }
     }
 
-    /// Whether the arguments do not matter.
+    /// Whether the call matches with any arguments.
     #[cfg(test)]
     pub(super) fn is_unconditional(&self) -> bool {
         self.tests.iter().all(Option::is_none)
@@ -71,7 +71,7 @@ impl Test {
     }
 }
 
-/// What `process` may call.
+/// The calls that `process` may make.
 pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
     match process {
         Process::VhostWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET, MESSAGES],
@@ -85,17 +85,14 @@ pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
     }
 }
 
-/// What ends `process`, because it never asks for it.
-pub(super) fn deadly(process: Process) -> &'static [&'static [Call]] {
+/// The calls that kill `process`. It never makes them itself, so they are a sign of an attack.
+pub(super) fn fatal(process: Process) -> &'static [&'static [Call]] {
     match process {
-        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => &[
-            INTRUDERS,
-            SIGNALS_BY_DESCRIPTOR,
-            INTRUDERS_IN_WORKERS,
-            NAMESPACES,
-        ],
-        Process::Listener => &[INTRUDERS, SIGNALS_BY_DESCRIPTOR],
-        // Mounting may end up with a program that does it, which then is merely refused.
+        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => {
+            &[FATAL, SIGNALS_BY_DESCRIPTOR, FATAL_IN_WORKERS, NAMESPACES]
+        }
+        Process::Listener => &[FATAL, SIGNALS_BY_DESCRIPTOR],
+        // If mount(2) fails, fuser tries to execute fusermount3. That must fail with an error, not kill the process.
         Process::Mounter => &[],
     }
 }
@@ -103,10 +100,10 @@ pub(super) fn deadly(process: Process) -> &'static [&'static [Call]] {
 /// The bits of an `int` argument; the kernel ignores the others.
 const INT: u64 = 0xffff_ffff;
 
-/// From `linux/sched.h`: a thread and not a process.
+/// From `linux/sched.h`: create a thread instead of a process.
 const CLONE_THREAD: u64 = 0x0001_0000;
 
-/// From `linux/sched.h`: kinds of namespaces.
+/// From `linux/sched.h`: types of namespaces.
 const CLONE_NEWNS: u64 = 0x0002_0000;
 const CLONE_NEWUSER: u64 = 0x1000_0000;
 
@@ -126,7 +123,7 @@ const FIONBIO: u64 = 0x5421;
 const F_SETSIG: i32 = 10;
 const F_SETOWN_EX: i32 = 15;
 
-/// Memory, threads, time, events, descriptors, and the end.
+/// Memory, threads, time, events, descriptors, and exit.
 const RUNTIME: &[Call] = &[
     Call::any(libc::SYS_read),
     Call::any(libc::SYS_write),
@@ -184,15 +181,16 @@ const RUNTIME: &[Call] = &[
     Call::any(libc::SYS_gettimeofday),
 ];
 
-/// clone3(2) is not there: its flags lie in memory, where no filter can look. C libraries then use this one.
+/// clone3(2) is not allowed, because a filter cannot inspect its flags in memory. C libraries then fall back to
+/// clone(2).
 const THREADS_ONLY: &[Call] = &[
     Call::when(libc::SYS_clone, 0, CLONE_THREAD, CLONE_THREAD),
     Call::when(libc::SYS_prctl, 0, INT, PR_SET_NAME),
-    // To look, and not to change.
+    // Allow reading limits, but not setting them.
     Call::when(libc::SYS_prlimit64, 2, u64::MAX, 0),
 ];
 
-/// Planning paths and reading files, and reading ahead.
+/// Planning paths, reading files, readahead.
 const STORE: &[Call] = &[
     Call::any(libc::SYS_openat2),
     Call::any(libc::SYS_statx),
@@ -205,10 +203,10 @@ const STORE: &[Call] = &[
     Call::any(libc::SYS_readahead),
 ];
 
-/// Replacing a recording, which is open already.
+/// Rewriting a recording through its open descriptor.
 const RECORD: &[Call] = &[Call::any(libc::SYS_ftruncate)];
 
-/// One vhost-user or NBD connection, on a socket that others made.
+/// One vhost-user or NBD connection on an inherited socket.
 const SOCKET: &[Call] = &[
     Call::any(libc::SYS_accept4),
     Call::any(libc::SYS_recvfrom),
@@ -219,14 +217,14 @@ const SOCKET: &[Call] = &[
     Call::when(libc::SYS_ioctl, 1, INT, FIONBIO),
 ];
 
-/// Asking the process that fetches, on a socket that others made.
+/// Requests to the fetcher process on an inherited socket.
 const FETCHER: &[Call] = &[Call::any(libc::SYS_recvmsg), Call::any(libc::SYS_sendto)];
 
-/// Messages that may carry descriptors: those of vhost-user, in both directions (the crate `vhost` sends all it says by
-/// sendmsg(2)), and what systemd is told. A filter cannot look into them.
+/// Messages that may carry descriptors: vhost-user in both directions (the crate `vhost` sends every message with
+/// sendmsg(2)), and notifications to systemd. A filter cannot inspect them.
 const MESSAGES: &[Call] = &[Call::any(libc::SYS_recvmsg), Call::any(libc::SYS_sendmsg)];
 
-/// Starting, confining and ending workers; removing sockets; replacing metrics and reports.
+/// Starting, confining and stopping workers; removing sockets; replacing metrics and reports.
 const PARENT: &[Call] = &[
     Call::any(libc::SYS_clone),
     Call::any(libc::SYS_wait4),
@@ -245,7 +243,7 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_signalfd4),
     Call::any(libc::SYS_openat),
     Call::any(libc::SYS_unlinkat),
-    // What rename(3) is where there is no system call of that name.
+    // rename(3) uses this on architectures without SYS_rename.
     Call::any(libc::SYS_renameat),
     Call::any(libc::SYS_renameat2),
     Call::any(libc::SYS_prctl),
@@ -269,13 +267,13 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_rmdir),
 ];
 
-/// Telling systemd: a datagram to a Unix socket.
+/// Notifying systemd: a datagram to a Unix socket.
 const NOTIFY: &[Call] = &[
     Call::when(libc::SYS_socket, 0, INT, 1),
     Call::any(libc::SYS_connect),
 ];
 
-/// Mounting a FUSE file system once more, and unmounting it.
+/// Mounting a FUSE file system again, and unmounting it.
 const MOUNTS: &[Call] = &[
     Call::any(libc::SYS_mount),
     Call::any(libc::SYS_umount2),
@@ -284,8 +282,8 @@ const MOUNTS: &[Call] = &[
     Call::any(libc::SYS_readlink),
 ];
 
-/// What nothing here ever asks for: the kernel would send a signal to any process of the same user when a descriptor
-/// becomes ready. Only Landlock's scopes (Linux 6.12) stop that otherwise.
+/// Signal-driven I/O: the kernel sends a signal to any process of the same user when a descriptor becomes ready.
+/// Without this filter, only Landlock's scopes (Linux 6.12) would prevent that.
 const SIGNALS_BY_DESCRIPTOR: &[Call] = &[
     Call::fcntl(libc::F_SETOWN),
     Call::fcntl(F_SETSIG),
@@ -293,8 +291,9 @@ const SIGNALS_BY_DESCRIPTOR: &[Call] = &[
     Call::set_flags(libc::O_ASYNC, libc::O_ASYNC),
 ];
 
-/// What nothing here ever asks for. umount2(2) is not among it: fuser does when someone else has unmounted the file.
-const INTRUDERS: &[Call] = &[
+/// Calls that no process here makes. umount2(2) is not included: fuser calls it if someone else unmounted the file
+/// system.
+const FATAL: &[Call] = &[
     Call::any(libc::SYS_execve),
     Call::any(libc::SYS_execveat),
     Call::any(libc::SYS_ptrace),
@@ -335,11 +334,12 @@ const INTRUDERS: &[Call] = &[
     Call::any(libc::SYS_kexec_file_load),
 ];
 
-/// What only a listener's children ask for, on their way into the jail.
+/// Calls that only a listener's children make, to enter the jail.
 pub(super) const NAMESPACES: &[Call] = &[Call::any(libc::SYS_setns), Call::any(libc::SYS_unshare)];
 
-/// What a worker never asks for: memory that no limit counts, processes, sockets, anybody's end.
-const INTRUDERS_IN_WORKERS: &[Call] = &[
+/// Calls that a worker never makes: shared memory (which RLIMIT_DATA does not count), new processes, new sockets,
+/// signals to other processes.
+const FATAL_IN_WORKERS: &[Call] = &[
     Call::when(libc::SYS_mmap, 3, SHARED_MEMORY, SHARED_MEMORY),
     Call::when(libc::SYS_clone, 0, CLONE_THREAD, 0),
     Call::any(libc::SYS_kill),

@@ -1,4 +1,4 @@
-//! Why a process cannot be confined.
+//! Errors of confining processes.
 
 use std::io;
 
@@ -7,12 +7,12 @@ use rustix::io::Errno;
 /// Why a process cannot be confined.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The kernel refused.
+    /// A system call failed.
     #[error("cannot confine this process: {action}: {errno}")]
     Host {
-        /// What was tried.
+        /// What was attempted.
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         errno: Errno,
     },
     /// Access to files could not be restricted.
@@ -21,16 +21,16 @@ pub enum SandboxError {
     /// The store could not be opened in the jail.
     #[error("cannot confine this process to the jail: {0}")]
     Jail(#[from] io::Error),
-    /// A directory could not be named to the kernel.
+    /// A directory for a Landlock rule could not be opened.
     #[error("cannot confine this process to the store's files: {0}")]
     Dir(#[from] landlock::PathFdError),
-    /// System calls could not be restricted: no seccomp in the kernel, or an unknown kind of CPU.
+    /// System calls could not be restricted: the kernel has no seccomp, or the architecture is unknown.
     #[error("cannot restrict the system calls of this process: {0}")]
     Filter(#[from] seccompiler::Error),
 }
 
 impl SandboxError {
-    /// For `map_err`: names what was tried.
+    /// For `map_err`: adds what was attempted.
     pub(super) fn host(action: &'static str) -> impl FnOnce(Errno) -> Self {
         move |errno| Self::Host { action, errno }
     }
@@ -42,7 +42,7 @@ impl From<seccompiler::BackendError> for SandboxError {
     }
 }
 
-/// Why there is no jail.
+/// Why the jail could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}: {source}")]
 pub struct JailError {
@@ -51,12 +51,12 @@ pub struct JailError {
 }
 
 impl JailError {
-    /// For `map_err`: names what was tried.
+    /// For `map_err`: adds what was attempted.
     pub(super) fn host(action: &'static str) -> impl FnOnce(Errno) -> Self {
         move |errno| Self::io(action)(errno.into())
     }
 
-    /// The same.
+    /// Like `host`, for an [`io::Error`].
     pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self { action, source }
     }

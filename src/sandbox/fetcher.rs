@@ -1,7 +1,8 @@
-//! The process that fetches: it reads what strangers send, and meets no guest.
+//! Confinement of the fetcher process. It parses data from the network, but has no contact with guests.
 //!
-//! It keeps the network, reading files (certificates, resolv.conf, libraries that look names up) and its cache directory. So
-//! there is no list of what it may call, only one of what ends it.
+//! It keeps access to the network, read access to files (certificates, resolv.conf, NSS libraries) and its cache
+//! directory. Its libraries may make many different calls, so there is no allowlist of system calls, only a list of
+//! fatal ones.
 
 use std::path::Path;
 
@@ -12,23 +13,23 @@ use landlock::{
 
 use super::{SandboxError, filter, rights};
 
-/// Without it a file cannot be moved to another directory, which is how files get their names.
+/// Older versions forbid moving files between directories, which is how downloaded files are put in place.
 const NEEDED: ABI = ABI::V2;
 
-/// The newest interface that this was run with.
+/// The newest Landlock ABI that this code was tested with.
 const NEWEST: ABI = ABI::V7;
 
-/// Confines the calling process, which must have one thread, and which writes below `dir` only.
+/// Confines the calling process, which must have one thread. It may write only below `dir`.
 ///
 /// # Errors
-/// The kernel refuses; the process may be confined in part then.
+/// A system call fails. The process may then be partially confined.
 pub fn confine_fetcher(dir: &Path) -> Result<(), SandboxError> {
-    rights::renounce_all_but_files_of(dir)?;
+    rights::drop_all_but_files_of(dir)?;
     let hard = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     if hard.handle_access(AccessFs::from_all(NEEDED)).is_ok() {
         restrict(dir)?;
     }
-    filter::end_intruders_that_may_load_libraries()
+    filter::apply_to_fetcher()
 }
 
 fn restrict(dir: &Path) -> Result<(), SandboxError> {

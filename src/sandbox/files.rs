@@ -1,7 +1,7 @@
-//! All files but the store's, the network, other processes (Landlock).
+//! Landlock: forbids all files except those of the store, the network, and signals to other processes.
 //!
-//! Access is decided by the directories above a file, whatever descriptor it is opened through: the store's directory
-//! needs a rule although it is open already.
+//! Landlock checks the directories above a file, even if it is opened relative to an open descriptor. So the store
+//! directory needs a rule although it is already open.
 
 use std::path::Path;
 
@@ -14,21 +14,21 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use super::{Process, Reach, SandboxError};
 
-/// The newest interface that this was run with; of an older one all there is is used.
+/// The newest Landlock ABI that this code was tested with. With an older kernel, everything that it supports is used.
 const NEWEST: ABI = ABI::V7;
 
-/// Most paths that get a rule or a mount each: the kernel copies all rules for every process that restricts itself further.
-/// With more of them, all of the store may be read.
+/// Maximum number of paths that get a rule or a mount each, because the kernel copies all rules for every process that
+/// restricts itself further. With more paths, workers may read the whole store.
 pub const PATHS_MAX: usize = 4096;
 
-/// Where the listener counts its threads before it forks.
+/// The listener counts its threads here before it forks.
 const THREADS: &str = "/proc/self/task";
 
-/// What is said, with the reason, when there is no [`jail`](super::jail).
+/// The warning if the [`jail`](super::jail) could not be set up; the reason is appended.
 pub const NO_JAIL: &str = "workers have no mount namespace of their own, so they can learn names, sizes and link targets \
                            of files that are not served";
 
-/// What this kernel lacks for confining processes, one sentence each; nothing on Linux 6.12 and newer.
+/// One sentence for each protection that this kernel lacks. Empty on Linux 6.12 and newer.
 pub fn missing_protections() -> Vec<&'static str> {
     let hard = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     let lacks = |abi| hard().handle_access(AccessFs::from_all(abi)).is_err();
@@ -53,7 +53,7 @@ pub fn missing_protections() -> Vec<&'static str> {
     missing
 }
 
-/// Leaves `process` what it needs, as far as the kernel can.
+/// Restricts `process` to the access that it needs, as far as the kernel supports it.
 pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     let rules = Ruleset::default()
         .handle_access(AccessFs::from_all(NEWEST))?
@@ -81,7 +81,7 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
     Ok(())
 }
 
-/// Reading what is served. A path that cannot be opened has no rule, so reads of it fail.
+/// Allows reading the served paths. A path that cannot be opened gets no rule, so reads of it fail.
 fn allow_store(
     mut rules: RulesetCreated,
     reach: &Reach<'_>,

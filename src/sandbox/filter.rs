@@ -1,4 +1,4 @@
-//! All system calls but those in `calls` (seccomp).
+//! Seccomp: forbids all system calls except those listed in `calls`.
 
 use std::collections::BTreeMap;
 
@@ -13,31 +13,33 @@ use super::{Process, SandboxError};
 
 /// Installs the filters of `process`.
 ///
-/// A child has those of its parent too, and a call must pass all of them: a listener's leave its workers all they need.
+/// A child inherits its parent's filters, and a call must pass all of them. So the filters of a listener must allow
+/// everything that its workers need.
 pub(super) fn apply(process: Process) -> Result<(), SandboxError> {
     let allowed = allowed(process);
     let allow = compile(&allowed, SeccompAction::Allow, refusal())?;
-    let deadly = calls::deadly(process).concat();
-    if !deadly.is_empty() {
-        let kill = compile(&deadly, SeccompAction::KillProcess, SeccompAction::Allow)?;
+    let fatal = calls::fatal(process).concat();
+    if !fatal.is_empty() {
+        let kill = compile(&fatal, SeccompAction::KillProcess, SeccompAction::Allow)?;
         apply_filter_all_threads(&kill)?;
     }
-    // Last, because it does not allow further filters in a worker.
+    // Must be last: a worker's allowlist forbids installing further filters.
     Ok(apply_filter_all_threads(&allow)?)
 }
 
-/// What only an intruder asks for ends this process; but it may map code, as the C library does when it looks names up.
-pub(super) fn end_intruders_that_may_load_libraries() -> Result<(), SandboxError> {
+/// Installs a filter that kills the fetcher on fatal calls. Unlike other processes it may map executable memory,
+/// because the C library loads NSS modules.
+pub(super) fn apply_to_fetcher() -> Result<(), SandboxError> {
     let loads = [libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_pkey_mprotect];
-    let intruders = calls::deadly(Process::Listener).iter();
-    let deadly: Vec<Call> = intruders
+    let fatal: Vec<Call> = calls::fatal(Process::Listener)
+        .iter()
         .chain([&calls::NAMESPACES])
         .copied()
         .flatten()
         .copied()
         .filter(|call| !loads.contains(&call.number))
         .collect();
-    let kill = compile(&deadly, SeccompAction::KillProcess, SeccompAction::Allow)?;
+    let kill = compile(&fatal, SeccompAction::KillProcess, SeccompAction::Allow)?;
     Ok(apply_filter_all_threads(&kill)?)
 }
 
@@ -48,14 +50,14 @@ fn refusal() -> SeccompAction {
 fn allowed(process: Process) -> Vec<Call> {
     let mut allowed = calls::allowed(process).concat();
     if process.is_worker() {
-        // abort(3), and nobody else's end.
+        // abort(3) uses tgkill(2). Allow it only for this process.
         let own = u64::from(getpid().as_raw_nonzero().get().unsigned_abs());
         allowed.push(Call::when(libc::SYS_tgkill, 0, u32::MAX.into(), own));
     }
     allowed
 }
 
-/// A program that gives `listed` to what is listed and `others` to everything else.
+/// Compiles a filter with the action `listed` for the calls in `list`, and `others` for all other calls.
 fn compile(
     list: &[Call],
     listed: SeccompAction,
@@ -102,11 +104,11 @@ mod tests {
         }
     }
 
-    /// Otherwise a call with conditions in one list and none in another would have conditions.
+    /// `compile` would lose an unconditional entry if the same list also had the call with conditions.
     #[test]
     fn a_call_has_conditions_in_all_lists_or_in_none() {
         for process in PROCESSES {
-            for list in [allowed(process), calls::deadly(process).concat()] {
+            for list in [allowed(process), calls::fatal(process).concat()] {
                 for call in &list {
                     let same = |other: &&Call| other.number == call.number;
                     let with = list
@@ -144,11 +146,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_allowed_is_deadly_whatever_its_arguments() {
+    fn no_allowed_call_is_unconditionally_fatal() {
         for process in PROCESSES {
             let always = |call: &&Call| call.is_unconditional();
-            let deadly = calls::deadly(process).concat();
-            for call in deadly.iter().filter(always) {
+            let fatal = calls::fatal(process).concat();
+            for call in fatal.iter().filter(always) {
                 let same = |other: &Call| other.number == call.number;
                 assert!(!allowed(process).iter().any(same), "{}", call.number);
             }

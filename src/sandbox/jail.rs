@@ -1,10 +1,10 @@
-//! A mount namespace with what is served and nothing else.
+//! A mount namespace that contains only the served paths.
 //!
-//! One for all workers of a server. A process of its own, the furnisher, makes it: a user namespace, because only that
-//! lets an ordinary user mount, and since entering it takes no right but being its owner; in it a mount namespace whose
-//! root is an empty file system in memory, with a mount of each store path. Workers enter both before they give up their
-//! rights. All that was mounted before is detached and not just hidden, so that nothing of the host is kept from being
-//! unmounted.
+//! All workers of a server share one jail. A separate short-lived process, the furnisher, sets it up. It creates a user
+//! namespace, because only that lets an ordinary user mount, and because its owner can enter it without further
+//! privileges. In it, it creates a mount namespace whose root is an empty tmpfs with a bind mount of each store path.
+//! Workers enter both namespaces before they drop their privileges. All earlier mounts are detached, not only hidden,
+//! so that the jail does not keep host file systems from being unmounted.
 
 use std::fs;
 use std::io;
@@ -25,21 +25,21 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::error::{JailError, SandboxError};
 
-/// Where the store's directory is in the jail.
+/// Name of the store directory in the jail's root.
 const STORE: &str = "store";
 
-/// What a jail is to hold.
+/// What to mount in a jail.
 #[derive(Debug)]
 pub struct Furniture<'a> {
-    /// Where the store's directory is.
+    /// Path of the store directory.
     pub store: &'a Path,
-    /// The same, open: what is there must still be it.
+    /// The store directory, opened earlier; `store` must still be the same directory.
     pub opened: BorrowedFd<'a>,
-    /// What of it is served.
+    /// Which of its entries are served.
     pub contents: Contents<'a>,
 }
 
-/// What of the store a jail is to hold.
+/// The part of the store to mount in a jail.
 #[derive(Debug)]
 pub enum Contents<'a> {
     /// All of it.
@@ -48,50 +48,50 @@ pub enum Contents<'a> {
     Entries(Vec<&'a [u8]>),
 }
 
-/// Where a process is after it has entered a jail.
+/// What a process gets by entering a jail.
 #[derive(Debug)]
 pub struct Cell {
-    /// The store's directory.
+    /// The store directory in the jail.
     pub store: OwnedFd,
-    /// This process is the only one of its user in its user namespace, so that a limit of threads is its own.
+    /// This process has its own user namespace, so RLIMIT_NPROC counts only its threads.
     pub counts_threads: bool,
 }
 
-/// The namespaces of a furnisher. They outlive it.
+/// The namespaces of a furnisher. They outlive that process.
 #[derive(Debug)]
 pub struct Jail {
     user: OwnedFd,
     mounts: OwnedFd,
-    /// Each worker gets a user namespace of its own besides.
+    /// Each worker also gets its own nested user namespace, for RLIMIT_NPROC.
     own_namespaces: bool,
 }
 
-/// Which ids a jail knows.
+/// Which user and group ids are mapped in a jail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ids {
-    /// All, as they are outside.
+    /// All ids, unchanged.
     All,
-    /// Those of this process alone.
+    /// Only the ids of this process.
     Own,
 }
 
-/// In the furnisher: leaves the namespaces of the host.
+/// Moves the calling process (the furnisher) to new user and mount namespaces.
 ///
 /// # Errors
-/// When the host gives no namespaces to this user.
+/// The kernel does not let this user create namespaces.
 pub fn unshare() -> Result<(), JailError> {
     nix::sched::unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
         .map_err(|errno| Errno::from_raw_os_error(errno as i32))
         .map_err(JailError::host("make a user and a mount namespace"))
 }
 
-/// In the furnisher, after its ids have been mapped: mounts what is wanted and lets go of all else. An entry that is not
-/// there any more has no mount.
+/// Called by the furnisher after its ids have been mapped: mounts `furniture` and detaches everything else. Entries
+/// that no longer exist are skipped.
 ///
 /// # Errors
-/// When the host refuses; the namespaces are of no use then.
+/// A system call fails. The namespaces must not be used then.
 pub fn furnish(furniture: &Furniture<'_>) -> Result<(), JailError> {
-    // What the host mounts from now on is not to appear here.
+    // Mounts made on the host from now on must not propagate to here.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(JailError::host("separate the mounts"))?;
     let store = reopen(furniture)?;
@@ -106,7 +106,8 @@ pub fn furnish(furniture: &Furniture<'_>) -> Result<(), JailError> {
     turn_into_root(&root).map_err(JailError::host("change the root"))
 }
 
-/// Descriptors from before lead to mounts of the host, of which none can be made here.
+/// Opens the store again. The descriptor opened before belongs to a mount of the host's namespace, which cannot be
+/// cloned from here.
 fn reopen(furniture: &Furniture<'_>) -> Result<OwnedFd, JailError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fault = JailError::host("open the store");
@@ -120,7 +121,7 @@ fn reopen(furniture: &Furniture<'_>) -> Result<OwnedFd, JailError> {
     found.map_err(fault)
 }
 
-/// A file system in memory, mounted over the root, where the processes of this namespace do not see it yet.
+/// Mounts a tmpfs over the root. Processes do not see it before their root changes.
 fn empty_root() -> Result<OwnedFd, Errno> {
     let made = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&made, "mode", "0755")?;
@@ -140,7 +141,7 @@ fn bind_entries(store: &OwnedFd, entries: &[&[u8]], root: &OwnedFd) -> Result<()
     let to = openat(root, STORE, flags, Mode::empty()).map_err(JailError::host("open /store"))?;
     for name in entries {
         match bind_entry(store, name, &to) {
-            // It is gone, or something else by now.
+            // It was removed or replaced meanwhile.
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
             Err(errno) => return Err(JailError::host("mount a store path")(errno)),
         }
@@ -148,7 +149,7 @@ fn bind_entries(store: &OwnedFd, entries: &[&[u8]], root: &OwnedFd) -> Result<()
     Ok(())
 }
 
-/// A directory is mounted on a directory, and anything else on a file.
+/// Bind-mounts an entry on a new mount point: a directory for a directory, a file for anything else.
 fn bind_entry(store: &OwnedFd, name: &[u8], to: &OwnedFd) -> Result<(), Errno> {
     let found = statat(store, name, AtFlags::SYMLINK_NOFOLLOW)?;
     match FileType::from_raw_mode(found.st_mode) {
@@ -163,7 +164,7 @@ fn touch(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     openat(dir, name, flags, Mode::RUSR).map(drop)
 }
 
-/// Mounts `name` of `from`, be it a symlink, at `place` of `to`, without what is mounted inside.
+/// Bind-mounts `from/name` (without following a symlink) at `to/place`, without submounts.
 fn bind(from: &OwnedFd, name: &[u8], to: &OwnedFd, place: &[u8]) -> Result<(), Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -174,7 +175,7 @@ fn bind(from: &OwnedFd, name: &[u8], to: &OwnedFd, place: &[u8]) -> Result<(), E
     move_mount(&tree, "", to, place, whole)
 }
 
-/// All mounts below `root`, at once.
+/// Makes `root` and all mounts below it read-only, nodev, nosuid and noexec.
 #[allow(unsafe_code)]
 fn restrict(root: &OwnedFd) -> Result<(), Errno> {
     let attributes = libc::mount_attr {
@@ -187,8 +188,8 @@ fn restrict(root: &OwnedFd) -> Result<(), Errno> {
         userns_fd: 0,
     };
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    // SAFETY: the path is a C string and the attributes are a `mount_attr` of the length that is given; the kernel only
-    // reads both.
+    // SAFETY: the path is a C string, and the attributes are a `mount_attr` with the given length. The kernel only
+    // reads them.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -209,7 +210,7 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
-/// The old root comes to lie on the new one, from where it is detached (pivot_root(2)).
+/// Makes `root` the root. pivot_root(".", ".") stacks the old root on top of the new one, and umount2(2) detaches it.
 fn turn_into_root(root: &OwnedFd) -> Result<(), Errno> {
     fchdir(root)?;
     pivot_root(".", ".")?;
@@ -217,11 +218,11 @@ fn turn_into_root(root: &OwnedFd) -> Result<(), Errno> {
 }
 
 impl Jail {
-    /// In the furnisher's parent: that process has [`unshare`]d; its ids are mapped here. With `all_ids` owners of files
-    /// must look as they do outside.
+    /// Called by the parent of `furnisher` after that has called [`unshare`]: maps its ids and opens its namespaces.
+    /// With `all_ids`, all ids must be mapped, because the disk shows the owners of files.
     ///
     /// # Errors
-    /// When this user may not map all ids, or the host refuses.
+    /// This user may not map all ids, or a system call fails.
     pub fn of(furnisher: Pid, all_ids: bool) -> Result<Self, JailError> {
         let dir = format!("/proc/{}", furnisher.as_raw_nonzero());
         let ids = map_ids(&dir, all_ids).map_err(JailError::io("map the ids of users"))?;
@@ -240,7 +241,7 @@ impl Jail {
     /// Moves the calling process, which must have one thread, into the jail.
     ///
     /// # Errors
-    /// When the kernel refuses; the process may be there in part then.
+    /// A system call fails. The process may then be in only one of the namespaces.
     pub fn enter(&self) -> Result<Cell, SandboxError> {
         let enter = |namespace: &OwnedFd, kind| {
             move_into_link_name_space(namespace.as_fd(), Some(kind))
@@ -248,8 +249,8 @@ impl Jail {
         };
         enter(&self.user, LinkNameSpaceType::User)?;
         enter(&self.mounts, LinkNameSpaceType::Mount)?;
-        // Threads are counted for each user in each user namespace (RLIMIT_NPROC), so each worker has one of its own. A user
-        // who may have no more of them has workers without that limit.
+        // RLIMIT_NPROC counts threads per user and user namespace, so each worker gets its own user namespace. If the
+        // user may not create more of them, workers have no limit of threads.
         let counts_threads =
             self.own_namespaces && nix::sched::unshare(CloneFlags::CLONE_NEWUSER).is_ok();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -261,7 +262,7 @@ impl Jail {
     }
 }
 
-/// Before Linux 5.14 threads are counted for each user, whatever the namespace.
+/// Before Linux 5.14, RLIMIT_NPROC counts threads per user across all namespaces.
 fn kernel_counts_threads() -> bool {
     let system = uname();
     let release = system.release().to_str().unwrap_or_default();
@@ -271,14 +272,14 @@ fn kernel_counts_threads() -> bool {
     (numbers.next(), numbers.next()) >= (Some(5), Some(14))
 }
 
-/// All ids of this process's namespace as they are; or, for those who may not do that, their own alone.
+/// Maps all ids of this process's namespace unchanged. Unprivileged users may only map their own ids.
 fn map_ids(dir: &str, all_ids: bool) -> io::Result<Ids> {
     let write = |name: &str, text: &str| fs::write(format!("{dir}/{name}"), text);
     match write("uid_map", &all_of("uid_map")?) {
         Ok(()) => write("gid_map", &all_of("gid_map")?).map(|()| Ids::All),
         Err(error) if all_ids || error.kind() != io::ErrorKind::PermissionDenied => Err(error),
         Err(_) => {
-            // Otherwise groups that take rights away could be left (user_namespaces(7)).
+            // Required by the kernel: otherwise a process could leave groups that deny it access (user_namespaces(7)).
             write("setgroups", "deny")?;
             let (user, group) = (geteuid().as_raw(), getegid().as_raw());
             write("uid_map", &format!("{user} {user} 1\n"))?;
@@ -288,7 +289,7 @@ fn map_ids(dir: &str, all_ids: bool) -> io::Result<Ids> {
     }
 }
 
-/// Each line has the first id inside, the first one outside, and how many there are.
+/// An identity mapping of all ids in `map`. A line has the first id inside, the first id outside, and the count.
 fn all_of(map: &str) -> io::Result<String> {
     let own = fs::read_to_string(format!("/proc/self/{map}"))?;
     let lines = own.lines().filter_map(|line| {

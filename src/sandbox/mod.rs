@@ -1,25 +1,26 @@
-//! What a serving process gives up before it meets a guest.
+//! Confines a process before it has contact with a guest.
 //!
-//! | module | what it gives up |
+//! | module | what it removes |
 //! |---|---|
-//! | `jail` | all paths but those that are served (a mount namespace) |
-//! | `rights` | new privileges, capabilities, core dumps |
-//! | `files` | all files but the store's, the network, other processes (Landlock) |
-//! | `filter` | all system calls but those in `calls` (seccomp) |
-//! | `fetcher` | the same for the process that fetches, which needs the network |
+//! | `jail` | all paths except the served ones (mount namespace) |
+//! | `rights` | new privileges, capabilities, core dumps; sets resource limits |
+//! | `files` | all files except the store's, the network, signals to other processes (Landlock) |
+//! | `filter` | all system calls except those in `calls` (seccomp) |
+//! | `fetcher` | confines the fetcher process, which needs the network |
 //!
-//! All of it is for good, is inherited by threads and processes that are started later, and is done while a process has
-//! one thread. Nothing here knows what is served: a [`Reach`] names what must stay possible.
+//! Confinement is irrevocable and inherited by threads and processes that are started later. It must be applied while
+//! the process has one thread. This module does not know what is served: the caller passes a [`Reach`] with what must
+//! remain possible.
 //!
-//! **Two answers to a system call that is not allowed.** What only an intruder asks for (running programs, sockets,
-//! tracing, executable memory, io_uring) kills the process: its parent logs that, and its VM connects to a new one.
-//! Anything else is answered with ENOSYS, as by a kernel without that call: what a newer C library tries first, it can do
-//! without. The calls of the data path are allowed whatever their arguments, so that the kernel, since 5.11, looks them up
-//! in a bitmap and does not run the filter.
+//! **System calls that are not allowed.** Calls that are a sign of an attack (executing programs, sockets, tracing,
+//! executable memory, io_uring) kill the process; its parent logs that, and its VM reconnects to a new one. All other
+//! calls fail with ENOSYS, as with an older kernel, because newer C libraries try new calls first and fall back. Calls
+//! of the data path are allowed with any arguments, so that the kernel (since 5.11) finds them in a bitmap and does not
+//! run the filter.
 //!
-//! **Core dumps.** A limit of zero does not stop a `core_pattern` that is a pipe (core(5)). Workers, which have a guest's
-//! memory mapped, are therefore not dumpable at all, which also hides their `/proc/PID/fd`. The listening process stays
-//! dumpable: its open store is what a garbage collector run by the same user must be able to see.
+//! **Core dumps.** RLIMIT_CORE does not apply if `core_pattern` is a pipe (core(5)). Workers have guest memory mapped,
+//! so they are made non-dumpable, which also hides their `/proc/PID/fd`. The listener stays dumpable, because a garbage
+//! collector run by the same user must see its open store paths.
 
 mod calls;
 mod error;
@@ -36,21 +37,21 @@ pub use error::{JailError, SandboxError};
 pub use fetcher::confine_fetcher;
 pub use files::{NO_JAIL, PATHS_MAX, missing_protections};
 
-/// Which part of the program a process is.
+/// The role of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Process {
-    /// Owns the sockets, forks the workers, and meets no guest.
+    /// Owns the sockets and forks the workers. Has no contact with guests.
     Listener,
-    /// A listener that also mounts and unmounts. Landlock forbids both, so it is not for this one; and who is not root
-    /// mounts with a set-user-ID program, which no other confinement leaves possible either.
+    /// A listener that also mounts and unmounts. Landlock forbids both, so it is not applied. Without root, mounting
+    /// needs a set-user-ID program, which rules out the other confinement, too.
     Mounter,
     /// Serves one VM.
     VhostWorker,
     /// Serves one NBD client.
     NbdWorker,
-    /// Serves the mounted file.
+    /// Serves the FUSE file.
     FuseWorker,
-    /// Reads in advance.
+    /// Reads recorded ranges in advance.
     Prefetcher,
 }
 
@@ -63,33 +64,33 @@ impl Process {
     }
 }
 
-/// What must stay possible.
+/// What must remain possible.
 #[derive(Debug)]
 pub struct Reach<'a> {
     /// The directory whose files are served.
     pub store: BorrowedFd<'a>,
-    /// The entries of it that are; none: all.
+    /// The entries of `store` that are served. Empty: all.
     pub paths: Vec<&'a [u8]>,
-    /// The process writes a file that is open already: a recording.
+    /// The process writes to a file that is already open, such as a recording.
     pub writes_file: bool,
-    /// How much memory of its own a worker may have; what a guest shares is not its own.
+    /// Limit of a worker's private memory. Shared guest memory does not count.
     pub memory_bytes: u64,
-    /// Its threads are the only ones that count for its user: it is in a user namespace of its own.
+    /// RLIMIT_NPROC counts only this process's threads, because it has its own user namespace.
     pub counts_threads: bool,
-    /// Its files may belong to anyone, and are read with whatever right to that the process has.
+    /// The files may belong to any user, so keep CAP_DAC_READ_SEARCH if the process has it.
     pub any_owner: bool,
-    /// Directories in which the listener removes something at its end: sockets, and what was made for them.
+    /// Directories in which the listener removes sockets, and what was created for them, when it exits.
     pub cleaned_dirs: Vec<PathBuf>,
-    /// Directories in which the listener writes, replaces and removes files of its own.
+    /// Directories in which the listener writes, replaces and removes its own files.
     pub written_dirs: Vec<PathBuf>,
 }
 
 /// Confines the calling process, which must have one thread.
 ///
-/// A kernel without Landlock is no error: see [`missing_protections`].
+/// A kernel without Landlock is not an error, see [`missing_protections`].
 ///
 /// # Errors
-/// When the kernel refuses anything else; the process may be confined in part then.
+/// A system call fails. The process may then be partially confined.
 pub fn confine(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     rights::disable_core_dumps(process)?;
     rights::limit_files(process, reach)?;
@@ -98,7 +99,7 @@ pub fn confine(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> 
     if process == Process::Mounter && !rights::may_mount()? {
         return Ok(());
     }
-    rights::renounce(process, reach)?;
+    rights::drop_privileges(process, reach)?;
     if process != Process::Mounter {
         files::restrict(process, reach)?;
     }

@@ -1,4 +1,4 @@
-//! New privileges, capabilities, core dumps.
+//! Privileges, capabilities and resource limits.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,13 +15,13 @@ use rustix::thread::{
 
 use super::{Process, Reach, SandboxError};
 
-/// Threads that a worker may have: it has one for each queue thread (64 at most), and some thirty more.
+/// Maximum number of threads of a worker. It uses one per queue (at most 64) and about thirty more.
 const THREADS_MAX: u64 = 256;
 
-/// More capabilities than any kernel has: they are the bits of a 64-bit number.
+/// Upper bound of capability numbers: the kernel stores them as bits of a 64-bit number.
 const CAPABILITIES_MAX: u32 = 64;
 
-/// Core dumps would hold the guest's memory.
+/// Disables core dumps, which would contain guest memory.
 pub(super) fn disable_core_dumps(process: Process) -> Result<(), SandboxError> {
     limit(Resource::Core, 0, "limit core dumps")?;
     if process.is_worker() {
@@ -31,7 +31,7 @@ pub(super) fn disable_core_dumps(process: Process) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// A worker makes no file longer, unless its log or its recording is one (`Reach::writes_file`).
+/// Forbids a worker to extend files, unless its log or recording is a file (`Reach::writes_file`).
 pub(super) fn limit_files(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     if !process.is_worker() || reach.writes_file {
         return Ok(());
@@ -39,7 +39,7 @@ pub(super) fn limit_files(process: Process, reach: &Reach<'_>) -> Result<(), San
     limit(Resource::Fsize, 0, "limit the length of files")
 }
 
-/// Private memory, that is: the filter lets workers make no other (`calls`).
+/// Limits a worker's private memory. The filter forbids workers to create shared memory (`calls`).
 pub(super) fn limit_memory(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     if !process.is_worker() {
         return Ok(());
@@ -47,7 +47,7 @@ pub(super) fn limit_memory(process: Process, reach: &Reach<'_>) -> Result<(), Sa
     limit(Resource::Data, reach.memory_bytes, "limit memory")
 }
 
-/// The kernel counts for each user in each user namespace, and for root not at all.
+/// Limits a worker's threads. The kernel counts threads per user and user namespace, and does not limit root.
 pub(super) fn limit_threads(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     if !process.is_worker() || !reach.counts_threads {
         return Ok(());
@@ -63,25 +63,25 @@ fn limit(resource: Resource, value: u64, action: &'static str) -> Result<(), San
     setrlimit(resource, limit).map_err(SandboxError::host(action))
 }
 
-/// No new privileges, and no capabilities but the one to write below `dir` if that belongs to somebody else.
-pub(super) fn renounce_all_but_files_of(dir: &Path) -> Result<(), SandboxError> {
+/// Sets no_new_privs and drops all capabilities, except for CAP_DAC_OVERRIDE if `dir` belongs to another user.
+pub(super) fn drop_all_but_files_of(dir: &Path) -> Result<(), SandboxError> {
     keep_only(match is_foreign(dir) {
         true => CapabilitySet::DAC_OVERRIDE,
         false => CapabilitySet::empty(),
     })
 }
 
-/// Whether this process mounts itself, and needs no set-user-ID program for it.
+/// Whether this process may call mount(2) and needs no set-user-ID program for that.
 pub(super) fn may_mount() -> Result<bool, SandboxError> {
     Ok(held()?.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
-/// No new privileges, and none but the necessary capabilities.
-pub(super) fn renounce(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
+/// Sets no_new_privs and drops all unnecessary capabilities.
+pub(super) fn drop_privileges(process: Process, reach: &Reach<'_>) -> Result<(), SandboxError> {
     keep_only(necessary(process, reach))
 }
 
-/// No new privileges, and of the capabilities that are held only `wanted`.
+/// Sets no_new_privs and drops all capabilities except `wanted`.
 fn keep_only(wanted: CapabilitySet) -> Result<(), SandboxError> {
     set_no_new_privs(true).map_err(SandboxError::host("renounce new privileges"))?;
     empty_bounding_set()?;
@@ -90,10 +90,10 @@ fn keep_only(wanted: CapabilitySet) -> Result<(), SandboxError> {
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,
-        // The ambient set shrinks with this one (capabilities(7)).
+        // This also empties the ambient set (capabilities(7)).
         inheritable: CapabilitySet::empty(),
     };
-    // A system call that systemd's filter may forbid to a service without capabilities.
+    // Skip capset(2) if nothing changes: systemd's filter may forbid it to a service without capabilities.
     if held == sets {
         return Ok(());
     }
@@ -104,7 +104,7 @@ fn held() -> Result<CapabilitySets, SandboxError> {
     capabilities(None).map_err(SandboxError::host("look at capabilities"))
 }
 
-/// A listener has what its workers need, too.
+/// The capabilities that `process` needs. A listener also needs those of its workers.
 fn necessary(process: Process, reach: &Reach<'_>) -> CapabilitySet {
     let mut sets = CapabilitySet::empty();
     if reach.any_owner {
@@ -120,17 +120,18 @@ fn necessary(process: Process, reach: &Reach<'_>) -> CapabilitySet {
     sets
 }
 
-/// Removing a file from there takes more than being root.
+/// Whether `dir` belongs to another user. Root then needs CAP_DAC_OVERRIDE to write there.
 fn is_foreign(dir: &Path) -> bool {
     !fs::metadata(dir).is_ok_and(|metadata| metadata.uid() == geteuid().as_raw())
 }
 
-/// Only a process with `CAP_SETPCAP` may do that; others gain nothing from the set, having no new privileges.
+/// Empties the bounding set, if this process has `CAP_SETPCAP`. For others the set does not matter, because
+/// no_new_privs keeps them from gaining capabilities.
 fn empty_bounding_set() -> Result<(), SandboxError> {
     for bit in 0..CAPABILITIES_MAX {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
             Ok(()) => {}
-            // Not allowed; no more capabilities.
+            // EPERM: no CAP_SETPCAP. EINVAL: there are no more capabilities.
             Err(Errno::PERM | Errno::INVAL) => break,
             Err(errno) => return Err(SandboxError::host("drop capabilities for good")(errno)),
         }
