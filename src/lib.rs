@@ -1,23 +1,23 @@
 //! A virtual machine's `/nix/store` as a read-only EROFS disk that is never built.
 //!
-//! Every block of the disk is made when it is asked for, from the store the host already has.
-//! Data flows one way, and a module knows only what stands above it here:
+//! Every block of the disk is generated when it is read, from the store on the host or from a binary cache.
+//! Dependencies go one way: a module uses only modules above it in this table.
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`parallel`] | the same work for many things, on all cores |
+//! | [`parallel`] | runs a function for many items on all cores |
 //! | [`tree`] | values: file kinds, attributes, listings |
-//! | [`closure`] | which store paths, in which order, with which NAR size |
-//! | [`source`] | where a path's tree and bytes come from |
-//! | [`cache`] | store paths of binary caches: closures, fetching, verifying |
-//! | [`erofs`] | on-disk format; address space and plans; metadata bytes |
-//! | [`image`] | block to extents: the disk as something to read from |
-//! | [`verify`] | the disk against the host, through an EROFS reader of somebody else's |
-//! | [`process`] | child processes: roles that never return, signals, bounded ends |
-//! | [`sandbox`] | what a serving process gives up before it meets a guest |
-//! | [`device`] | how a client reads the disk: vhost-user-blk, FUSE |
+//! | [`closure`] | which store paths are on the disk, with their NAR sizes and references |
+//! | [`source`] | reads trees and file contents, from the host or elsewhere |
+//! | [`cache`] | binary caches: finding closures, fetching, verifying |
+//! | [`erofs`] | on-disk format, layout, encoding of metadata |
+//! | [`image`] | the disk: maps a range of bytes to metadata and ranges of files |
+//! | [`verify`] | compares the disk with the host, through an independent EROFS reader |
+//! | [`process`] | child processes: forking, signals, termination |
+//! | [`sandbox`] | confines processes |
+//! | [`device`] | protocols to read the disk: vhost-user-blk, NBD, FUSE |
 //! | [`server`] | endpoints, and a worker process for each connection or mount |
-//! | [`cli`] | arguments to checked configuration; messages |
+//! | [`cli`] | command line, configuration, output |
 
 pub mod cache;
 pub mod cli;

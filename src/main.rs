@@ -1,4 +1,4 @@
-//! The `lazystore` command; see the library for what it does.
+//! The `lazystore` command. All code is in the library.
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -1,18 +1,19 @@
-//! The same work for many things, on all cores.
+//! Runs a function for many items on several threads.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// One thread a core.
+/// Number of threads: one per core.
 pub fn threads() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Calls `work` for every number below `count` and returns the results in the order of the numbers.
+/// Calls `work` for every index below `count` and returns the results in order.
 ///
-/// One thread a core takes whichever number is next, with a state of its own that `start` makes.
+/// Uses one thread per core. Each thread has its own state, created by `start`, and takes the next index when it is
+/// done with one.
 pub fn for_each<S, R: Send>(
     count: usize,
     start: impl Fn() -> S + Sync,
@@ -21,8 +22,8 @@ pub fn for_each<S, R: Send>(
     for_each_on(threads(), count, start, work)
 }
 
-/// As [`for_each`], on so many threads, this one among them: for work that mostly waits, or is little. With fewer
-/// threads to be had than that, on those.
+/// Like [`for_each`], with `threads` threads including the calling one: for work that mostly waits, or is small. If
+/// threads cannot be created, uses fewer.
 pub fn for_each_on<S, R: Send>(
     threads: usize,
     count: usize,
@@ -54,7 +55,8 @@ pub fn for_each_on<S, R: Send>(
         }
         take_all();
         for other in others {
-            // The scope waits for their work only. A thread that is still ending could take a signal that this one blocks.
+            // The scope only waits until their work is done. Join them too: a thread that is still exiting could
+            // receive a signal that this thread blocks.
             if let Err(panic) = other.join() {
                 std::panic::resume_unwind(panic);
             }
@@ -70,7 +72,7 @@ mod tests {
     use super::{for_each, for_each_on};
 
     #[test]
-    fn results_are_in_order_whoever_was_faster() {
+    fn results_are_in_order_of_the_indexes() {
         let squares = for_each(1000, || (), |(), index| index * index);
         assert!(
             squares

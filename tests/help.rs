@@ -53,7 +53,7 @@ fn help_shows_usage_first_and_examples_in_one_piece() {
         "Closure:",
         "Where to serve:",
         "Socket options:",
-        "The next boot:",
+        "Recording and prefetching:",
     ] {
         assert!(help.contains(&format!("\n{group}\n")), "{group}: {help}");
     }

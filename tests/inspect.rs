@@ -176,7 +176,7 @@ fn a_nid_that_is_none_fails_and_says_what_lies_there() {
     let dir = fixture();
     let (output, text) = inspect(dir.path(), &["--nid", "129"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text.starts_with("nid 129 is no inode"), "{text}");
+    assert!(text.starts_with("nid 129 is not an inode"), "{text}");
     let (output, _) = inspect(dir.path(), &["--nid", "18446744073709551615"]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("outside the disk"), "{error}");

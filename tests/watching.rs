@@ -263,5 +263,5 @@ fn a_status_of_another_program_is_refused() {
     answering.join().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("is no lazystore"), "{said}");
+    assert!(said.contains("is not a lazystore"), "{said}");
 }

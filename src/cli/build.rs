@@ -1,4 +1,4 @@
-//! Tells the program which commit it is built from, and with which features, for `--version`.
+//! Build script: sets the commit and the features that `--version` prints.
 
 use std::env;
 use std::fs;
@@ -10,7 +10,7 @@ fn main() {
     println!("cargo::rustc-env=LAZYSTORE_BUILD={}", build());
 }
 
-/// Such as `commit 0123456789ab, features: bench`.
+/// For example `commit 0123456789ab, features: bench`.
 fn build() -> String {
     let features = features();
     match commit() {
@@ -19,7 +19,7 @@ fn build() -> String {
     }
 }
 
-/// Cargo gives a build script one variable for each feature.
+/// The enabled features; Cargo sets one environment variable for each.
 fn features() -> String {
     let names = env::vars().filter_map(|(name, _)| {
         let name = name.strip_prefix("CARGO_FEATURE_")?;
@@ -33,12 +33,12 @@ fn features() -> String {
     }
 }
 
-/// None where nobody knows, and in debug builds, which would be compiled again after every commit.
+/// The commit. `None` if unknown, and in debug builds, which would otherwise be rebuilt after every commit.
 fn commit() -> Option<String> {
     if env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
         return None;
     }
-    // For builds from a tree without history, such as Nix's.
+    // Set by builds from a tree without history, such as Nix builds.
     let given = env::var("LAZYSTORE_COMMIT").ok();
     let commit = given
         .filter(|text| !text.is_empty())
@@ -48,14 +48,15 @@ fn commit() -> Option<String> {
     is_hash.then(|| commit[..12].to_owned())
 }
 
-/// What `cargo package` writes down.
+/// The commit recorded by `cargo package`.
 fn packaged() -> Option<String> {
     let info = fs::read_to_string(".cargo_vcs_info.json").ok()?;
     let hash = info.split_once("\"sha1\":")?.1;
     Some(hash.split('"').nth(1)?.to_owned())
 }
 
-/// Of the repository that this directory is the top of; one around it, say of a vendoring project, is another one.
+/// The commit of the git repository in this directory. A surrounding repository, such as that of a vendoring project,
+/// does not count.
 fn checked_out() -> Option<String> {
     fs::metadata(".git").ok()?;
     for file in ["HEAD", "logs/HEAD"] {

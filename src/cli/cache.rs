@@ -22,15 +22,16 @@ pub struct CacheCommandArgs {
 
 #[derive(Debug, Subcommand)]
 enum CacheCommand {
-    /// Show the NARs that are kept: size, use, store path.
+    /// List the NARs in the directory: size, whether in use, store path.
     List(ListArgs),
-    /// Remove what is over a limit, what its cache lied about, and what killed servers left; never what is in use.
+    /// Remove NARs beyond a size limit, NARs that failed verification, and leftovers of killed servers. NARs in use are
+    /// kept.
     Prune(PruneArgs),
-    /// Read every NAR again and compare its hash; one that has changed is removed, and the exit code is 1.
+    /// Verify the hash of every NAR and remove those that have changed; the exit code is then 1.
     Verify(ListArgs),
 }
 
-/// Which directory.
+/// Selects the directory.
 #[derive(Debug, Args)]
 struct ListArgs {
     #[command(flatten)]
@@ -41,7 +42,7 @@ struct ListArgs {
 struct PruneArgs {
     #[command(flatten)]
     dir: CacheDirArgs,
-    /// Most that NARs may take then, such as 5GB; 0 removes all that is not in use
+    /// Limit for the NARs that are kept, such as 5GB; 0 removes all NARs that are not in use
     #[arg(long, value_name = "SIZE", default_value = "20GB", value_parser = size, help_heading = "Binary caches")]
     cache_size: u64,
 }
@@ -53,8 +54,8 @@ Examples:
   lazystore cache verify --cache-dir /var/cache/lazystore";
 
 const HELP: &str = "\
-The directory holds narinfos, listings and uncompressed NARs, as docs/binary-caches.md has it. What a server that lives \
-needs is never removed.";
+The directory holds narinfos, listings and uncompressed NARs; docs/binary-caches.md describes it. Data that a running \
+server needs is never removed.";
 
 /// Runs one of the subcommands.
 pub fn run(args: &CacheCommandArgs) -> Result<ExitCode, CliError> {
@@ -123,6 +124,6 @@ fn report(nar: &KeptNar, name: Option<&String>) -> io::Result<()> {
     let name = name.unwrap_or(&nar.hash);
     writeln!(
         io::stdout().lock(),
-        "{name}: the NAR has changed since it was fetched, and is removed"
+        "{name}: the NAR has changed since it was fetched; removed it"
     )
 }

@@ -1,4 +1,4 @@
-//! The arguments for paths that are not on this host.
+//! Arguments for fetching paths that are not on this host.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -20,56 +20,56 @@ use crate::closure::{Graph, Source, StoreLocation, root_names};
 use crate::image::ImageOptions;
 use crate::source::{RemotePath, RemoteTree};
 
-/// What stands for the substituters of nix.conf.
+/// The value of `--from` that means the substituters of nix.conf.
 const SUBSTITUTERS: &str = "substituters";
 
-/// Where to fetch what is not on this host.
+/// Where to fetch paths that are not on this host.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Binary caches")]
 pub struct CacheArgs {
     /// Fetch paths that are not on this host from the binary cache URL (https://, http://, file://, or
-    /// s3://BUCKET?endpoint=HOST&region=NAME), when the guest reads them; may be given several times. `substituters` means those
-    /// of nix.conf
+    /// s3://BUCKET?endpoint=HOST&region=NAME) when the guest reads them; may be given several times. `substituters`
+    /// means the substituters of nix.conf
     #[arg(long, value_name = "URL", conflicts_with_all = ["tree", "all"])]
     from: Vec<String>,
-    /// Believe what this key signed, NAME:BASE64; may be given several times [default: those of nix.conf]
+    /// Trust signatures by this key, NAME:BASE64; may be given several times [default: the keys of nix.conf]
     #[arg(long, value_name = "KEY", requires = "from", value_parser = parse_key)]
     trusted_public_key: Vec<PublicKey>,
-    /// Believe binary caches without a signature
+    /// Trust binary caches without signatures
     #[arg(long, requires = "from", conflicts_with = "trusted_public_key")]
     no_check_signatures: bool,
     #[command(flatten)]
     dir: CacheDirArgs,
-    /// Most that NARs may take in the cache directory, such as 20GB; those in use stay
+    /// Limit for NARs in the cache directory, such as 20GB; NARs in use are never removed
     #[arg(long, value_name = "SIZE", default_value = "20GB", value_parser = size, requires = "from")]
     cache_size: u64,
-    /// How long a read waits for what it needs to be fetched, in seconds; then it is an I/O error, and the next one tries again
+    /// Let a read fail with an I/O error if fetching its data takes longer than this; the next read tries again
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = whole::<u64>(1..=86_400), requires = "from")]
     fetch_timeout: u64,
 }
 
-/// Where the cache directory is.
+/// The cache directory.
 #[derive(Debug, Clone, Args)]
 pub struct CacheDirArgs {
-    /// What was fetched is kept in DIR [default: $CACHE_DIRECTORY, $XDG_CACHE_HOME/lazystore or ~/.cache/lazystore]
+    /// Keep fetched NARs in DIR [default: $CACHE_DIRECTORY, $XDG_CACHE_HOME/lazystore or ~/.cache/lazystore]
     #[arg(long, value_name = "DIR", help_heading = "Binary caches")]
     cache_dir: Option<PathBuf>,
 }
 
-/// A closure of which some paths are not on this host.
+/// A closure with paths that are not on this host.
 pub struct Remote {
-    /// All of it.
+    /// The whole closure.
     pub graph: Graph,
-    /// Has what is not on the host.
+    /// The source of the paths that are not on this host.
     pub tree: Arc<RemoteTree>,
-    /// Stands for the host's store where there is none.
+    /// Replaces the host's store directory if that does not exist.
     pub empty_dir: PathBuf,
-    /// The process that fetches.
+    /// The fetcher process.
     pub fetcher: FetcherProcess,
 }
 
 impl Remote {
-    /// Puts what is not on the host into `options`, and returns what else there is.
+    /// Moves the remote tree into `options`, and returns the graph and the fetcher process.
     pub fn attach_to(mut self, options: &mut ImageOptions) -> (Graph, Option<FetcherProcess>) {
         options.remote = Some(self.tree);
         let dir = &mut self.graph.closure.dir;
@@ -81,8 +81,7 @@ impl Remote {
 }
 
 impl CacheArgs {
-    /// Finds out what `source` consists of and starts the process that fetches; none if nothing is to be fetched. That process
-    /// may show its progress on the terminal.
+    /// Determines which paths of `source` are remote and starts the fetcher process. `None` without `--from`.
     pub fn load(
         &self,
         source: &Source,
@@ -172,13 +171,13 @@ impl CacheDirArgs {
         Ok(CacheDir::open(&path).map_err(CacheError::from)?)
     }
 
-    /// Where it is; none if nothing says so.
+    /// Its path; `None` if neither an option nor the environment names one.
     fn path(&self) -> Option<PathBuf> {
         if let Some(dir) = &self.cache_dir {
             return Some(dir.clone());
         }
         let env = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        // systemd.exec(5): several are separated by colons.
+        // A colon-separated list (systemd.exec(5)).
         if let Some(dirs) = env("CACHE_DIRECTORY") {
             let first = dirs.as_bytes().split(|byte| *byte == b':').next()?;
             return Some(PathBuf::from(std::ffi::OsStr::from_bytes(first)));

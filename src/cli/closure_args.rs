@@ -1,4 +1,4 @@
-//! The arguments that every subcommand takes which works on a closure.
+//! Arguments of all subcommands that work on a closure.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use crate::closure::{Closure, Graph, Source, StoreLocation};
 use crate::erofs::format::LABEL_LEN_MAX;
 use crate::image::{Fingerprint, Image, ImageOptions};
 
-/// Which closure, and how its disk looks.
+/// The closure, and options of its disk.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Closure")]
 pub struct ClosureArgs {
@@ -23,7 +23,7 @@ pub struct ClosureArgs {
     /// NAR sizes of the paths in --store-paths: closureInfo's registration, or `nix-store --dump-db`
     #[arg(long, value_name = "FILE", requires = "store_paths", conflicts_with_all = ["tree", "closure_info", "roots", "all"])]
     registration: Option<PathBuf>,
-    /// Where store paths are said to lie
+    /// The logical store directory, which store paths start with
     #[arg(
         long,
         value_name = "DIR",
@@ -31,13 +31,13 @@ pub struct ClosureArgs {
         conflicts_with = "tree"
     )]
     store_dir: PathBuf,
-    /// Directory of a chroot store: paths are read from DIR/nix/store
+    /// Root directory of a chroot store: paths are read from DIR/nix/store
     #[arg(long, value_name = "DIR", conflicts_with = "tree")]
     store_root: Option<PathBuf>,
     /// Put the closure's registration on the disk, as .lazystore/registration, for `nix-store --load-db` in the guest
     #[arg(long, conflicts_with = "tree")]
     with_registration: bool,
-    /// Go on only if the disk has this fingerprint, as `lazystore fingerprint` prints it
+    /// Fail unless the disk has this fingerprint, as printed by `lazystore fingerprint`
     #[arg(long, value_name = "FINGERPRINT", value_parser = Fingerprint::from_str, conflicts_with = "tree")]
     expect: Option<Fingerprint>,
     #[command(flatten)]
@@ -49,8 +49,7 @@ pub struct ClosureArgs {
 #[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = false)]
 struct SourceArgs {
-    /// Store paths, or links to them such as ./result and profiles: these and all that they refer to, as the Nix
-    /// database knows it
+    /// Store paths, or links to them such as ./result and profiles. The closure is looked up in the Nix database
     #[arg(value_name = "ROOT")]
     roots: Vec<PathBuf>,
     /// Every valid path of the store
@@ -59,21 +58,21 @@ struct SourceArgs {
     /// Output of Nix's closureInfo: DIR/store-paths and DIR/registration
     #[arg(long, value_name = "DIR")]
     closure_info: Option<PathBuf>,
-    /// List of store paths, one a line; `-` is stdin
+    /// List of store paths, one per line; `-` is stdin
     #[arg(long, value_name = "FILE")]
     store_paths: Option<PathBuf>,
-    /// Any directory as the root of the disk, with modes, ids and mtimes as they are
+    /// Any directory as the root of the disk, with its modes, owners and mtimes
     #[arg(long, value_name = "DIR")]
     tree: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "How the disk looks")]
+#[command(next_help_heading = "Disk")]
 struct ImageArgs {
-    /// Label to mount the disk by, 1 to 15 bytes
+    /// File system label, 1 to 15 bytes
     #[arg(long, default_value = "nix-store", value_parser = parse_label)]
     label: String,
-    /// Identity of the file system
+    /// File system UUID
     #[arg(long, default_value = "eb176051-bd15-49b7-9e6b-462e0b467019", value_parser = parse_uuid)]
     uuid: [u8; 16],
     /// mtime of every file in seconds [default: 1; with --tree: the file's own]
@@ -85,26 +84,26 @@ struct ImageArgs {
     /// Group of every file [default: 0; with --tree: the file's own]
     #[arg(long, value_name = "ID", value_parser = whole::<u32>(0..=u32::MAX.into()))]
     gid: Option<u32>,
-    /// Memory for plans of store paths, in MiB
+    /// Memory for the layouts of store paths, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = whole::<usize>(0..=1 << 20))]
     plan_cache: usize,
 }
 
-/// A closure and its disk.
+/// A loaded closure and its disk.
 #[derive(Debug)]
 pub struct Loaded {
-    /// Which paths.
+    /// The paths.
     pub closure: Closure,
-    /// What the disk was made with.
+    /// The options that the disk was built with.
     pub options: ImageOptions,
     /// The disk.
     pub image: Image,
-    /// The process that fetches, as long as the disk is read.
+    /// The process that fetches from binary caches. It must live as long as the disk is read.
     pub fetcher: Option<FetcherProcess>,
 }
 
 impl ClosureArgs {
-    /// The same options for another closure: closureInfo's directory, or a store path.
+    /// The same options for another closure: the output of closureInfo, or a store path.
     pub fn with_closure(&self, closure: &Path) -> Self {
         let is_info = closure.join("store-paths").is_file();
         let closure = closure.to_owned();
@@ -125,10 +124,10 @@ impl ClosureArgs {
         }
     }
 
-    /// As [`ClosureArgs::load`], for those who read the disk in this process.
+    /// Like [`ClosureArgs::load`], for subcommands that read the disk in this process.
     ///
     /// # Errors
-    /// As [`ClosureArgs::load`].
+    /// As for [`ClosureArgs::load`].
     pub fn load_to_read(&self, max_open_files: usize) -> Result<Loaded, CliError> {
         let loaded = self.load(max_open_files, false)?;
         if let Some(remote) = loaded.image.remote() {
@@ -138,12 +137,11 @@ impl ClosureArgs {
         Ok(loaded)
     }
 
-    /// Reads the closure and makes its disk. At most `max_open_files` of the
-    /// store's files stay open, and no more than the limits of the process allow. What is fetched while the disk is read is shown on
-    /// a terminal if nothing else writes there.
+    /// Loads the closure and lays out its disk. At most `max_open_files` of the store's files are kept open, or fewer
+    /// if the process's limits require it. With `shows_progress`, fetches are shown on the terminal.
     ///
     /// # Errors
-    /// When the closure cannot be read or its disk cannot be laid out.
+    /// The closure cannot be loaded, or its disk cannot be laid out.
     pub fn load(&self, max_open_files: usize, shows_progress: bool) -> Result<Loaded, CliError> {
         let mut options = self.image.options();
         options.max_open_files = options.max_open_files.min(max_open_files);
@@ -162,7 +160,7 @@ impl ClosureArgs {
         if self.with_registration {
             options.registration = Some(graph.registration()?.into());
         }
-        // Before the disk is made, which looks whether all paths exist.
+        // Pin the paths before Image::new checks that they exist, so that they cannot disappear in between.
         let pins = pins::hold(&graph, &location, options.max_open_files / 2);
         options.max_open_files -= pins.open_files();
         options.pins = pins.into();
@@ -226,7 +224,7 @@ impl ImageArgs {
 fn parse_label(text: &str) -> Result<String, String> {
     match text.len() {
         1..=LABEL_LEN_MAX => Ok(text.to_owned()),
-        0 => Err("it is empty, and the guest mounts the disk by it".to_owned()),
+        0 => Err("it is empty, but the guest mounts the disk by its label".to_owned()),
         len => Err(format!(
             "it has {len} bytes, and EROFS has room for {LABEL_LEN_MAX}"
         )),

@@ -1,4 +1,4 @@
-//! The arguments of every subcommand that serves.
+//! Arguments of all subcommands that serve a disk.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -8,20 +8,20 @@ use clap::Args;
 use super::numbers::{positive, whole};
 use crate::device::vhost_blk::{DeviceOptions, QUEUES};
 
-/// What a VM gets, and at what cost.
+/// Options of the virtual device.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Device options")]
 pub struct DeviceArgs {
-    /// Serial that the guest sees, 20 bytes at most
+    /// Serial number of the disk in the guest, at most 20 bytes
     #[arg(long, default_value = "nixstore", value_parser = parse_serial)]
     serial: String,
-    /// Threads that serve one VM's queues, or the file [default: one per core, 4 at most]
+    /// Threads that serve one VM's queues, or the file [default: one per core, at most 4]
     #[arg(long, value_name = "N", value_parser = positive(QUEUES.into()))]
     threads: Option<NonZeroUsize>,
-    /// Look for further requests for this many microseconds before sleeping, while that pays; 0 to sleep at once
+    /// Poll for further requests up to this long before sleeping, as long as polling pays off; 0 disables polling
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 200, value_parser = whole::<u64>(0..=1000))]
     poll_us: u64,
-    /// Do not confine the processes that serve: to find out whether the confinement is what fails, or to debug them
+    /// Do not confine the serving processes: for debugging, or to find out whether confinement causes a failure
     #[arg(long)]
     no_sandbox: bool,
 }
@@ -42,7 +42,7 @@ impl DeviceArgs {
 }
 
 fn parse_serial(text: &str) -> Result<String, String> {
-    /// What the answer to GET_ID has room for (VIRTIO_BLK_ID_BYTES).
+    /// Size of the reply to VIRTIO_BLK_T_GET_ID (VIRTIO_BLK_ID_BYTES).
     const LEN_MAX: usize = 20;
     match text.len() {
         ..=LEN_MAX => Ok(text.to_owned()),

@@ -26,14 +26,15 @@ Examples:
   lazystore serve ./result --expect $fingerprint --vhost-user store.sock";
 
 const HELP: &str = "\
-It covers the sorted store paths with their NAR hashes, the options that change the disk's bytes, and the layout version. \
-A VM that was saved, or that moves to another host, needs a disk with the same fingerprint. With --from the layout is \
-another one, and so is the fingerprint: give --from on both hosts or on none.
+It covers the sorted store paths with their NAR hashes, the options that change the disk's bytes, and the layout \
+version. A VM that was saved, or that moves to another host, needs a disk with the same fingerprint. --from changes \
+the layout and the fingerprint: use it on both hosts or on neither.
 
-The hashes are those that Nix has registered; lazystore verify compares them with what is on the host. Of a path without \
-a registered hash only name, type and size count: the fingerprint then begins with \"weak-\", and standard error says so.";
+The hashes are those registered with Nix; lazystore verify compares them with the files on the host. For a path \
+without a registered hash, only name, type and size are covered: the fingerprint then begins with \"weak-\", and a \
+warning is printed.";
 
-/// Prints the fingerprint; a word on stderr if it is worth less than others.
+/// Prints the fingerprint, with a warning on stderr if it does not cover all contents.
 pub fn run(args: &FingerprintArgs) -> Result<ExitCode, CliError> {
     let Loaded { closure, image, .. } = args.closure.load(usize::MAX, false)?;
     let fingerprint = image.fingerprint().ok_or(CliError::NoFingerprint)?;
@@ -49,8 +50,8 @@ fn warn_if_weak(closure: &Closure) {
     let unhashed = paths.iter().filter(|path| path.nar_hash.is_none()).count();
     if unhashed > 0 {
         tracing::warn!(
-            "no NAR hash is registered of {} of {}, of which only names, types and sizes count: pass --registration for a \
-             fingerprint that tells their contents apart",
+            "no NAR hash is registered for {} of {}, so the fingerprint covers only their names, types and sizes: pass --registration to \
+             cover their contents",
             unhashed,
             counted(paths.len(), "path")
         );

@@ -1,15 +1,15 @@
-//! Text after the options: examples, and in the long help and the manual page notes.
+//! Help text after the options: examples, and notes in the long help and the manual page.
 //!
-//! A paragraph of notes is one line, so that it is wrapped to the width of the terminal and not twice.
+//! A paragraph of notes is a single line, because clap wraps it to the width of the terminal.
 
 use clap::Command;
 
-/// For `after_long_help`.
+/// The text for `after_long_help`.
 pub fn long(examples: &str, notes: &str) -> String {
     format!("{examples}\n\n{notes}")
 }
 
-/// The examples, without their headline, and the notes.
+/// Splits a command's help into the examples, without their headline, and the notes.
 pub fn parts(command: &Command) -> (String, String) {
     let text =
         |help: Option<&clap::builder::StyledStr>| help.map(ToString::to_string).unwrap_or_default();
@@ -24,7 +24,7 @@ pub fn parts(command: &Command) -> (String, String) {
     }
 }
 
-/// How examples begin.
+/// The first line of the examples.
 const HEADLINE: &str = "Examples:\n";
 
 #[cfg(test)]

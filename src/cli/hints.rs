@@ -1,4 +1,4 @@
-//! What to write instead. The library says what is wrong and knows no flags; the advice that names them is here.
+//! Advice that is added to errors. Errors of the library do not mention command-line options; the hints here do.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -10,7 +10,7 @@ use crate::erofs::layout::LayoutError;
 use crate::image::{ImageError, ReadError};
 use crate::server::{ServeError, SocketError};
 
-/// Advice that follows an error in parentheses, if there is any.
+/// Advice in parentheses after an error, or nothing.
 pub struct Hint(Option<String>);
 
 impl fmt::Display for Hint {
@@ -38,7 +38,7 @@ pub fn read(error: &ReadError) -> Hint {
     Hint(read_advice(error))
 }
 
-/// What the error says nothing about: which flag helps.
+/// The option that helps with an error.
 pub fn serve(error: &ServeError) -> &'static str {
     match error {
         ServeError::Fuse(FuseError::NoDevice { .. }) => ", or use --vhost-user instead",
@@ -97,7 +97,7 @@ fn closure_advice(error: &ClosureError) -> Option<String> {
             "or leave out --with-registration"
         }
         ClosureError::TreeNotADirectory { .. } => {
-            "--tree takes the directory that the disk is to show"
+            "--tree takes the directory that becomes the root of the disk"
         }
         _ => return None,
     };
@@ -114,7 +114,7 @@ fn root_advice(root: &Path, fault: &RootFault) -> Option<String> {
     }
 }
 
-/// For a root that is not in the store: most likely the store itself, or in a chroot store.
+/// Advice for a root that is not in the store: most likely it is the store itself, or in a chroot store.
 fn outside_advice(root: &Path, store_dir: &Path) -> String {
     let real = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path));
     let real = real(root).unwrap_or_else(|_| root.to_owned());
@@ -130,13 +130,11 @@ fn outside_advice(root: &Path, store_dir: &Path) -> String {
             "for a path of a chroot store pass --store-root {} too",
             chroot.display()
         ),
-        None => {
-            "pass a store path or a link to one; --tree serves a directory that is none".to_owned()
-        }
+        None => "pass a store path or a link to one; --tree serves any other directory".to_owned(),
     }
 }
 
-/// The directory that has a store in it which `path` is part of, and whether `path` is that store itself.
+/// The root of the chroot store that contains `path`, and whether `path` is its store directory itself.
 fn chroot_of(path: &Path, store_dir: &Path) -> Option<(PathBuf, bool)> {
     let beneath_root = store_dir.strip_prefix("/").ok()?;
     if beneath_root.as_os_str().is_empty() {

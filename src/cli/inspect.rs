@@ -1,4 +1,4 @@
-//! `lazystore inspect`: what lies where, for a person or for a program.
+//! `lazystore inspect`: shows the disk's layout as text or JSON.
 
 mod map;
 mod spot;
@@ -36,31 +36,30 @@ Examples:
   lazystore inspect ./result --block 33554432 --json";
 
 const HELP: &str = "\
-Without --at, --block or --nid: the superblock, a line for each path, and totals. The columns of a path: the blocks that \
-are kept for its metadata (inodes, directories, small files) and for data of files, the first one and the one after the \
-last; whether that is exactly what it needs, or a bound computed from its NAR size; how many blocks of each it uses; how \
-many files it has.
+Without --at, --block or --nid: the superblock, a line for each path, and totals. The columns of a path: the ranges of \
+blocks reserved for its metadata (inodes, directories, small files) and for data of files, end exclusive; whether \
+these are exact, or a bound computed from its NAR size; how many blocks of each it uses; how many files it has.
 
-With one of them: what lies there, to which file it belongs, and which bytes of the disk it takes. A kernel message names \
-a nid.";
+With one of them: what is at that address, which file it belongs to, and its range of bytes on the disk. Kernel \
+messages contain nids.";
 
-/// Nothing given means the whole map.
+/// Without any of them, the whole map is shown.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What to print")]
 #[group(required = false, multiple = false)]
 struct PlaceArgs {
-    /// Say what lies at this byte of the disk
+    /// Show what is at this byte of the disk
     #[arg(long, value_name = "OFFSET", value_parser = whole::<u64>(0..=u64::MAX))]
     at: Option<u64>,
-    /// Say what lies at the start of this block of 4096 bytes
+    /// Show what is at the start of this block of 4096 bytes
     #[arg(long, value_name = "N", value_parser = whole::<u64>(0..=u64::MAX))]
     block: Option<u64>,
-    /// Say whose inode this is, such as the nid in a kernel message
+    /// Show the file with this inode, such as the nid in a kernel message
     #[arg(long, value_name = "N", value_parser = whole::<u64>(0..=u64::MAX))]
     nid: Option<u64>,
 }
 
-/// Prints what was asked for. Fails if a path of the map cannot be planned, or the nid is no inode.
+/// Prints the map or the spot. The exit code is 1 if a path of the map cannot be planned, or the nid is not an inode.
 pub fn run(args: &InspectArgs) -> Result<ExitCode, CliError> {
     let loaded = args.closure.load_to_read(usize::MAX)?;
     let clean = match args.place {
@@ -107,7 +106,7 @@ impl InspectArgs {
     }
 }
 
-/// A path on the disk as its users know it: below the store directory. Bytes that are no UTF-8 are replaced.
+/// A path on the disk for output: with the store directory, and invalid UTF-8 replaced.
 fn shown(loaded: &Loaded, path: &[u8]) -> String {
     let store_dir = loaded.closure.store_dir.display();
     if path.is_empty() {

@@ -1,12 +1,12 @@
-//! How many files may be open.
+//! The limit of open files.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that a worker needs besides store files: two per queue of a frontend with 64 of them, memory
-/// regions, events.
+/// Descriptors reserved for other purposes than store files: a worker needs two per queue (at most 64), memory regions,
+/// event descriptors.
 const RESERVED: u64 = 256;
 
-/// Raises the soft limit of open files to the hard one; returns how many of them store files may take.
+/// Raises the soft limit of open files to the hard limit. Returns how many store files may be open.
 pub fn raise_open_files() -> usize {
     let limits = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -21,7 +21,7 @@ pub fn raise_open_files() -> usize {
 }
 
 fn store_files(limit: Option<u64>) -> usize {
-    /// More open files than this are of no use and cost kernel memory.
+    /// More open files have no benefit and cost kernel memory.
     const PLENTY: u64 = 65_536;
     let limit = limit.unwrap_or(PLENTY).min(PLENTY);
     let files = limit.saturating_sub(RESERVED).max(limit / 8);

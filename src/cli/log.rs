@@ -1,4 +1,4 @@
-//! Log lines on stderr.
+//! Logging to stderr.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
@@ -11,19 +11,19 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::text;
 
-/// How a line looks.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
     Text,
-    /// One object a line, with `timestamp`, `level`, `fields.message` and `target`.
+    /// One JSON object per line, with `timestamp`, `level`, `fields.message` and `target`.
     Json,
 }
 
-/// What was asked for; unset in programs that embed this one.
+/// The format chosen on the command line; unset in programs that use the library.
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
-/// Sends log lines to stderr. `RUST_LOG` (such as `debug` or `lazystore=trace`) wins over `verbose`.
+/// Sends log lines to stderr. `RUST_LOG` (such as `debug` or `lazystore=trace`) overrides `verbose`.
 pub fn init(verbose: u8, format: LogFormat) {
     let _ = FORMAT.set(format);
     let level = match verbose {
@@ -43,7 +43,7 @@ pub fn init(verbose: u8, format: LogFormat) {
         .with_ansi(format == LogFormat::Text && text::is_coloured(&io::stderr()))
         .with_writer(|| Stderr);
     let registry = tracing_subscriber::registry().with(filter);
-    // A subscriber that is there already belongs to a program that embeds this one.
+    // If there is a subscriber already, the library is used by another program, and its subscriber stays.
     let _ = match format {
         LogFormat::Text => registry
             .with(lines.without_time().with_target(false))
@@ -57,7 +57,7 @@ pub fn init(verbose: u8, format: LogFormat) {
     }
 }
 
-/// The sentence with which the program ends.
+/// Prints the error that ends the program.
 pub fn fatal(error: &dyn std::error::Error) {
     if is_json() {
         tracing::error!("{error}");
@@ -67,11 +67,11 @@ pub fn fatal(error: &dyn std::error::Error) {
         true => "\x1b[1;31mlazystore:\x1b[0m",
         false => "lazystore:",
     };
-    // Nobody may be there to read it.
+    // An error is ignored: stderr may be closed.
     let _ = Stderr.write_all(format!("{name} {error}\n").as_bytes());
 }
 
-/// Where log lines go, each in one piece.
+/// Writes each log line to stderr in one piece.
 struct Stderr;
 
 impl Write for Stderr {
@@ -86,14 +86,14 @@ impl Write for Stderr {
     }
 }
 
-/// Lines to be read and pasted by a person, and of no use in a log.
+/// Prints lines for a person to read and paste. They are left out of JSON logs.
 pub fn hint(lines: &str) {
     if !is_json() {
         eprint!("{lines}");
     }
 }
 
-/// Whether a person sees stderr at once: it is a terminal.
+/// Whether a person may be watching stderr: it is a terminal.
 pub fn is_read_live() -> bool {
     !is_json() && io::stderr().is_terminal()
 }

@@ -1,4 +1,4 @@
-//! `lazystore completions` and `lazystore man`: from the same definitions as the command line itself.
+//! `lazystore completions` and `lazystore man`, generated from the definitions of the command line.
 
 mod roff;
 mod sections;
@@ -20,7 +20,7 @@ use sections::Sections;
 #[derive(Debug, Args)]
 #[command(after_help = COMPLETIONS_EXAMPLES)]
 pub struct CompletionsArgs {
-    /// For which shell
+    /// The shell
     shell: Shell,
 }
 
@@ -28,9 +28,9 @@ pub struct CompletionsArgs {
 #[derive(Debug, Args)]
 #[command(after_help = MAN_EXAMPLES)]
 pub struct ManArgs {
-    /// The page of this subcommand; without it, of lazystore
+    /// Subcommand whose page to print [default: the page of lazystore]
     subcommand: Option<String>,
-    /// Write all pages as files into DIR instead
+    /// Write all pages to files in DIR instead
     #[arg(long, value_name = "DIR", conflicts_with = "subcommand")]
     dir: Option<PathBuf>,
 }
@@ -46,7 +46,7 @@ Examples:
   lazystore man run | man -l -
   lazystore man --dir ~/.local/share/man/man1";
 
-/// Writes the completion script.
+/// Prints the completion script.
 pub fn completions(args: &CompletionsArgs) -> Result<ExitCode, CliError> {
     let mut script = Vec::new();
     clap_complete::generate(
@@ -59,7 +59,7 @@ pub fn completions(args: &CompletionsArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes a page, or all.
+/// Prints a page, or writes all of them.
 pub fn man(args: &ManArgs) -> Result<ExitCode, CliError> {
     let mut command = super::Cli::command().disable_help_subcommand(true);
     command.build();
@@ -77,7 +77,7 @@ pub fn man(args: &ManArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One page in the language of man(7).
+/// One page in man(7) format.
 fn page(command: &Command) -> io::Result<Vec<u8>> {
     let man = Man::new(command.clone()).date("").manual("lazystore");
     let mut text = Vec::new();

@@ -1,4 +1,4 @@
-//! The command line: typed arguments to checked configuration, and what the program prints.
+//! The command line: parses and checks arguments, runs subcommands, prints results.
 
 #[cfg(feature = "bench")]
 mod bench;
@@ -43,7 +43,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[cfg(not(feature = "bench"))]
 use errors::CliError;
 
-/// What lazystore is told on the command line.
+/// All arguments of lazystore.
 #[derive(Debug, Parser)]
 #[command(
     name = "lazystore",
@@ -54,10 +54,10 @@ use errors::CliError;
     after_long_help = help::long(EXAMPLES, HELP)
 )]
 pub struct Cli {
-    /// Say more; twice for still more. RUST_LOG decides in detail
+    /// Log more; give it twice for even more. RUST_LOG overrides it
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
-    /// How log lines on stderr look
+    /// Format of log lines on stderr
     #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
     log_format: log::LogFormat,
     #[command(subcommand)]
@@ -83,33 +83,33 @@ and 125 for an error of its own.";
 enum Command {
     /// Run a VM with a closure as its disk.
     Run(run::RunArgs),
-    /// Boot a VM again and again, and say how long it takes.
+    /// Boot a VM repeatedly and measure how long it takes.
     Boot(boot::BootArgs),
-    /// Serve a closure as a disk, at sockets or as a file.
+    /// Serve a closure as a disk, through sockets or as a file.
     Serve(serve::ServeArgs),
-    /// Show what servers and their VMs do: rates, latencies, errors.
+    /// Show rates, latencies and errors of running servers and their VMs.
     Status(status::StatusArgs),
-    /// Show the report of a boot, compare two, or hold one against limits.
+    /// Show the report of a boot, compare two reports, or check one against limits.
     Report(report::ReportArgs),
-    /// Print where file data lie in a closure's disk, for `lazystore bench --ranges`.
+    /// Print the ranges with file data of a closure's disk, for `lazystore bench --ranges`.
     #[command(hide = true)]
     Ranges(ranges::RangesArgs),
-    /// Measure a vhost-user-blk server, this one or another.
+    /// Benchmark a vhost-user-blk server, this one or another.
     #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
-    /// Measure a vhost-user-blk server: only in builds with the feature `bench`.
+    /// Benchmark a vhost-user-blk server: only in builds with the feature `bench`.
     #[cfg(not(feature = "bench"))]
     #[command(hide = true, disable_help_flag = true)]
     Bench(Absent),
-    /// Print the identity of a closure's disk: the same on every host that has the same closure.
+    /// Print the fingerprint of a closure's disk: the same on every host that has the same closure.
     Fingerprint(fingerprint::FingerprintArgs),
-    /// Say what lies where on the disk: the map of all paths, or what a byte, block or inode belongs to.
+    /// Show the disk's layout: a map of all paths, or what a byte, block or inode belongs to.
     Inspect(inspect::InspectArgs),
-    /// Compare the disk with the host's store through another EROFS reader, byte by byte.
+    /// Compare the disk with the host's store byte by byte, through an independent EROFS reader.
     Verify(verify::VerifyArgs),
-    /// Look after the directory that keeps what was fetched from binary caches.
+    /// Manage the directory with NARs fetched from binary caches.
     Cache(cache::CacheCommandArgs),
-    /// Look at what this host offers for VMs with such a disk.
+    /// Check whether this host can run VMs with such a disk.
     Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell.
     Completions(manual::CompletionsArgs),
@@ -117,7 +117,7 @@ enum Command {
     Man(manual::ManArgs),
 }
 
-/// Any arguments, of a subcommand that this build lacks.
+/// Accepts any arguments, for a subcommand that this build does not have.
 #[cfg(not(feature = "bench"))]
 #[derive(Debug, clap::Args)]
 struct Absent {
@@ -125,7 +125,7 @@ struct Absent {
     _args: Vec<std::ffi::OsString>,
 }
 
-/// Runs the program; `start` is when it began. Wrong usage exits from within, with 2, or 125 for `run`.
+/// Runs the program, which started at `start`. Wrong usage exits directly with 2, or with 125 for `run`.
 pub fn run(start: Instant) -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| exit_of_usage(&error));
     log::init(cli.verbose, cli.log_format);
@@ -158,9 +158,9 @@ pub fn run(start: Instant) -> ExitCode {
     })
 }
 
-/// Prints help, or what is wrong with the arguments, and exits.
+/// Prints help or the usage error, and exits.
 fn exit_of_usage(error: &clap::Error) -> ! {
-    // Nobody may be there to read it.
+    // An error is ignored: stderr may be closed.
     let _ = error.print();
     let code = match error.exit_code() {
         0 => 0,
@@ -170,7 +170,7 @@ fn exit_of_usage(error: &clap::Error) -> ! {
     std::process::exit(code)
 }
 
-/// Whether the arguments, which need not be right, ask for `lazystore run`.
+/// Whether the arguments, which may be wrong, are for `lazystore run`.
 fn is_run() -> bool {
     let lenient = Cli::command().ignore_errors(true);
     let matches = lenient.try_get_matches_from(std::env::args_os());

@@ -1,4 +1,4 @@
-//! What nix.conf says of binary caches (nix.conf(5)).
+//! Reads the settings of nix.conf(5) for binary caches.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::{env, fs};
 
 use crate::cache::{Login, netrc};
 
-/// How deep files may include each other.
+/// Maximum depth of includes.
 const INCLUDES_MAX: usize = 10;
 
-/// What Nix asks unless told otherwise.
+/// Nix's default substituter.
 const DEFAULT_SUBSTITUTER: &str = "https://cache.nixos.org/";
 
 /// Settings of the host's and the user's nix.conf, and of `NIX_CONFIG`.
@@ -19,7 +19,7 @@ pub struct NixConf {
 }
 
 impl NixConf {
-    /// Reads what there is. What cannot be read is not there.
+    /// Reads all files that exist. Files that cannot be read are ignored.
     pub fn read() -> Self {
         let mut conf = Self::default();
         let dir = env::var_os("NIX_CONF_DIR").map_or_else(|| "/etc/nix".into(), PathBuf::from);
@@ -72,24 +72,24 @@ impl NixConf {
         Some(value.as_str()).filter(|value| !value.is_empty())
     }
 
-    /// URLs of binary caches, in the order in which they are asked.
+    /// URLs of binary caches, in order of preference.
     pub fn substituters(&self) -> Vec<String> {
         let urls = self.get("substituters").unwrap_or(DEFAULT_SUBSTITUTER);
         urls.split_ascii_whitespace().map(str::to_owned).collect()
     }
 
-    /// Keys that are trusted, if it says so.
+    /// The trusted keys, if configured.
     pub fn trusted_public_keys(&self) -> Option<String> {
         self.get("trusted-public-keys").map(str::to_owned)
     }
 
-    /// A file with certificates, if it or the environment names one.
+    /// The file with CA certificates, if configured or set in the environment.
     pub fn certificates(&self) -> Option<PathBuf> {
         let variable = env::var_os("NIX_SSL_CERT_FILE").map(PathBuf::from);
         variable.or_else(|| self.get("ssl-cert-file").map(PathBuf::from))
     }
 
-    /// Names and passwords of its netrc file.
+    /// The logins in its netrc file.
     pub fn logins(&self) -> Vec<Login> {
         let file = self.get("netrc-file").unwrap_or("/etc/nix/netrc");
         netrc(&fs::read_to_string(file).unwrap_or_default())

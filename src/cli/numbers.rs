@@ -1,9 +1,9 @@
-//! Numbers on the command line, and what is said of text that is none.
+//! Parsers for numbers on the command line, with errors that say what is expected.
 
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 
-/// A parser for whole numbers of `range`, which fit `N`.
+/// A parser for whole numbers in `range` that fit `N`.
 pub fn whole<N: TryFrom<u64>>(
     range: RangeInclusive<u64>,
 ) -> impl Fn(&str) -> Result<N, String> + Clone {
@@ -57,8 +57,8 @@ pub fn size(text: &str) -> Result<u64, String> {
 fn expected(range: &RangeInclusive<u64>) -> String {
     let (min, max) = (range.start(), range.end());
     match *max > u32::MAX.into() {
-        // Nobody reaches such a bound by accident.
-        true => format!("expected a whole number from {min} on"),
+        // An upper bound this large is not worth mentioning.
+        true => format!("expected a whole number, at least {min}"),
         false => format!("expected a whole number from {min} to {max}"),
     }
 }
@@ -108,12 +108,12 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_no_count() {
+    fn zero_is_not_a_count() {
         let parse = positive(u64::MAX);
         assert_eq!(parse("7").map(NonZeroUsize::get), Ok(7));
         assert_eq!(
             parse("0"),
-            Err("expected a whole number from 1 on".to_owned())
+            Err("expected a whole number, at least 1".to_owned())
         );
     }
 }

@@ -1,16 +1,16 @@
-//! Whether the places that a command line names can be there together.
+//! Checks that the files and directories named on the command line do not conflict.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::errors::CliError;
 
-/// A place, and the option that named it.
+/// A path with the option that named it.
 #[derive(Debug, Clone)]
 pub struct Place {
     option: &'static str,
     given: PathBuf,
-    /// Without links in its directory, to be compared.
+    /// The path with symlinks in its directory resolved, for comparisons.
     real: PathBuf,
 }
 
@@ -24,7 +24,7 @@ impl Place {
     }
 }
 
-/// The last component need not exist, and is not followed.
+/// Resolves symlinks in all components but the last, which may not exist.
 fn real(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     match (absolute.parent(), absolute.file_name()) {
@@ -35,10 +35,10 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
-/// Checks files that are made (sockets, recordings) and the directory `mount` that is mounted on.
+/// Checks the files to be created (sockets, recordings) and the mount point `mount`.
 ///
 /// # Errors
-/// When two of them are one, one would be hidden by the mount, or the mount would hide what is there.
+/// Two files are the same, the mount would hide one of them, or the mount point is not empty.
 pub fn check(files: &[Place], mount: Option<&Path>) -> Result<(), CliError> {
     for (index, place) in files.iter().enumerate() {
         if let Some(other) = files[..index].iter().find(|other| other.real == place.real) {
@@ -61,10 +61,10 @@ pub fn check(files: &[Place], mount: Option<&Path>) -> Result<(), CliError> {
     }
 }
 
-/// What a server left mounted there is looked at elsewhere.
+/// Checks that `dir` is empty. A FUSE mount left by another server is accepted, since the server replaces it.
 fn check_empty(dir: &Path) -> Result<(), CliError> {
     let is_fuse = rustix::fs::statfs(dir).is_ok_and(|stat| stat.f_type == FUSE_SUPER_MAGIC);
-    // What cannot be listed is explained by the attempt to mount.
+    // If the directory cannot be listed, mounting it gives the better error.
     let is_empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
     match is_fuse || is_empty {
         true => Ok(()),

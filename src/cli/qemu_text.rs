@@ -1,12 +1,12 @@
-//! The options a frontend needs.
+//! QEMU options for using the disk.
 
 use std::path::Path;
 
 use crate::server::SocketName;
 
-/// The options that make QEMU use the disk at `socket`, with comments, to be pasted.
+/// QEMU options for the disk at the vhost-user socket `socket`, with comments, ready to paste.
 ///
-/// `SIZE` is for the reader to replace: it must be what `-m` says, because the memory backend is the VM's memory.
+/// The user must replace `SIZE` with the value of `-m`, because the memory backend is the VM's memory.
 pub fn qemu_options(socket: &Path) -> String {
     let path = qemu_escape(socket);
     format!(
@@ -22,8 +22,8 @@ pub fn qemu_options(socket: &Path) -> String {
     )
 }
 
-/// The options that make QEMU use the disk at the NBD socket `socket`, to be pasted. `DIR`, for the reader to replace, is
-/// where the host of the VM has `ca-cert.pem`.
+/// QEMU options for the disk at the NBD socket `socket`, ready to paste. The user must replace `DIR` with the directory of
+/// `ca-cert.pem` on the VM's host.
 pub fn qemu_nbd(socket: &SocketName, is_encrypted: bool) -> String {
     let server = match socket {
         SocketName::Path(path) => format!("type=unix,server.path={}", qemu_escape(path)),
@@ -48,13 +48,13 @@ pub fn qemu_nbd(socket: &SocketName, is_encrypted: bool) -> String {
     )
 }
 
-/// The option that makes QEMU use the file `image`, to be pasted.
+/// The QEMU option for the disk image `image`, ready to paste.
 pub fn qemu_drive(image: &Path) -> String {
     let path = qemu_escape(image);
     format!("-drive file={path},format=raw,if=virtio,read-only=on\n")
 }
 
-/// A path inside a QEMU option: its parser takes a doubled comma for a comma.
+/// Escapes a path for a QEMU option, in which a comma is written twice.
 pub fn qemu_escape(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }

@@ -18,7 +18,7 @@ pub struct RangesArgs {
 /// Plans all paths and prints `START LEN`, in bytes, for every run of blocks with file data.
 ///
 /// # Errors
-/// When the closure has no disk, or a path cannot be planned.
+/// The disk cannot be laid out, or a path cannot be planned.
 pub fn run(args: &RangesArgs) -> Result<ExitCode, CliError> {
     let Loaded {
         image,
@@ -28,7 +28,7 @@ pub fn run(args: &RangesArgs) -> Result<ExitCode, CliError> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut closed = false;
     image.file_ranges(&mut |start, len_bytes| {
-        // The reader may have seen enough.
+        // Stop writing when the reader has closed the pipe.
         closed |= closed || writeln!(out, "{start} {len_bytes}").is_err();
     })?;
     let failed = closed || out.flush().is_err();

@@ -1,4 +1,4 @@
-//! The arguments about recordings of what a VM reads.
+//! Arguments for recording what a VM reads, and for prefetching it.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -11,45 +11,46 @@ use super::errors::{CliError, RecordingError};
 use crate::closure::{Closure, Contents};
 use crate::image::recording::Recording;
 
-/// What to record, and what to read in advance.
+/// What to record and what to prefetch.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "The next boot")]
+#[command(next_help_heading = "Recording and prefetching")]
 pub struct RecordArgs {
-    /// Keep a recording in FILE of what the first VM reads: make it when there is none or the closure has changed, and
-    /// have the host read in advance what it says
+    /// Prefetch what FILE, a recording, lists. If FILE does not exist or the closure has changed, record in FILE what
+    /// the first VM reads
     #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "prefetch"])]
     recording: Option<PathBuf>,
-    /// Write down in FILE what the first VM reads, for --prefetch; without a socket, what is read from the file
+    /// Record in FILE what the first VM reads, for --prefetch; without a socket, what is read from the mounted file
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
-    /// Have the host read in advance what FILE, made with --record, says; paths that are not in this closure are left out
+    /// Read what FILE, made with --record, lists into the host's page cache in advance; paths outside this closure are
+    /// skipped
     #[arg(long, value_name = "FILE")]
     prefetch: Option<PathBuf>,
 }
 
-/// What becomes of the arguments.
+/// The recording to make and the recording to prefetch.
 #[derive(Debug, Default)]
 pub struct Records {
-    /// Where to write down what is read.
+    /// File to record to.
     pub record: Option<PathBuf>,
-    /// What to read in advance.
+    /// Recording to prefetch.
     pub prefetch: Option<Recording>,
-    /// A file that serving makes: to be removed if nothing was recorded.
+    /// A file that did not exist before, to be removed if nothing was recorded.
     made: Option<PathBuf>,
 }
 
 impl RecordArgs {
-    /// The file that is written, and the option that names it.
+    /// The file to be written, and the option that names it.
     pub fn written(&self) -> Option<(&'static str, &Path)> {
         let record = self.record.as_deref().map(|path| ("--record", path));
         let recording = self.recording.as_deref();
         record.or(recording.map(|path| ("--recording", path)))
     }
 
-    /// Reads the recording that is there, and finds out whether to make one of `closure`.
+    /// Reads the existing recording and decides whether to make a new one of `closure`.
     ///
     /// # Errors
-    /// When the file for `--prefetch` cannot be read, or is no recording.
+    /// The file for `--prefetch` cannot be read or is not a recording.
     pub fn records(&self, closure: &Closure) -> Result<Records, CliError> {
         let prefetch = match (&self.prefetch, &self.recording) {
             (Some(path), _) => Some(read(path)?),
@@ -71,7 +72,7 @@ impl RecordArgs {
 }
 
 impl Records {
-    /// After serving: an empty file is no recording.
+    /// Called after serving: removes the file again if nothing was recorded.
     pub fn remove_empty(&self) {
         if let Some(path) = &self.made
             && fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0)
@@ -93,9 +94,9 @@ fn read(path: &Path) -> Result<Recording, RecordingError> {
     })
 }
 
-/// The recording at `path` if it is of use. One that is not must not keep a VM from starting.
+/// The recording at `path`, if it is usable. An unusable one only causes a warning, so that the VM still starts.
 fn kept(path: &Path) -> Option<Recording> {
-    // Left by a start that was killed.
+    // An empty file is left over if an earlier run was killed.
     if fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0) {
         return None;
     }
@@ -113,7 +114,7 @@ fn kept(path: &Path) -> Option<Recording> {
     }
 }
 
-/// Makes the file if it is not there.
+/// Whether the file can be written; creates it if it does not exist.
 fn is_writable(path: &Path) -> bool {
     let opened = File::options().append(true).create(true).open(path);
     if let Err(error) = &opened {
@@ -122,7 +123,8 @@ fn is_writable(path: &Path) -> bool {
     opened.is_ok()
 }
 
-/// Whether the closure has all that was recorded. A path that is not there any more has a successor that was not recorded.
+/// Whether the closure has all recorded paths. If one is gone, the closure has changed, and its replacement was not
+/// recorded.
 fn is_of(recording: &Recording, closure: &Closure) -> bool {
     let names: HashSet<&[u8]> = match &closure.contents {
         Contents::StorePaths(paths) => paths.iter().map(|path| &*path.name).collect(),

@@ -20,13 +20,13 @@ use limits::LimitArgs;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct ReportArgs {
-    /// A report that `--report FILE.json` made
+    /// A report made with `--report FILE.json`
     #[arg(value_name = "FILE")]
     report: PathBuf,
-    /// Say what another report has that this one has not, and the other way round
+    /// Compare with an earlier report
     #[arg(long, value_name = "FILE")]
     diff: Option<PathBuf>,
-    /// Write the report as a page for a browser
+    /// Write the report as HTML
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     #[command(flatten)]
@@ -41,10 +41,10 @@ Examples:
   lazystore report boot.json --max-read 100MB --max-paths 200";
 
 const HELP: &str = "\
-Bytes that are read count each block once: metadata, and contents of files. A path that was never read may be one that the \
-closure could do without.
+Bytes read count each block once, for metadata and for contents of files. A path that was never read may be \
+unnecessary in the closure.
 
-With a --max option the exit code is 1 when the boot read more: a check for CI.";
+With a --max option the exit code is 1 if the boot exceeds the limit, for use in CI.";
 
 /// Shows a report.
 pub fn run(args: &ReportArgs) -> Result<ExitCode, CliError> {

@@ -1,4 +1,4 @@
-//! The argument about the report of a boot.
+//! The argument for the boot report.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,30 +10,30 @@ use clap::Args;
 use crate::closure::{Closure, Contents};
 use crate::server::ReportOptions;
 
-/// Where a report goes.
+/// Where to write the report.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Watching")]
 pub struct ReportFileArgs {
-    /// Say in FILE what the first VM reads, of each store path, and when: a page for a browser if FILE ends with .html, otherwise
+    /// Write to FILE when the first VM reads what of each store path: as HTML if FILE ends with .html, otherwise as
     /// JSON for `lazystore report`
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
 
 impl ReportFileArgs {
-    /// A report in `file`.
+    /// Arguments that write the report to `file`.
     pub fn to(file: &Path) -> Self {
         Self {
             report: Some(file.to_owned()),
         }
     }
 
-    /// The file that is written.
+    /// The file to be written.
     pub fn written(&self) -> Option<&Path> {
         self.report.as_deref()
     }
 
-    /// For a disk of `closure`, in a program that began at `start`.
+    /// The server's options for a disk of `closure`, in a program that started at `start`.
     pub fn options(&self, closure: &Closure, start: Instant) -> Option<ReportOptions> {
         let nar_sizes = match &closure.contents {
             Contents::StorePaths(paths) => paths

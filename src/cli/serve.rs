@@ -50,8 +50,7 @@ pub struct ServeArgs {
     report: ReportFileArgs,
     #[command(flatten)]
     watch: WatchArgs,
-    /// End when the first VM has gone. With --fuse alone: when the file was opened and the last one who had it open has closed
-    /// it, be it a VM or `cmp`
+    /// Exit when the first VM disconnects. With --fuse alone: when the last process that has opened the file closes it
     #[arg(long, help_heading = "Where to serve")]
     once: bool,
 }
@@ -67,43 +66,43 @@ Examples:
   systemd-socket-activate -l /run/vm/store.sock lazystore serve ./result";
 
 const HELP: &str = "\
-When it is ready it says so on stdout, one line for each place, and on stderr what QEMU needs to be told. A socket that \
-systemd hands over (LISTEN_FDS) is served without being named here.";
+When ready, it prints one line per socket or file to stdout, and the options for QEMU to stderr. Sockets passed by \
+systemd (LISTEN_FDS) are served without an option.";
 
-/// At least one transport, unless systemd hands one over.
+/// At least one transport is required, unless systemd passes a socket.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Where to serve")]
 #[command(group = ArgGroup::new("sockets").args(["vhost_user", "nbd"]).multiple(true))]
 #[group(required = !InheritedSocket::are_there(), multiple = true)]
 struct TransportArgs {
     /// Serve a vhost-user-blk device at SOCKET; may be given several times
-    // The alias is what management tools say (QEMU's docs/interop/vhost-user.rst).
+    // Management tools pass --socket-path (QEMU's docs/interop/vhost-user.rst).
     #[arg(long, value_name = "SOCKET", alias = "socket-path")]
     vhost_user: Vec<PathBuf>,
-    /// Serve a vhost-user-blk device at the listening socket that is inherited as descriptor NUMBER
+    /// Serve a vhost-user-blk device at the inherited listening socket with descriptor NUMBER
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(RawFd).range(3..))]
     fd: Option<RawFd>,
     /// Serve the disk over NBD at a Unix socket, unix:PATH, or a TCP port, HOST:PORT; may be given several times. For VMMs
-    /// that share no memory. Without --nbd-tls HOST is this host's loopback: localhost, 127.0.0.1 or [::1]. PORT 0 is any free
-    /// one, and told on stdout
+    /// without shared memory. Without --nbd-tls, HOST must be a loopback address: localhost, 127.0.0.1 or [::1]. PORT 0
+    /// selects a free port, which is printed to stdout
     #[arg(long, value_name = "PLACE")]
     nbd: Vec<NbdPlace>,
-    /// Encrypt at the TCP ports of --nbd, with server-cert.pem and server-key.pem in DIR; clients that do not encrypt get
-    /// nothing
+    /// Require TLS at the TCP ports of --nbd, with server-cert.pem and server-key.pem in DIR
     #[arg(long, value_name = "DIR", requires = "nbd")]
     nbd_tls: Option<PathBuf>,
-    /// With --nbd-tls: only clients with a certificate get in, signed by one in DIR/ca-cert.pem and not revoked in
-    /// DIR/ca-crl.pem
+    /// With --nbd-tls: require client certificates, signed by a CA in DIR/ca-cert.pem and not revoked in DIR/ca-crl.pem
     #[arg(long, requires = "nbd_tls")]
     nbd_verify_peer: bool,
-    /// Serve the disk as a file: mount the directory DIR with nix-store.img in it
+    /// Serve the disk as the file nix-store.img in a FUSE file system mounted at DIR
     #[arg(long, value_name = "DIR")]
     fuse: Option<PathBuf>,
 }
 
 impl TransportArgs {
+    /// The options for TLS.
+    ///
     /// # Errors
-    /// When nothing would be encrypted.
+    /// There is no TCP port to encrypt.
     fn tls(&self) -> Result<Option<NbdTls>, CliError> {
         let Some(dir) = &self.nbd_tls else {
             return Ok(None);
@@ -117,7 +116,7 @@ impl TransportArgs {
         }))
     }
 
-    /// Sockets that other processes have made.
+    /// Listening sockets created by other processes.
     fn inherited(&self) -> Result<Vec<InheritedSocket>, ServeError> {
         let mut all = InheritedSocket::take_all()?;
         if let Some(number) = self.fd {
@@ -133,12 +132,12 @@ struct FuseArgs {
     /// Name of the file in --fuse DIR
     #[arg(long, value_name = "NAME", default_value = "nix-store.img", requires = "fuse", value_parser = parse_image_name)]
     image_name: String,
-    /// Let users other than you read the file, such as a VMM's; who is not root needs user_allow_other in /etc/fuse.conf
+    /// Let other users, such as that of a VMM, read the file; requires root or user_allow_other in /etc/fuse.conf
     #[arg(long, requires = "fuse")]
     allow_other: bool,
 }
 
-/// Serves until told to stop.
+/// Serves until a signal requests termination, or with `--once` until the first VM disconnects.
 pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let inherited = args.transports.inherited()?;
     args.check_places()?;
@@ -213,7 +212,7 @@ impl ServeArgs {
     }
 }
 
-/// Says that all is there: to a program that reads stdout, and to a person how to attach.
+/// Announces readiness: one line per endpoint on stdout for programs, and QEMU options on stderr for people.
 fn announce(sockets: &[(ClientKind, SocketName)], options: &ServeOptions, start: Instant) {
     let millis = start.elapsed().as_secs_f64() * 1e3;
     let file = options.fuse.as_ref().map(FuseOptions::image_path);
@@ -221,7 +220,7 @@ fn announce(sockets: &[(ClientKind, SocketName)], options: &ServeOptions, start:
     let places = places.chain(file.iter().map(|path| path.display().to_string()));
     let mut stdout = std::io::stdout().lock();
     for place in places {
-        // Nobody may read stdout any more; the disk is served all the same.
+        // An error is ignored: the disk is served even if stdout is closed.
         let _ = writeln!(stdout, "ready {place} in {millis:.1} ms");
     }
     let _ = stdout.flush();
@@ -241,7 +240,7 @@ fn parse_image_name(name: &str) -> Result<String, String> {
     /// Longest name on Linux (`NAME_MAX`).
     const LEN_MAX: usize = 255;
     if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) || name.len() > LEN_MAX {
-        return Err("it must be the name of a file, without a directory".to_owned());
+        return Err("it must be a file name without a directory".to_owned());
     }
     Ok(name.to_owned())
 }

@@ -1,4 +1,4 @@
-//! Who may connect to the sockets.
+//! Arguments for the access to sockets.
 
 use clap::Args;
 use nix::unistd::Group;
@@ -6,11 +6,12 @@ use nix::unistd::Group;
 use super::errors::CliError;
 use crate::server::SocketAccess;
 
-/// Who may connect to the sockets that --vhost-user makes.
+/// Who may connect to the sockets.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Socket options")]
 pub struct SocketArgs {
-    /// Permissions of the sockets, octal; who may write may connect [default: 0600; with --socket-group 0660]
+    /// Permissions of the sockets, octal; connecting requires write permission [default: 0600; with --socket-group
+    /// 0660]
     #[arg(long, value_name = "OCTAL", requires = "sockets", value_parser = parse_mode)]
     socket_mode: Option<u32>,
     /// Group of the sockets, by name or number
@@ -20,7 +21,7 @@ pub struct SocketArgs {
 
 impl SocketArgs {
     /// # Errors
-    /// When there is no such group.
+    /// There is no such group.
     pub fn access(&self) -> Result<SocketAccess, CliError> {
         let group = self.socket_group.as_deref().map(group_id).transpose()?;
         let default = match group {
@@ -34,7 +35,7 @@ impl SocketArgs {
     }
 }
 
-/// A name that happens to be a number is a name first, as for chgrp.
+/// Looks up a group by name, then by number, in the same order as chgrp.
 fn group_id(text: &str) -> Result<u32, CliError> {
     let unknown = || CliError::Group {
         group: text.to_owned(),
@@ -48,7 +49,7 @@ fn group_id(text: &str) -> Result<u32, CliError> {
 fn parse_mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 && text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(mode),
-        _ => Err("a mode is octal, such as 0660, and 0777 at most".to_owned()),
+        _ => Err("a mode is octal, such as 0660, and at most 0777".to_owned()),
     }
 }
 

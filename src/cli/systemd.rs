@@ -1,4 +1,4 @@
-//! What systemd is told (sd_notify(3)).
+//! Notifies systemd (sd_notify(3)).
 
 use sd_notify::NotifyState;
 
@@ -6,7 +6,7 @@ use super::text::counted;
 use crate::closure::{Closure, Contents};
 use crate::server::ServeEvent;
 
-/// Knows what is served.
+/// Sends the service's status to systemd.
 pub struct Systemd {
     what: String,
 }
@@ -20,7 +20,7 @@ impl Systemd {
         Self { what }
     }
 
-    /// Without systemd nobody listens, and that is no error.
+    /// Notifies systemd of `event`. Does nothing without systemd.
     pub fn tell(&self, event: ServeEvent<'_>) {
         let status = self.status(event);
         let status = NotifyState::Status(&status);
@@ -30,7 +30,7 @@ impl Systemd {
             ServeEvent::Stopping => sd_notify::notify(&[NotifyState::Stopping, status]),
         };
         if let Err(error) = told {
-            tracing::warn!("systemd was not told what happens: {error}");
+            tracing::warn!("cannot notify systemd: {error}");
         }
     }
 

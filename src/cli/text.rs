@@ -1,4 +1,4 @@
-//! How numbers and reasons are written for people.
+//! Formats numbers and errors for people.
 
 use std::io::IsTerminal;
 
@@ -17,11 +17,11 @@ pub fn bytes(count: u64) -> String {
     if count < 1000 {
         return counted(count, "byte");
     }
-    // Rounding for a person is no loss.
+    // Only one decimal is shown, so the loss of precision does not matter.
     #[expect(clippy::cast_precision_loss)]
     let mut value = count as f64 / 1e3;
     let mut unit = 0;
-    // What would be written as 1000.0 is 1.0 of the next unit.
+    // A value that would be rounded to 1000.0 is shown as 1.0 of the next unit.
     while value >= 999.95 && unit + 1 < UNITS.len() {
         value /= 1e3;
         unit += 1;
@@ -29,7 +29,7 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// `text` without Rust's ` (os error 2)`, which tells a person nothing that the words before it do not.
+/// Removes Rust's ` (os error 2)` from `text`, because the words before it say the same.
 pub fn without_errno(text: &str) -> String {
     const START: &str = " (os error ";
     let mut out = String::with_capacity(text.len());
@@ -49,7 +49,7 @@ pub fn without_errno(text: &str) -> String {
     out
 }
 
-/// Whether `stream` is a terminal that shows colours, and they are wanted (no-color.org).
+/// Whether to use colours on `stream`: it is a terminal with colours, and NO_COLOR (no-color.org) is not set.
 pub fn is_coloured(stream: &impl IsTerminal) -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");

@@ -18,8 +18,8 @@ use crate::image::Image;
 use crate::verify::{PathReport, Report, VerifyOptions, verify};
 use serde::Serialize;
 
-/// Every file is read once: keeping more of them open would only take descriptors from the host's directories,
-/// of which a deep tree needs many.
+/// Every file is read only once, so keeping many files open has no benefit. Verifying a deep tree needs descriptors for
+/// the host's directories.
 const MAX_OPEN_FILES: usize = 1024;
 
 /// Arguments of `lazystore verify`.
@@ -28,13 +28,13 @@ const MAX_OPEN_FILES: usize = 1024;
 pub struct VerifyArgs {
     #[command(flatten)]
     closure: ClosureArgs,
-    /// Only N store paths, evenly chosen and always the same ones
+    /// Verify only N store paths, evenly spaced and always the same ones
     #[arg(long, value_name = "N", value_parser = positive(u64::MAX), help_heading = "What to compare")]
     sample: Option<NonZeroUsize>,
     /// Do not compute NAR hashes
     #[arg(long, help_heading = "What to compare")]
     no_hash: bool,
-    /// Differences to print of each path
+    /// Maximum number of differences to print per path
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<usize>(0..=u32::MAX.into()), help_heading = "What to compare")]
     differences: usize,
     /// Print JSON
@@ -49,10 +49,11 @@ Examples:
   lazystore verify --tree ./rootfs --json";
 
 const HELP: &str = "\
-Reads the whole disk through an EROFS reader of others, and the host's store beside it: names, types, modes, owners, \
-times, targets, every byte, and the NAR hash of each path where one is registered. Exit code 1 if anything differs.";
+Reads the whole disk with an independent EROFS reader and compares it with the host's store: names, types, modes, \
+owners, times, targets, every byte, and the NAR hash of each path that has a registered one. Exit code 1 if anything \
+differs.";
 
-/// Compares the disk with the store; the exit code says whether they are the same.
+/// Compares the disk with the store. The exit code is 1 if they differ.
 pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
     let Loaded {
         closure,
@@ -82,7 +83,7 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
     })
 }
 
-/// A bar on stderr if a person looks at it. NAR sizes, a little more than the contents, tell how long it gets.
+/// A progress bar, if stderr is a terminal. Its length is the sum of NAR sizes, which slightly exceeds the contents.
 fn progress_bar(closure: &Closure, sample: Option<NonZeroUsize>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -159,7 +160,7 @@ fn print_path(path: &PathReport, closure: &Closure, out: &mut impl Write) -> io:
     Ok(())
 }
 
-/// The result for a program.
+/// The result as JSON.
 #[derive(Debug, Serialize)]
 struct ReportView {
     fingerprint: Option<String>,
@@ -176,14 +177,14 @@ struct ReportView {
 #[derive(Debug, Serialize)]
 struct FaultyView {
     path: String,
-    /// How many there are; not all need be listed.
+    /// Total number; `differences` may list fewer.
     count: u64,
     differences: Vec<DifferenceView>,
 }
 
 #[derive(Debug, Serialize)]
 struct DifferenceView {
-    /// Below the path; empty for the path itself.
+    /// Relative to the path; empty for the path itself.
     file: String,
     difference: String,
 }

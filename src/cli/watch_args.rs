@@ -1,4 +1,4 @@
-//! The arguments about being watched.
+//! Arguments for monitoring.
 
 use std::path::PathBuf;
 
@@ -6,21 +6,21 @@ use clap::Args;
 
 use super::places::Place;
 
-/// Where the server tells what it does.
+/// Where the server publishes its status and metrics.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Watching")]
 pub struct WatchArgs {
-    /// Tell `lazystore status` at SOCKET what the VMs do [default: SOCKET.status next to each socket, DIR.status next to a
-    /// mount]
+    /// Serve the status for `lazystore status` at SOCKET [default: SOCKET.status next to each socket, DIR.status next
+    /// to a mount]
     #[arg(long, value_name = "SOCKET")]
     pub status: Option<PathBuf>,
-    /// Keep metrics for Prometheus in FILE, replaced every 5 seconds: for node_exporter's textfile collector
+    /// Write Prometheus metrics to FILE every 5 seconds, for node_exporter's textfile collector
     #[arg(long, value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
 }
 
 impl WatchArgs {
-    /// What is made.
+    /// The files to be created.
     pub fn places(&self) -> impl Iterator<Item = Place> {
         let status = self.status.iter().map(|path| Place::new("--status", path));
         let metrics = self.metrics_file.iter();

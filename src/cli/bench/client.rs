@@ -1,4 +1,4 @@
-//! What is measured: reads over a vhost-user-blk socket, or `pread` in a loop.
+//! The measured reads: through a vhost-user-blk socket, or with `pread` in a loop.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -14,18 +14,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::ranges::Offsets;
 use crate::cli::errors::BenchError;
 
-/// Longest latency that is told apart, in nanoseconds: a minute.
+/// Upper bound of the histogram, in nanoseconds: a minute.
 const LONGEST_NS: u64 = 60_000_000_000;
 
 /// Latencies in nanoseconds.
 pub(super) type Latencies = Histogram<u64>;
 
-/// Something to read from.
+/// A disk to read from.
 pub(super) trait Target {
     /// Length of the disk.
     fn len_bytes(&self) -> Result<u64, BenchError>;
 
-    /// Reads for `time`.
+    /// Reads for `time` and returns the latencies.
     fn run(&mut self, offsets: &mut Offsets, time: Duration) -> Result<Latencies, BenchError>;
 
     /// Reads each block once.
@@ -46,28 +46,28 @@ fn record(latencies: &mut Latencies, begin: Instant, end: Instant) {
 pub(super) enum Waiting {
     /// In a busy loop.
     Busy,
-    /// Until the server interrupts.
+    /// Sleeps until the server interrupts.
     Asleep,
-    /// Likewise, and after each wake-up it is so long before the client looks at the ring.
+    /// Sleeps until the server interrupts, then waits this long before it looks at the ring.
     AsleepAndSlow(Duration),
 }
 
 /// A vhost-user-blk driver with one queue.
 pub(super) struct Client {
-    // Dropped before the device that it belongs to.
+    // Field order matters: the queue must be dropped before its device.
     queue: Blkioq,
     device: Blkio,
     region: MemoryRegion,
     path: String,
     block_bytes: usize,
     wake_delay: Duration,
-    /// Before each read that is measured.
+    /// Pause before each measured read.
     pub(super) pause: Duration,
     slots: Vec<Slot>,
     completions: Vec<MaybeUninit<Completion>>,
 }
 
-/// A read under way, and the part of the memory region that it fills.
+/// A read in flight. Slot i uses part i of the memory region.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     offset: u64,
@@ -75,7 +75,7 @@ struct Slot {
 }
 
 impl Client {
-    /// Connects.
+    /// Connects to the server.
     pub(super) fn start(
         socket: &Path,
         block_bytes: usize,
@@ -135,7 +135,7 @@ impl Client {
             .read(offset, buffer, self.block_bytes, slot, ReqFlags::empty());
     }
 
-    /// Sends what was submitted and waits for at least one answer; returns the slots that are free again.
+    /// Sends submitted reads and waits for at least one completion. `done` returns the slots that are free again.
     fn wait(&mut self, done: &mut Vec<usize>) -> Result<(), BenchError> {
         done.clear();
         let count = if self.wake_delay.is_zero() {
@@ -163,7 +163,7 @@ impl Client {
             .map_err(|source| device_error(&self.path, source))
     }
 
-    /// As a guest's driver does: kick, sleep until the interrupt, look at the ring only then.
+    /// Behaves like a guest's driver: kicks, sleeps until the interrupt, and only then looks at the ring.
     fn wait_slowly(&mut self) -> Result<usize, BenchError> {
         self.queue
             .do_io(&mut [], 0, None, None)
@@ -177,7 +177,8 @@ impl Client {
         }
     }
 
-    /// Waits for an interrupt, and then the delay. That is a busy wait: a timer has a delay of its own.
+    /// Waits for an interrupt and then for the delay. The delay is a busy loop, because a timer would add its own
+    /// latency.
     fn sleep(&self) -> Result<(), BenchError> {
         let Some(interrupt) = self.queue.get_completion_fd() else {
             return Ok(());
@@ -194,26 +195,26 @@ impl Client {
         Ok(())
     }
 
-    /// Keeps all slots busy while `next` has offsets; calls `on_done` with each read's begin and end.
+    /// Keeps all slots busy while `next` returns offsets. Calls `on_done` with the begin and end of each read.
     fn pump(
         &mut self,
         mut next: impl FnMut() -> Option<u64>,
         mut on_done: impl FnMut(Instant, Instant),
     ) -> Result<(), BenchError> {
         let mut free: Vec<usize> = (0..self.slots.len()).collect();
-        let mut under_way = 0;
+        let mut in_flight = 0;
         loop {
             for slot in free.drain(..) {
                 if let Some(offset) = next() {
                     self.submit(slot, offset);
-                    under_way += 1;
+                    in_flight += 1;
                 }
             }
-            if under_way == 0 {
+            if in_flight == 0 {
                 return Ok(());
             }
             self.wait(&mut free)?;
-            under_way -= free.len();
+            in_flight -= free.len();
             let end = Instant::now();
             for slot in &free {
                 on_done(self.slots[*slot].begin, end);
@@ -259,19 +260,19 @@ fn borrow<'q>(fd: RawFd) -> BorrowedFd<'q> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// Which slot, and what came of it: 0 or a negative errno.
+/// The slot and the result (0 or a negative errno) of a completion.
 #[allow(unsafe_code)]
 fn outcome(completion: &MaybeUninit<Completion>) -> (usize, i32) {
-    // SAFETY: `do_io` has filled as many entries as it returned, and `wait` looks at no others.
+    // SAFETY: `do_io` has initialised as many entries as it returned, and `wait` accesses only those.
     let completion = unsafe { completion.assume_init_ref() };
     (completion.user_data, completion.ret)
 }
 
-/// What the host's page cache gives without any server.
+/// Reads a file with `pread`: the limit set by the host's page cache.
 pub(super) struct PreadLoop {
     file: File,
     path: String,
-    /// Filled in turn, as the buffers of so many reads under way are.
+    /// Used in turn, like the buffers of the same number of reads in flight.
     buffers: Vec<Vec<u8>>,
     next: usize,
 }

@@ -1,7 +1,7 @@
-//! `lazystore bench`: how fast a vhost-user-blk server is, this one or another.
+//! `lazystore bench`: benchmarks a vhost-user-blk server, this one or another.
 //!
-//! One queue, a fixed number of reads under way, and a histogram of their latencies. Offsets are drawn from given
-//! ranges, because a lazy disk is sparse: most of its addresses are holes that no guest reads.
+//! It uses one queue with a fixed number of reads in flight and records a histogram of their latencies. Offsets are
+//! drawn from given ranges, because a lazy disk is sparse: most of its addresses are holes that no guest reads.
 
 mod client;
 mod cpu;
@@ -25,7 +25,7 @@ use report::Report;
 enum Order {
     /// Uniformly from all blocks of the ranges.
     Rand,
-    /// One block after the other, over and over.
+    /// Sequentially, starting over at the end.
     Seq,
 }
 
@@ -41,7 +41,7 @@ pub struct BenchArgs {
     /// Bytes per read: a multiple of 512, with k or M
     #[arg(long, value_name = "BYTES", default_value = "4k", value_parser = ranges::parse_block)]
     bs: usize,
-    /// Reads under way at any time
+    /// Number of reads in flight
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
     qd: u16,
     /// Order of the reads
@@ -50,7 +50,7 @@ pub struct BenchArgs {
     /// Read only from LEN bytes at START; may be given several times [default: the whole disk]
     #[arg(long = "range", value_name = "START:LEN")]
     range: Vec<Range>,
-    /// Read only from the ranges in FILE, one `START LEN` a line, as `lazystore ranges` prints them; `-` is stdin
+    /// Read only from the ranges in FILE, one `START LEN` per line, as printed by `lazystore ranges`; `-` is stdin
     #[arg(long, value_name = "FILE")]
     ranges: Option<PathBuf>,
     /// Seconds to measure
@@ -59,21 +59,21 @@ pub struct BenchArgs {
     /// Seconds to read before that, unmeasured
     #[arg(long, value_name = "SECONDS", default_value_t = 0.5, value_parser = ranges::parse_seconds)]
     warmup: f64,
-    /// Read each block of the ranges once before that, so that all of it is planned, open and cached
+    /// Read each block of the ranges once before that, so that everything is planned, open and cached
     #[arg(long)]
     touch: bool,
-    /// Wait for answers in a busy loop instead of sleeping until the server interrupts
+    /// Wait for completions in a busy loop instead of sleeping until the server interrupts
     #[arg(long)]
     busy: bool,
-    /// Act only so many microseconds after each wake-up, as a guest does where wake-ups are slow (nested virtual machines)
+    /// Delay each wake-up by N microseconds, like a guest with slow wake-ups (nested virtual machines)
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["busy", "pread"],
           value_parser = clap::value_parser!(u32).range(..=10_000))]
     wake_delay_us: u32,
-    /// Wait N microseconds before each read, as a guest with other work does
+    /// Wait N microseconds before each read, like a guest with other work
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "pread",
           value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pause_us: u32,
-    /// Also report the CPU time of the server with this process id, its children included
+    /// Also report the CPU time of the server with this process id, including its children
     #[arg(long, value_name = "PID")]
     cpu_of: Option<u32>,
     /// Seed of the random offsets: the same seed reads the same blocks
@@ -90,7 +90,7 @@ struct TargetArgs {
     /// The server's vhost-user-blk socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// A file to read with `pread` in a loop instead, into --qd buffers in turn: what no server can beat
+    /// A file to read with `pread` in a loop instead, into --qd buffers in turn: an upper bound for any server
     #[arg(long, value_name = "PATH")]
     pread: Option<PathBuf>,
 }
@@ -98,7 +98,7 @@ struct TargetArgs {
 /// Measures and prints.
 ///
 /// # Errors
-/// When the server cannot be reached, a read fails, or the ranges make no sense.
+/// The server cannot be reached, a read fails, or no range contains a block.
 pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     let mut target = args.open()?;
     let mut offsets = args.offsets(target.len_bytes()?)?;

@@ -1,4 +1,4 @@
-//! Where to read: ranges, and offsets drawn from them.
+//! Ranges to read from, and offsets drawn from them.
 
 use std::io::Read;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn parse_range(text: &str) -> Option<Range> {
     (aligned && range.start.checked_add(range.len_bytes).is_some()).then_some(range)
 }
 
-/// Reads a list of ranges; empty lines are left out.
+/// Reads a list of ranges, ignoring empty lines.
 pub(super) fn read(path: &Path) -> Result<Vec<Range>, BenchError> {
     let mut text = String::new();
     let read = if path.as_os_str() == "-" {
@@ -54,7 +54,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Range>, BenchError> {
         .collect()
 }
 
-/// `4096`, `4k`, `1M`.
+/// Parses a block size such as `4096`, `4k` or `1M`.
 pub(super) fn parse_block(text: &str) -> Result<usize, String> {
     let (digits, unit) = match text.strip_suffix(['k', 'K']) {
         Some(digits) => (digits, 1 << 10),
@@ -66,10 +66,10 @@ pub(super) fn parse_block(text: &str) -> Result<usize, String> {
         .ok()
         .and_then(|count| count.checked_mul(unit))
         .filter(|bytes| (1..=1 << 20).contains(bytes) && bytes.is_multiple_of(SECTOR_BYTES))
-        .ok_or_else(|| "a block is a multiple of 512 bytes, 1M at most".to_owned())
+        .ok_or_else(|| "a block is a multiple of 512 bytes, at most 1M".to_owned())
 }
 
-/// Seconds that a clock can count.
+/// Parses a number of seconds.
 pub(super) fn parse_seconds(text: &str) -> Result<f64, String> {
     text.parse::<f64>()
         .ok()
@@ -80,7 +80,7 @@ pub(super) fn parse_seconds(text: &str) -> Result<f64, String> {
 /// An endless sequence of offsets.
 #[derive(Debug)]
 pub(super) struct Offsets {
-    /// Start of each range, and how many blocks lie in the ranges before it.
+    /// Start of each range, and the number of blocks in the ranges before it.
     ranges: Vec<(u64, u64)>,
     blocks: u64,
     block_bytes: u64,
@@ -89,7 +89,7 @@ pub(super) struct Offsets {
 }
 
 impl Offsets {
-    /// Whole blocks of `ranges`; in order, or at random with a seed. None if there are none.
+    /// The whole blocks in `ranges`, sequentially, or at random with a seed. `None` if there are none.
     pub(super) fn new(ranges: &[Range], block_bytes: usize, random: Option<u64>) -> Option<Self> {
         let block_bytes = block_bytes as u64;
         let mut blocks = 0;
@@ -110,7 +110,7 @@ impl Offsets {
         })
     }
 
-    /// The same blocks, each once and in order.
+    /// Each block once, in order.
     pub(super) fn each(&self) -> impl Iterator<Item = u64> {
         (0..self.blocks).map(|block| self.offset(block))
     }
@@ -134,7 +134,7 @@ impl Offsets {
     }
 }
 
-/// `SplitMix64` (Steele, Lea and Flood 2014): all that offsets need of randomness.
+/// `SplitMix64` (Steele, Lea and Flood 2014), which is random enough for offsets.
 fn splitmix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;

@@ -1,8 +1,8 @@
-//! What came of a measurement, for people and for programs.
+//! Formats the result of a benchmark as text or JSON.
 
 use super::client::Latencies;
 
-/// Quantiles that are shown.
+/// The reported quantiles.
 const QUANTILES: [(&str, f64); 5] = [
     ("p50", 0.5),
     ("p90", 0.9),
@@ -11,7 +11,7 @@ const QUANTILES: [(&str, f64); 5] = [
     ("max", 1.0),
 ];
 
-/// What came of a measurement.
+/// The result of a benchmark.
 pub(super) struct Report {
     pub latencies: Latencies,
     pub seconds: f64,
@@ -21,9 +21,9 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Reads a second.
+    /// Reads per second.
     fn iops(&self) -> f64 {
-        // 2^53 reads take longer than anyone waits.
+        // The conversion to f64 is exact below 2^53 reads.
         self.reads() / self.seconds
     }
 
@@ -47,7 +47,7 @@ impl Report {
         self.latencies.value_at_quantile(quantile) as f64 / 1e3
     }
 
-    /// Names and values, in the order in which they are shown.
+    /// Names and values, in order of output.
     fn values(&self) -> Vec<(String, f64)> {
         let mut values = vec![
             ("iops".to_owned(), self.iops()),
@@ -61,7 +61,7 @@ impl Report {
         values
     }
 
-    /// One line.
+    /// One line of JSON.
     pub(super) fn json(&self) -> String {
         let fields = self
             .values()
@@ -77,7 +77,7 @@ impl Report {
         )
     }
 
-    /// One line a value.
+    /// One line per value.
     pub(super) fn table(&self) -> String {
         let lines = self
             .values()

@@ -1,4 +1,4 @@
-//! `lazystore boot`: how long a VM takes to boot, measured again and again.
+//! `lazystore boot`: boots a VM repeatedly and measures how long it takes.
 
 mod once;
 mod picture;
@@ -23,25 +23,25 @@ use statistics::Series;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct BootArgs {
-    /// Boot so many times
+    /// Number of boots
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = numbers::whole::<u32>(1..=10_000), help_heading = "Measuring")]
     runs: u32,
-    /// A boot is over when the VM writes TEXT to its stdout; then it is ended [default: it ends itself]
+    /// A boot ends when the VM prints TEXT to stdout; then the VM is stopped [default: when the VM exits]
     #[arg(long, value_name = "TEXT", help_heading = "Measuring")]
     until: Option<String>,
-    /// A boot that takes longer is an error
+    /// Fail if a boot takes longer
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = numbers::whole::<u32>(1..=86_400), help_heading = "Measuring")]
     timeout: u32,
-    /// Boot with this closure too, a store path or closureInfo's directory, by turns
+    /// Also boot with this closure (a store path or the output of closureInfo), alternating
     #[arg(long, value_name = "CLOSURE", help_heading = "Measuring")]
     vs: Option<PathBuf>,
-    /// Boot with this image too, on QEMU's virtio-blk and without lazystore, by turns
+    /// Also boot with this image through QEMU's virtio-blk, without lazystore, alternating
     #[arg(long, value_name = "FILE", help_heading = "Measuring")]
     image: Option<PathBuf>,
-    /// Write all figures as JSON
+    /// Write all results as JSON
     #[arg(long, value_name = "FILE", help_heading = "Measuring")]
     json: Option<PathBuf>,
-    /// Draw all boots
+    /// Draw a chart of all boots
     #[arg(long, value_name = "FILE", help_heading = "Measuring")]
     svg: Option<PathBuf>,
     #[command(flatten)]
@@ -55,11 +55,12 @@ Examples:
   lazystore boot ./result --image ./store.img --json boot.json -- qemu-system-x86_64 ...";
 
 const HELP: &str = "\
-The VM is started as `lazystore run` starts it, each time with a server of its own. Its stdout is read, so QEMU's console has \
-to be there (-nographic, or -serial stdio). Times are milliseconds from the start: exec is when the VMM is started, connect \
-when it comes to the disk, mount the guest's first look at the root directory, mark the text of --until, exit the VM's end.
+Each boot starts the VM like `lazystore run`, with a new server. The guest's console must be QEMU's stdout \
+(-nographic, or -serial stdio). Times are milliseconds from the start: exec is when the VMM is started, connect when \
+it connects to the disk, mount when the guest first reads the root directory, mark when it prints the text of --until, \
+exit when the VM ends.
 
-The host's page cache is as warm as the boots before left it; the first boot may be slower.";
+The host's page cache is not dropped between boots, so the first boot may be slower.";
 
 /// Boots and measures.
 pub fn run(args: &BootArgs) -> Result<ExitCode, CliError> {

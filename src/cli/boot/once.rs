@@ -18,51 +18,51 @@ use super::super::run::{self, VmArgs};
 use crate::process::{self, Child};
 use crate::server::BootReport;
 
-/// How long a VM may take to end once it was asked to.
+/// How long to wait for a VM to end before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What is kept of a VM's output: the mark may lie across two reads, and the end of it explains a failure.
+/// How much of a VM's output to keep: the mark may span two reads, and the last line explains a failure.
 const KEPT_BYTES: usize = 64 << 10;
 
-/// How the VM gets its disk.
+/// Where the VM's disk comes from.
 pub enum Way {
     /// From lazystore.
     Lazy {
-        /// What it is called.
+        /// Its name in the results.
         name: String,
-        /// How it is started.
+        /// The VM and its disk.
         vm: Box<VmArgs>,
     },
-    /// From an image, by QEMU itself.
+    /// From an image file, through QEMU's virtio-blk.
     Image {
         /// The file.
         image: PathBuf,
-        /// The VMM.
+        /// The VMM and its arguments.
         command: Vec<OsString>,
     },
 }
 
-/// What one boot took. Times are in milliseconds from the start.
+/// The result of one boot. Times are in milliseconds from the start.
 #[derive(Debug, Default)]
 pub struct Took {
-    /// When phases were over, as far as they are known.
+    /// When each phase ended, as far as known.
     pub phases: Vec<(&'static str, f64)>,
-    /// Requests, and bytes that were read, if lazystore served them.
+    /// Number of requests and of bytes read, if lazystore served the disk.
     pub read: Option<(u64, u64)>,
 }
 
-/// A boot that is to be measured.
+/// A boot to measure.
 pub struct Boot<'b> {
-    /// Which one, for messages.
+    /// Its number, for messages.
     pub number: u32,
-    /// What the VM writes at its end.
+    /// The text that ends the boot.
     pub until: Option<&'b str>,
-    /// How long it may take.
+    /// Time limit.
     pub limit: Duration,
 }
 
 impl Way {
-    /// For people.
+    /// Its name in the results.
     pub fn name(&self) -> String {
         match self {
             Self::Lazy { name, .. } => name.clone(),
@@ -70,13 +70,13 @@ impl Way {
         }
     }
 
-    /// The life of the process that boots; returns only when that is over.
-    fn become_it(&self, start: Instant, report: &Path) -> u8 {
+    /// Runs the VM, in a process of its own; returns the exit code.
+    fn run(&self, start: Instant, report: &Path) -> u8 {
         match self {
             Self::Lazy { vm, .. } => run::run_reported(vm, start, report),
             Self::Image { image, command } => {
                 let mut drive = OsString::from("format=raw,if=virtio,read-only=on,file=");
-                // QEMU's options have commas between them.
+                // A comma in a QEMU option is written twice.
                 drive.push(image.to_string_lossy().replace(',', ",,"));
                 let mut words = command.iter();
                 let Some(program) = words.next() else {
@@ -95,10 +95,10 @@ impl Way {
 }
 
 impl Boot<'_> {
-    /// Boots, and waits for the end.
+    /// Boots the VM and waits until the boot ends.
     ///
     /// # Errors
-    /// When the VM does not say what it should, or ends badly without having been asked to.
+    /// The VM does not print the mark in time, or fails.
     pub fn measure(&self, way: &Way) -> Result<Took, BootError> {
         let fault = BootError::host;
         let dir = run::PrivateDir::create().map_err(fault("make a directory"))?;
@@ -108,12 +108,12 @@ impl Boot<'_> {
         let start = Instant::now();
         let mut child =
             process::spawn(Signal::SIGTERM, || match redirect(writer.into(), &errors) {
-                Ok(()) => way.become_it(start, &report),
+                Ok(()) => way.run(start, &report),
                 Err(_) => run::EXIT_OWN_FAILURE,
             })
             .map_err(BootError::Process)?;
         let watched = self.watch(&mut output, &mut child, start);
-        // Ends what is still there, whatever came of it.
+        // Stop the VM in any case if it is still running.
         let end = child.stop(GRACE);
         let exit = millis(start.elapsed());
         let said = fs::read_to_string(&log).unwrap_or_default();
@@ -131,7 +131,7 @@ impl Boot<'_> {
         Ok(took(report.as_ref(), mark, exit))
     }
 
-    /// Reads what the VM writes until the mark comes; when that was, or none if the VM ended by itself as it should.
+    /// Reads the VM's output until the mark, and returns its time. `None` if no mark is expected and the VM has ended.
     fn watch(
         &self,
         output: &mut PipeReader,
@@ -220,13 +220,13 @@ impl Boot<'_> {
     }
 }
 
-/// Why a boot was not measured, with the end of what the VM wrote.
+/// Why a boot failed, with the last part of the VM's output.
 enum Failure {
     Late(Vec<u8>),
     Ended(Vec<u8>),
 }
 
-/// The VM reads nothing, and writes to this program.
+/// Redirects stdin from /dev/null, stdout to the pipe, and stderr to the log.
 fn redirect(output: OwnedFd, errors: &File) -> io::Result<()> {
     dup2_stdin(File::open("/dev/null")?)?;
     dup2_stdout(output)?;

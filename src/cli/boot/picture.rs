@@ -1,16 +1,16 @@
-//! Boots as a drawing: a dot for each boot and phase, a line at the median.
+//! Draws boots as an SVG: a dot for each boot and phase, a line at the median.
 
 use std::fmt::Write as _;
 
 use super::statistics::{Series, summary};
 
-/// Readable on light and dark.
+/// Readable on light and on dark backgrounds.
 const COLOURS: [&str; 3] = ["#2f6fde", "#e0742c", "#14803c"];
 const LEFT: f64 = 110.0;
 const WIDTH: f64 = 720.0;
 const ROW: f64 = 26.0;
 
-/// The drawing.
+/// The SVG document.
 pub fn svg(series: &[Series]) -> String {
     let times = || series.iter().flat_map(|one| &one.phases);
     let end = times()
@@ -37,7 +37,7 @@ pub fn svg(series: &[Series]) -> String {
                 colour,
             );
             for ms in all {
-                // Writing to a string does not fail.
+                // Writing to a string cannot fail.
                 let _ = writeln!(
                     out,
                     "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\" fill-opacity=\"0.45\"/>",

@@ -1,17 +1,17 @@
-//! What many boots took.
+//! Statistics of many boots.
 
 use serde_json::{Value, json};
 
 use super::super::text;
 use super::once::Took;
 
-/// All phases, in their order.
+/// All phases, in order.
 const PHASES: [&str; 6] = ["exec", "connect", "first read", "mount", "mark", "exit"];
 
-/// The boots of one way.
+/// All boots with one disk.
 pub struct Series {
     pub name: String,
-    /// For each phase the times of all boots, in milliseconds.
+    /// The times of all boots for each phase, in milliseconds.
     pub phases: Vec<(&'static str, Vec<f64>)>,
     requests: Vec<f64>,
     bytes: Vec<f64>,
@@ -39,7 +39,7 @@ impl Series {
         }
     }
 
-    /// For people.
+    /// A table.
     pub fn text(&self) -> String {
         let mut out = format!(
             "{}\n{:<14}{:>12}{:>12}{:>12}\n",
@@ -60,7 +60,7 @@ impl Series {
         out
     }
 
-    /// All of it.
+    /// All results as JSON.
     pub fn json(&self) -> Value {
         let numbers = |all: &[f64]| match summary(all) {
             Some((median, min, max)) => {
@@ -78,7 +78,7 @@ impl Series {
         })
     }
 
-    /// When a boot was over: at the mark, or at the VM's end.
+    /// Median time of a boot: until the mark, or until the VM ended.
     fn boots(&self) -> Option<f64> {
         let ends = self
             .phases
@@ -90,7 +90,7 @@ impl Series {
     }
 }
 
-/// Which of two is faster.
+/// A sentence that says which one boots faster.
 pub fn ratio(first: &Series, second: &Series) -> String {
     let (Some(a), Some(b)) = (first.boots(), second.boots()) else {
         return String::new();
@@ -105,7 +105,7 @@ pub fn ratio(first: &Series, second: &Series) -> String {
     )
 }
 
-/// Median, smallest and largest.
+/// Median, minimum and maximum.
 pub fn summary(all: &[f64]) -> Option<(f64, f64, f64)> {
     let mut sorted = all.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -118,7 +118,7 @@ pub fn summary(all: &[f64]) -> Option<(f64, f64, f64)> {
     Some((median, min, max))
 }
 
-/// Bytes were whole before.
+/// Converts a number of bytes back to an integer.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -1,4 +1,4 @@
-//! What the kernel and the file system offer.
+//! Checks of the kernel and of files on the host.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -10,12 +10,12 @@ use rustix::process::{Resource, getrlimit};
 
 use super::Finding;
 
-/// Descriptors with which a big closure is read without closing files all the time.
+/// Number of descriptors with which a big closure can be served without constantly reopening files.
 const OPEN_FILES_ENOUGH: u64 = 4096;
 
 const DATABASE: &str = "/nix/var/nix/db/db.sqlite";
 
-/// The one system call that nothing works without.
+/// Checks openat2(2), the only system call that is indispensable.
 pub fn kernel() -> Finding {
     let version = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version = format!("Linux {}", version.trim());
@@ -62,13 +62,13 @@ pub fn open_files() -> Finding {
     }
 }
 
-/// Landlock confines a thread, so one is spent to find out.
+/// Landlock restricts the calling thread for good, so the check runs in a thread of its own.
 pub fn landlock() -> Finding {
     let confined = thread::spawn(|| {
         let ruleset = Ruleset::default().handle_access(AccessFs::Execute)?;
         ruleset.create()?.restrict_self()
     });
-    let remedy = "add landlock to the kernel's lsm= list; without it there is one wall less around the server";
+    let remedy = "add landlock to the kernel's lsm= list; without it the server has one layer of confinement less";
     match confined.join() {
         Ok(Ok(status)) => match status.landlock {
             LandlockStatus::Available { effective_abi, .. } => {
@@ -80,11 +80,11 @@ pub fn landlock() -> Finding {
             }
         },
         Ok(Err(error)) => Finding::note("Landlock", error.to_string(), remedy),
-        Err(_) => Finding::note("Landlock", "the trial broke off", remedy),
+        Err(_) => Finding::note("Landlock", "the check panicked", remedy),
     }
 }
 
-/// Not for lazystore, which does without; for QEMU's `aio=io_uring` on the file.
+/// lazystore does not use io_uring, but QEMU does with `aio=io_uring` on the file.
 pub fn io_uring() -> Finding {
     let remedy =
         "only -drive ...,aio=io_uring on the file needs it: sysctl kernel.io_uring_disabled=0";
@@ -101,7 +101,7 @@ pub fn io_uring() -> Finding {
     }
 }
 
-/// The guest's kernel is what counts; the host's mounts the file.
+/// Only needed to mount the file on the host; the guest's kernel is not checked.
 pub fn erofs() -> Finding {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if known
@@ -118,7 +118,7 @@ pub fn erofs() -> Finding {
 }
 
 pub fn nix_database() -> Finding {
-    /// How every SQLite database begins (sqlite.org/fileformat2.html).
+    /// Magic of SQLite databases (sqlite.org/fileformat2.html).
     const MAGIC: &[u8; 16] = b"SQLite format 3\0";
     let remedy = "give closures as --closure-info or --store-paths with --registration";
     let mut found = [0; 16];
@@ -126,7 +126,7 @@ pub fn nix_database() -> Finding {
         Ok(()) if found == *MAGIC => Finding::ok("Nix database", format!("{DATABASE} is readable")),
         Ok(()) => Finding::note(
             "Nix database",
-            format!("{DATABASE} is not SQLite's"),
+            format!("{DATABASE} is not an SQLite database"),
             remedy,
         ),
         Err(error) => Finding::note("Nix database", format!("{DATABASE}: {error}"), remedy),

@@ -1,4 +1,4 @@
-//! Whether KVM really runs a VM. That /dev/kvm opens says little: in a nested VM kernels may hang on it.
+//! Checks that KVM really runs a VM. Opening /dev/kvm is not enough: with nested virtualisation, kernels may hang.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -13,18 +13,18 @@ use super::Finding;
 use super::programs::qemu;
 
 const NAME: &str = "KVM";
-/// How long a trial may take.
+/// Time limit of a trial.
 const LIMIT: Duration = Duration::from_secs(10);
 const REMEDY: &str = "VMs run emulated and slowly until it works: -accel tcg";
 
-/// A kernel without a root file system ends in a panic that says this, and by then has come up as far as is needed.
+/// A kernel without a root file system panics with this message after a successful boot.
 const BOOTED: &str = "Kernel panic - not syncing";
-/// Exit code of QEMU's isa-debug-exit for [`FIRMWARE`]: twice what is written, and one.
+/// Exit code of QEMU's isa-debug-exit for [`FIRMWARE`]: twice the written value, plus one.
 const FIRMWARE_EXIT: i32 = 0x10 * 2 + 1;
-/// What an x86 CPU runs first (16 bytes below 4 GiB): writes 0x10 to port 0x501, where isa-debug-exit listens, and halts.
+/// Code at the reset vector of x86 (16 bytes below 4 GiB): writes 0x10 to port 0x501 (isa-debug-exit) and halts.
 const FIRMWARE: [u8; 7] = [0xba, 0x01, 0x05, 0xb0, 0x10, 0xee, 0xf4];
 
-/// Boots a kernel if there is one, else a few bytes of firmware.
+/// Boots a kernel if there is one, otherwise a few bytes of firmware.
 pub fn check(kernel: Option<&Path>) -> Finding {
     if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         return Finding::note(
@@ -90,14 +90,14 @@ fn boot_kernel(kernel: &Path) -> io::Result<Trial> {
 }
 
 fn run_firmware() -> io::Result<Trial> {
-    /// The smallest that QEMU takes.
+    /// Minimum size that QEMU accepts.
     const SIZE: usize = 64 << 10;
     let mut rom = vec![0; SIZE];
     rom[SIZE - 16..SIZE - 16 + FIRMWARE.len()].copy_from_slice(&FIRMWARE);
     let mut file = tempfile_with(&rom)?;
     file.rewind()?;
     let mut command = vm();
-    // QEMU opens it as its own stdin.
+    // The memfd is QEMU's stdin, so it can open it by this path.
     command.args([
         "-m",
         "32M",
@@ -122,7 +122,7 @@ fn tempfile_with(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// An empty machine on KVM, its console on stdout.
+/// QEMU with an empty machine on KVM and the console on stdout.
 fn vm() -> Command {
     let machine = match std::env::consts::ARCH {
         "x86_64" => "q35",
@@ -144,16 +144,16 @@ fn vm() -> Command {
     command
 }
 
-/// Runs QEMU for as long as a trial may take; returns how it ended, none if it had to be killed, and what it said.
+/// Runs QEMU with the time limit. Returns its exit status (`None` if it was killed) and its output.
 fn run(mut command: Command) -> io::Result<(Option<ExitStatus>, String)> {
     let (mut reader, writer) = io::pipe()?;
     command.stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn()?;
-    // It holds the pipe's other end.
+    // The command holds the pipe's write end; drop it so that the reader sees the end of file.
     drop(command);
     let listener = thread::spawn(move || {
         let mut said = Vec::new();
-        // What was read until an error will do.
+        // On an error, keep what was read so far.
         let _ = reader.read_to_end(&mut said);
         String::from_utf8_lossy(&said).into_owned()
     });
@@ -174,10 +174,10 @@ fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
     Ok(None)
 }
 
-/// What a person should read of it.
+/// The last line that is not empty.
 fn last_line(said: &str) -> &str {
     let mut lines = said.lines().map(str::trim);
     lines
         .rfind(|line| !line.is_empty())
-        .unwrap_or("it says nothing")
+        .unwrap_or("it prints nothing")
 }

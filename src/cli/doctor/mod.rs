@@ -1,4 +1,4 @@
-//! `lazystore doctor`: what this host offers, and what to do about the rest.
+//! `lazystore doctor`: checks the host, with a remedy for each problem.
 
 mod checks;
 mod kvm;
@@ -17,29 +17,31 @@ use super::text::without_errno;
 
 /// Arguments of `lazystore doctor`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code 1 when something is missing without which no VM gets a disk.")]
+#[command(
+    after_help = "Exit code 1 if something indispensable for serving a disk to a VM is missing."
+)]
 pub struct DoctorArgs {
-    /// Kernel for the trial boot on KVM [default: one that is found in /run/current-system or /boot]
+    /// Kernel for the trial boot on KVM [default: one from /run/current-system or /boot]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// As JSON: a list of objects with name, status, found and remedy
+    /// Print JSON: a list of objects with name, status, found and remedy
     #[arg(long)]
     json: bool,
 }
 
-/// How much a finding matters.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Status {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// Something will be slower, or one way of several is closed.
+    /// Something is slower, or one of several ways to serve is not available.
     Note,
     /// Nothing works without it.
     Missing,
 }
 
-/// What one check has found.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     name: &'static str,
@@ -75,7 +77,7 @@ impl Finding {
     }
 }
 
-/// Looks at everything. Takes as long as a trial boot, ten seconds at most.
+/// Runs all checks. Takes as long as a trial boot, at most ten seconds.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
     if let Some(path) = &args.kernel {
         File::open(path)

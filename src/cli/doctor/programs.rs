@@ -1,4 +1,4 @@
-//! Which VMMs are installed.
+//! Checks which VMMs are installed.
 
 use std::process::{Command, Stdio};
 
@@ -9,7 +9,7 @@ pub fn qemu() -> String {
     format!("qemu-system-{}", std::env::consts::ARCH)
 }
 
-/// At least one VMM; QEMU must know the device.
+/// Checks that there is a VMM, and that QEMU supports vhost-user-blk.
 pub fn vmm() -> Finding {
     let qemu = qemu();
     if let Some(version) = version(&qemu) {
@@ -34,7 +34,7 @@ pub fn vmm() -> Finding {
     }
 }
 
-/// The first line of what `--version` prints.
+/// The first line of the output of `--version`.
 fn version(program: &str) -> Option<String> {
     let output = Command::new(program)
         .arg("--version")

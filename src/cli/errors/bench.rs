@@ -1,7 +1,7 @@
-/// Why a measurement cannot be made.
+/// Why a benchmark cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// The server, or the driver library, refused.
+    /// The server or the driver library returned an error.
     #[error("the device at {path} failed: {source}")]
     Device {
         /// Its socket.
@@ -16,7 +16,7 @@ pub enum BenchError {
         offset: u64,
         /// Its length.
         len_bytes: usize,
-        /// What the driver library says.
+        /// The errno from the driver library.
         errno: i32,
     },
     /// The device has no queue.
@@ -25,10 +25,10 @@ pub enum BenchError {
         /// Its socket.
         path: String,
     },
-    /// Latencies could not be counted.
+    /// The histogram of latencies could not be created.
     #[error("latencies cannot be counted: {0}")]
     Histogram(#[from] hdrhistogram::CreationError),
-    /// No range holds a block.
+    /// No range is as long as a block.
     #[error(
         "no range is as long as one block: give others with --range or --ranges, or a smaller --bs"
     )]
@@ -36,15 +36,15 @@ pub enum BenchError {
     /// A file could not be read.
     #[error("cannot read {path}: {source}")]
     File {
-        /// Which one.
+        /// Its path.
         path: String,
         /// Why.
         source: std::io::Error,
     },
-    /// A line that is no range.
+    /// A line is not a range.
     #[error("\"{line}\" is not a range: START LEN or START:LEN, in bytes")]
     Line {
-        /// What stands there.
+        /// The line.
         line: String,
     },
 }

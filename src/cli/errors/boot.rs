@@ -1,4 +1,4 @@
-//! Why boots cannot be measured.
+//! Errors of `lazystore boot`.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,39 +8,39 @@ use crate::process::ProcessError;
 /// Why boots cannot be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The mark did not come.
+    /// The VM did not print the mark in time.
     #[error(
         "boot {run} did not say \"{mark}\" within {seconds} s: its last line was \"{last}\"; is its console on stdout?"
     )]
     NoMark {
         /// Which boot.
         run: u32,
-        /// What was waited for.
+        /// The expected text.
         mark: String,
-        /// For how long.
+        /// The time limit.
         seconds: u64,
-        /// What it said last.
+        /// The last line of its output.
         last: String,
     },
-    /// It did not end.
+    /// The VM did not end in time.
     #[error(
         "boot {run} did not end within {seconds} s: name a text with --until, or have the guest power off"
     )]
     Late {
         /// Which boot.
         run: u32,
-        /// For how long it was waited for.
+        /// The time limit.
         seconds: u64,
     },
-    /// It ended badly, or too early.
+    /// The VM failed, or ended before it had booted.
     #[error("the VM of boot {run} ended before it had booted: its last line was \"{last}\"")]
     Ended {
         /// Which boot.
         run: u32,
-        /// What it said last.
+        /// The last line of its output.
         last: String,
     },
-    /// The image.
+    /// The image cannot be read.
     #[error("cannot read the image {}: {source}", path.display())]
     Image {
         /// The file.
@@ -48,7 +48,7 @@ pub enum BootError {
         /// Why.
         source: io::Error,
     },
-    /// The results.
+    /// The results cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
         /// The file.
@@ -59,10 +59,10 @@ pub enum BootError {
     /// A process cannot be started.
     #[error(transparent)]
     Process(ProcessError),
-    /// The host refused something else.
+    /// Another system call failed.
     #[error("cannot {action}: {source}")]
     Host {
-        /// What was tried.
+        /// What was attempted.
         action: &'static str,
         /// Why.
         source: io::Error,
@@ -70,7 +70,7 @@ pub enum BootError {
 }
 
 impl BootError {
-    /// For `map_err`: names what was tried.
+    /// For `map_err`: adds what was attempted.
     pub fn host(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Host { action, source }
     }

@@ -1,25 +1,25 @@
 use crate::cache::{DirError, LocationError, RemoteClosureError, StartError};
 use crate::closure::narinfo::KeyFault;
 
-/// Why binary caches are of no use.
+/// Why binary caches cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// Not the URL of one.
+    /// A URL is not that of a binary cache.
     #[error(transparent)]
     Location(#[from] LocationError),
-    /// Not a key.
+    /// A key in nix.conf is malformed.
     #[error("trusted-public-keys of nix.conf: {0}")]
     Key(#[from] KeyFault),
-    /// There is nowhere to keep what is fetched.
+    /// No option or variable names a cache directory.
     #[error("there is no place for the cache directory: name one with --cache-dir, or set HOME")]
     NoDirectory,
-    /// It cannot be used.
+    /// The cache directory cannot be used.
     #[error("{0}: name another one with --cache-dir")]
     Dir(#[from] DirError),
-    /// What is not on this host cannot be found out.
+    /// The closure cannot be determined.
     #[error(transparent)]
     Closure(#[from] RemoteClosureError),
-    /// There is no process that fetches.
+    /// The fetcher process cannot be started.
     #[error(transparent)]
     Start(#[from] StartError),
 }

@@ -1,4 +1,4 @@
-//! Errors of the command line, each one sentence.
+//! Errors of the command line.
 
 #[cfg(feature = "bench")]
 mod bench;
@@ -30,44 +30,44 @@ use crate::process::ProcessError;
 use crate::server::ServeError;
 use crate::verify::VerifyError;
 
-/// Errors that end the program; each is one sentence.
+/// Errors that end the program. Each message is one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The closure cannot be read.
     #[error("{}{}", .0, hints::closure(.0))]
     Closure(#[from] ClosureError),
-    /// There is no disk.
+    /// The disk cannot be laid out.
     #[error("{}{}", .0, hints::image(.0))]
     Image(#[from] ImageError),
-    /// It cannot be served.
+    /// The disk cannot be served.
     #[error("{source}{}", hints::serve(source))]
     Serve {
         /// Why.
         #[from]
         source: ServeError,
     },
-    /// A mount that is left over cannot be cleared.
+    /// A stale mount cannot be removed.
     #[error(transparent)]
     Fuse(#[from] FuseError),
     /// A process cannot be started or watched.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// A measurement cannot be made.
+    /// A benchmark cannot run.
     #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] BenchError),
-    /// Not the disk that was asked for.
+    /// The disk does not have the expected fingerprint.
     #[error(
         "the disk has the fingerprint {found} and not {expected}: serve the same closure with the same options, or leave out \
          --expect"
     )]
     OtherDisk {
-        /// Given with --expect.
+        /// The fingerprint given with --expect.
         expected: Fingerprint,
-        /// Of this disk.
+        /// The fingerprint of this disk.
         found: Fingerprint,
     },
-    /// A tree has no identity.
+    /// A tree has no fingerprint.
     #[error(
         "a tree has no fingerprint: its files may change at any time; name store paths, or a list of them with --store-paths"
     )]
@@ -75,28 +75,28 @@ pub enum CliError {
     /// Boots cannot be measured.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// A place of the disk cannot be read or named.
+    /// A block of the disk cannot be read or located.
     #[error("{}{}", .0, hints::read(.0))]
     Read(#[from] ReadError),
-    /// There is nothing to compare.
+    /// Verification cannot start.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// A server does not tell its status.
+    /// The status of a server cannot be read.
     #[error(transparent)]
     Status(#[from] StatusError),
-    /// A report cannot be shown, or says too much.
+    /// A report cannot be shown, or exceeds a limit.
     #[error(transparent)]
     Report(#[from] ReportError),
-    /// There is no recording to read in advance.
+    /// The recording to prefetch cannot be read.
     #[error(transparent)]
     Recording(#[from] RecordingError),
-    /// Binary caches are of no use.
+    /// Binary caches cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// stdout takes nothing.
+    /// stdout cannot be written.
     #[error("cannot write to stdout: {0}")]
     Stdout(#[from] std::io::Error),
-    /// The VM's command line does not fit the disk.
+    /// The VM's command line cannot be combined with the disk.
     #[error(transparent)]
     Vmm(#[from] VmmError),
     /// The VM cannot be started.
@@ -107,42 +107,42 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
-    /// The host refused something that running a VM needs.
+    /// Another system call failed.
     #[error("cannot {action}: {source}")]
     Run {
-        /// What was tried.
+        /// What was attempted.
         action: &'static str,
-        /// Why it failed.
+        /// Why.
         source: io::Error,
     },
-    /// There is no place for the socket that nobody else may enter.
+    /// No private directory for the socket can be created.
     #[error("cannot make a directory for the socket in {}: {source}: set XDG_RUNTIME_DIR to one that you may write to", dir.display())]
     PrivateDir {
-        /// Where.
+        /// Its parent directory.
         dir: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// Two things in one place.
+    /// Two options name the same file.
     #[error(
         "{} is given {}: choose another place for one of them",
         path.display(),
         if first == second { format!("twice with {first}") } else { format!("for both {first} and {second}") }
     )]
     GivenTwice {
-        /// The place.
+        /// The file.
         path: PathBuf,
-        /// An option.
+        /// One option.
         first: &'static str,
-        /// The other one.
+        /// The other option.
         second: &'static str,
     },
-    /// TLS for nobody.
+    /// --nbd-tls without a TCP port to encrypt.
     #[error(
         "--nbd-tls encrypts at TCP ports, and there is none: add --nbd HOST:PORT, or leave it out"
     )]
     NothingToEncrypt,
-    /// A file below the mount.
+    /// A file is below the mount point.
     #[error(
         "{option} {} would be hidden by --fuse {}, which mounts over that directory: choose a place outside of it",
         path.display(),
@@ -153,16 +153,16 @@ pub enum CliError {
         path: PathBuf,
         /// Its option.
         option: &'static str,
-        /// The directory.
+        /// The mount point.
         dir: PathBuf,
     },
-    /// A mount that would hide files.
+    /// The mount would hide files.
     #[error("the directory {} is not empty, and --fuse would hide what is in it: choose an empty one", dir.display())]
     MountNotEmpty {
-        /// The directory.
+        /// The mount point.
         dir: PathBuf,
     },
-    /// A kernel that is not there.
+    /// The guest kernel cannot be read.
     #[error("cannot read the kernel {}: {source}: name another one with --kernel", path.display())]
     Kernel {
         /// The file.
@@ -170,28 +170,28 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
-    /// Nobody knows the group.
+    /// The group does not exist.
     #[error("there is no group \"{group}\": name one that `getent group` knows, or a number")]
     Group {
-        /// What was asked for.
+        /// The group as given.
         group: String,
     },
-    /// Measuring needs another build.
+    /// Benchmarks are not in this build.
     #[cfg(not(feature = "bench"))]
     #[error(
         "this lazystore was built without the feature `bench`: build it with cargo build --release --features bench"
     )]
     NoBench,
-    /// There is no such page.
+    /// There is no such manual page.
     #[error("lazystore has no subcommand {name}: see lazystore --help")]
     NoSuchPage {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
-    /// The pages cannot be written.
+    /// Manual pages cannot be written.
     #[error("cannot write manual pages into {}: {source}", dir.display())]
     Pages {
-        /// Where.
+        /// Target directory.
         dir: PathBuf,
         /// Why.
         source: io::Error,
@@ -199,7 +199,7 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// 2 if the command line contradicts itself, 1 for all else.
+    /// 2 if the command line contradicts itself, otherwise 1.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::GivenTwice { .. } | Self::Hidden { .. } | Self::NothingToEncrypt => {

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use crate::image::recording::NotARecording;
 
-/// Why there is no recording.
+/// Why a recording cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
     /// It cannot be read.
@@ -13,7 +13,7 @@ pub enum RecordingError {
         /// Why.
         source: std::io::Error,
     },
-    /// It is something else.
+    /// The file is not a recording.
     #[error("{}: {source}: make a recording with --record", path.display())]
     Parse {
         /// The file.

@@ -1,9 +1,9 @@
-//! What is wrong with a report.
+//! Errors of boot reports.
 
 use std::io;
 use std::path::PathBuf;
 
-/// What is wrong with a report.
+/// Why a report cannot be shown, or fails a check.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// It cannot be read.
@@ -14,7 +14,7 @@ pub enum ReportError {
         /// Why.
         source: io::Error,
     },
-    /// It is no JSON, or something else's.
+    /// It is not JSON, or another kind of JSON.
     #[error("{} is not a report that --report FILE.json made: {source}", path.display())]
     Parse {
         /// The file.
@@ -22,7 +22,7 @@ pub enum ReportError {
         /// What is wrong.
         source: serde_json::Error,
     },
-    /// It is another program's, or another version's.
+    /// It is from another program or another version.
     #[error("{} is not a report of this version of lazystore: make it again", path.display())]
     Format {
         /// The file.
@@ -36,14 +36,14 @@ pub enum ReportError {
         /// Why.
         source: io::Error,
     },
-    /// A limit.
+    /// A limit is exceeded.
     #[error("over the limit: {what}: {value}, and {limit} are allowed")]
     Over {
         /// What is limited.
         what: &'static str,
-        /// How much it is.
+        /// The actual value.
         value: String,
-        /// How much it may be.
+        /// The limit.
         limit: String,
     },
 }

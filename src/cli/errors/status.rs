@@ -1,31 +1,31 @@
-//! Why a status cannot be told.
+//! Errors of `lazystore status`.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why a status cannot be told.
+/// Why the status cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    /// Nobody serves.
+    /// No server is running.
     #[error(
         "no server of this user is running: start one with `lazystore serve`, or name its socket"
     )]
     NoServer,
-    /// The kernel's list of sockets.
+    /// The kernel's list of sockets cannot be read.
     #[error("cannot look for servers in /proc/net/unix: {0}: name a server's socket instead")]
     List(io::Error),
-    /// Nobody answers.
+    /// No server answers at a socket.
     #[error("no server answers at {}: {source}", socket.display())]
     Ask {
-        /// Where.
+        /// The socket.
         socket: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// Somebody else answers.
-    #[error("what answers at {} is no lazystore of this version: {source}", socket.display())]
+    /// A socket belongs to another program.
+    #[error("the server at {} is not a lazystore of this version: {source}", socket.display())]
     Answer {
-        /// Where.
+        /// The socket.
         socket: PathBuf,
         /// What is wrong with the answer.
         source: serde_json::Error,

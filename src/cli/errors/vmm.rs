@@ -1,39 +1,39 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-/// Why a command cannot use the disk as it stands.
+/// Why a VM's command line cannot be combined with the disk.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
-    /// Nothing to start.
+    /// The command is missing.
     #[error("there is no command: write it after --")]
     NoCommand,
-    /// Its arguments are not known.
+    /// The program is unknown, so its arguments cannot be adapted.
     #[error(
         "{} is not known to lazystore (QEMU, cloud-hypervisor and crosvm are): write {{socket}} where its arguments \
          take the disk's vhost-user-blk socket, {{nbd}} for its NBD socket, or {{image}} where they take the disk as a file",
         Path::new(program).display()
     )]
     UnknownProgram {
-        /// What was to be started.
+        /// The program.
         program: OsString,
     },
-    /// Saving something else than QEMU.
+    /// `--snapshot` with another program than QEMU.
     #[error("--snapshot saves and restores QEMU, and no other program")]
     SnapshotOfOther,
-    /// NBD, and not QEMU.
+    /// `--nbd` with another program than QEMU.
     #[error(
         "--nbd gives the disk to QEMU; for another program write {{nbd}} where its arguments take the NBD socket's path"
     )]
     NoNbd,
-    /// crosvm, but not to run a VM.
+    /// crosvm without its subcommand `run`.
     #[error("crosvm starts a VM with `crosvm run`: write `run` after it")]
     NotCrosvmRun,
-    /// QEMU would go into the background.
+    /// QEMU with `-daemonize`.
     #[error(
         "QEMU must stay in the foreground, because the disk ends with it: leave out -daemonize"
     )]
     Daemonize,
-    /// A backend that the other process cannot see.
+    /// A memory backend that is not shared with other processes.
     #[error(
         "the VM's memory must be shared with the disk's server, and {what} does not share it: add share=on, or leave \
          it out and lazystore adds a backend that does"
@@ -51,23 +51,23 @@ pub enum VmmError {
         /// Its argument.
         path: String,
     },
-    /// Two sizes for one memory.
+    /// `-m` and the memory backend have different sizes.
     #[error("-m says {memory}, and the memory backend \"{id}\" has {backend}: make them equal")]
     SizeDiffers {
-        /// By `-m`.
+        /// The size given with `-m`.
         memory: String,
-        /// Which backend.
+        /// Id of the backend.
         id: String,
-        /// By the backend.
+        /// The size of the backend.
         backend: String,
     },
-    /// A size that cannot be read.
-    #[error("\"{text}\" is no size of memory that QEMU knows: write, for example, -m 2G")]
+    /// A memory size that cannot be parsed.
+    #[error("\"{text}\" is not a memory size that QEMU accepts: write, for example, -m 2G")]
     Size {
-        /// What stands there.
+        /// The size as given.
         text: String,
     },
-    /// cloud-hypervisor's memory is private.
+    /// cloud-hypervisor with private memory.
     #[error(
         "{option} {value} keeps the VM's memory private: write shared=on, which the disk needs"
     )]

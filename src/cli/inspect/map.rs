@@ -1,4 +1,4 @@
-//! The superblock, every path's ranges, and totals.
+//! The map: superblock, ranges of all paths, and totals.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE, SUPERBLOCK_OFFSET, 
 use crate::image::Image;
 use crate::parallel;
 
-/// The disk at a glance. All ranges are blocks of 4096 bytes, the end not included.
+/// An overview of the disk. Ranges are in blocks of 4096 bytes, end exclusive.
 #[derive(Debug, Serialize)]
 pub struct MapView {
     fingerprint: Option<String>,
@@ -24,7 +24,7 @@ pub struct MapView {
     totals: Totals,
 }
 
-/// The superblock, as it is read from the disk.
+/// The superblock as read from the disk.
 #[derive(Debug, Serialize)]
 struct SuperBlockView {
     magic: String,
@@ -47,13 +47,13 @@ struct PathView {
     nid: u64,
     meta: Range<u32>,
     data: Range<u32>,
-    /// The ranges are what the path takes; else they are bounds from its NAR size.
+    /// The ranges are exact; otherwise they are bounds computed from the NAR size.
     exact: bool,
     #[serde(flatten)]
     used: Used,
 }
 
-/// What a plan of the path takes.
+/// The blocks that the path's plan uses, or why it cannot be planned.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Used {
@@ -80,7 +80,7 @@ struct Totals {
 }
 
 impl MapView {
-    /// Plans every path.
+    /// Plans every path to determine how many blocks it uses.
     pub fn new(loaded: &Loaded) -> Result<Self, CliError> {
         let regions = loaded.image.space().regions();
         let paths = parallel::for_each(regions.len(), || (), |(), index| path_view(loaded, index));
@@ -93,12 +93,12 @@ impl MapView {
         })
     }
 
-    /// Every path could be planned.
+    /// Whether every path could be planned.
     pub fn is_whole(&self) -> bool {
         self.totals.failed == 0
     }
 
-    /// For a person.
+    /// Prints the map as text.
     pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         if let Some(superblock) = &self.superblock {
             superblock.print(self.len_bytes, out)?;
@@ -108,8 +108,8 @@ impl MapView {
         }
         writeln!(
             out,
-            "\npaths: blocks of {BLOCK_LEN_BYTES} bytes kept for metadata and data (first..after the last); whether that \
-             is exact\nor a bound from the NAR size; blocks of metadata + data used; files"
+            "\npaths: ranges of {BLOCK_LEN_BYTES}-byte blocks reserved for metadata and data (end exclusive); whether they \
+            are exact\nor a bound from the NAR size; blocks of metadata + data used; files"
         )?;
         let heads = ["metadata", "data", "size", "used", "files"];
         let [meta, data, size, used, files] = heads;

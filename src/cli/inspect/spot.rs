@@ -1,4 +1,4 @@
-//! What lies at one place.
+//! What is at one address of the disk.
 
 use std::io::{self, Write};
 
@@ -12,26 +12,26 @@ use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::volume::{FileRef, Place};
 use crate::tree::FileKind;
 
-/// The answer.
+/// What is at an address.
 #[derive(Debug, Serialize)]
 pub struct SpotView {
-    /// The byte of the disk that was asked about.
+    /// The requested byte address.
     at: u64,
     /// Its block.
     block: u64,
-    /// The nid that was asked about.
+    /// The requested nid, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     nid: Option<u64>,
-    /// What it is.
+    /// What is there.
     #[serde(flatten)]
     what: What,
-    /// First byte of the disk that belongs to it.
+    /// First byte that belongs to it.
     start: u64,
-    /// First byte of the disk that does not.
+    /// End of it, exclusive.
     end: u64,
 }
 
-/// A place by name.
+/// The kind of contents.
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 enum What {
@@ -56,7 +56,7 @@ struct FileView {
 }
 
 impl SpotView {
-    /// Looks at byte `at`, which is where `nid` would lie if that was asked for.
+    /// Locates byte `at`. If a nid was requested, `at` is its byte address.
     pub fn new(loaded: &Loaded, at: u64, nid: Option<u64>) -> Result<Self, CliError> {
         let spot = loaded.image.locate(at)?;
         let within = at - spot.range.start;
@@ -100,17 +100,17 @@ impl SpotView {
         })
     }
 
-    /// A nid that was asked for is one.
+    /// False if a nid was requested that is not an inode.
     pub fn is_as_asked(&self) -> bool {
         let is_inode = matches!(self.what, What::Inode { .. }) && self.start == self.at;
         self.nid.is_none() || is_inode
     }
 
-    /// For a person.
+    /// Prints it as text.
     pub fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         match self.nid {
             Some(nid) if self.is_as_asked() => writeln!(out, "nid {nid} (byte {})", self.at)?,
-            Some(nid) => writeln!(out, "nid {nid} is no inode; at its byte {}:", self.at)?,
+            Some(nid) => writeln!(out, "nid {nid} is not an inode; at its byte {}:", self.at)?,
             None => writeln!(out, "byte {} (block {})", self.at, self.block)?,
         }
         match &self.what {
@@ -129,14 +129,10 @@ impl SpotView {
             What::Padding { file } => file.print("zeros after the end of", None, out)?,
             What::Unused {
                 kept_for: Some(path),
-            } => writeln!(out, "  unused, kept for {path}")?,
+            } => writeln!(out, "  unused, reserved for {path}")?,
             What::Unused { kept_for: None } => writeln!(out, "  unused")?,
         }
-        writeln!(
-            out,
-            "  it takes bytes {}..{} of the disk",
-            self.start, self.end
-        )
+        writeln!(out, "  bytes {}..{} of the disk", self.start, self.end)
     }
 }
 

@@ -1,8 +1,8 @@
-//! The few macros of man(7) that the pages need.
+//! Writes the few macros of man(7) that the pages need.
 
 use super::sections::Entries;
 
-/// Text as it stands: nothing in it is a request or an escape.
+/// Escapes text so that nothing in it is a roff request or escape.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
     match text.starts_with(['.', '\'']) {
@@ -16,7 +16,7 @@ fn line(out: &mut Vec<u8>, text: &str) {
     out.push(b'\n');
 }
 
-/// Paragraphs, which stand on one line each, under the current headline.
+/// Adds paragraphs to the current section. In `text` each paragraph is one line.
 pub fn paragraphs(out: &mut Vec<u8>, text: &str) {
     for paragraph in text.split("\n\n").filter(|text| !text.is_empty()) {
         line(out, ".PP");
@@ -24,7 +24,7 @@ pub fn paragraphs(out: &mut Vec<u8>, text: &str) {
     }
 }
 
-/// A section of terms and what they mean; nothing if there are none.
+/// A section of terms and their meanings; nothing if there are none.
 pub fn entries(out: &mut Vec<u8>, headline: &str, entries: Entries) {
     if entries.is_empty() {
         return;
@@ -37,7 +37,7 @@ pub fn entries(out: &mut Vec<u8>, headline: &str, entries: Entries) {
     }
 }
 
-/// A section of lines that are not filled.
+/// A section of preformatted lines.
 pub fn preformatted(out: &mut Vec<u8>, headline: &str, text: &str) {
     if text.is_empty() {
         return;
@@ -50,7 +50,7 @@ pub fn preformatted(out: &mut Vec<u8>, headline: &str, text: &str) {
     line(out, ".fi");
 }
 
-/// A section of names with commas between them.
+/// A section with a comma-separated list of names.
 pub fn list<'a>(out: &mut Vec<u8>, headline: &str, names: impl Iterator<Item = &'a str>) {
     let names: Vec<_> = names.map(escaped).collect();
     if !names.is_empty() {

@@ -1,9 +1,9 @@
-//! What the manual pages say beyond the help: sections that man-pages(7) asks for.
+//! Sections of the manual pages that are not in the help, following man-pages(7).
 
-/// Names and what they mean.
+/// Names and their meanings.
 pub type Entries = &'static [(&'static str, &'static str)];
 
-/// The further sections of one page.
+/// The additional sections of one page.
 #[derive(Debug, Clone, Copy)]
 pub struct Sections {
     /// EXIT STATUS.
@@ -12,12 +12,12 @@ pub struct Sections {
     pub environment: Entries,
     /// FILES.
     pub files: Entries,
-    /// SEE ALSO, besides lazystore(1).
+    /// SEE ALSO, in addition to lazystore(1).
     pub see_also: &'static [&'static str],
 }
 
 impl Sections {
-    /// Of the page of a subcommand, or of lazystore itself.
+    /// The sections for a subcommand, or for lazystore itself.
     pub fn of(subcommand: Option<&str>) -> Self {
         match subcommand {
             None => MAIN,
@@ -31,21 +31,18 @@ impl Sections {
     }
 }
 
-const FAILURE: (&str, &str) = ("1", "An error, said in one sentence on standard error.");
+const FAILURE: (&str, &str) = ("1", "An error, with a message on standard error.");
 const USAGE: (&str, &str) = ("2", "Wrong usage.");
 const LOGGING: [(&str, &str); 2] = [
     (
         "RUST_LOG",
-        "What is logged, such as debug or lazystore=trace; decides in place of --verbose.",
+        "What to log, such as debug or lazystore=trace; overrides --verbose.",
     ),
-    (
-        "NO_COLOR",
-        "If set and not empty, nothing is coloured on a terminal.",
-    ),
+    ("NO_COLOR", "If set and not empty, output has no colours."),
 ];
 const DATABASE: (&str, &str) = (
     "/nix/var/nix/db/db.sqlite",
-    "Nix's database, read for ROOT and --all; below --store-root if that is given.",
+    "Nix's database, read for ROOT and --all; with --store-root, inside that directory.",
 );
 
 const OTHERS: Sections = Sections {
@@ -62,7 +59,7 @@ const MAIN: Sections = Sections {
         USAGE,
         (
             "others",
-            "lazystore run returns the VM's; see lazystore-run(1).",
+            "lazystore run returns the exit status of the VM; see lazystore-run(1).",
         ),
     ],
     files: &[DATABASE],
@@ -83,11 +80,11 @@ const SERVE: Sections = Sections {
     exit_status: &[
         (
             "0",
-            "Ended by SIGTERM or SIGINT, or with --once after the first VM.",
+            "Stopped by SIGTERM or SIGINT, or with --once after the first VM.",
         ),
         (
             "1",
-            "The disk could not be served, or with --once its VM could not; said in one sentence on standard error.",
+            "The disk, or with --once its VM, could not be served; with a message on standard error.",
         ),
         USAGE,
     ],
@@ -96,11 +93,11 @@ const SERVE: Sections = Sections {
         LOGGING[1],
         (
             "LISTEN_FDS, LISTEN_PID",
-            "Sockets that systemd hands over (sd_listen_fds(3)); each is served.",
+            "Sockets passed by systemd (sd_listen_fds(3)); each is served.",
         ),
         (
             "NOTIFY_SOCKET",
-            "Where systemd is told READY=1, STATUS= and STOPPING=1 (sd_notify(3)).",
+            "Socket for READY=1, STATUS= and STOPPING=1 to systemd (sd_notify(3)).",
         ),
     ],
     files: &[
@@ -108,7 +105,7 @@ const SERVE: Sections = Sections {
         ("/dev/fuse", "For --fuse."),
         (
             "/etc/fuse.conf",
-            "Must say user_allow_other for --allow-other by users other than root.",
+            "Must contain user_allow_other for --allow-other by users other than root.",
         ),
         (
             "/etc/lazystore/NAME.conf",
@@ -131,11 +128,10 @@ const SERVE: Sections = Sections {
 const RUN: Sections = Sections {
     exit_status: &[
         ("N", "The VM ended with exit code N."),
-        ("128 + N", "Signal N ended the VM."),
+        ("128 + N", "The VM was killed by signal N."),
         (
             "125",
-            "lazystore itself failed: wrong usage, or the disk cannot be served. It says so in one sentence on standard \
-             error.",
+            "lazystore itself failed: wrong usage, or the disk cannot be served. The message is on standard error.",
         ),
         ("126", "The command cannot be started."),
         ("127", "There is no such command."),
@@ -145,14 +141,14 @@ const RUN: Sections = Sections {
         LOGGING[1],
         (
             "XDG_RUNTIME_DIR",
-            "Where the directory for the socket is made; if unset, in TMPDIR or /tmp.",
+            "Directory in which the directory for the socket is created; if unset, TMPDIR or /tmp.",
         ),
     ],
     files: &[
         DATABASE,
         (
             "$XDG_RUNTIME_DIR/lazystore-XXXXXX",
-            "Directory with mode 0700 for the socket and the file, removed at the end.",
+            "Directory with mode 0700 for the socket and the file, removed on exit.",
         ),
         ("/dev/fuse", "For {image}."),
     ],
@@ -161,8 +157,8 @@ const RUN: Sections = Sections {
 
 const VERIFY: Sections = Sections {
     exit_status: &[
-        ("0", "Nothing differs."),
-        ("1", "Something differs, or an error."),
+        ("0", "No differences."),
+        ("1", "Differences, or an error."),
         USAGE,
     ],
     files: &[DATABASE],
@@ -175,7 +171,7 @@ const INSPECT: Sections = Sections {
         ("0", "Success."),
         (
             "1",
-            "A path cannot be planned, the nid is not one of an inode, or another error.",
+            "A path cannot be planned, the nid is not an inode, or another error.",
         ),
         USAGE,
     ],
@@ -186,16 +182,16 @@ const INSPECT: Sections = Sections {
 
 const DOCTOR: Sections = Sections {
     exit_status: &[
-        ("0", "All that is necessary is there."),
+        ("0", "Nothing indispensable is missing."),
         (
             "1",
-            "Something is missing without which no VM gets a disk, or an error.",
+            "Something indispensable for serving a disk to a VM is missing, or an error.",
         ),
         USAGE,
     ],
     files: &[
-        ("/dev/kvm", "Tried with a boot."),
-        ("/dev/fuse", "Opened."),
+        ("/dev/kvm", "Checked with a trial boot."),
+        ("/dev/fuse", "Checked by opening it."),
         (
             "/run/current-system/kernel, /boot/vmlinuz-RELEASE",
             "Kernels for the trial boot.",

@@ -1,4 +1,4 @@
-//! Two reports, next to each other.
+//! Compares two reports.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -7,10 +7,10 @@ use super::super::text;
 use super::summary::{bytes_of, is_read, shown};
 use crate::server::{BootReport, PathReport};
 
-/// Paths in each list.
+/// Maximum number of paths in each list.
 const LISTED: usize = 15;
 
-/// What changed from `before` to `after`.
+/// The differences between `before` and `after` as text.
 pub fn text(before: &BootReport, after: &BootReport) -> String {
     let mut out = String::new();
     let mut row = |name: &str, old: String, new: String| {
@@ -54,7 +54,8 @@ pub fn text(before: &BootReport, after: &BootReport) -> String {
     out
 }
 
-/// What is read of `after` and not of `before`. A path with another hash and the same name is the same path, built anew.
+/// Paths that were read in `after` but not in `before`. Paths that differ only in their hash count as the same path,
+/// because it was rebuilt.
 fn fresh<'r>(before: &BootReport, after: &'r BootReport) -> Vec<&'r PathReport> {
     let old = before.paths.iter().filter(|path| is_read(path));
     let mut old_names: HashMap<&str, usize> = HashMap::new();

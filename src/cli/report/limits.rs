@@ -1,4 +1,4 @@
-//! What a boot may take, for CI.
+//! Limits for a boot, for CI.
 
 use clap::Args;
 
@@ -7,26 +7,26 @@ use super::super::numbers;
 use super::super::text;
 use crate::server::BootReport;
 
-/// Limits.
+/// Limits for a boot.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// Most bytes that may be read, such as 100MB or 64MiB
+    /// Maximum number of bytes read, such as 100MB or 64MiB
     #[arg(long, value_name = "SIZE", value_parser = numbers::size)]
     max_read: Option<u64>,
-    /// Most store paths that may be read
+    /// Maximum number of store paths read
     #[arg(long, value_name = "N")]
     max_paths: Option<u64>,
-    /// Most requests that may be answered
+    /// Maximum number of requests
     #[arg(long, value_name = "N")]
     max_requests: Option<u64>,
-    /// Most milliseconds from the start of the program to the first look at the root directory
+    /// Maximum number of milliseconds from the program's start to the first read of the root directory
     #[arg(long, value_name = "MS", value_parser = numbers::whole::<u32>(1..=u32::MAX.into()))]
     max_mount_ms: Option<u32>,
 }
 
 impl LimitArgs {
-    /// Whether the report keeps them.
+    /// Checks that the report is within the limits.
     pub fn check(&self, report: &BootReport) -> Result<(), ReportError> {
         let totals = &report.totals;
         let read = totals.meta_bytes.saturating_add(totals.data_bytes);

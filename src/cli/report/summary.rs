@@ -1,12 +1,12 @@
-//! A report as text.
+//! Formats a report as text.
 
 use super::super::text;
 use crate::server::{BootReport, PathReport};
 
-/// Paths in each list; the page has all of them.
+/// Maximum number of paths in each list. The HTML page lists all.
 const LISTED: usize = 10;
 
-/// What a person wants to know first.
+/// A summary of the report.
 pub fn text(report: &BootReport) -> String {
     let totals = &report.totals;
     let read = totals.meta_bytes.saturating_add(totals.data_bytes);
@@ -37,12 +37,12 @@ pub fn text(report: &BootReport) -> String {
     out
 }
 
-/// Whether anything of a path was read.
+/// Whether any part of the path was read.
 pub fn is_read(path: &PathReport) -> bool {
     path.first_ms.is_some()
 }
 
-/// What was read of a path.
+/// Bytes read of a path.
 pub fn bytes_of(path: &PathReport) -> u64 {
     path.meta_bytes.saturating_add(path.data_bytes)
 }
@@ -68,11 +68,11 @@ fn list(title: &str, paths: &[&PathReport], size: fn(&PathReport) -> u64) -> Str
     out
 }
 
-/// Its name; that of a tree's root is empty.
+/// The name of a path for output.
 pub fn shown(path: &PathReport) -> String {
     match path.name.is_empty() {
         true => "(the tree)".to_owned(),
-        // Names on a disk may have control characters, and this is a terminal.
+        // Names may contain control characters, which must not reach a terminal.
         false => path.name.chars().filter(|c| !c.is_control()).collect(),
     }
 }

@@ -1,4 +1,4 @@
-//! `lazystore run`: a VM with the disk, by one command.
+//! `lazystore run`: serves the disk and runs a VM with it.
 
 mod private_dir;
 mod quote;
@@ -36,9 +36,9 @@ use snapshot::{Snapshot, SnapshotArgs};
 use supervise::{GRACE, Start};
 use vmm::{Attached, Disk, Transport, attach, qemu::Version};
 
-/// Exit code when `run` itself fails, as of env(1) and timeout(1): the VM's own codes mean something else.
+/// Exit code if `run` itself fails, like env(1) and timeout(1), to distinguish it from the VM's exit codes.
 pub const EXIT_OWN_FAILURE: u8 = 125;
-/// Exit codes of shells for what cannot be started, and for what is not there.
+/// Exit codes of shells for a command that cannot be executed, and for one that does not exist.
 const EXIT_NOT_STARTED: u8 = 126;
 const EXIT_NOT_FOUND: u8 = 127;
 
@@ -54,19 +54,19 @@ pub struct RunArgs {
     report: ReportFileArgs,
     #[command(flatten)]
     snapshot: SnapshotArgs,
-    /// Show the command that would be started, quoted for a shell, and do nothing
+    /// Print the command that would be started, quoted for a shell, and exit
     #[arg(long, help_heading = "The VM")]
     print: bool,
 }
 
-/// A VM with a disk.
+/// A VM and its disk.
 #[derive(Debug, Clone, Args)]
 pub struct VmArgs {
     #[command(flatten)]
     closure: ClosureArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Give QEMU the disk over NBD: slower, and the VM's memory need not be shared
+    /// Attach the disk to QEMU over NBD: slower, but the VM needs no shared memory
     #[arg(long, help_heading = "The VM")]
     nbd: bool,
     /// The VMM and its arguments
@@ -80,7 +80,7 @@ pub struct VmArgs {
 }
 
 impl VmArgs {
-    /// The same VM with another closure, a store path or closureInfo's directory.
+    /// The same VM with another closure: a store path or the output of closureInfo.
     pub fn with_closure(&self, closure: &Path) -> Self {
         Self {
             closure: self.closure.with_closure(closure),
@@ -98,17 +98,17 @@ Examples:
   lazystore run --tree ./rootfs -- ./other-vmm --drive {image},readonly";
 
 const HELP: &str = "\
-QEMU, cloud-hypervisor and crosvm, known by their names, get the disk and memory that is shared; to any other program \
-say where the disk goes: {socket} is replaced by its vhost-user-blk socket, {nbd} by its NBD socket, {image} by its file. \
---print shows what \
-becomes of the command.
+Arguments for the disk and for shared memory are added to QEMU, cloud-hypervisor and crosvm, which are recognised by \
+their names. For other programs, write {socket} where the vhost-user-blk socket goes, {nbd} for the NBD socket, or \
+{image} for the disk as a file. --print shows the resulting command.
 
-Signals are passed on to the VM. Its exit code is returned, 128 + N if signal N ended it; 125 means that lazystore \
-itself failed, 126 and 127 that the command cannot be started or does not exist. Nothing is left when it ends, however \
-it ends.
+Signals are forwarded to the VM. The exit code is that of the VM, or 128 + N if it was killed by signal N; 125 if \
+lazystore itself failed; 126 or 127 if the command cannot be started or does not exist. All files, mounts and \
+processes are removed at the end, even if a process is killed.
 
-In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store. \"unknown filesystem type\" there means that its kernel \
-lacks erofs (CONFIG_EROFS_FS, module erofs), and no disk at all that it lacks virtio_blk (or virtio_pci, virtio_mmio).";
+In the guest: mount -t erofs -o ro LABEL=nix-store /nix/store. \"unknown filesystem type\" means that the guest's \
+kernel lacks erofs (CONFIG_EROFS_FS, module erofs). If there is no disk, it lacks virtio_blk (or virtio_pci, \
+virtio_mmio).";
 
 /// Runs the VM.
 pub fn run(args: &RunArgs, start: Instant) -> Result<ExitCode, CliError> {
@@ -122,7 +122,7 @@ pub fn run(args: &RunArgs, start: Instant) -> Result<ExitCode, CliError> {
     Ok(run_vm(args, start)?.into())
 }
 
-/// Runs the VM; its exit code.
+/// Runs the VM and returns its exit code.
 fn run_vm(args: &RunArgs, start: Instant) -> Result<u8, CliError> {
     let mut signals = Signals::block(&[Signal::SIGUSR1, Signal::SIGUSR2])?;
     let dir = PrivateDir::create().map_err(|source| CliError::PrivateDir {
@@ -133,10 +133,10 @@ fn run_vm(args: &RunArgs, start: Instant) -> Result<u8, CliError> {
     if args.snapshot.is_wanted() && !vmm::is_qemu(&args.vm.command) {
         return Err(VmmError::SnapshotOfOther.into());
     }
-    let (words, sender) = io::pipe().map_err(run_error("create a pipe"))?;
+    let (events, writer) = io::pipe().map_err(run_error("create a pipe"))?;
     let server = process::spawn(Signal::SIGTERM, || {
         signals.hold_back();
-        let served = become_server(args, dir.path(), &attached, sender, start);
+        let served = run_server(args, dir.path(), &attached, writer, start);
         exit_code(served)
     })?;
     let vm = Vm {
@@ -146,10 +146,10 @@ fn run_vm(args: &RunArgs, start: Instant) -> Result<u8, CliError> {
         server,
         dir,
     };
-    vm.run(words, args)
+    vm.run(events, args)
 }
 
-/// Runs a VM and writes a report to `report`; the exit code, also that of a failure, which is said.
+/// Runs a VM and writes a report to `report`. Prints errors; returns the exit code.
 pub fn run_reported(vm: &VmArgs, start: Instant, report: &Path) -> u8 {
     let args = RunArgs {
         vm: vm.clone(),
@@ -161,7 +161,7 @@ pub fn run_reported(vm: &VmArgs, start: Instant, report: &Path) -> u8 {
     run_vm(&args, start).unwrap_or_else(|error| exit_code(Err(error)))
 }
 
-/// Says why a role failed; its exit code.
+/// Prints why a role failed, and returns its exit code.
 fn exit_code(done: Result<(), CliError>) -> u8 {
     match done {
         Ok(()) => 0,
@@ -185,17 +185,17 @@ fn attached(args: &RunArgs, dir: &Path) -> Result<Attached, CliError> {
     Ok(attach(&args.vm.command, &disk, transport, version)?)
 }
 
-/// The server's whole life.
-fn become_server(
+/// Runs the server in its process.
+fn run_server(
     args: &RunArgs,
     dir: &Path,
     attached: &Attached,
-    mut words: PipeWriter,
+    mut events: PipeWriter,
     start: Instant,
 ) -> Result<(), CliError> {
-    // This process removes it too, because the other one may be killed.
+    // Both processes remove the directory, because the other one may be killed.
     let dir = PrivateDir::adopt(dir);
-    // A terminal's signals are for the VM.
+    // In its own session the server does not receive the terminal's signals, which are for the VM.
     setsid().map_err(run_error("leave the terminal"))?;
     let Loaded {
         closure,
@@ -204,8 +204,8 @@ fn become_server(
         ..
     } = args.vm.closure.load(usize::MAX, false)?;
     if let (true, Some(disk)) = (args.snapshot.is_wanted(), image.fingerprint()) {
-        let told = fs::write(dir.fingerprint(), disk.to_string());
-        told.map_err(run_error("tell the disk's fingerprint"))?;
+        let written = fs::write(dir.fingerprint(), disk.to_string());
+        written.map_err(run_error("write the disk's fingerprint"))?;
     }
     let records = args.recording.records(&closure)?;
     let mut options = serve_options(args, dir.path(), attached, &records);
@@ -213,11 +213,11 @@ fn become_server(
     options.fetched = fetcher.as_ref().map(|fetcher| fetcher.meter().clone());
     let mut was_used = false;
     let served = serve(Arc::new(image), &options, Vec::new(), |event| match event {
-        // The other end may be gone, and then so is this process in a moment.
-        ServeEvent::Ready(_) => _ = words.write_all(&[supervise::READY]),
+        // A write fails only if the parent is gone, and then this process ends soon, too.
+        ServeEvent::Ready(_) => _ = events.write_all(&[supervise::READY]),
         ServeEvent::Vms(1..) if !was_used => {
             was_used = true;
-            _ = words.write_all(&[supervise::CONNECTED]);
+            _ = events.write_all(&[supervise::CONNECTED]);
         }
         ServeEvent::Vms(_) | ServeEvent::Stopping => {}
     });
@@ -261,19 +261,19 @@ fn serve_options(
     }
 }
 
-/// What the first process looks after.
+/// The state of the first process, which supervises VM and server.
 struct Vm {
     attached: Attached,
     disk: Disk,
     signals: Signals,
     server: Child,
-    /// Dropped last.
+    /// Last field, so that it is dropped last.
     dir: PrivateDir,
 }
 
 impl Vm {
-    fn run(mut self, mut words: PipeReader, args: &RunArgs) -> Result<u8, CliError> {
-        match supervise::await_ready(&self.signals, &mut self.server, &mut words)
+    fn run(mut self, mut events: PipeReader, args: &RunArgs) -> Result<u8, CliError> {
+        match supervise::await_ready(&self.signals, &mut self.server, &mut events)
             .map_err(run_error("wait for the server"))?
         {
             Start::Ready => {}
@@ -293,30 +293,31 @@ impl Vm {
             self.clean_up();
         })?;
         let end = supervise::await_end(&self.signals, &mut self.server, &mut vm);
-        // All that it has said is written.
+        // Wait until all output of the VM has been copied.
         let _ = watch.map(JoinHandle::join);
         self.server.stop(GRACE);
         self.clean_up();
         let end = end.map_err(run_error("wait for the VM"))?;
-        self.explain(end, &mut words);
+        self.explain(end, &mut events);
         Ok(end.shell_code())
     }
 
-    /// A snapshot to restore or to make, if one is asked for.
+    /// The snapshot to restore or to make, if requested.
     fn snapshot(&self, args: &RunArgs) -> Option<Snapshot> {
         let disk = fs::read_to_string(self.dir.fingerprint()).unwrap_or_default();
         let control = self.dir.control();
         args.snapshot.find(&disk, &args.vm.command, &control)
     }
 
-    /// Starts the VM as a child that ends with this process, and a thread if it is to be saved.
+    /// Starts the VM as a child that gets SIGTERM if this process dies, and the thread that makes a snapshot, if
+    /// requested.
     fn start_vm(
         &self,
         snapshot: Option<Snapshot>,
     ) -> Result<(Child, Option<JoinHandle<()>>), CliError> {
         for socket in self.attached.sockets(&self.disk) {
             switched_user::admit(&self.attached.command, self.dir.path(), socket)
-                .map_err(run_error("let the VM's user connect again"))?;
+                .map_err(run_error("give the VM's user access to the socket"))?;
         }
         let is_made = snapshot.as_ref().is_some_and(|one| !one.is_saved());
         let pipe = is_made.then(io::pipe).transpose();
@@ -327,7 +328,7 @@ impl Vm {
         Ok((vm, watch))
     }
 
-    /// Becomes the VM; returns only when that is impossible.
+    /// Executes the VMM; returns only if that fails.
     fn exec(&self, snapshot: Option<&Snapshot>, stdout: Option<PipeWriter>) -> u8 {
         if let Err(errno) = self.signals.restore() {
             log::fatal(&run_error("restore the signals")(errno));
@@ -355,7 +356,7 @@ impl Vm {
         code
     }
 
-    /// Detaches what a server that was killed left mounted.
+    /// Detaches the mount that a killed server left.
     fn clean_up(&self) {
         if self.attached.uses_image
             && let Err(error) = clear_mount(&self.disk.mount)
@@ -364,25 +365,25 @@ impl Vm {
         }
     }
 
-    /// A VM that never came to the socket has often been started as another user.
-    fn explain(&mut self, end: End, words: &mut PipeReader) {
+    /// Warns if the VM never connected to the socket: often it runs as another user.
+    fn explain(&mut self, end: End, events: &mut PipeReader) {
         let mut said = Vec::new();
-        // It would wait for a server that could not be ended.
-        let heard = self.server.end().is_some() && words.read_to_end(&mut said).is_ok();
-        if heard
+        // Read only if the server has ended, because otherwise read_to_end() would block.
+        let is_read = self.server.end().is_some() && events.read_to_end(&mut said).is_ok();
+        if is_read
             && let Some(socket) = self.attached.sockets(&self.disk).next()
             && !matches!(end, End::Exited(EXIT_NOT_STARTED | EXIT_NOT_FOUND))
             && !said.contains(&supervise::CONNECTED)
         {
             tracing::warn!(
-                "the VM ended without having connected to {}, which only a process of the same user can",
+                "the VM ended without having connected to {}; only processes of the same user can connect",
                 socket.display()
             );
         }
     }
 }
 
-/// For `map_err`: names what was tried.
+/// For `map_err`: adds what was attempted.
 fn run_error<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> CliError {
     move |source| CliError::Run {
         action,

@@ -1,4 +1,4 @@
-//! A directory that only this user may enter, for the socket and the file.
+//! A directory that only this user may enter, for the sockets and the mount point.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -10,17 +10,17 @@ use nix::unistd::mkdtemp;
 use super::vmm::Disk;
 use crate::server::status_path;
 
-/// What `mkdtemp` replaces.
+/// The template for mkdtemp(3).
 const TEMPLATE: &str = "lazystore-XXXXXX";
 
-/// A directory that is removed when this is dropped, with what belongs in it.
+/// A directory that is removed on drop, with the files that belong in it.
 #[derive(Debug)]
 pub struct PrivateDir {
     path: PathBuf,
 }
 
 impl PrivateDir {
-    /// Makes one with mode 0700.
+    /// Creates one with mode 0700.
     pub fn create() -> io::Result<Self> {
         let dir = Self {
             path: mkdtemp(&Self::example())?,
@@ -31,14 +31,14 @@ impl PrivateDir {
         Ok(dir)
     }
 
-    /// Where it is made.
+    /// The directory in which it is created.
     pub fn base() -> PathBuf {
         let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let base = base.filter(|dir| dir.is_absolute() && dir.is_dir());
         base.unwrap_or_else(std::env::temp_dir)
     }
 
-    /// What its path looks like.
+    /// An example of its path.
     pub fn example() -> PathBuf {
         Self::base().join(TEMPLATE)
     }
@@ -47,17 +47,17 @@ impl PrivateDir {
         &self.path
     }
 
-    /// Where the server tells the disk's fingerprint.
+    /// The file to which the server writes the disk's fingerprint.
     pub fn fingerprint(&self) -> PathBuf {
         self.path.join("fingerprint")
     }
 
-    /// QEMU's control socket.
+    /// QEMU's QMP socket.
     pub fn control(&self) -> PathBuf {
         self.path.join("qmp.sock")
     }
 
-    /// One that another process made: this one removes it too.
+    /// A directory created by another process, to be removed by this one, too.
     pub fn adopt(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -67,7 +67,7 @@ impl PrivateDir {
 
 impl Drop for PrivateDir {
     fn drop(&mut self) {
-        // The other process may be faster.
+        // Errors are ignored: the other process may have removed the files already.
         let disk = Disk::in_dir(&self.path);
         for made in [&disk.socket, &disk.nbd, &disk.mount] {
             let _ = fs::remove_file(status_path(made));

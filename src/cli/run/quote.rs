@@ -1,9 +1,9 @@
-//! A command as a shell reads it.
+//! Quotes a command for a shell.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
-/// The words with a space between them, each quoted where a POSIX shell would change it.
+/// Joins the words with spaces and quotes those that a POSIX shell would change.
 pub fn for_shell(command: &[OsString]) -> Vec<u8> {
     let words: Vec<_> = command.iter().map(|word| quoted(word.as_bytes())).collect();
     words.join(&b' ')

@@ -1,7 +1,7 @@
-//! A QEMU that is booted once and restored from then on.
+//! Snapshots: boots QEMU once, saves it, and restores it in later runs.
 //!
-//! The file begins with a line that says of which disk and command it is; what follows is QEMU's migration stream. QEMU
-//! writes it when the guest has said that it is ready, and goes on. A file of another disk or command is made anew.
+//! The first line of the file identifies the disk and the command; QEMU's migration stream follows. QEMU writes it when
+//! the guest prints that it is ready, and then continues. A file of another disk or command is replaced.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -23,18 +23,18 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use crate::cli::qemu_text::qemu_escape;
 use crate::closure::nix32;
 
-/// How long between two looks at whether QEMU has written everything.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Polling interval while QEMU writes the snapshot.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Whether to save the VM, and when.
+/// Whether and when to save the VM.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "The next boot")]
+#[command(next_help_heading = "Snapshots")]
 pub struct SnapshotArgs {
-    /// Save QEMU in FILE once its output has the text of --snapshot-at, and restore it from FILE from then on; booted and
-    /// saved again when the disk or the command is another one. Its writable disks must be as they were
+    /// Save QEMU to FILE when it prints the text of --snapshot-at, and restore it from FILE in later runs. If the disk
+    /// or the command has changed, boot and save again. Writable disks must be in the same state as when it was saved
     #[arg(long, value_name = "FILE", conflicts_with = "tree")]
     snapshot: Option<PathBuf>,
-    /// What the guest says on its console, which QEMU writes to stdout, when it is to be saved
+    /// Text on the guest's console, which must be QEMU's stdout, that triggers the snapshot
     #[arg(
         long,
         value_name = "TEXT",
@@ -44,15 +44,16 @@ pub struct SnapshotArgs {
     snapshot_at: String,
 }
 
-/// What is to be done with QEMU.
+/// A snapshot to make or to restore.
 pub struct Snapshot {
     file: PathBuf,
     /// First line of the file.
     line: String,
-    /// Where QEMU can be told to save.
+    /// Path of QEMU's QMP socket.
     control: PathBuf,
+    /// The text that triggers the snapshot.
     mark: Vec<u8>,
-    /// What is restored, after its first line; none if it is to be made.
+    /// The snapshot to restore, positioned after its first line; `None` if one is to be made.
     saved: Option<File>,
 }
 
@@ -61,7 +62,7 @@ impl SnapshotArgs {
         self.snapshot.is_some()
     }
 
-    /// Looks for a file of this disk and `command`; `control` is where a socket may be made.
+    /// Looks for a snapshot of this disk and `command`. `control` is the path for QEMU's QMP socket.
     pub fn find(&self, disk: &str, command: &[OsString], control: &Path) -> Option<Snapshot> {
         let file = self.snapshot.clone()?;
         let line = first_line(disk, command);
@@ -76,7 +77,7 @@ impl SnapshotArgs {
     }
 }
 
-/// The same for one disk and one command of one version of QEMU.
+/// The first line of snapshots of this disk and command, with the current version of QEMU.
 fn first_line(disk: &str, command: &[OsString]) -> String {
     let version = command.first().and_then(|program| {
         let output = Command::new(program).arg("--version").output();
@@ -91,7 +92,7 @@ fn first_line(disk: &str, command: &[OsString]) -> String {
     format!("lazystore snapshot 1 {}\n", nix32(&hash.finalize()))
 }
 
-/// The file, after its first line, if that is `line`.
+/// Opens the file and seeks to the end of its first line, if that is `line`.
 fn open(path: &Path, line: &str) -> Option<File> {
     let mut file = File::open(path).ok()?;
     let mut found = String::new();
@@ -108,7 +109,7 @@ impl Snapshot {
         self.saved.is_some()
     }
 
-    /// What QEMU is told besides its own arguments.
+    /// Additional arguments for QEMU.
     pub fn arguments(&self) -> [OsString; 2] {
         match &self.saved {
             Some(file) => [
@@ -123,7 +124,7 @@ impl Snapshot {
         }
     }
 
-    /// In the process that becomes QEMU: it keeps the file.
+    /// Called in the process that executes QEMU: lets it inherit the file.
     pub fn pass_on(&self) -> io::Result<()> {
         let flags = rustix::io::FdFlags::empty();
         let kept = self
@@ -133,7 +134,7 @@ impl Snapshot {
         Ok(kept.unwrap_or(Ok(()))?)
     }
 
-    /// Starts a thread that writes to stdout what comes from QEMU, and saves it when the mark has come.
+    /// Starts a thread that copies QEMU's output to stdout and makes the snapshot when the mark appears.
     pub fn watch(self, output: PipeReader) -> io::Result<thread::JoinHandle<()>> {
         let thread = thread::Builder::new().name("snapshot".to_owned());
         thread.spawn(move || self.copy(output))
@@ -142,7 +143,7 @@ impl Snapshot {
     fn copy(&self, mut output: PipeReader) {
         let (mut seen, mut buffer) = (Some(Vec::new()), [0; 4096]);
         while let Ok(len @ 1..) = output.read(&mut buffer) {
-            // Nobody may read it any more; QEMU goes on all the same.
+            // Errors are ignored: QEMU continues even if stdout is closed.
             let _ = io::stdout().write_all(&buffer[..len]);
             let _ = io::stdout().flush();
             let Some(text) = &mut seen else { continue };
@@ -160,15 +161,15 @@ impl Snapshot {
         }
         if seen.is_some() {
             tracing::warn!(
-                "the VM ended and has not said \"{}\", so no snapshot was made",
+                "the VM ended without printing \"{}\", so no snapshot was made",
                 String::from_utf8_lossy(&self.mark)
             );
         }
     }
 
-    /// What goes wrong with it is no reason to end the VM.
+    /// Makes the snapshot. Errors are logged and do not end the VM.
     fn save(&self) {
-        // Several VMs may do so at the same time; the last one counts.
+        // Several VMs may save at the same time; the last rename wins.
         let part = self
             .file
             .with_added_extension(std::process::id().to_string());
@@ -185,7 +186,7 @@ impl Snapshot {
     }
 
     fn save_to(&self, part: &Path) -> io::Result<()> {
-        // The guest's memory is nobody else's business.
+        // The file contains the guest's memory, so only the owner may read it.
         let mut options = File::options();
         let mut file = options
             .write(true)
@@ -195,13 +196,13 @@ impl Snapshot {
         file.write_all(self.line.as_bytes())?;
         let mut qemu = Control::connect(&self.control)?;
         let written = qemu.write_to(&file);
-        // Whether it worked or not, the VM goes on.
+        // The VM continues even if writing failed.
         let resumed = qemu.run("cont", json!({}), None).map(|_| ());
         written.and(resumed)
     }
 }
 
-/// QEMU's control socket (docs/interop/qmp-spec.rst).
+/// A QMP connection to QEMU (docs/interop/qmp-spec.rst).
 struct Control(BufReader<UnixStream>);
 
 impl Control {
@@ -212,7 +213,7 @@ impl Control {
         Ok(control)
     }
 
-    /// Writes the VM to a file, from where the file is; the VM runs until the last moment.
+    /// Writes the VM's state to `file` at its current position. The VM keeps running until the final phase.
     fn write_to(&mut self, file: &File) -> io::Result<()> {
         let limits = json!({"max-bandwidth": 1_u64 << 40, "downtime-limit": 2000});
         self.run("migrate-set-parameters", limits, None)?;
@@ -225,12 +226,12 @@ impl Control {
                 Some("failed" | "cancelled") => {
                     return Err(io::Error::other(state["error-desc"].to_string()));
                 }
-                _ => thread::sleep(LOOK_AGAIN),
+                _ => thread::sleep(POLL_INTERVAL),
             }
         }
     }
 
-    /// Runs a command, with a descriptor if one is given; what it returns. Events are passed over.
+    /// Runs a command, optionally with a descriptor, and returns its result. Events are ignored.
     fn run(&mut self, command: &str, arguments: Value, file: Option<&File>) -> io::Result<Value> {
         let line = json!({"execute": command, "arguments": arguments}).to_string() + "\n";
         match file {

@@ -1,12 +1,12 @@
-//! The server and the VM as children: each of the three processes ends when another one does.
+//! Supervises the server and the VM. If one of the three processes ends, so do the others.
 //!
-//! | dies | who notices | what follows |
+//! | ends | noticed by | consequence |
 //! |---|---|---|
-//! | the VM | this process | the server is asked to end; the VM's exit code is returned |
-//! | the server | this process | the VM is asked to end: its store is gone; what the server left is removed |
-//! | this process | the kernel | both are asked to end (`PR_SET_PDEATHSIG`); the server removes what there is |
+//! | the VM | this process | stops the server; returns the VM's exit code |
+//! | the server | this process | stops the VM, whose store is gone; removes what the server left |
+//! | this process | the kernel | sends SIGTERM to both (`PR_SET_PDEATHSIG`); the server removes all files |
 //!
-//! The server has a session of its own, so that a terminal's signals go to the VM only.
+//! The server has its own session, so that a terminal's signals go only to the VM.
 
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,21 +18,21 @@ use nix::sys::signal::Signal;
 
 use crate::process::{Child, ENDING, End, Signals};
 
-/// How long a process may take to end before it is killed.
+/// How long to wait for a process to end before it is killed.
 pub const GRACE: Duration = Duration::from_secs(5);
 
-/// What the server says when the disk can be attached.
+/// The server writes this byte when the disk can be attached.
 pub const READY: u8 = b'+';
-/// What it says when a VM has connected.
+/// The server writes this byte when a VM has connected.
 pub const CONNECTED: u8 = b'v';
 
-/// What came of waiting for the server.
+/// Result of waiting for the server.
 pub enum Start {
     /// The disk can be attached.
     Ready,
-    /// It could not be served, and the server has said why.
+    /// The disk could not be served; the server has printed the error.
     Failed,
-    /// A signal came in between.
+    /// A signal requested termination.
     Interrupted(End),
 }
 
@@ -40,20 +40,20 @@ pub enum Start {
 pub fn await_ready(
     signals: &Signals,
     server: &mut Child,
-    words: &mut PipeReader,
+    events: &mut PipeReader,
 ) -> io::Result<Start> {
     loop {
-        let [word, signal] = wait([Some(words.as_fd()), signals.as_fd()])?;
+        let [event, signal] = wait([Some(events.as_fd()), signals.as_fd()])?;
         let received = if signal { signals.take() } else { Vec::new() };
         let mut received = received.into_iter();
-        // There is nothing to tell yet.
+        // There is no VM yet to forward other signals to.
         if let Some(received) = received.find(|one| ENDING.contains(&one.signal)) {
             server.stop(GRACE);
             return Ok(Start::Interrupted(End::Killed(received.signal)));
         }
-        if word {
-            let mut said = [0];
-            let is_ready = words.read(&mut said)? == 1 && said[0] == READY;
+        if event {
+            let mut byte = [0];
+            let is_ready = events.read(&mut byte)? == 1 && byte[0] == READY;
             return Ok(match is_ready {
                 true => Start::Ready,
                 false => {
@@ -65,21 +65,21 @@ pub fn await_ready(
     }
 }
 
-/// Waits for the VM's end; passes signals on to it. When the server ends first, the VM is ended.
+/// Waits until the VM ends, and forwards signals to it. If the server ends first, stops the VM.
 pub fn await_end(signals: &Signals, server: &mut Child, vm: &mut Child) -> io::Result<End> {
     loop {
         if let Some(end) = vm.end() {
             return Ok(end);
         }
         if server.end().is_some() {
-            tracing::error!("the disk's server is gone, so the VM is ended");
+            tracing::error!("the disk's server ended, so the VM is stopped");
             return Ok(vm.stop(GRACE).unwrap_or(End::Unknown));
         }
         wait([signals.as_fd()])?;
         for received in signals.take() {
             match received.signal {
                 signal @ (Signal::SIGUSR1 | Signal::SIGUSR2) => server.signal(signal),
-                // A terminal sends its signals to the VM, too.
+                // The terminal has sent this signal to the VM as well.
                 _ if received.from_terminal => {}
                 signal => vm.signal(signal),
             }
@@ -87,7 +87,7 @@ pub fn await_end(signals: &Signals, server: &mut Child, vm: &mut Child) -> io::R
     }
 }
 
-/// Waits until one of the descriptors is readable; says which.
+/// Waits until one of the descriptors is readable, and returns which ones are.
 fn wait<const N: usize>(fds: [Option<BorrowedFd<'_>>; N]) -> io::Result<[bool; N]> {
     let mut polled: Vec<PollFd<'_>> = fds
         .iter()

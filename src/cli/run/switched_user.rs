@@ -1,4 +1,4 @@
-//! The user that QEMU becomes once it runs (`-run-with user=`, `-runas`): it must be able to connect again.
+//! Access for the user that QEMU switches to (`-run-with user=`, `-runas`): it must be able to reconnect.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -10,8 +10,8 @@ use nix::unistd::{Uid, User};
 
 use super::vmm::qemu;
 
-/// Gives that user the socket, and the right to pass through the directory that it is in. Does nothing where no user is
-/// named, or none that exists: QEMU says so itself.
+/// Makes that user the owner of the socket, and lets everyone pass through its directory. Does nothing if no user is
+/// named, or if the user does not exist, which QEMU reports itself.
 pub fn admit(command: &[OsString], dir: &Path, socket: &Path) -> io::Result<()> {
     let Some(uid) = qemu::switched_user(command).and_then(|text| uid_of(&text)) else {
         return Ok(());
@@ -20,7 +20,7 @@ pub fn admit(command: &[OsString], dir: &Path, socket: &Path) -> io::Result<()> 
     chown(socket, Some(uid.as_raw()), None)
 }
 
-/// QEMU takes a name, or numbers: `UID:GID`.
+/// Parses QEMU's syntax: a user name or `UID:GID`.
 fn uid_of(text: &str) -> Option<Uid> {
     match text.split_once(':') {
         Some((uid, _)) => uid.parse().ok().map(Uid::from_raw),

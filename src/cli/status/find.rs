@@ -1,4 +1,4 @@
-//! Where servers can be asked.
+//! Finds the status sockets of servers.
 
 use std::fs;
 use std::io;
@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use super::StatusError;
 use crate::server::{STATUS_SUFFIX, status_path};
 
-/// `SO_ACCEPTCON` in the flags of `/proc/net/unix`: somebody listens.
+/// `SO_ACCEPTCON` in the flags of `/proc/net/unix`: a listening socket.
 const LISTENS: &str = "00010000";
 
-/// The status socket of a server, by one of its sockets, its mount, the file in that, or the status socket itself.
+/// The status socket of a server, given one of its sockets, its mount point, the file in it, or the status socket
+/// itself.
 pub fn point_of(place: &Path) -> PathBuf {
     let named = status_path(place);
     let of_file = place
@@ -25,7 +26,7 @@ pub fn point_of(place: &Path) -> PathBuf {
     }
 }
 
-/// Those of all servers that this user may ask.
+/// The status sockets of all servers that this user has access to.
 pub fn all() -> Result<Vec<PathBuf>, StatusError> {
     let list = fs::read_to_string("/proc/net/unix").map_err(StatusError::List)?;
     let mut points: Vec<PathBuf> = list.lines().filter_map(listed).collect();
@@ -35,8 +36,9 @@ pub fn all() -> Result<Vec<PathBuf>, StatusError> {
     Ok(points)
 }
 
-/// A listening socket with such a name, in a line such as
-/// `0000000000000000: 00000002 00000000 00010000 0001 01 12345 /run/vm/store.sock.status`.
+/// Parses a line such as
+/// `0000000000000000: 00000002 00000000 00010000 0001 01 12345 /run/vm/store.sock.status`,
+/// and returns the path if it is a listening socket with the suffix of status sockets.
 fn listed(line: &str) -> Option<PathBuf> {
     let mut words = line.split_ascii_whitespace();
     let is_listening = words.nth(3)? == LISTENS;
@@ -45,8 +47,8 @@ fn listed(line: &str) -> Option<PathBuf> {
     (is_listening && path.starts_with('/') && path.ends_with(STATUS_SUFFIX)).then(|| path.into())
 }
 
-/// Whether it lies next to a socket or a mount, as a server's does: other programs may use such names. Only root sees those
-/// of other users.
+/// Whether the socket is next to a socket or a mount point, like every server's status socket: other programs may use
+/// the same suffix. Sockets of other users are shown only to root.
 fn is_servers(point: &Path) -> io::Result<bool> {
     let name = point.as_os_str().to_string_lossy();
     let served = fs::metadata(name.strip_suffix(STATUS_SUFFIX).unwrap_or_default())?;

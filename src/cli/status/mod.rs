@@ -17,26 +17,26 @@ use super::errors::{CliError, StatusError};
 use super::help;
 use crate::server::{ServerStatus, prometheus_text};
 
-/// How long a server may take to answer.
+/// Timeout for a server's answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
-/// More than a server with 100,000 VMs tells.
+/// Maximum length of an answer: more than that of a server with 100,000 VMs.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
 
 /// Arguments of `lazystore status`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
 pub struct StatusArgs {
-    /// A socket or mount of the server [default: all servers of this user, as root of all users]
+    /// A socket or mount of the server [default: all servers of this user; for root: of all users]
     #[arg(value_name = "SOCKET")]
     socket: Option<PathBuf>,
-    /// Show it again and again, until interrupted
+    /// Show it repeatedly, until interrupted
     #[arg(short, long)]
     watch: bool,
-    /// Over how many seconds rates and percentiles are taken, and how often --watch shows them
+    /// Interval for rates and percentiles, and between updates of --watch
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
     interval: Duration,
-    /// How it is shown
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
@@ -48,25 +48,25 @@ Examples:
   lazystore status /run/vm/store.sock --format prometheus";
 
 const HELP: &str = "\
-Rates and percentiles are those of the last second (--interval); all else counts since the VM connected. WAITING counts \
-requests that wait for the host's disk or for a walk. The time of an answer begins when the server takes the request and \
-ends when it is answered. JSON has one object for each server and look. Prometheus' format has all that was counted, at \
-once.
+Rates and percentiles cover the last second (--interval); all other numbers count from the time the VM connected. \
+WAITING counts requests that wait for the host's disk or for planning. Latency is measured from when the server takes \
+a request until it is answered. JSON has one object per server and interval. Prometheus' format has all counters and \
+is printed at once.
 
-A server also logs its status at SIGUSR1, and `serve --metrics-file` keeps it in a file.";
+A server also logs its status on SIGUSR1, and `serve --metrics-file` writes it to a file.";
 
-/// How a status is shown.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A table.
     Text,
-    /// An object a line.
+    /// One JSON object per line.
     Json,
     /// Prometheus' text format.
     Prometheus,
 }
 
-/// Shows what servers do.
+/// Shows the status of servers.
 pub fn run(args: &StatusArgs) -> Result<ExitCode, CliError> {
     let points = match &args.socket {
         Some(socket) => vec![find::point_of(socket)],
@@ -82,10 +82,10 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode, CliError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let mut before = looks(&points)?;
+    let mut before = samples(&points)?;
     loop {
         thread::sleep(args.interval);
-        let now = looks(&points)?;
+        let now = samples(&points)?;
         let text: String = before
             .iter()
             .zip(&now)
@@ -93,7 +93,7 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode, CliError> {
             .collect();
         let mut stdout = io::stdout().lock();
         if args.watch && args.format == Format::Text && io::IsTerminal::is_terminal(&stdout) {
-            // To the top left, and all below it cleared.
+            // Move the cursor to the top left and clear the screen.
             stdout.write_all(b"\x1b[H\x1b[J")?;
         }
         stdout.write_all(text.as_bytes())?;
@@ -105,19 +105,19 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode, CliError> {
     }
 }
 
-/// A status, and when it was told.
-struct Look<'p> {
+/// A status with the time when it was received.
+struct Sample<'p> {
     point: &'p Path,
     at: Instant,
     status: ServerStatus,
 }
 
-fn looks(points: &[PathBuf]) -> Result<Vec<Look<'_>>, StatusError> {
-    points.iter().map(|point| Look::at(point)).collect()
+fn samples(points: &[PathBuf]) -> Result<Vec<Sample<'_>>, StatusError> {
+    points.iter().map(|point| Sample::take(point)).collect()
 }
 
-impl<'p> Look<'p> {
-    fn at(point: &'p Path) -> Result<Self, StatusError> {
+impl<'p> Sample<'p> {
+    fn take(point: &'p Path) -> Result<Self, StatusError> {
         let status = ask(point)?;
         Ok(Self {
             point,
@@ -128,7 +128,7 @@ impl<'p> Look<'p> {
 }
 
 impl StatusArgs {
-    fn show(&self, before: &Look<'_>, now: &Look<'_>) -> String {
+    fn show(&self, before: &Sample<'_>, now: &Sample<'_>) -> String {
         let seconds = (now.at - before.at).as_secs_f64().max(1e-3);
         match self.format {
             Format::Text => table::text(now.point, &before.status, &now.status, seconds),
@@ -164,7 +164,7 @@ fn json(
     })
 }
 
-/// What the server at `point` tells.
+/// Reads the status of the server at `point`.
 fn ask(point: &Path) -> Result<ServerStatus, StatusError> {
     let fault = |source| StatusError::Ask {
         socket: point.to_owned(),

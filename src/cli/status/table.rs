@@ -1,4 +1,4 @@
-//! A status as a table.
+//! Formats a status as a table.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::cache::FetchFigures;
 use crate::device::meter::percentile;
 use crate::server::{ClientStatus, ServerStatus};
 
-/// What a client got between two looks.
+/// A client's rates and latencies between two samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
     pub requests: f64,
@@ -18,7 +18,7 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Of `client`, which may have been there `before`, over some seconds.
+    /// The rates of `client` over `seconds`. It may not exist in `before`.
     #[expect(clippy::cast_precision_loss, reason = "shown in three digits")]
     pub fn of(before: &ServerStatus, client: &ClientStatus, seconds: f64) -> Self {
         let same = |old: &&ClientStatus| (old.vm, old.kind) == (client.vm, client.kind);
@@ -92,7 +92,7 @@ pub fn text(point: &Path, before: &ServerStatus, now: &ServerStatus, seconds: f6
     out
 }
 
-/// What came from binary caches, on a line.
+/// A line about fetches from binary caches.
 fn fetched_text(fetched: &FetchFigures) -> String {
     format!(
         "fetched: {}, {} received, {}, {}, {} being fetched\n",
@@ -124,7 +124,7 @@ fn row(before: &ServerStatus, client: &ClientStatus, seconds: f64) -> [String; 1
     ]
 }
 
-/// For a person.
+/// Rounds to a whole number, for output.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -1,4 +1,4 @@
-//! cloud-hypervisor's arguments, by its docs/memory.md and docs/vhost-user-blk-testing.md.
+//! Arguments of cloud-hypervisor, according to its docs/memory.md and docs/vhost-user-blk-testing.md.
 
 use std::ffi::{OsStr, OsString};
 
@@ -8,10 +8,10 @@ use crate::cli::errors::VmmError;
 const DISK: &str = "--disk";
 const MEMORY: &str = "--memory";
 const ZONE: &str = "--memory-zone";
-/// What a VM gets that does not say.
+/// Memory of a VM without `--memory`.
 const DEFAULT_MEMORY: &str = "size=512M,shared=on";
 
-/// The arguments with the disk, and with memory that is shared.
+/// Adds the disk to the arguments, and makes the memory shared.
 pub fn attach(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError> {
     let args = split_equals(args);
     let zones = args.iter().any(|arg| arg == ZONE);
@@ -36,7 +36,7 @@ pub fn attach(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError>
     Ok(out)
 }
 
-/// `--option=value` as two arguments.
+/// Splits `--option=value` into two arguments.
 fn split_equals(args: &[OsString]) -> Vec<OsString> {
     let split = |arg: &OsString| {
         let text = arg.to_str().unwrap_or_default();
@@ -73,7 +73,7 @@ fn shared(option: &'static str, value: &OsStr) -> Result<OsString, VmmError> {
     }
 }
 
-/// After the disks that are there: the option may stand only once, with several values.
+/// Adds the disk after existing ones: `--disk` may be given only once, with several values.
 fn add_disk(args: &mut Vec<OsString>, disk: &Disk) {
     let mut value = OsString::from("vhost_user=true,socket=");
     value.push(&disk.socket);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_stands_behind_the_others() {
+    fn the_disk_is_added_after_the_others() {
         assert_eq!(
             attached(&["--disk", "path=a", "path=b", "--memory", "size=1G"]),
             os(&[

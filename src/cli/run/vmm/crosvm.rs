@@ -1,13 +1,13 @@
-//! crosvm's arguments, by its book (crosvm.dev/book/devices/vhost_user.html). Its guests' memory is always shared.
+//! Arguments of crosvm, according to crosvm.dev/book/devices/vhost_user.html. Its guest memory is always shared.
 
 use std::ffi::OsString;
 
 use super::Disk;
 use crate::cli::errors::VmmError;
 
-/// The arguments with the disk.
+/// Adds the disk to the arguments.
 pub fn attach(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError> {
-    // Options of crosvm itself, such as --log-level, may stand before the subcommand.
+    // Global options such as --log-level may precede the subcommand.
     let run = args.iter().position(|arg| arg == "run");
     let Some(run) = run else {
         return Err(VmmError::NotCrosvmRun);

@@ -1,4 +1,4 @@
-//! What a VMM's command line needs for the disk. Nothing here touches the host.
+//! Adapts a VMM's command line to the disk. This module does no I/O.
 
 mod cloud_hypervisor;
 mod crosvm;
@@ -10,31 +10,31 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::errors::VmmError;
 
-/// Stands for the socket's path in a command.
+/// Placeholder for the path of the vhost-user socket.
 const SOCKET: &str = "{socket}";
-/// Stands for the path of its NBD socket.
+/// Placeholder for the path of the NBD socket.
 const NBD: &str = "{nbd}";
-/// Stands for the path of the disk as a file.
+/// Placeholder for the path of the disk as a file.
 const IMAGE: &str = "{image}";
 
-/// Where the disk is.
+/// Paths of the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// Its vhost-user socket.
     pub socket: PathBuf,
     /// Its NBD socket.
     pub nbd: PathBuf,
-    /// The directory to mount the file in.
+    /// Mount point of the file.
     pub mount: PathBuf,
-    /// The file, in that directory.
+    /// The file, in the mount.
     pub image: PathBuf,
 }
 
 impl Disk {
-    /// What the file is called.
+    /// Name of the file.
     pub const IMAGE_NAME: &str = "nix-store.img";
 
-    /// The places in a directory of their own.
+    /// The paths of a disk served in `dir`.
     pub fn in_dir(dir: &Path) -> Self {
         let mount = dir.join("mnt");
         Self {
@@ -46,12 +46,12 @@ impl Disk {
     }
 }
 
-/// A command that uses the disk.
+/// A command with the disk attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attached {
     /// The program and its arguments.
     pub command: Vec<OsString>,
-    /// It connects to the socket.
+    /// It connects to the vhost-user socket.
     pub uses_socket: bool,
     /// It connects to the NBD socket.
     pub uses_nbd: bool,
@@ -69,16 +69,16 @@ impl Attached {
     }
 }
 
-/// How a VMM that is known gets the disk.
+/// How a known VMM accesses the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// With memory that it shares.
+    /// vhost-user-blk, with shared memory.
     VhostUser,
-    /// Without.
+    /// NBD, without shared memory.
     Nbd,
 }
 
-/// Programs whose arguments are known.
+/// VMMs whose arguments are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Vmm {
     Qemu,
@@ -87,7 +87,7 @@ enum Vmm {
 }
 
 impl Vmm {
-    /// By the program's name; Nix's wrappers are called `.NAME-wrapped`.
+    /// Recognises a VMM by its file name. Nix's wrapped programs are named `.NAME-wrapped`.
     fn of(program: &OsStr) -> Option<Self> {
         let name = Path::new(program).file_name()?.to_string_lossy();
         let name = name.trim_start_matches('.');
@@ -106,12 +106,11 @@ pub fn is_qemu(command: &[OsString]) -> bool {
     command.first().and_then(|program| Vmm::of(program)) == Some(Vmm::Qemu)
 }
 
-/// Makes `command` use the disk: where it says `{socket}`, `{nbd}` or `{image}`, else over `transport` by what its program
-/// understands.
-/// `version` finds out QEMU's version.
+/// Attaches the disk to `command`. If the command contains `{socket}`, `{nbd}` or `{image}`, replaces these. Otherwise
+/// adds arguments that attach it over `transport`. `version` determines QEMU's version.
 ///
 /// # Errors
-/// When the program is not known and there is no place for the disk, or its arguments cannot work with the disk.
+/// The program is not known and the command has no placeholder, or its arguments are incompatible with the disk.
 pub fn attach(
     command: &[OsString],
     disk: &Disk,

@@ -1,14 +1,14 @@
-//! The VM's memory, which the disk's server must share.
+//! Memory options of QEMU: a vhost-user backend needs shared memory.
 
 use super::options::{Options, Properties, last};
 use crate::cli::errors::VmmError;
 
-/// What `-m` means without an argument, for x86 and for arm's virt machine (`default_ram_size`).
+/// Memory size without `-m`, on x86 and on Arm's virt machine (`default_ram_size`).
 const DEFAULT_BYTES: u64 = 128 << 20;
-/// Name of the backend that is added.
+/// Id of the backend that is added.
 const OUR_ID: &str = "lazystore-mem";
 
-/// Options to add, so that the memory is shared; none when it is already.
+/// Options to add so that the memory is shared; empty if it already is.
 pub fn additions(options: &Options) -> Result<Vec<String>, VmmError> {
     if let Some(path) = options.values("mem-path").next_back() {
         return Err(VmmError::MemPath {
@@ -50,13 +50,13 @@ pub fn additions(options: &Options) -> Result<Vec<String>, VmmError> {
         .collect())
 }
 
-/// Which backends are referred to.
+/// Ids of the backends that are in use.
 struct InUse {
-    /// As the machine's memory.
+    /// By the machine.
     machine: Vec<String>,
-    /// As a NUMA node's.
+    /// By a NUMA node.
     numa: Vec<String>,
-    /// As a DIMM's, for example.
+    /// By a device, such as a DIMM.
     devices: Vec<String>,
 }
 
@@ -72,14 +72,14 @@ fn ids_in_use(options: &Options) -> InUse {
     }
 }
 
-/// What `-machine` and `-M` say.
+/// The properties given with `-machine` and `-M`.
 pub fn machine(options: &Options) -> Vec<Properties> {
     let mut all = options.properties("machine", "type");
     all.extend(options.properties("M", "type"));
     all
 }
 
-/// An object that is memory.
+/// A memory backend object.
 struct Backend {
     kind: String,
     id: String,
@@ -107,7 +107,7 @@ impl Backend {
         }))
     }
 
-    /// Memory from memfd and shm is shared unless told otherwise; all others the other way round.
+    /// An error if the backend is not shared. The default of `share` is on for memfd and shm, and off for all others.
     fn must_be_shared(&self) -> Result<(), VmmError> {
         let shared = match self.share.as_deref() {
             Some("on" | "yes" | "true" | "y") => true,
@@ -134,7 +134,7 @@ impl Backend {
     }
 }
 
-/// What `-m` says, in bytes; QEMU rounds up to 8 KiB (`set_memory_options`).
+/// The size given with `-m`, in bytes. QEMU rounds it up to 8 KiB (`set_memory_options`).
 fn memory_size(options: &Options) -> Result<Option<u64>, VmmError> {
     let all = options.properties("m", "size");
     let size = last(&all, "size")
@@ -143,7 +143,7 @@ fn memory_size(options: &Options) -> Result<Option<u64>, VmmError> {
     Ok(size.map(|bytes| bytes.next_multiple_of(8 << 10)))
 }
 
-/// A number, perhaps with a fraction, and a unit (QEMU's `qemu_strtosz`); without one it counts `unit` bytes.
+/// Parses a number with an optional fraction and unit, like QEMU's `qemu_strtosz`. `unit` is the default unit in bytes.
 fn parse_size(text: &str, unit: u64) -> Result<u64, VmmError> {
     bytes_of(text, unit).ok_or_else(|| VmmError::Size {
         text: text.to_owned(),
@@ -151,7 +151,7 @@ fn parse_size(text: &str, unit: u64) -> Result<u64, VmmError> {
 }
 
 fn bytes_of(text: &str, unit: u64) -> Option<u64> {
-    /// Each is 1024 times the one before.
+    /// Units in ascending order, each 1024 times the previous one.
     const UNITS: &str = "BKMGTPE";
     let last = text.chars().next_back()?.to_ascii_uppercase();
     let (digits, unit) = match UNITS.find(last) {
@@ -174,7 +174,7 @@ fn bytes_of(text: &str, unit: u64) -> Option<u64> {
         .checked_add(u64::try_from(part).ok()?)
 }
 
-/// In the largest unit that leaves a whole number.
+/// Formats a size with the largest unit that gives a whole number.
 fn text_of(bytes: u64) -> String {
     let units = [("G", 30), ("M", 20), ("K", 10)];
     let fitting = units
@@ -224,7 +224,7 @@ mod tests {
         }
         for wrong in ["-m many", "-m 1GB", "-m G", "-m -1", "-m 99999999999E"] {
             assert!(
-                add(wrong).unwrap_err().contains("no size of memory"),
+                add(wrong).unwrap_err().contains("not a memory size"),
                 "{wrong}"
             );
         }

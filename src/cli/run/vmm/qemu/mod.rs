@@ -1,4 +1,4 @@
-//! QEMU's arguments: memory, the socket, the device.
+//! Arguments of QEMU: memory, socket and device.
 
 mod memory;
 pub mod options;
@@ -10,20 +10,20 @@ use crate::cli::errors::VmmError;
 use crate::cli::qemu_text::qemu_escape;
 use options::{Options, last};
 
-/// QEMU's version, as far as it matters.
+/// QEMU's version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// The first number.
+    /// First component.
     pub major: u32,
-    /// The second one.
+    /// Second component.
     pub minor: u32,
 }
 
-/// The first version that has `reconnect-ms`, and would rather not hear `reconnect` (docs/about/deprecated.rst).
+/// The first version with `reconnect-ms`, in which `reconnect` is deprecated (docs/about/deprecated.rst).
 const RECONNECT_MS: Version = Version { major: 9, minor: 2 };
 
 impl Version {
-    /// From what `--version` prints: `QEMU emulator version 7.2.22 (Debian ...)`.
+    /// Parses the output of `--version`: `QEMU emulator version 7.2.22 (Debian ...)`.
     pub fn parse(text: &str) -> Option<Self> {
         let (_, after) = text.split_once(" version ")?;
         let mut numbers = after.split(|char: char| !char.is_ascii_digit());
@@ -34,7 +34,7 @@ impl Version {
     }
 }
 
-/// The arguments with the disk, and with memory that is shared.
+/// Adds the disk and shared memory to the arguments.
 pub fn attach(
     args: &[OsString],
     disk: &Disk,
@@ -52,7 +52,7 @@ pub fn attach(
     Ok(out)
 }
 
-/// The arguments with the disk over NBD; its memory stays as it is.
+/// Adds the disk over NBD to the arguments; the memory options stay unchanged.
 pub fn attach_nbd(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError> {
     let options = options(args)?;
     let mut node = OsString::from(
@@ -75,7 +75,7 @@ fn options(args: &[OsString]) -> Result<Options, VmmError> {
     }
 }
 
-/// The user that a QEMU becomes, as its command line names it; other programs have no such option.
+/// The user that QEMU switches to according to its command line; `None` for other programs.
 pub fn switched_user(command: &[OsString]) -> Option<String> {
     let (program, args) = command.split_first()?;
     if Vmm::of(program) != Some(Vmm::Qemu) {
@@ -87,8 +87,8 @@ pub fn switched_user(command: &[OsString]) -> Option<String> {
     named.map(str::to_owned)
 }
 
-/// A worker that dies is replaced: QEMU should connect again after a second. Not told to a QEMU that is not known to
-/// understand it.
+/// The option that makes QEMU reconnect after a second, since a worker that dies is replaced. Left out if QEMU's
+/// version is unknown.
 fn reconnect(version: Option<Version>) -> &'static str {
     match version {
         Some(version) if version >= RECONNECT_MS => ",reconnect-ms=1000",
@@ -101,7 +101,7 @@ fn is_microvm(options: &Options) -> bool {
     last(&memory::machine(options), "type") == Some("microvm")
 }
 
-/// A microvm has no PCI bus, and its old virtio-mmio transport does not take the device.
+/// The device. A microvm has no PCI bus, and legacy virtio-mmio does not support vhost-user-blk.
 fn device(options: &Options) -> Vec<&'static str> {
     if !is_microvm(options) {
         return vec!["-device", "vhost-user-blk-pci,chardev=lazystore"];

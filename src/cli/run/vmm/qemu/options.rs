@@ -1,8 +1,8 @@
-//! QEMU's command line as options with values (QEMU's qemu-options.hx and util/keyval.c).
+//! Parses QEMU's command line into options with values (QEMU's qemu-options.hx and util/keyval.c).
 
 use std::ffi::OsString;
 
-/// Options without a value, of QEMU 7.2 and of newer ones. A test holds this against what the installed QEMU says.
+/// Options without a value in QEMU 7.2 and newer. A test compares the list with the installed QEMU.
 const FLAGS: &[&str] = &[
     "S",
     "alt-grab",
@@ -44,17 +44,17 @@ const FLAGS: &[&str] = &[
     "xen-domid-restrict",
 ];
 
-/// Whether an option, without its dashes, stands alone.
+/// Whether an option, given without dashes, takes no value.
 pub fn is_flag(name: &str) -> bool {
     FLAGS.contains(&name)
 }
 
-/// The options of a command line, in their order.
+/// The options of a command line, in order.
 #[derive(Debug)]
 pub struct Options(Vec<(String, String)>);
 
 impl Options {
-    /// Reads all; what is no option is a disk image.
+    /// Parses all options. Arguments that are not options are disk images, and are ignored.
     pub fn parse(args: &[OsString]) -> Self {
         let mut options = Vec::new();
         let mut args = args.iter().map(|arg| arg.to_string_lossy());
@@ -82,7 +82,7 @@ impl Options {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The properties of one option in all its occurrences; `implied` is the name of a first one without a name.
+    /// The properties of all occurrences of an option. `implied` is the key of a first property without key.
     pub fn properties(&self, name: &str, implied: &str) -> Vec<Properties> {
         self.values(name)
             .map(|value| Properties::parse(value, implied))
@@ -90,7 +90,7 @@ impl Options {
     }
 }
 
-/// `a=b,c=d`, or the same as JSON.
+/// Properties of an option: `a=b,c=d`, or the equivalent JSON object.
 #[derive(Debug, Default)]
 pub struct Properties(Vec<(String, String)>);
 
@@ -116,19 +116,19 @@ impl Properties {
         Self(parts.iter().enumerate().map(pair).collect())
     }
 
-    /// The last one wins.
+    /// The value of a property; the last occurrence wins.
     pub fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().rev().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
     }
 }
 
-/// The last value that any of several option strings gives a property.
+/// The last value of a property in several option strings.
 pub fn last<'a>(all: &'a [Properties], name: &str) -> Option<&'a str> {
     all.iter().rev().find_map(|properties| properties.get(name))
 }
 
-/// At single commas; a doubled one stands for itself.
+/// Splits at single commas; a doubled comma is a literal one.
 fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(properties.get("share"), Some("off"));
     }
 
-    /// The option that a line of QEMU's help begins with.
+    /// The option at the start of a line of QEMU's help.
     fn name(line: &str) -> Option<&str> {
         let line = line.strip_prefix("--").or(line.strip_prefix('-'))?;
         let end = line.find(|char: char| char.is_whitespace() || "[/".contains(char));
@@ -212,7 +212,7 @@ mod tests {
         names.dedup();
         assert!(names.len() > 80, "{names:?}");
         for name in names {
-            // Without a value, QEMU complains while it still reads its arguments.
+            // If a value is missing, QEMU fails while it parses its arguments.
             let output = qemu(&["-M", "help", &format!("-{name}")]);
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(
