@@ -1,5 +1,5 @@
-//! Few log lines for each kind of trouble: a guest must not be able to fill the host's log, nor one fault of the store
-//! to hide another.
+//! Limits the rate of log lines per kind of problem, so that a guest cannot fill the host's log, and one broken store
+//! path does not hide another.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -8,17 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// Time between two lines of one kind, and between the first two about one path.
+/// Minimum time between two lines of one kind, and between the first two lines about one path.
 const INTERVAL_MS: u64 = 1000;
 
-/// Longest time between two lines about a path that stays broken: each wait is twice the one before.
+/// Maximum interval between lines about a path that stays broken. The interval doubles with each line.
 const INTERVAL_MAX_MS: u64 = 64 * INTERVAL_MS;
 
-/// Most first lines about paths in one [`INTERVAL_MS`], and most further ones, however many are broken. Paths that are
-/// left out get their line later.
+/// Maximum number of first lines about paths per [`INTERVAL_MS`], and of repeated ones. Paths that exceed it are logged
+/// later.
 const PATHS_AT_ONCE: u64 = 32;
 
-/// Kinds of trouble that a guest can cause as often as it likes.
+/// Kinds of problems that a guest can cause at any rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
     /// A request failed.
@@ -27,11 +27,11 @@ pub(super) enum Trouble {
     Ring,
     /// The guest could not be interrupted.
     Signal,
-    /// No memory is shared.
+    /// The frontend has shared no memory.
     Memory,
 }
 
-/// What a line says of those that were left out before it: nothing if there were none.
+/// Text for the end of a line about suppressed lines; empty if there were none.
 pub(super) fn more_like_it(dropped: u64) -> String {
     match dropped {
         0 => String::new(),
@@ -39,7 +39,7 @@ pub(super) fn more_like_it(dropped: u64) -> String {
     }
 }
 
-/// When each kind was last logged.
+/// The state of the limits.
 #[derive(Debug)]
 pub(super) struct LogLimit {
     start: Instant,
@@ -47,22 +47,22 @@ pub(super) struct LogLimit {
     faults: Mutex<Faults>,
 }
 
-/// What was logged of the store's paths; no more of them than the closure has.
+/// The state for store paths. It has at most as many entries as the closure has paths.
 #[derive(Debug, Default)]
 struct Faults {
     /// By the hash of the path's name.
     paths: HashMap<u64, Fault>,
-    /// When the counts of lines started again.
+    /// Start of the current interval.
     since_ms: u64,
-    /// First lines since then, and further ones.
+    /// First and repeated lines in the current interval.
     firsts: u64,
     repeats: u64,
 }
 
-/// What was logged of one path.
+/// The state for one path.
 #[derive(Debug, Default)]
 struct Fault {
-    /// Earliest next line, and how long it was waited for.
+    /// Earliest time of the next line, and the current interval.
     next_ms: u64,
     interval_ms: u64,
     dropped: u64,
@@ -70,7 +70,7 @@ struct Fault {
 
 #[derive(Debug, Default)]
 struct Kind {
-    /// Earliest next line, in milliseconds since `start`.
+    /// Earliest time of the next line, in milliseconds since `start`.
     next_ms: AtomicU64,
     dropped: AtomicU64,
 }
@@ -84,7 +84,7 @@ impl LogLimit {
         }
     }
 
-    /// As [`pass`](Self::pass), for a request that failed: each path of the store at fault has lines of its own.
+    /// Like [`pass`](Self::pass), for a failed request. Each store path at fault has its own limit.
     pub(super) fn pass_request(&self, culprit: Option<&OsStr>) -> Option<u64> {
         match culprit {
             None => self.pass(Trouble::Request),
@@ -95,7 +95,7 @@ impl LogLimit {
         }
     }
 
-    /// Whether to log now; if so, how many lines of this kind were left out since the last one.
+    /// Whether to log now. `Some` is the number of lines of this kind suppressed since the last one.
     pub(super) fn pass(&self, trouble: Trouble) -> Option<u64> {
         self.pass_at(trouble, self.now_ms())
     }
@@ -114,7 +114,7 @@ impl LogLimit {
         };
         let next_ms = kind.next_ms.load(Ordering::Relaxed);
         let next = now_ms.saturating_add(INTERVAL_MS);
-        // Several threads may come here at once: one of them wins.
+        // If several threads get here at once, only one of them logs.
         let won = now_ms >= next_ms
             && kind
                 .next_ms
@@ -152,7 +152,7 @@ impl Faults {
 }
 
 impl Fault {
-    /// Twice as long as last time; from the start again after a time without trouble.
+    /// Doubles the interval; resets it after a period without faults.
     fn wait(&mut self, now_ms: u64) {
         let was_quiet = now_ms > self.next_ms + self.interval_ms;
         let next = if was_quiet { 0 } else { 2 * self.interval_ms };
@@ -184,7 +184,7 @@ mod tests {
             .collect();
         assert_eq!(told, [0, 1000, 3000, 7000, 15_000, 31_000, 63_000]);
         assert_eq!(faults.pass_at(other, 100_000), Some(0));
-        // Quiet for long enough: a line at once, and how many were left out.
+        // After a period without faults: a line at once, with the number of suppressed ones.
         assert_eq!(faults.pass_at(one, 200_000), Some(36_999));
         assert_eq!(faults.pass_at(one, 200_999), None);
         assert_eq!(faults.pass_at(one, 201_000), Some(1));

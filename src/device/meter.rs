@@ -1,7 +1,7 @@
-//! What a disk's clients get, counted while it is served.
+//! Counts the requests, bytes, errors and latencies of a disk's clients.
 //!
-//! The counters of a worker lie in memory that its parent sees too. Each thread counts for itself, on cache lines of its
-//! own, so that counting costs next to nothing. A reader adds them up.
+//! A worker's counters are in memory shared with its parent. Each thread has its own counters on its own cache lines,
+//! so counting is cheap. Readers sum them up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use zerocopy::FromZeros;
 
 use crate::process::{ProcessError, Shared};
 
-/// What was served so far.
+/// Totals of what was served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Requests answered, whatever the answer.
+    /// Requests answered, including errors.
     pub requests: u64,
     /// Data bytes delivered to the guest.
     pub bytes: u64,
@@ -22,14 +22,14 @@ pub struct Stats {
     pub errors: u64,
 }
 
-/// Buckets for each doubling of a time: a percentile is at most an eighth too large.
+/// Number of buckets per power of two. With 8, a percentile is too large by at most an eighth.
 const PARTS: u64 = 8;
 
-/// Times below 128 ns are one bucket, times from 18 minutes on another.
+/// All times below 128 ns share a bucket, and so do all times from 18 minutes.
 const SHORTEST_LOG2: u32 = 7;
 const BUCKETS: usize = 1 + 8 * 33;
 
-/// How often each time was taken, in buckets that grow with it.
+/// A histogram of times with exponentially growing buckets.
 pub type Histogram = [u64; BUCKETS];
 
 /// The bucket of a time.
@@ -45,7 +45,7 @@ fn bucket(nanos: u64) -> usize {
     usize::try_from(index).map_or(BUCKETS - 1, |index| index.min(BUCKETS - 1))
 }
 
-/// The longest time of a bucket, in nanoseconds.
+/// The upper bound of a bucket, in nanoseconds (inclusive).
 pub fn bucket_end(bucket: usize) -> u64 {
     let Some(index) = bucket.checked_sub(1).map(|index| index as u64) else {
         return (1 << SHORTEST_LOG2) - 1;
@@ -54,21 +54,22 @@ pub fn bucket_end(bucket: usize) -> u64 {
     (PARTS + index % PARTS + 1) * unit - 1
 }
 
-/// One thread's counters, on cache lines of their own (two: CPUs fetch them in pairs).
+/// One thread's counters. Aligned to two cache lines, because CPUs prefetch lines in pairs.
 #[derive(Debug, FromZeros)]
 #[repr(C, align(128))]
 pub struct Counters {
     requests: AtomicU64,
     bytes: AtomicU64,
     errors: AtomicU64,
-    /// Requests that wait for the host. One thread may hand over what another answers: only the sum means something.
+    /// Requests that wait for the host. Different threads may increment and decrement it for the same request, so only
+    /// the sum over all threads is meaningful.
     in_flight: AtomicU64,
     plans: AtomicU64,
     times: [AtomicU64; BUCKETS],
 }
 
 impl Counters {
-    /// A request was answered: so many bytes, or with an error.
+    /// Counts an answered request, with its number of bytes, or `None` for an error.
     pub fn count(&self, bytes: Option<u64>) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         match bytes {
@@ -77,22 +78,23 @@ impl Counters {
         };
     }
 
-    /// Requests answered, whatever the answer.
+    /// Requests answered, including errors.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// So many requests now wait for the host: what is in memory is answered in microseconds, and is not counted here.
+    /// `count` requests started to wait for the host. Requests answered from memory take microseconds and are not
+    /// counted.
     pub fn took(&self, count: usize) {
         self.in_flight.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// So many requests are answered, or given up.
+    /// `count` requests no longer wait: they are answered or abandoned.
     pub fn left(&self, count: usize) {
         self.in_flight.fetch_sub(count as u64, Ordering::Relaxed);
     }
 
-    /// So many answers took the time since `start`.
+    /// Records the time since `start` as the latency of `count` requests.
     pub fn took_since(&self, start: Instant, count: u64) {
         let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         if let Some(times) = self.times.get(bucket(nanos)) {
@@ -100,7 +102,7 @@ impl Counters {
         }
     }
 
-    /// This worker has begun to plan so many paths.
+    /// Sets the number of paths whose planning this worker has started.
     pub fn set_plans(&self, plans: u64) {
         self.plans.fetch_max(plans, Ordering::Relaxed);
     }
@@ -110,44 +112,45 @@ impl Counters {
 #[derive(Debug, Clone)]
 pub struct Meter(Arc<Shared<Counters>>);
 
-/// What [`Meter`] has counted.
+/// The sums of a [`Meter`]'s counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Figures {
-    /// What was served.
+    /// Totals.
     pub stats: Stats,
     /// Requests that wait for the host.
     pub in_flight: u64,
-    /// Paths whose planning was begun.
+    /// Number of paths whose planning was started.
     pub plans: u64,
-    /// How long answers took.
+    /// Latencies of requests.
     pub times: Histogram,
 }
 
 impl Meter {
-    /// Counters for so many threads, in memory that is shared with children.
+    /// Counters for `threads` threads, in memory shared with child processes.
     ///
     /// # Errors
-    /// When there is no memory left.
+    /// There is no memory left.
     pub fn new(threads: usize) -> Result<Self, ProcessError> {
         Ok(Self(Arc::new(Shared::new(threads.max(1))?)))
     }
 
-    /// Those of one thread; threads without any share the last ones.
+    /// The counters of one thread. Threads beyond the number given to [`Meter::new`] share the last ones.
     pub fn of(&self, thread: usize) -> &Counters {
         &self.0[thread.min(self.0.len() - 1)]
     }
 
-    /// Those of threads that come and go.
+    /// The counters shared by short-lived threads.
     pub fn last(&self) -> &Counters {
         self.of(usize::MAX)
     }
 
-    /// What was served so far.
+    /// Totals of what was served.
     pub fn stats(&self) -> Stats {
         self.figures().stats
     }
 
-    /// All of it. Another process may have written anything there: sums do not overflow, and mean nothing then.
+    /// Sums all counters. Another process may have written arbitrary values; the sums are then meaningless, but do not
+    /// overflow.
     pub fn figures(&self) -> Figures {
         let sum = |one: &dyn Fn(&Counters) -> &AtomicU64| {
             let values = self.0.iter().map(one);
@@ -164,7 +167,7 @@ impl Meter {
                 bytes: sum(&|counters| &counters.bytes),
                 errors: sum(&|counters| &counters.errors),
             },
-            // The counters of threads are not read at one moment.
+            // The threads' counters are not read atomically, so the sum can be briefly negative.
             in_flight: u64::try_from(in_flight.cast_signed()).unwrap_or(0),
             plans: sum(&|counters| &counters.plans),
             times: std::array::from_fn(|bucket| sum(&|counters| &counters.times[bucket])),
@@ -172,7 +175,7 @@ impl Meter {
     }
 }
 
-/// The times of several meters, for [`percentile`].
+/// Merges the histograms of several meters, for [`percentile`].
 pub fn merged(figures: &[Figures]) -> Vec<(u64, u64)> {
     let sum = |bucket: usize| {
         let counts = figures.iter().map(|one| one.times[bucket]);
@@ -182,7 +185,7 @@ pub fn merged(figures: &[Figures]) -> Vec<(u64, u64)> {
     times.filter(|(_, count)| *count > 0).collect()
 }
 
-/// The time that so many of 1000 answers took at most; none if there were none.
+/// A percentile, given in thousandths. `None` if the histogram is empty.
 pub fn percentile(times: &[(u64, u64)], per_mille: u64) -> Option<Duration> {
     let count = |sum: u128, (_, count): &(u64, u64)| sum + u128::from(*count);
     let all = times.iter().fold(0, count);

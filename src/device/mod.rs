@@ -1,12 +1,12 @@
-//! How a client reads the disk: as a vhost-user-blk device, as a file in a FUSE mount, or over NBD.
+//! The protocols through which clients read the disk: vhost-user-blk, FUSE and NBD.
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`vhost_blk`] | the device that a VMM attaches |
-//! | [`fuse`] | the file, in a FUSE mount |
-//! | [`nbd`] | the disk over a stream socket, without shared memory |
-//! | [`meter`] | what clients get, counted |
-//! | `log_limit` | how often the same trouble is logged |
+//! | [`vhost_blk`] | a vhost-user-blk device for a VMM |
+//! | [`fuse`] | a file in a FUSE mount |
+//! | [`nbd`] | NBD over a stream socket, without shared memory |
+//! | [`meter`] | counts requests, bytes and latencies |
+//! | `log_limit` | limits the rate of log lines |
 //!
 //! Nothing here knows EROFS: the disk is an [`Image`](crate::image::Image).
 

@@ -1,4 +1,4 @@
-//! Why the disk cannot be served as a file.
+//! Errors of serving the disk as a file.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ pub enum FuseError {
         /// The directory.
         dir: PathBuf,
     },
-    /// There is no such directory to mount on.
+    /// The mount point does not exist or is not a directory.
     #[error("{} is not a directory: create it or choose another one", dir.display())]
     NotADirectory {
-        /// What was asked for.
+        /// The mount point.
         dir: PathBuf,
     },
     /// The kernel has no FUSE, or this process may not use it.
@@ -23,10 +23,10 @@ pub enum FuseError {
         "cannot open /dev/fuse ({source}): load the kernel's module with `modprobe fuse`, or give a container the device"
     )]
     NoDevice {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Only root can do without this program.
+    /// fusermount3 is missing, which users other than root need to mount.
     #[error("fusermount3, which mounts for users that are not root, is missing: install fuse3")]
     NoFusermount,
     /// The file cannot be mounted.
@@ -34,13 +34,13 @@ pub enum FuseError {
     Mount {
         /// The directory.
         dir: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel's requests cannot be answered any more.
+    /// Requests of the kernel cannot be answered any more.
     #[error("cannot answer the kernel's FUSE requests: {0}")]
     Serve(io::Error),
-    /// A thread that answers them panicked; it has said why.
+    /// A thread that answers requests panicked; it has printed why.
     #[error("a FUSE thread panicked")]
     Panicked,
 }

@@ -1,7 +1,7 @@
-//! The file system: one directory with one file.
+//! The FUSE file system: one directory with one file.
 //!
-//! Nothing ever changes, so the kernel may keep all it has seen: names, attributes, and pages also when the file is
-//! opened again. It does the buffering, so that mappings may be shared, and `O_DIRECT` passes by it.
+//! Nothing ever changes, so the kernel may cache names, attributes and pages for ever, even when the file is opened
+//! again. Reads go through the page cache, which allows shared mappings; `O_DIRECT` bypasses it.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -20,17 +20,18 @@ use super::super::log_limit::{LogLimit, more_like_it};
 pub(super) use super::readers::Readers;
 use crate::image::{Image, ReadError, Seek};
 
-/// Number of the file; the directory's is 1.
+/// Inode number of the file; the directory has number 1.
 const FILE: INodeNo = INodeNo(2);
-/// How long the kernel may believe an answer.
+/// How long the kernel may cache an answer.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
-/// Reads ahead that the kernel may have waiting. Its own default of 12 leaves several VMs waiting for each other.
+/// Maximum number of readahead requests that the kernel may queue. With its default of 12, several VMs block each
+/// other.
 const MAX_BACKGROUND: u16 = 64;
-/// Unit of `st_blocks`.
+/// `st_blocks` counts sectors of 512 bytes.
 const SECTORS_PER_BLOCK: u64 = 8;
 
 thread_local! {
-    /// What the thread's last read was answered from: clearing a fresh buffer would cost as much as filling it.
+    /// The thread's reply buffer. It is reused, because zeroing a new buffer would cost as much as filling it.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -41,7 +42,7 @@ pub(super) struct ImageFile {
     owner: (u32, u32),
     limit: LogLimit,
     readers: Arc<Readers>,
-    /// Told when the last reader has closed the file.
+    /// Receives a message when the last reader closes the file.
     on_last_close: Sender<()>,
 }
 
@@ -74,14 +75,14 @@ impl ImageFile {
         }
     }
 
-    /// For `st_blocks`: a block for each path, which is what is known to be there. Programs look for holes if it is
-    /// less than the size, and see nothing but holes if it is zero.
+    /// A lower bound for `st_blocks`: one block per path. Programs look for holes if it is less than the size, and
+    /// assume only holes if it is zero.
     fn blocks(&self) -> u64 {
         (self.image.space().regions().len() as u64 + 1) * SECTORS_PER_BLOCK
     }
 
     fn attr(&self, ino: INodeNo, kind: FileType, perm: u16, size: u64, blocks: u64) -> FileAttr {
-        // As old as everything in the store: the disk is a pure function, whenever it is made.
+        // The mtime of everything in a store, since the disk does not depend on when it is served.
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         FileAttr {
             ino,
@@ -102,7 +103,7 @@ impl ImageFile {
         }
     }
 
-    /// Reads into the thread's buffer; a read that goes beyond the end is cut off there.
+    /// Reads into the thread's buffer; a read beyond the end is shortened.
     fn read_into<'b>(
         &self,
         buffer: &'b mut Vec<u8>,
@@ -119,7 +120,7 @@ impl ImageFile {
         Ok(wanted)
     }
 
-    /// The only place where an error becomes an errno: whatever it is, the reader gets to know only that it failed.
+    /// Converts a read error to an errno and logs it. All errors become EIO.
     fn fail(&self, offset: u64, len_bytes: u32, error: &ReadError) -> Errno {
         if let Some(dropped) = self.limit.pass_request(self.image.culprit(error)) {
             let more = more_like_it(dropped);
@@ -131,8 +132,8 @@ impl ImageFile {
 
 impl Filesystem for ImageFile {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Older kernels lack some of them, and work without. fuser itself asks for as many pages per request as the
-        // kernel allows, which makes 1 MiB.
+        // Errors are ignored: these are optimisations that older kernels may lack. fuser itself requests the maximum
+        // number of pages per request, which is 1 MiB.
         for wanted in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
             let _ = config.add_capabilities(wanted);
         }
@@ -176,7 +177,7 @@ impl Filesystem for ImageFile {
         counters.took(1);
         BUFFER.with_borrow_mut(|buffer| {
             let read = self.read_into(buffer, offset, len_bytes);
-            // Before the answer: the last reader may close the file as soon as it has it.
+            // Count before replying: the last reader may close the file as soon as it has the reply.
             counters.count(read.as_ref().ok().map(|bytes| bytes.len() as u64));
             counters.left(1);
             counters.took_since(taken, 1);
@@ -223,7 +224,7 @@ impl Filesystem for ImageFile {
     ) {
         reply.ok();
         if self.readers.closed() {
-            // Nobody listens unless the end of the last reader is the end of all.
+            // The receiver exists only if the server exits after the last close.
             let _ = self.on_last_close.send(());
         }
     }

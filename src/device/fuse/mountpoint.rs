@@ -1,7 +1,7 @@
-//! The parent's side: stale and live mounts, detaching.
+//! The parent's side of a mount: detects stale mounts and unmounts.
 //!
-//! All it wants to know is in the mount table, so it asks the file system nothing: a process that waits for an answer of
-//! its own child may wait for ever. The one exception is a mount that was there before, which must be told dead or alive.
+//! It reads the mount table and makes no requests to the file system, because the parent could block for ever on its
+//! own child. The only exception is a mount that existed before, which must be checked for being alive.
 
 use std::fs;
 use std::io;
@@ -18,20 +18,20 @@ use rustix::mount::{UnmountFlags, unmount};
 use super::SOURCE;
 use super::error::FuseError;
 
-/// A directory that is mounted on, and free again when this is dropped.
+/// A mount point; dropping it unmounts what was mounted there.
 #[derive(Debug)]
 pub struct MountPoint {
-    /// Without symlinks, as in the mount table.
+    /// Path without symlinks, as in the mount table.
     dir: PathBuf,
-    /// What was mounted there, none before that.
+    /// Our mount, once it exists.
     mount: Option<Mount>,
 }
 
 impl MountPoint {
-    /// Looks whether `dir` can be mounted on. Detaches what was left there by a server that died.
+    /// Checks that `dir` can be mounted on, and detaches stale mounts of dead servers.
     ///
     /// # Errors
-    /// When it is no directory, another server lives there, or the mount table cannot be read.
+    /// It is not a directory, another server is using it, or the mount table cannot be read.
     pub fn prepare(dir: &Path) -> Result<Self, FuseError> {
         let fault = |source| mount_error(dir, source);
         let real = resolve(dir).map_err(|error| directory_error(dir, error))?;
@@ -43,7 +43,7 @@ impl MountPoint {
                 return Err(FuseError::InUse { dir: dir.into() });
             }
             tracing::info!(
-                "{}: detaching what a server that died left there",
+                "{}: detaching the mount of a server that died",
                 dir.display()
             );
             detach(&real).map_err(fault)?;
@@ -58,18 +58,18 @@ impl MountPoint {
         }
     }
 
-    /// Notes what is mounted there now.
+    /// Records our mount after it was made.
     ///
     /// # Errors
-    /// When the mount table cannot be read.
+    /// The mount table cannot be read.
     pub fn mounted(&mut self) -> Result<(), FuseError> {
         let mount = Mount::at(&self.dir).map_err(|source| mount_error(&self.dir, source))?;
         self.mount = mount.filter(|mount| mount.is_ours);
         Ok(())
     }
 
-    /// The process that was to mount has ended, maybe after it mounted and before it said so. What it left is then to be
-    /// unmounted. Not before its end: asking a mount that is not served yet would wait.
+    /// To be called after the worker has ended: it may have mounted without reporting it, and then that mount must be
+    /// detached. Do not call it earlier, because checking a mount that is not served yet would block.
     pub fn left_by_worker(&mut self) {
         if self.mount.is_none() {
             let mount = Mount::at(&self.dir).ok().flatten();
@@ -78,10 +78,11 @@ impl MountPoint {
     }
 }
 
-/// Detaches what servers that were killed left mounted on `dir`. The last one may still be dying: waits two seconds for it.
+/// Detaches stale mounts of killed servers on `dir`. Waits up to two seconds, because the last server may still be
+/// exiting.
 ///
 /// # Errors
-/// When something stays mounted.
+/// A mount remains.
 pub fn clear_mount(dir: &Path) -> Result<(), FuseError> {
     let deadline = Instant::now() + Duration::from_secs(2);
     loop {
@@ -89,7 +90,7 @@ pub fn clear_mount(dir: &Path) -> Result<(), FuseError> {
             Err(FuseError::InUse { .. }) if Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(5));
             }
-            // It is gone already.
+            // The directory is already gone.
             Err(FuseError::NotADirectory { .. }) => return Ok(()),
             result => return result.map(drop),
         }
@@ -101,8 +102,8 @@ impl Drop for MountPoint {
         if self.mount.is_none() {
             return;
         }
-        // Someone may have unmounted it, and even mounted something else. Without the mount table, which takes a
-        // descriptor, detach it all the same: a dead mount would stay.
+        // Someone else may have unmounted it or mounted something over it. If the mount table cannot be read (out of
+        // descriptors), detach anyway: otherwise a dead mount would remain.
         let is_ours = Mount::at(&self.dir).map_or(true, |now| now == self.mount);
         if is_ours && let Err(error) = detach(&self.dir) {
             tracing::error!("{} stays mounted: {error}", self.dir.display());
@@ -110,7 +111,7 @@ impl Drop for MountPoint {
     }
 }
 
-/// A line of the mount table (proc(5), `/proc/pid/mountinfo`).
+/// An entry of the mount table (proc(5), `/proc/pid/mountinfo`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mount {
     id: Vec<u8>,
@@ -143,7 +144,7 @@ impl Mount {
     }
 }
 
-/// Undoes `\040` and the like.
+/// Decodes octal escapes such as `\040`.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -164,7 +165,7 @@ fn octal(digits: &[u8; 3]) -> Option<u8> {
     u8::from_str_radix(text, 8).ok()
 }
 
-/// The directory without symlinks. Its last part is not looked at, if possible: a dead mount cannot be.
+/// Resolves symlinks in `dir`. Avoids accessing the last component if possible, since that fails for a dead mount.
 fn resolve(dir: &Path) -> io::Result<PathBuf> {
     let parent = match dir.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -174,7 +175,7 @@ fn resolve(dir: &Path) -> io::Result<PathBuf> {
     let Some(name) = dir.file_name() else {
         return dir.canonicalize();
     };
-    // Without a slash at the end, which would follow a link.
+    // Without a trailing slash, which would follow a symlink.
     let itself = parent.canonicalize()?.join(name);
     match fs::symlink_metadata(&itself) {
         Ok(metadata) if metadata.is_symlink() => dir.canonicalize(),
@@ -182,13 +183,13 @@ fn resolve(dir: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Asks the file system itself, and not what the kernel remembers of it.
+/// Whether the mount is served. Forces a request to the file system instead of using cached attributes.
 fn is_alive(dir: &Path) -> bool {
     let answer = statx(CWD, dir, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
     !matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::IO))
 }
 
-/// Unmounts at once what nobody uses, and hides the rest until it is not used any more.
+/// Unmounts lazily: the mount disappears at once, and is released when it is no longer in use.
 fn detach(dir: &Path) -> io::Result<()> {
     match unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),
@@ -197,7 +198,7 @@ fn detach(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// For those who are not root there is a program that is.
+/// Users other than root need the set-user-ID program fusermount3.
 fn detach_by_helper(dir: &Path) -> io::Result<()> {
     let status = Command::new("fusermount3")
         .args(["-u", "-z", "-q", "--"])

@@ -1,19 +1,19 @@
-//! Who has the file open, and what they have read.
+//! Counts opens and reads of the file.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::device::meter::{Counters, Meter, Stats};
 
-/// Told in the thread that answers the kernel, so it must not wait for anybody.
+/// Called in a thread that answers the kernel, so it must not block.
 type OnChange = Box<dyn Fn(Change) + Send + Sync>;
 
-/// What changed.
+/// A change of the number of readers to or from zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// The first reader has opened the file.
     Opened,
-    /// The last one has closed it; this was read since the first one opened it.
+    /// The last reader has closed it. Contains what was read since the first one opened it.
     Closed(Stats),
 }
 
@@ -21,13 +21,14 @@ pub enum Change {
 pub struct Readers {
     open: AtomicU64,
     meter: Meter,
-    /// What had been served when the file was closed last.
+    /// The totals when the file was last closed.
     before: Mutex<Stats>,
     on_change: OnChange,
 }
 
 impl Readers {
-    /// Nobody yet; `on_change` is called when that changes, and changes back.
+    /// Starts without readers. `on_change` is called when the first reader opens the file and when the last one closes
+    /// it.
     pub fn new(meter: Meter, on_change: impl Fn(Change) + Send + Sync + 'static) -> Self {
         Self {
             open: AtomicU64::new(0),
@@ -37,12 +38,12 @@ impl Readers {
         }
     }
 
-    /// Whether anybody has the file open.
+    /// Whether the file is open.
     pub fn are_there(&self) -> bool {
         self.open.load(Ordering::Relaxed) > 0
     }
 
-    /// What was read since it was last closed.
+    /// What was read since the file was last closed.
     pub fn stats(&self) -> Stats {
         since(
             self.meter.stats(),
@@ -56,7 +57,7 @@ impl Readers {
         }
     }
 
-    /// Says whether it was the last one.
+    /// Returns whether it was the last reader.
     pub(super) fn closed(&self) -> bool {
         let was_last = self.open.fetch_sub(1, Ordering::Relaxed) == 1;
         if was_last {
@@ -65,7 +66,7 @@ impl Readers {
         was_last
     }
 
-    /// Threads share these counters: the kernel's part of a read costs far more.
+    /// The counters, shared by all threads: contention is negligible compared to the kernel's part of a read.
     pub(super) fn counters(&self) -> &Counters {
         self.meter.last()
     }

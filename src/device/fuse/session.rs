@@ -1,4 +1,4 @@
-//! The worker's side: mount, then answer the kernel until the end.
+//! The worker's side of a mount: mounts, then answers the kernel's requests.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -15,10 +15,10 @@ use super::file::{ImageFile, Readers};
 use super::{FuseOptions, SOURCE};
 use crate::image::Image;
 
-/// Readahead to ask for, in KiB: as much as one request can carry.
+/// Readahead to request, in KiB: the maximum size of one FUSE request.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// Why there is nothing more to serve.
+/// Why serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The last reader has closed the file.
@@ -27,25 +27,25 @@ pub enum End {
     Unmounted,
 }
 
-/// A file system that is mounted; nobody answers its requests yet.
+/// A mounted file system whose requests are not answered yet.
 ///
-/// The process that mounts does not unmount: its parent does, whatever it died of.
+/// The worker that mounts it does not unmount; its parent does, even if the worker crashes.
 pub struct Mounted {
     session: Session<ImageFile>,
     last_close: Receiver<()>,
 }
 
-/// A file system that is served.
+/// A mounted file system whose requests are answered.
 pub struct Serving {
     thread: JoinHandle<io::Result<()>>,
     last_close: Receiver<()>,
 }
 
 impl Mounted {
-    /// Mounts the file system; `readers` is told who opens and closes the file.
+    /// Mounts the file system. `readers` counts opens and reads of the file.
     ///
     /// # Errors
-    /// When this host has no FUSE, or the directory cannot be mounted on.
+    /// The host has no FUSE, or mounting fails.
     pub fn mount(
         image: Arc<Image>,
         options: &FuseOptions,
@@ -61,10 +61,10 @@ impl Mounted {
         })
     }
 
-    /// Answers requests from now on, in threads of its own.
+    /// Starts threads that answer requests.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// No thread can be created.
     pub fn serve(self) -> Result<Serving, FuseError> {
         let Self {
             session,
@@ -80,10 +80,10 @@ impl Mounted {
 }
 
 impl Serving {
-    /// Waits until someone unmounts it; with `once` also until the last reader has closed the file.
+    /// Waits until someone unmounts the file system or, with `once`, until the last reader closes the file.
     ///
     /// # Errors
-    /// When requests cannot be answered any more.
+    /// Requests cannot be answered any more.
     pub fn wait(self, once: bool) -> Result<End, FuseError> {
         if once && self.last_close.recv().is_ok() {
             return Ok(End::Closed);
@@ -96,7 +96,7 @@ impl Serving {
     }
 }
 
-/// Looks whether this process can use FUSE at all.
+/// Checks that this process can open /dev/fuse.
 ///
 /// # Errors
 /// [`FuseError::NoDevice`].
@@ -124,7 +124,7 @@ fn mount(file: ImageFile, options: &FuseOptions) -> Result<Session<ImageFile>, F
     config.clone_fd = false;
     check_device()?;
     Session::new(file, &options.dir, &config).map_err(|source| match source.kind() {
-        // The device and the directory are there, so it is the program that mounts for those who are not root.
+        // The device and the directory exist, so fusermount3 is what is missing.
         ErrorKind::NotFound => FuseError::NoFusermount,
         _ => FuseError::Mount {
             dir: options.dir.clone(),
@@ -133,16 +133,16 @@ fn mount(file: ImageFile, options: &FuseOptions) -> Result<Session<ImageFile>, F
     })
 }
 
-/// Lets the kernel read as far ahead as a request can carry, if this process may decide that. By itself it reads
-/// 128 KiB ahead, and also splits larger buffered reads into such.
+/// Raises the kernel's readahead to the maximum request size, if this process is allowed to. The default is 128 KiB,
+/// and the kernel also splits larger buffered reads into requests of that size.
 fn read_far_ahead(dir: &Path) {
     if let Err(error) = set_read_ahead(dir) {
-        tracing::debug!("the kernel's readahead stays as it is: {error}");
+        tracing::debug!("the kernel's readahead cannot be raised: {error}");
     }
 }
 
 fn set_read_ahead(dir: &Path) -> io::Result<()> {
-    // Nobody answers the file system's questions yet, so it must not be asked any.
+    // Requests are not answered yet, so this must not cause one.
     let flags = AtFlags::STATX_DONT_SYNC;
     let stat = statx(CWD, dir, flags, StatxFlags::empty())?;
     let device = format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor);

@@ -1,4 +1,4 @@
-//! The device: what a frontend asks of it, and its threads.
+//! The device as the frontend sees it, and its threads.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -29,39 +29,40 @@ use super::ring::Ring;
 use crate::image::Image;
 use crate::process::ProcessError;
 
-/// More threads than this do not make one VM faster: a guest's reads are few and short.
+/// More threads do not make a VM faster: a guest's reads are few and short.
 const DEFAULT_THREADS_MAX: usize = 4;
 
-/// How one VM's disk is served.
+/// Options of one VM's device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceOptions {
-    /// What the guest sees as the disk's serial: the first 20 bytes count.
+    /// The disk's serial number in the guest. Truncated to 20 bytes.
     pub serial: String,
-    /// Queues that a frontend may set up, 64 at most; [`serve`](super::super) offers fewer where descriptors are short.
+    /// Number of queues offered, at most 64. The server offers fewer if descriptors are scarce.
     pub queues: u16,
-    /// Threads that serve queues; queue `q` belongs to thread `q % threads`. More than there are queues is no use.
+    /// Number of threads that serve queues; queue `q` belongs to thread `q % threads`.
     pub threads: NonZeroUsize,
-    /// How long a thread looks for further requests before it sleeps, at most; zero for never.
+    /// Maximum time that a thread polls for requests before it sleeps; zero disables polling.
     pub poll: Duration,
 }
 
-/// Long enough for a guest to take an answer and ask again where a wake-up takes 100 µs; `docs/performance.md` has figures.
+/// Long enough for a guest to process a completion and submit again if a wake-up takes 100 µs; see
+/// `docs/performance.md`.
 pub const DEFAULT_POLL: Duration = Duration::from_micros(200);
 
 impl DeviceOptions {
-    /// As many threads as there are CPUs, but at most four.
+    /// One thread per CPU, at most four.
     pub fn default_threads() -> NonZeroUsize {
         let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let most = NonZeroUsize::new(DEFAULT_THREADS_MAX).unwrap_or(NonZeroUsize::MIN);
         cpus.min(most)
     }
 
-    /// Counters for all threads of one device.
+    /// Creates counters for all threads of one device.
     ///
     /// # Errors
-    /// When there is no memory left.
+    /// There is no memory left.
     pub fn meter(&self) -> Result<Meter, ProcessError> {
-        // One for each queue thread, and one for the pool.
+        // One per queue thread, and one shared by the pool.
         Meter::new(self.queue_threads() + 1)
     }
 
@@ -79,7 +80,7 @@ impl DeviceOptions {
     }
 }
 
-/// How a thread is told to end: the end it waits on and the end that tells.
+/// The event that stops a thread.
 type ExitEvent = (EventConsumer, EventNotifier);
 
 /// A read-only disk for one VM.
@@ -87,19 +88,19 @@ pub struct BlkDevice {
     engine: Arc<Engine>,
     config: ConfigSpace,
     queues: u16,
-    /// One for each thread, which alone takes it.
+    /// The state of each queue thread, which is the only one to lock it.
     threads: Vec<Mutex<QueueThread>>,
-    /// Made in advance: a thread without one could never be joined.
+    /// Created in advance, so that this can fail: a thread without exit event could never be joined.
     exits: Mutex<Vec<Option<ExitEvent>>>,
-    /// Whether a frontend has said anything at all.
+    /// Set when the frontend has sent its first message.
     addressed: OnceLock<()>,
 }
 
 impl BlkDevice {
-    /// A device that serves `image` to the frontend whose memory is mapped into `memory`, and counts in `meter`.
+    /// Creates a device that serves `image` to the frontend whose memory is mapped in `memory`.
     ///
     /// # Errors
-    /// When the host has no file descriptors left.
+    /// The host has no file descriptors left.
     pub fn new(
         image: Arc<Image>,
         options: &DeviceOptions,
@@ -136,28 +137,29 @@ impl BlkDevice {
         })
     }
 
-    /// The frontend has left: its queue threads come back soon, whatever lies in the rings.
+    /// The frontend has disconnected: makes the queue threads return soon, even if requests are pending.
     pub fn leave(&self) {
         self.engine.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for requests that other threads still carry out. For the end: from then on all threads block.
+    /// Stops the pools and waits for their threads. To be called last: after that, blocking requests would block the
+    /// queue threads.
     pub fn finish(&self) {
         self.engine.fetching.end();
         self.engine.pool.end();
     }
 
-    /// What was served so far; exact once the threads have ended and [`finish`](Self::finish) has returned.
+    /// Totals of what was served; exact after the threads have ended and [`finish`](Self::finish) has returned.
     pub fn stats(&self) -> Stats {
         self.engine.meter.stats()
     }
 
-    /// Whether a frontend has asked for the features, which is the first thing all of them do.
+    /// Whether the frontend has requested the features, which is the first message of every frontend.
     pub fn was_addressed(&self) -> bool {
         self.addressed.get().is_some()
     }
 
-    /// Waits until a frontend has said something.
+    /// Waits for the frontend's first message.
     pub fn wait_until_addressed(&self) {
         self.addressed.wait();
     }
@@ -195,14 +197,14 @@ impl VhostUserBackend for BlkDevice {
         config::protocol_features()
     }
 
-    /// Nothing to do: the rings keep it.
+    /// Nothing to do: `vhost-user-backend` sets it for each ring as well.
     fn set_event_idx(&self, _enabled: bool) {}
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         self.config.read(offset, size)
     }
 
-    /// `memory` is the very object that the handler replaces.
+    /// `memory` is the object that was given to the handler, so only the new regions' bitmaps are left to set up.
     fn update_memory(&self, memory: SharedMemory) -> io::Result<()> {
         let memory = memory.memory();
         let log = &self.engine.disk.log;
@@ -234,7 +236,8 @@ impl VhostUserBackend for BlkDevice {
         exits.get_mut(thread_index)?.take()
     }
 
-    /// Looks at all of the thread's rings, whichever one has the event. Always `Ok`: an error ends the thread.
+    /// Serves all rings of the thread, regardless of which one was kicked. Always returns `Ok`, because an error would
+    /// end the thread.
     fn handle_event(
         &self,
         _device_event: u16,

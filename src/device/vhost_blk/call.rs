@@ -1,4 +1,4 @@
-//! How the guest is interrupted: the call descriptor of a ring.
+//! Interrupts the guest through the call descriptor of a ring.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,18 +9,18 @@ use rustix::fs::{FileType, fstat};
 
 use super::sync::{Arc, Mutex, lock};
 
-/// The descriptor that the frontend gave. Held for a look or an exchange only.
+/// The frontend's call descriptor. The mutex is held only to copy or to replace it.
 #[derive(Default)]
 pub(super) struct Call(Mutex<Descriptor>);
 
 #[derive(Default, Clone)]
 enum Descriptor {
-    /// The frontend wants no interrupts, or has not said so yet.
+    /// The frontend wants no interrupts, or has not sent a descriptor yet.
     #[default]
     None,
     Eventfd(Arc<File>),
-    /// `poll` promises nothing about a write to a pipe, a socket or a file of some file system: a thread could wait there
-    /// for good.
+    /// Not an eventfd. For a pipe, a socket or a file, poll(2) does not guarantee that a write does not block, and a
+    /// thread could block for ever.
     Refused,
 }
 
@@ -34,20 +34,22 @@ impl Call {
         };
     }
 
-    /// Signals the descriptor. An eventfd whose counter is full has been signalled already, and a write would wait.
+    /// Signals the descriptor. If an eventfd's counter is full, it is already signalled, and a write would block.
     ///
-    /// O_NONBLOCK is not set: the frontend shares the file's flags and may rely on reads that wait. `RWF_NOWAIT` is refused
-    /// for writes to an eventfd. So a frontend that fills the counter between the look and the write makes this thread wait
-    /// until it reads. That harms its own VM only, and a worker does not outlive its frontend, whatever its threads wait
-    /// for (see [`serve_connection`](super::connection::serve_connection)).
+    /// We cannot set O_NONBLOCK, because the frontend shares the file's flags and may rely on blocking reads, and
+    /// eventfds do not support `RWF_NOWAIT` for writes. So a frontend that fills the counter between poll(2) and
+    /// write(2) blocks this thread until it reads. That harms only its own VM, and a worker ends with its frontend even
+    /// if threads are blocked (see [`serve_connection`](super::connection::serve_connection)).
     ///
     /// # Errors
-    /// When the descriptor is no eventfd, or cannot be written to.
+    /// The descriptor is not an eventfd, or writing to it fails.
     pub(super) fn signal(&self) -> io::Result<()> {
         let descriptor = lock(&self.0).clone();
         let call = match descriptor {
             Descriptor::None => return Ok(()),
-            Descriptor::Refused => return Err(io::Error::other("its descriptor is no eventfd")),
+            Descriptor::Refused => {
+                return Err(io::Error::other("its descriptor is not an eventfd"));
+            }
             Descriptor::Eventfd(call) => call,
         };
         let mut ready = [PollFd::new(call.as_fd(), PollFlags::POLLOUT)];
@@ -58,7 +60,8 @@ impl Call {
     }
 }
 
-/// An eventfd has no file type: it is an anonymous inode. Writes to the other kinds of those fail at once.
+/// Whether the file may be an eventfd: an anonymous inode without file type. Writes to other anonymous inodes fail at
+/// once.
 fn may_be_eventfd(file: &File) -> bool {
     fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Unknown)
 }

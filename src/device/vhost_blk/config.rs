@@ -1,4 +1,4 @@
-//! What the device says about itself: features and configuration space.
+//! The device's features and configuration space.
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::bindings::virtio_blk::{
@@ -12,26 +12,25 @@ use virtio_bindings::bindings::virtio_ring::{
 
 use super::request::{SECTOR_BYTES, SEG_MAX};
 
-/// Queues offered. QEMU asks for one per virtual CPU and gives up when there are fewer; 64 is what the masks of
-/// `vhost-user-backend` can tell apart.
+/// Number of queues offered. QEMU requires one per virtual CPU. 64 is the width of the masks in `vhost-user-backend`.
 pub const QUEUES: u16 = 64;
 
-/// Largest queue: the limit of virtio 1.2, section 2.7, and what crosvm asks for.
+/// Maximum queue size: the limit in virtio 1.2, section 2.7, which crosvm uses.
 pub const QUEUE_SIZE_MAX: u16 = 32768;
 
-/// Logical block. SeaBIOS cannot boot from disks with larger ones.
+/// Logical block size. SeaBIOS cannot boot from disks with larger blocks.
 const BLOCK_BYTES: u32 = 512;
 
-/// Physical block, as a power of two of logical blocks: 4096 bytes, a block of EROFS.
+/// log2 of logical blocks per physical block. A physical block is 4096 bytes, like a block of EROFS.
 const PHYSICAL_BLOCK_EXP: u8 = 3;
 
-/// Advertised optimal I/O size. Linux reads ahead twice as much (`blk_apply_bdi_limits`).
+/// Optimal I/O size. Linux sets the readahead to twice this value (`blk_apply_bdi_limits`).
 pub const OPT_IO_BYTES: u32 = 128 * 1024;
 
 /// Length of `struct virtio_blk_config` up to and including the zoned fields (virtio 1.2, section 5.2.4).
 const CONFIG_BYTES: usize = 96;
 
-/// Virtio features offered; a frontend takes as many of them as it likes.
+/// Virtio features offered. A frontend may acknowledge any subset.
 pub fn features() -> u64 {
     let bits = [
         VIRTIO_F_VERSION_1,
@@ -49,7 +48,8 @@ pub fn features() -> u64 {
 
 /// vhost-user protocol features offered.
 ///
-/// Not `INFLIGHT_SHMFD` nor `STATUS`: `vhost-user-backend` 0.24 cannot serve them, and recovery needs neither.
+/// `INFLIGHT_SHMFD` and `STATUS` are not offered: `vhost-user-backend` 0.24 does not implement them, and crash recovery
+/// does not need them.
 pub fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::MQ
@@ -65,7 +65,7 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// For a disk of `disk_len_bytes`, of which whole sectors count, with `queues` queues.
+    /// For a disk of `disk_len_bytes` (rounded down to whole sectors) with `queues` queues.
     pub fn new(disk_len_bytes: u64, queues: u16) -> Self {
         let mut space = Self {
             bytes: [0; CONFIG_BYTES],
@@ -85,7 +85,7 @@ impl ConfigSpace {
         place.zip(field).for_each(|(to, from)| *to = *from);
     }
 
-    /// `size` bytes from `offset`; zeros beyond the end, because frontends differ in the length they ask for.
+    /// `size` bytes from `offset`, padded with zeros, because frontends request different lengths.
     pub fn read(&self, offset: u32, size: u32) -> Vec<u8> {
         let known = self.bytes.iter().copied().skip(offset as usize);
         known

@@ -1,4 +1,4 @@
-//! One connection, from accept to the frontend's leaving.
+//! Serves one vhost-user connection.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -15,25 +15,25 @@ use super::error::ConnectionError;
 use super::guest::{Memory, SharedMemory};
 use crate::image::Image;
 
-/// What came of a connection.
+/// The result of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// A frontend used the disk, or was about to.
+    /// A frontend sent at least one message.
     Frontend(Stats),
-    /// Someone connected and left without a word, as probes for a living socket do.
+    /// A client connected and disconnected without a message, like probes that check for a listening socket.
     Nobody,
 }
 
-/// Accepts one connection from a listening, blocking socket and serves it until the frontend leaves.
+/// Accepts one connection from a listening, blocking socket and serves it until the frontend disconnects.
 ///
-/// `on_accept` is called once the connection has been taken from the socket's queue; the device tells how it fares, and the
-/// descriptor when the frontend hangs up. This function may not return then: a frontend can have threads wait for what
-/// never happens, in guest memory that a file system of its own provides, or at a call descriptor. A caller that
-/// must not wait for that ends the process. There is no descriptor if other threads open files meanwhile.
+/// `on_accept` is called after accept(2), with the device and a copy of the connection's descriptor, to detect when the
+/// frontend hangs up. This function may not return even then: a malicious frontend can block threads for ever, with
+/// guest memory from a file system of its own, or with a call descriptor. A caller that must not wait for that should
+/// end the process. The descriptor is `None` if other threads opened files at the same time.
 ///
 /// # Errors
-/// When the frontend shares no memory, breaks the protocol, or the host has no resources left. A frontend that simply
-/// goes away is no error.
+/// The frontend shares no memory or violates the protocol, or the host has no resources left. A frontend that simply
+/// disconnects is not an error.
 pub fn serve_connection(
     image: Arc<Image>,
     options: &DeviceOptions,
@@ -54,14 +54,14 @@ pub fn serve_connection(
     on_accept(&device, number.and_then(duplicate));
     let end = daemon.wait();
     device.leave();
-    // Joins the queue threads, so that the counters are final.
+    // This joins the queue threads, so that the counters are final.
     drop(daemon);
     device.finish();
-    judge(end, &device)
+    classify(end, &device)
 }
 
-/// The number of the second descriptor from now on. The daemon's first is the connection, its second a copy that it keeps
-/// until it has been waited for; it shows neither.
+/// The number that the second descriptor opened from now on will have. The daemon's first descriptor is the connection,
+/// its second is a copy that it keeps until `wait` returns. It gives access to neither, so we predict the number.
 fn number_of_second(listener: &UnixListener) -> Option<RawFd> {
     let first = listener.try_clone().ok()?;
     let second = listener.try_clone().ok()?;
@@ -71,22 +71,23 @@ fn number_of_second(listener: &UnixListener) -> Option<RawFd> {
 
 #[allow(unsafe_code)]
 fn duplicate(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: the daemon holds this descriptor; should it be another one, or none, `dup` says so or it is no socket.
+    // SAFETY: the daemon keeps this descriptor open. If the prediction is wrong, dup(2) fails or the check for a socket
+    // does.
     let connection = unsafe { BorrowedFd::borrow_raw(number) };
     let copy = connection.try_clone_to_owned().ok()?;
     let stat = fstat(&copy).ok()?;
     (FileType::from_raw_mode(stat.st_mode) == FileType::Socket).then_some(copy)
 }
 
-/// Tells a frontend that left from one that was thrown out.
-fn judge(end: Result<(), DaemonError>, device: &BlkDevice) -> Result<Served, ConnectionError> {
+/// Distinguishes a frontend that disconnected from one that caused an error.
+fn classify(end: Result<(), DaemonError>, device: &BlkDevice) -> Result<Served, ConnectionError> {
     match end {
         _ if !device.was_addressed() => Ok(Served::Nobody),
         Ok(())
         | Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
             Ok(Served::Frontend(device.stats()))
         }
-        // Setting a ring's addresses is the first thing that fails without memory.
+        // Without memory, the first message that fails is the one that sets a ring's addresses.
         Err(DaemonError::HandleRequest(_)) if !device.has_memory() => {
             Err(ConnectionError::MemoryNotShared)
         }

@@ -1,16 +1,17 @@
-//! The dirty log: which pages of guest memory this device has written to. A frontend that saves or moves a running VM asks
-//! for it, and copies those pages again.
+//! The dirty log records which pages of guest memory this device has written to. A frontend that saves or migrates a
+//! running VM enables it and copies those pages again.
 //!
-//! A page is marked after it was written to and before the request is published. Marked before, it could be copied before
-//! the write, and not again; and a request that was not published is carried out again by whoever goes on. The used ring
-//! is marked when it is published, and when a ring is looked at: a worker that was killed may have written to it last.
+//! A page is marked after it was written to and before the request is published. If it were marked before the write,
+//! the frontend could copy it too early and not again. If the request is never published, another worker executes it
+//! again. The used ring is marked when requests are published, and also when requests are taken, because a killed
+//! worker may have written to it.
 //!
-//! The frontend hands over shared memory with a bit for each page of guest memory (SET_LOG_BASE), and switches the log on
-//! and off with a feature bit. `vhost-user-backend` 0.24 gives that memory to a bitmap of each memory region, loses it with
-//! the next memory table, and ignores the switch. So the bitmap of a region, [`RegionLog`], only passes on what it is
-//! given, to the one [`DirtyLog`] of the device. What is marked goes there, by guest address, whichever regions there are.
+//! The frontend passes shared memory with one bit per page of guest memory (SET_LOG_BASE), and enables the log with a
+//! feature bit. `vhost-user-backend` 0.24 attaches that memory to a bitmap of each memory region, loses it with the
+//! next memory table, and ignores the feature bit. So a region's bitmap, [`RegionLog`], only forwards the memory to the
+//! device's single [`DirtyLog`], where pages are marked by guest address, independently of regions.
 //!
-//! A frontend that cuts the file behind the log ends its own worker by SIGBUS, as with the memory of a ring.
+//! A frontend that truncates the log's file kills its own worker with SIGBUS, as with guest memory.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -23,32 +24,33 @@ use vm_memory::bitmap::{BS, Bitmap, WithBitmapSlice};
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize};
 
-/// Guest memory that one byte of a log stands for: eight pages (`VHOST_LOG_PAGE`, linux/vhost_types.h).
+/// Bytes of guest memory per byte of the log: eight pages (`VHOST_LOG_PAGE`, linux/vhost_types.h).
 const BYTES_PER_LOG_BYTE: u64 = 8 * 4096;
 
-/// The log of one device.
+/// The dirty log of one device.
 #[derive(Debug, Default)]
 pub struct DirtyLog {
     is_on: AtomicBool,
-    /// Locked for reading while pages are marked: once a new one is in place, nothing is marked in the old one.
+    /// Its lock is held shared while pages are marked, so that nothing is marked in an old bitmap after it was
+    /// replaced.
     bitmap: BitmapMmapRegion,
 }
 
 impl DirtyLog {
-    /// Switches it. What is on without memory from the frontend marks nothing.
+    /// Enables or disables it. Without memory from the frontend, marking has no effect.
     pub fn switch(&self, on: bool) {
         self.is_on.store(on, Ordering::Release);
     }
 
-    /// Whether pages are to be marked. A thread that has not seen the switch yet wrote before it, or is halted when the
-    /// frontend sets its ring's addresses anew, which comes with it.
+    /// Whether pages must be marked. A thread that does not see the change yet either wrote before it, or is halted
+    /// when the frontend sets the ring's addresses again, which it does when it enables the log.
     pub fn is_on(&self) -> bool {
         self.is_on.load(Ordering::Acquire)
     }
 
     /// Marks the pages of a range that has been written to.
     pub fn mark(&self, address: GuestAddress, len_bytes: u64) {
-        // The frontend takes the bit, and then reads what was written before it was set.
+        // The frontend clears the bit and then reads the page, so the data must be visible before the bit.
         fence(Ordering::Release);
         if let (Ok(start), Ok(len)) = (address.0.try_into(), len_bytes.try_into()) {
             self.bitmap.mark_dirty(start, len);
@@ -56,18 +58,18 @@ impl DirtyLog {
     }
 }
 
-/// What a memory region has for a bitmap: it knows the device's.
+/// The bitmap of a memory region: only a reference to the device's log.
 #[derive(Debug, Default, Clone)]
 pub struct RegionLog(OnceLock<Arc<DirtyLog>>);
 
 impl RegionLog {
-    /// Names the log that memory for a log is given to.
+    /// Sets the log to which the frontend's memory is forwarded.
     pub fn attach(&self, log: &Arc<DirtyLog>) {
         self.0.get_or_init(|| Arc::clone(log));
     }
 }
 
-/// Slices carry no bitmap: what is written through them is marked by who knows when it is published.
+/// Slices have no bitmap: the code that publishes requests marks what was written.
 impl WithBitmapSlice<'_> for RegionLog {
     type S = ();
 }
@@ -98,12 +100,12 @@ impl BitmapReplace for RegionLog {
     }
 }
 
-/// All of the memory that a frontend gave for its log, whichever region it was given for.
+/// The whole memory that the frontend passed for its log, independent of the region it is attached to.
 #[derive(Debug)]
 pub struct WholeLog(AtomicBitmapMmap);
 
 impl MemRegionBitmap for WholeLog {
-    /// Fails if the log has no room for `region`.
+    /// Fails if the log is too small for `region`.
     fn new<R: GuestMemoryRegion>(region: &R, memory: Arc<MmapLogReg>) -> io::Result<Self> {
         let covering = |log_bytes: u64| {
             let len_bytes = log_bytes.checked_mul(BYTES_PER_LOG_BYTE)?;
@@ -113,10 +115,11 @@ impl MemRegionBitmap for WholeLog {
         let mut largest = covering(needed).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the frontend's dirty log has no room for all of its memory",
+                "the frontend's dirty log is too small for its memory",
             )
         })?;
-        // It does not tell its length, and a later memory table may need more of it.
+        // Find the largest bitmap that fits by binary search: the memory's length is not accessible, and a later memory
+        // table may need more of it.
         let (mut fits, mut step) = (needed, 1 << 40);
         while step > 0 {
             match covering(fits.saturating_add(step)) {
@@ -128,7 +131,7 @@ impl MemRegionBitmap for WholeLog {
     }
 }
 
-/// Guest memory from address 0 on: what the library wants to be told about a bitmap for it.
+/// A pretended region that starts at guest address 0, for the library's bitmap constructor.
 struct Prefix {
     len_bytes: u64,
 }

@@ -1,7 +1,7 @@
-//! Batches of requests, from the ring and back to it.
+//! Serves batches of requests.
 //!
-//! What can be answered at once is answered by the queue's thread; what would block goes to a pool, and the thread
-//! goes on. Queues share no lock on the way of what is answered at once.
+//! The queue's thread executes requests that do not block, and hands the others to a pool. Requests that do not block
+//! take no lock that is shared between queues.
 
 mod batch;
 mod job;
@@ -26,32 +26,33 @@ use super::ring::{BATCH, Found, Ring, RingFault, RingGuard, WhenEmpty};
 use batch::Batch;
 pub(super) use job::{BlockingJob, FetchingJob};
 
-/// Batches between two looks at which rings are in use.
+/// Number of rounds between two checks of which rings are running.
 const ROUNDS: usize = 64;
 
-/// Enough for a disk's queue to be deep, few enough to cost nothing.
+/// Enough threads to keep a disk's queue filled, few enough to be cheap.
 const BLOCKING_THREADS_MAX: usize = 16;
 
-/// What all queues of one VM have in common.
+/// The state shared by all queues of one VM.
 pub(super) struct Engine {
     pub(super) disk: Disk,
     pub(super) disk_len_bytes: u64,
     pub(super) memory: SharedMemory,
-    /// Counters for each queue thread, and the last ones for the pool.
+    /// Counters for each queue thread; the last ones are for the pool.
     pub(super) meter: Meter,
     pub(super) limit: LogLimit,
     pub(super) pool: Pool<BlockingJob>,
-    /// Has one thread, which waits for all that is to be fetched.
+    /// A pool with one thread, which waits for fetches.
     pub(super) fetching: Pool<FetchingJob>,
-    /// Threads of the pool read side by side; one that found no file descriptors left reads alone.
+    /// Threads of the pool normally share this lock. A thread that ran out of file descriptors takes it exclusively and
+    /// reads alone.
     shortage: RwLock<()>,
-    /// The frontend has left: no more requests are carried out.
+    /// The frontend has disconnected: requests are not executed any more.
     pub(super) ended: AtomicBool,
 }
 
-/// What each queue thread has for itself.
+/// The state of one queue thread.
 pub(super) struct QueueThread {
-    /// Which of the threads.
+    /// Its index.
     pub(super) index: usize,
     pub(super) poller: Poller,
     pub(super) idle_wakes: IdleWakes,
@@ -72,13 +73,14 @@ impl Engine {
         }
     }
 
-    /// Whether requests of `ring` should still be carried out.
+    /// Whether requests of `ring` should still be executed.
     fn is_wanted(&self, ring: &Ring) -> bool {
         !ring.is_halting() && !self.ended.load(Ordering::Relaxed)
     }
 
-    /// Serves a thread's rings until all are empty and the guest has been asked to kick, or the frontend has left. A guest
-    /// can make requests for ever, and rings can overlap so that each makes requests for the next.
+    /// Serves a thread's rings until all are empty with notifications enabled, or until the frontend has disconnected.
+    /// This may not end otherwise: a guest can submit requests for ever, and rings can overlap so that serving one
+    /// fills the next.
     pub(super) fn serve(self: &Arc<Self>, rings: &[Ring], thread: &mut QueueThread) {
         thread.poller.woke();
         let mut in_use = Vec::with_capacity(rings.len());
@@ -98,7 +100,7 @@ impl Engine {
         thread.poller.sleeps();
     }
 
-    /// Gives every ring its batch; says whether there may be more.
+    /// Serves one batch of every ring; returns whether there may be more requests.
     fn serve_once(self: &Arc<Self>, rings: &[&Ring], thread: &mut QueueThread) -> bool {
         self.serve_batches(rings, WhenEmpty::LeaveQuiet, thread.index)
             || (self.wait(rings, thread)
@@ -117,7 +119,7 @@ impl Engine {
             .wait(|| rings.iter().any(|ring| ring.has_requests(&memory)))
     }
 
-    /// Says whether any ring had requests.
+    /// Returns whether any ring had requests.
     fn serve_batches(
         self: &Arc<Self>,
         rings: &[&Ring],
@@ -125,7 +127,8 @@ impl Engine {
         thread: usize,
     ) -> bool {
         let mut worked = false;
-        // A ring that is being halted is looked at again after its next start, and its lock is needed elsewhere.
+        // Skip rings that are being halted: the halt needs their lock, and they are checked again after their next
+        // start.
         for ring in rings.iter().filter(|ring| self.is_wanted(ring)) {
             match self.serve_batch(&mut ring.lock(), ring, when_empty, thread) {
                 Ok(found) => worked |= found == Found::Requests,
@@ -138,7 +141,7 @@ impl Engine {
         worked
     }
 
-    /// The ring's lock is held from the look at it to the publishing of what was answered at once.
+    /// Serves one batch. The ring's lock is held from taking the requests until publishing those that did not block.
     fn serve_batch(
         self: &Arc<Self>,
         guard: &mut RingGuard<'_>,
@@ -154,8 +157,8 @@ impl Engine {
             return Ok(found);
         }
         if !std::ptr::eq(&raw const *mapped, &raw const *self.memory.memory()) {
-            // The frontend added memory after this thread had taken hold of it and before the guest made these requests,
-            // which may well use the new part. What was there before the requests must be looked up after them.
+            // The frontend changed the memory after this thread loaded it, and the requests may use new memory. Put
+            // them back and start again: the memory must be loaded after the requests were seen.
             guard.put_back(chains.len());
             return Ok(Found::Requests);
         }
@@ -173,8 +176,8 @@ impl Engine {
     ) -> Result<(), RingFault> {
         let mapped = self.memory.memory();
         let memory = View::new(&mapped);
-        // All of them before the first is carried out: what the guest's CPU has just written is fetched at once that way,
-        // not a line at a time between system calls.
+        // Parse all requests before executing the first one: the cache misses on data just written by the guest's CPU
+        // then overlap, instead of occurring one by one between system calls.
         let parse = |chain| parse(chain, self.disk_len_bytes);
         let requests: Vec<Parsed> = chains.into_iter().map(parse).collect();
         let batch = Batch {
@@ -188,12 +191,12 @@ impl Engine {
         batch.answer(&requests, first)
     }
 
-    /// Counts and tells what came of a request.
-    fn note(&self, outcome: Outcome, counters: &Counters) -> Completion {
+    /// Counts the result of a request and logs errors.
+    fn record(&self, outcome: Outcome, counters: &Counters) -> Completion {
         counters.count(outcome.result.as_ref().ok().copied());
         if let Err(error) = &outcome.result {
             let culprit = error.culprit(&self.disk.image);
-            tell(self.limit.pass_request(culprit), error);
+            log(self.limit.pass_request(culprit), error);
         }
         outcome.completion
     }
@@ -207,12 +210,12 @@ impl Engine {
     }
 
     fn warn(&self, trouble: Trouble, error: &dyn std::error::Error) {
-        tell(self.limit.pass(trouble), error);
+        log(self.limit.pass(trouble), error);
     }
 }
 
-/// Logs, as the limit has it.
-fn tell(passed: Option<u64>, error: &dyn std::error::Error) {
+/// Logs an error, unless the limit suppresses it (`None`).
+fn log(passed: Option<u64>, error: &dyn std::error::Error) {
     if let Some(dropped) = passed {
         tracing::warn!("{error}{}", more_like_it(dropped));
     }

@@ -1,7 +1,6 @@
-//! Request value to bytes in guest memory and a status byte.
+//! Executes requests: writes data and a status byte to guest memory.
 //!
-//! [`RequestError::status`] is the only place where an error becomes a status byte, and `Disk::finish` the only
-//! one that writes it.
+//! Only [`RequestError::status`] converts an error to a status, and only `Disk::finish` writes it.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -15,20 +14,21 @@ use super::request::{ID_BYTES, Parsed, Refusal, Request, Status};
 use crate::image::{Image, ReadError};
 use crate::source::{Awaits, Destination, DestinationError, IoMode, SourceError};
 
-/// Most bytes of requests that are carried out as one.
+/// Maximum number of bytes of merged requests.
 const TOGETHER_BYTES: u64 = 256 << 10;
 
-/// Bytes of a request between two looks at whether it is still wanted, and for which files are held open at once. As much
-/// as Linux asks for at once, nearly always; a guest may ask for 4 GiB.
+/// A request is executed in slices of this size. Between slices we check whether it is still wanted. The size also bounds
+/// how many files are held open at the same time. Nearly all requests of Linux fit into one slice, but a guest may
+/// request 4 GiB.
 const SLICE_BYTES: u64 = 1 << 20;
 
-/// The same when the host is short of file descriptors: 16 files at most.
+/// The slice size when the host is short of file descriptors: it contains at most 16 files.
 const SMALL_SLICE_BYTES: u64 = 64 << 10;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// It was never to be carried out.
+    /// The request is invalid.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The disk could not be read.
@@ -37,16 +37,16 @@ pub enum RequestError {
     /// The data could not be stored in guest memory.
     #[error(transparent)]
     Guest(#[from] GuestFault),
-    /// The answer did not fit in guest memory.
+    /// The buffers in guest memory are too short.
     #[error(transparent)]
     Destination(#[from] DestinationError),
-    /// The answer is not wanted any more: the ring is being halted, or the frontend has left.
+    /// The request is not wanted any more: the ring is being halted, or the frontend has disconnected.
     #[error("the request was abandoned")]
     Abandoned,
 }
 
 impl RequestError {
-    /// The path of the store that is at fault, if one is.
+    /// The store path at fault, if the error is caused by one.
     pub fn culprit(&self, image: &Image) -> Option<&OsStr> {
         match self {
             Self::Read(error) => image.culprit(error),
@@ -54,7 +54,7 @@ impl RequestError {
         }
     }
 
-    /// Whether the host has no file descriptors left: fewer reads at once would succeed.
+    /// Whether the host has run out of file descriptors. With fewer concurrent reads, this read would succeed.
     pub fn is_shortage(&self) -> bool {
         matches!(
             self,
@@ -65,7 +65,7 @@ impl RequestError {
         )
     }
 
-    /// What the guest gets to know.
+    /// The status that the guest receives.
     pub fn status(&self) -> Status {
         match self {
             Self::Refused(Refusal::Unknown { .. }) => Status::Unsupp,
@@ -74,55 +74,56 @@ impl RequestError {
     }
 }
 
-/// What is published for a request.
+/// What is published for a request in the used ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completion {
     /// The chain's head.
     pub head: u16,
-    /// Bytes written to device-writable buffers, the status byte included.
+    /// Bytes written to device-writable buffers, including the status byte.
     pub used_len_bytes: u32,
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Debug)]
 pub struct Outcome {
     /// What is published.
     pub completion: Completion,
-    /// Data bytes the guest got, or why it got none.
+    /// Number of data bytes delivered, or the error.
     pub result: Result<u64, RequestError>,
 }
 
-/// What came of a request that was not to be waited for. Parts of the data may have been written in any case, which
-/// nobody can see before the request is published.
+/// The result of an attempt to execute a request without blocking. In all cases, parts of the data may have been
+/// written. The guest does not see them before the request is published.
 #[derive(Debug)]
 pub enum Attempt {
-    /// It was carried out.
+    /// It was executed.
     Done(Outcome),
-    /// The kernel has been asked for the data, and reads them meanwhile.
+    /// It would wait for data, which the kernel has started to read.
     Underway,
-    /// Something else is not in memory, a plan, a name, a small file; or file descriptors are short.
+    /// It would wait for something else that is not in memory (a plan, a directory, a small file), or file descriptors
+    /// are short.
     Blocked,
     /// It is not wanted any more.
     Abandoned,
 }
 
-/// What came of a request that was waited for.
+/// The result of a request that may wait for the host's disk.
 #[derive(Debug)]
 pub enum Waited {
-    /// It was carried out.
+    /// It was executed.
     Done(Outcome),
-    /// Something must be fetched first, which takes longer than a disk. It has been asked for.
+    /// It needs something from a binary cache, whose fetch has been started.
     Fetching,
     /// It is not wanted any more.
     Abandoned,
 }
 
-/// How a request is carried out.
+/// How to execute a request.
 #[derive(Clone, Copy)]
 struct Effort<'w> {
     mode: IoMode,
     slice_bytes: u64,
-    /// Whether the answer is still wanted.
+    /// Whether the result is still wanted.
     wanted: &'w dyn Fn() -> bool,
 }
 
@@ -136,26 +137,26 @@ impl<'w> Effort<'w> {
     }
 }
 
-/// What requests are answered from.
+/// The disk as requests see it.
 #[derive(Debug, Clone)]
 pub struct Disk {
-    /// The disk's bytes.
+    /// The disk's contents.
     pub image: Arc<Image>,
-    /// Answer to `VIRTIO_BLK_T_GET_ID`, padded with NUL.
+    /// The serial number, padded with NUL.
     pub serial: [u8; ID_BYTES],
-    /// Where it is marked what was written to.
+    /// Marks guest memory that was written to.
     pub log: Arc<DirtyLog>,
 }
 
 impl Disk {
-    /// Carries a request out and writes its status byte: all but the publishing.
+    /// Executes a request, waiting for everything it needs, and writes its status byte. The caller publishes it.
     pub fn execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Outcome {
         let result = self.carry_out(Effort::new(IoMode::Blocking, &|| true), parsed, memory);
         self.finish(parsed, result, memory)
     }
 
-    /// Like [`execute`](Self::execute), as long as `wanted` says so, which is asked after every MiB, and waiting for disks
-    /// only. Part of the data may have been written in any case.
+    /// Like [`execute`](Self::execute), but waits only for disks, and stops when `wanted`, which is called after every
+    /// MiB, returns false. In all cases, parts of the data may have been written.
     pub fn execute_while(
         &self,
         wanted: &dyn Fn() -> bool,
@@ -166,7 +167,7 @@ impl Disk {
         self.waited(parsed, result, memory)
     }
 
-    /// Like [`execute_while`](Self::execute_while), with as few files open at once as possible.
+    /// Like [`execute_while`](Self::execute_while), with as few files open at the same time as possible.
     pub fn execute_sparingly(
         &self,
         wanted: &dyn Fn() -> bool,
@@ -202,8 +203,9 @@ impl Disk {
         }
     }
 
-    /// Carries out reads that continue each other on the disk (see [`adjacent`]) as one, and writes their status bytes,
-    /// if there are several and nothing has to be waited for or fails; otherwise each is to be tried alone.
+    /// Merges reads that are adjacent on the disk (see [`adjacent`]) into one read, and writes their status bytes.
+    /// `None` if there are fewer than two, or if the merged read would block or fails; then each one should be tried
+    /// alone.
     pub fn try_together<'r, M: GuestMemory<Bitmap = ()>>(
         &'r self,
         reads: &'r [Parsed],
@@ -233,13 +235,13 @@ impl Disk {
                 let writer = data.writer(memory)?;
                 self.fill(effort, *offset_bytes, data.len_bytes(), writer)
             }
-            Request::GetId { data } => self.tell_serial(data, memory),
+            Request::GetId { data } => self.write_serial(data, memory),
             Request::Flush => Ok(0),
             Request::Refused(refusal) => Err((*refusal).into()),
         }
     }
 
-    /// Fills a buffer, a slice at a time.
+    /// Fills a buffer, one slice at a time.
     fn fill(
         &self,
         effort: Effort<'_>,
@@ -260,8 +262,8 @@ impl Disk {
         Ok(len_bytes)
     }
 
-    /// Writes the status byte, after the data: a guest that polls it must not see it first. Then it marks what was written
-    /// to, all of it: of a read that failed, some has been.
+    /// Writes the status byte after the data, because a guest may poll it. Then marks all buffers as dirty, even after
+    /// an error, because a failed read may have written a part.
     fn finish(
         &self,
         parsed: &Parsed,
@@ -274,7 +276,7 @@ impl Disk {
         let data_bytes = *result.as_ref().unwrap_or(&0);
         let (written, result) = match write_status(parsed.status, status, memory) {
             Ok(()) => (data_bytes + 1, result),
-            // What went wrong first says more than the missing status byte.
+            // If there already was an error, it is more informative than this one.
             Err(fault) => (data_bytes, result.and(Err(fault))),
         };
         if self.log.is_on() {
@@ -300,7 +302,7 @@ impl Disk {
         }
     }
 
-    fn tell_serial(
+    fn write_serial(
         &self,
         data: &GuestBuffer,
         memory: &impl GuestMemory<Bitmap = ()>,
@@ -315,8 +317,8 @@ impl Disk {
     }
 }
 
-/// How many of `requests`, from the first, are reads that continue each other on the disk and are few bytes together;
-/// one at least, unless there is none.
+/// The number of requests at the start of `requests` that are reads adjacent on the disk and small enough to be merged.
+/// At least one, unless `requests` is empty.
 pub fn adjacent(requests: &[Parsed]) -> usize {
     let Some((mut end, data)) = requests.first().and_then(|first| first.request.as_read()) else {
         return requests.len().min(1);

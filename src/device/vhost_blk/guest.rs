@@ -1,4 +1,4 @@
-//! Guest memory as buffers: where a request's bytes come from and go to.
+//! Guest memory as scatter-gather buffers.
 
 use std::iter::FusedIterator;
 
@@ -12,21 +12,21 @@ use vm_memory::{
 use super::dirty::{DirtyLog, RegionLog};
 use crate::source::Destination;
 
-/// Guest memory as this process has mapped it. What is written to it is marked in the device's log by who wrote it.
+/// Guest memory as mapped in this process. Code that writes to it must mark the pages in the device's dirty log itself.
 pub type Memory = GuestMemoryMmap<RegionLog>;
 
-/// Guest memory that the frontend may replace while queues run.
+/// Guest memory that the frontend may replace while queues are running.
 pub type SharedMemory = GuestMemoryAtomic<Memory>;
 
-/// Guest memory where one look finds the region in which a whole range lies, as almost every range does.
+/// Guest memory with a fast path for ranges within one region, as almost all are.
 ///
-/// A request looks guest memory up some ten times. The library's own way steps through all regions that a range may
-/// touch, which costs two to three times as much.
+/// A request translates about ten addresses. The library's own code iterates over all regions that a range may touch,
+/// which takes two to three times as long.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'m>(&'m Memory);
 
 impl<'m> View<'m> {
-    /// The same memory.
+    /// Wraps `memory`.
     pub fn new(memory: &'m Memory) -> Self {
         Self(memory)
     }
@@ -54,7 +54,7 @@ impl GuestMemory for View<'_> {
     }
 }
 
-/// What a range of guest memory consists of.
+/// The slices of a range of guest memory.
 enum Slices<'m> {
     One(Option<VolatileSlice<'m>>),
     Several(GuestMemoryBackendSliceIterator<'m, Memory>),
@@ -75,10 +75,10 @@ impl FusedIterator for Slices<'_> {}
 
 impl<'m> GuestMemorySliceIterator<'m, ()> for Slices<'m> {}
 
-/// Why guest memory could not be used as the guest asked.
+/// A fault in accessing guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GuestFault {
-    /// A buffer is not, or not wholly, in memory that the frontend shared.
+    /// A buffer is not completely in memory that the frontend shared.
     #[error("the guest's buffer at {address:#x} ({len_bytes} bytes) is outside its memory")]
     Outside {
         /// Guest physical address of the buffer.
@@ -86,22 +86,22 @@ pub enum GuestFault {
         /// Its length.
         len_bytes: u64,
     },
-    /// More bytes were wanted than the buffers hold.
+    /// The buffers are too short.
     #[error("the guest's buffers are too short")]
     Full,
 }
 
-/// As many pieces as a read of up to 16 KiB has at most, status byte included; more of them go to the heap.
+/// Inline capacity is enough for a read of up to 16 KiB with its status byte; more elements are stored on the heap.
 type Few<T> = SmallVec<[T; 4]>;
 
-/// A contiguous range of guest physical memory, as one descriptor names it.
+/// A contiguous range of guest physical memory: the range of one descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Segment {
     address: GuestAddress,
     len_bytes: u32,
 }
 
-/// The readable or the writable part of a descriptor chain. Nothing in it has been checked yet.
+/// The readable or the writable part of a descriptor chain. Its addresses are not checked yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GuestBuffer {
     segments: Few<Segment>,
@@ -109,7 +109,7 @@ pub struct GuestBuffer {
 }
 
 impl GuestBuffer {
-    /// Appends a range; an empty one is left out.
+    /// Appends a range, unless it is empty.
     pub fn push(&mut self, address: GuestAddress, len_bytes: u32) {
         if len_bytes > 0 {
             self.segments.push(Segment { address, len_bytes });
@@ -117,12 +117,12 @@ impl GuestBuffer {
         }
     }
 
-    /// Sum of all ranges.
+    /// Total length of all ranges.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
 
-    /// Whether the buffer holds no byte.
+    /// Whether the buffer has length 0.
     pub fn is_empty(&self) -> bool {
         self.len_bytes == 0
     }
@@ -134,7 +134,7 @@ impl GuestBuffer {
         }
     }
 
-    /// Cuts the last byte off and returns its address; none when there is none, or when it lies beyond 2^64.
+    /// Removes the last byte and returns its address. `None` if the buffer is empty, or the address is beyond 2^64.
     pub fn pop_byte(&mut self) -> Option<GuestAddress> {
         let last = self.segments.last_mut()?;
         let offset = u64::from(last.len_bytes - 1);
@@ -150,7 +150,7 @@ impl GuestBuffer {
     /// Fills `bytes` from the start of the buffer.
     ///
     /// # Errors
-    /// [`GuestFault::Full`] when the buffer is shorter, [`GuestFault::Outside`] when it is not in memory.
+    /// [`GuestFault::Full`] if the buffer is too short, [`GuestFault::Outside`] if it is not in memory.
     pub fn read_front(
         &self,
         memory: &impl GuestMemory,
@@ -172,10 +172,10 @@ impl GuestBuffer {
         }
     }
 
-    /// Finds the buffer in memory, to be filled from its start.
+    /// Translates the buffer to host memory, to be filled from its start.
     ///
     /// # Errors
-    /// [`GuestFault::Outside`] when any part of it is not in memory; nothing has been written then.
+    /// [`GuestFault::Outside`] if any part of it is not in memory. Nothing has been written then.
     pub fn writer<'m>(
         &self,
         memory: &'m impl GuestMemory<Bitmap = ()>,
@@ -183,10 +183,10 @@ impl GuestBuffer {
         Self::writer_of(std::iter::once(self), memory)
     }
 
-    /// Finds several buffers in memory, to be filled one after the other.
+    /// Translates several buffers to host memory, to be filled one after the other.
     ///
     /// # Errors
-    /// As [`writer`](Self::writer).
+    /// As for [`writer`](Self::writer).
     pub fn writer_of<'b, 'm>(
         buffers: impl Iterator<Item = &'b Self>,
         memory: &'m impl GuestMemory<Bitmap = ()>,

@@ -1,29 +1,29 @@
-//! Wake-ups that find nothing to do.
+//! Slows down threads with spurious wake-ups.
 //!
-//! A frontend can give a kick descriptor that is always readable, such as a pipe whose other end is closed, or leave an
-//! old one registered that is never read. The event loop then wakes its thread again at once, for ever. Such a thread
-//! sleeps before it returns to the event loop. Requests of that VM wait for up to [`SLEEP_MAX`].
+//! A frontend can pass a kick descriptor that is always readable, such as a pipe whose other end is closed, or leave a
+//! replaced descriptor registered that is never read. The event loop would then spin. Such a thread sleeps before it
+//! returns to the event loop, which delays requests of that VM by up to [`SLEEP_MAX`].
 
 use std::thread;
 use std::time::Duration;
 
-/// Wake-ups without work that are nothing special: the kicks of all of a thread's queues may arrive after it has served
-/// them all.
+/// Number of wake-ups without work that are normal: the kicks of all queues of a thread may arrive after it has already
+/// served them.
 const ALLOWED: u32 = 256;
 
-/// First and longest sleep.
+/// First and longest sleep; the time doubles in between.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
 const SLEEP_MAX: Duration = Duration::from_millis(16);
 
-/// Counts the wake-ups of one thread.
+/// Counts the spurious wake-ups of one thread.
 #[derive(Debug, Default)]
 pub(super) struct IdleWakes {
-    /// Since the last one that found work.
+    /// Number of wake-ups without work since the last one with work.
     count: u32,
 }
 
 impl IdleWakes {
-    /// The thread was woken, and has found work or not. Sleeps if it has found none too often.
+    /// Records a wake-up. Sleeps if too many in a row found no work.
     pub(super) fn woke(&mut self, found_work: bool) {
         if let Some(sleep) = self.count(found_work) {
             thread::sleep(sleep);

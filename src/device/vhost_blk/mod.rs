@@ -1,28 +1,28 @@
-//! The disk as a vhost-user-blk device.
+//! A vhost-user-blk device.
 //!
-//! A request passes from left to right and never back:
+//! The modules, roughly from the bottom up:
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`guest`] | guest memory as buffers: copy in, zero, `preadv` straight from a host file |
-//! | [`request`] | descriptor chain to request value; every check of what a guest may send |
-//! | [`execute`] | request value to bytes in guest memory and a status byte |
-//! | [`dirty`] | which pages were written to, for a frontend that saves or moves its VM |
-//! | [`inflight`] | requests taken and not yet published, in the order of the ring |
-//! | `offload` | what threads of the pool do for one ring, and how it is ended |
-//! | [`ring`] | a virtqueue that survives the death of the process that serves it |
-//! | `used` | the used ring: what is published, and whether the driver wants an interrupt |
-//! | `call` | how the guest is interrupted |
-//! | `vring` | a ring as `vhost-user-backend` wants it: what the frontend's messages do to it |
-//! | `poller` | how long a thread looks for requests before it sleeps |
-//! | [`config`] | what the device says about itself: features and configuration space |
-//! | `idle` | wake-ups that find nothing to do |
-//! | `pool` | threads for what would block |
-//! | `sync` | the locks, atomics and threads of rings and the pool |
-//! | `engine` | batches of requests, from the ring and back to it |
-//! | [`blk`] | the device: what a frontend asks of it, and its threads |
-//! | `error` | why a connection ended badly |
-//! | `connection` | one connection, from accept to the frontend's leaving |
+//! | [`guest`] | guest memory as scatter-gather buffers |
+//! | [`request`] | parses and checks descriptor chains |
+//! | [`execute`] | executes a request: writes data and the status byte to guest memory |
+//! | [`dirty`] | the dirty log, for snapshots and migration |
+//! | [`inflight`] | requests taken from the ring and not published yet |
+//! | `offload` | coordinates the pool's threads with a ring |
+//! | [`ring`] | a virtqueue that survives crashes of the process that serves it |
+//! | `used` | publishes requests in the used ring, and decides about interrupts |
+//! | `call` | interrupts the guest |
+//! | `vring` | implements `vhost-user-backend`'s trait for a ring: changes by the frontend |
+//! | `poller` | decides how long a thread polls before it sleeps |
+//! | [`config`] | features and configuration space |
+//! | `idle` | slows down threads with spurious wake-ups |
+//! | `pool` | threads for blocking work |
+//! | `sync` | the synchronisation primitives of rings and the pool, replaceable in tests |
+//! | `engine` | serves batches of requests |
+//! | [`blk`] | the device as the frontend sees it, and its threads |
+//! | `error` | errors of a connection |
+//! | `connection` | serves one connection |
 
 pub mod blk;
 mod call;

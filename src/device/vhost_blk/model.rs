@@ -1,10 +1,10 @@
-//! Rings and the pool under all interleavings that `shuttle` tries.
+//! Model checking of rings and the pool with `shuttle`.
 //!
-//! The modules are compiled a second time here, with locks, atomics and threads that `shuttle` schedules: it decides at
-//! each of their operations which thread goes on. What is not scheduled, the lock inside `VringMutex` and guest memory,
-//! is never held or half-written across such an operation.
+//! The modules are compiled a second time here, with locks, atomics and threads of `shuttle`, which decides at each of
+//! their operations which thread continues. Operations that it does not control (the lock inside `VringMutex`, accesses
+//! to guest memory) are always complete between two of its operations.
 
-// Not everything of the product is used here, and compiling it twice is the point.
+// Not all items are used here, and the modules are compiled twice on purpose.
 #![allow(dead_code, clippy::duplicate_mod)]
 
 mod sync {
@@ -45,7 +45,7 @@ mod world;
 
 use world::{Change, World};
 
-/// Schedules tried for each test and each way of choosing them; `LAZYSTORE_SCHEDULES` sets another number.
+/// Number of schedules per test and scheduler; `LAZYSTORE_SCHEDULES` overrides it.
 const SCHEDULES: usize = 1500;
 
 fn schedules() -> usize {
@@ -53,13 +53,13 @@ fn schedules() -> usize {
     asked.map_or(SCHEDULES, |count| count.parse().unwrap())
 }
 
-/// Runs `world` under random schedules, and under those with few and well-placed preemptions, which find other faults.
+/// Runs `world` under random schedules, and under schedules with few preemptions (PCT), which find other faults.
 fn check(world: impl Fn() + Send + Sync + Copy + 'static) {
     shuttle::check_random(world, schedules());
     shuttle::check_pct(world, schedules(), 3);
 }
 
-/// Stops the ring while the queue's thread and the pool work, and starts it again.
+/// Stops and restarts the ring while the queue's thread and the pool are working.
 #[test]
 fn a_stop_among_queue_thread_and_pool() {
     check(|| World::run(&[8], [Change::Stop]));

@@ -1,56 +1,56 @@
-//! What threads of the pool do for one ring, and how it is ended.
+//! Coordinates threads of the pool with a ring.
 //!
-//! A thread of the pool holds a [`Claim`] while it may write to the guest's buffers. Every halt of the ring begins a new
-//! [`Period`]: claims for an earlier one are refused from then on, and the halt waits for those that were granted. So it
-//! does not wait for requests that no thread has begun.
+//! A thread of the pool holds a [`Claim`] while it may write to the guest's buffers. Every halt of the ring starts a
+//! new [`Epoch`]: claims for earlier epochs are refused from then on, and the halt waits for the claims that were
+//! granted. So a halt does not wait for requests that no thread has started.
 
 use super::execute::Completion;
 use super::inflight::{InFlight, Ticket};
 use super::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering, lock, wait};
 
-/// The time between two halts of a ring. Never used twice.
+/// Counts the halts of a ring. Requests belong to the epoch in which they were taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Period(u64);
+pub struct Epoch(u64);
 
-/// What threads of the pool share with the ring.
+/// State shared between threads of the pool and the ring.
 #[derive(Default)]
 pub(super) struct Offload {
     state: Mutex<State>,
-    /// Notified when the last claim ends.
+    /// Notified when the last claim is released.
     idle: Condvar,
-    /// Whether there are completions: spares the queue thread a lock.
+    /// Whether there are completions. Saves the queue thread from locking `state` if there are none.
     has_completions: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
-    period: Period,
+    epoch: Epoch,
     claims: usize,
-    /// Requests that were carried out and are not yet entered in the list of requests in flight.
+    /// Executed requests that have not been moved to the list of requests in flight yet.
     completions: Vec<(Ticket, Completion)>,
 }
 
-/// The right of a thread of the pool to carry out requests of a ring.
+/// Allows a thread of the pool to execute requests of a ring.
 pub struct Claim<'o> {
     offload: &'o Offload,
 }
 
 impl Offload {
-    /// The current period. Stable while the caller holds the ring's lock.
-    pub(super) fn period(&self) -> Period {
-        lock(&self.state).period
+    /// The current epoch. It does not change while the caller holds the ring's lock.
+    pub(super) fn epoch(&self) -> Epoch {
+        lock(&self.state).epoch
     }
 
-    /// Grants the right to carry out requests that were taken in `period`; none if the ring has been halted since.
-    pub(super) fn claim(&self, period: Period) -> Option<Claim<'_>> {
+    /// Grants a claim for requests that were taken in `epoch`. `None` if the ring has been halted since.
+    pub(super) fn claim(&self, epoch: Epoch) -> Option<Claim<'_>> {
         let mut state = lock(&self.state);
-        (state.period == period).then(|| {
+        (state.epoch == epoch).then(|| {
             state.claims += 1;
             Claim { offload: self }
         })
     }
 
-    /// Enters in `in_flight` what has been carried out.
+    /// Moves completions to `in_flight`.
     pub(super) fn collect(&self, in_flight: &mut InFlight) {
         let nothing = !self.has_completions.load(Ordering::Relaxed)
             || !self.has_completions.swap(false, Ordering::Acquire);
@@ -62,16 +62,17 @@ impl Offload {
         }
     }
 
-    /// Begins a new period, and waits until no claim of the last one is left. The caller holds the ring's lock.
+    /// Starts a new epoch and waits until all claims of the previous one are released. The caller holds the ring's
+    /// lock.
     pub(super) fn halt(&self) {
         let mut state = lock(&self.state);
-        state.period.0 += 1;
+        state.epoch.0 += 1;
         while state.claims > 0 {
             state = wait(&self.idle, state);
         }
     }
 
-    /// Whether a thread of the pool is carrying out a request of this ring.
+    /// Whether a thread of the pool is executing a request of this ring.
     #[cfg(test)]
     pub(super) fn is_claimed(&self) -> bool {
         lock(&self.state).claims > 0
@@ -79,9 +80,9 @@ impl Offload {
 }
 
 impl Claim<'_> {
-    /// Reports what has been carried out, and gives the claim up.
+    /// Reports completions and releases the claim.
     ///
-    /// Both under one lock: a halt that finds no claim finds these completions.
+    /// Both happen under one lock, so that a halt that finds no claims finds these completions.
     pub(super) fn finish(self, completions: &[(Ticket, Completion)]) {
         let mut state = lock(&self.offload.state);
         state.completions.extend_from_slice(completions);
@@ -99,7 +100,7 @@ impl Claim<'_> {
     }
 }
 
-/// What was carried out and not reported is lost, and carried out again after the ring's next start.
+/// Requests that were executed but not reported are executed again after the ring's next start.
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         self.release(&mut lock(&self.offload.state));

@@ -1,46 +1,46 @@
-//! How long a thread looks for requests before it sleeps.
+//! Decides how long a thread polls for requests before it sleeps.
 //!
-//! A wake-up costs 3 to 30 µs on hardware and 100 µs and more in a nested virtual machine, on both sides: the guest's kick
-//! and this thread's start. Looking costs a CPU. So a thread looks only while that has just paid, and gives the CPU away
-//! between looks: a guest's virtual CPU that wants the same core gets it. A guest that makes no requests costs nothing.
+//! A wake-up costs 3 to 30 µs on hardware and 100 µs or more in a nested virtual machine, on both sides: for the
+//! guest's kick and for waking this thread. Polling costs CPU time. So a thread polls only if that has recently paid
+//! off, and yields the CPU in between, so that a virtual CPU can run on the same core. An idle guest costs nothing.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Looks between two glances at the clock, which cost as much as several looks.
+/// Number of polls between two reads of the clock, which is as expensive as several polls.
 const LOOKS: u32 = 8;
 
-/// What a request that was answered lets the thread look beyond its usual window: about what a wake-up costs. A guest with
-/// many requests under way is worth waiting for longer, since one wake-up holds them all up.
+/// By how much each answered request extends the polling window: about the cost of a wake-up. If a guest has many
+/// requests in flight, longer polling pays off, because one wake-up delays all of them.
 const EARNED_BY_REQUEST: Duration = Duration::from_micros(20);
 
-/// The longest look.
+/// Maximum polling window.
 const EARNED_MAX: Duration = Duration::from_millis(1);
 
-/// After so many misses in a row, another one does not make the thread more reluctant.
+/// Further misses in a row have no effect.
 const MISSES_MAX: u32 = 6;
 
-/// Decides how long one thread looks.
+/// The polling state of one thread.
 #[derive(Debug)]
 pub(in crate::device) struct Poller {
-    /// The usual window.
+    /// The base polling window.
     most: Duration,
-    /// What the requests since the last sleep have earned.
+    /// The window earned by requests since the last sleep.
     earned: Duration,
-    /// Requests that this thread has answered since it began.
+    /// Total number of requests that this thread has answered.
     answered: u64,
-    /// Whether looking is expected to pay.
+    /// Whether polling is expected to pay off.
     is_looking: bool,
-    /// Looks in a row that found nothing.
+    /// Number of polling windows in a row that found nothing.
     misses: u32,
-    /// Sleeps in a row that looking would have spared.
+    /// Number of sleeps in a row that polling would have avoided.
     short_sleeps: u32,
     /// When the thread went to sleep.
     asleep: Option<Instant>,
 }
 
 impl Poller {
-    /// Looks for about `most`; zero never looks.
+    /// Polls for about `most`; zero disables polling.
     pub(in crate::device) fn new(most: Duration) -> Self {
         Self {
             most,
@@ -53,7 +53,7 @@ impl Poller {
         }
     }
 
-    /// Takes note of how many requests the thread has answered so far.
+    /// Updates the total number of requests that the thread has answered.
     pub(in crate::device) fn answered(&mut self, total: u64) {
         let new = u32::try_from(total - self.answered).unwrap_or(u32::MAX);
         self.answered = total;
@@ -68,7 +68,7 @@ impl Poller {
         self.most.max(self.earned)
     }
 
-    /// Looks until `look` finds something or it does not pay any more; says which.
+    /// Polls until `look` returns true or the window ends; returns whether `look` returned true.
     pub(in crate::device) fn wait(&mut self, mut look: impl FnMut() -> bool) -> bool {
         if !self.is_looking {
             return false;
@@ -105,9 +105,9 @@ impl Poller {
         }
     }
 
-    /// The whole window is worth trying after short sleeps: how long the guest takes to answer an interrupt does not grow
-    /// step by step. The more looks were in vain, the more such sleeps it takes, so that a guest whose requests come a
-    /// little too late costs little.
+    /// Enables polling after sleeps that were shorter than the window. Each miss doubles the number of such sleeps
+    /// required, so that a guest whose requests come slightly too late costs little. The window itself is not increased
+    /// gradually, because a guest's reaction time to an interrupt does not start small and grow.
     fn slept_for(&mut self, time: Duration) {
         let would_have_waited = self.window();
         self.earned = Duration::ZERO;
@@ -148,8 +148,8 @@ mod tests {
         assert!(!poller.wait(|| panic!("it did not pay")));
     }
 
-    /// Requests that come in the middle of the window were never found when the window grew from its smallest: each look
-    /// in vain made it small again.
+    /// Regression test: when the window grew gradually, requests in the middle of the window were never found, because
+    /// each miss reset it to the minimum.
     #[test]
     fn the_first_look_is_as_long_as_any() {
         let mut poller = Poller::new(Duration::from_secs(60));

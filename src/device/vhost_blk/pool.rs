@@ -1,32 +1,32 @@
-//! Threads for what would block.
+//! Threads for blocking work.
 //!
-//! Not io_uring: its operations bypass seccomp filters, and what blocks here is not only reads but also opening files
-//! and walking directories. Little is lost: the refused `RWF_NOWAIT` has the kernel begin to read (Linux 5.9 and later),
-//! so that threads only wait, and one waits for several requests. Cold random 4 KiB reads over 2 GB at queue depth 32 on
-//! two cores, reads a second: 53,800 through this pool, 58,000 with fio's io_uring, 12,000 with its libaio, and 62,000,
-//! 68,000 and 72,000 with 16, 32 and 64 threads of its own, which hand nothing to a guest.
+//! We do not use io_uring: its operations bypass seccomp filters, and not only reads block but also opening files and
+//! listing directories. Little is lost: a failed read with `RWF_NOWAIT` starts readahead (Linux 5.9 and later), so the
+//! threads only wait, and one thread waits for several requests. Cold random 4 KiB reads over 2 GB with queue depth 32
+//! on two cores, in reads per second: 53,800 through this pool; with fio, which does not pass data to a guest, 58,000
+//! with io_uring, 12,000 with libaio, and 62,000, 68,000 and 72,000 with 16, 32 and 64 threads.
 
 use std::collections::VecDeque;
 
 use super::sync::thread::{self, JoinHandle};
 use super::sync::{Arc, Condvar, Mutex, MutexGuard, lock, wait};
 
-/// Something to be done.
+/// A unit of work.
 pub(in crate::device) trait Job: Send + 'static {
-    /// Does it.
+    /// Does the work.
     fn run(self);
 
-    /// Whether anybody still needs it.
+    /// Whether the result is still needed.
     fn is_wanted(&self) -> bool {
         true
     }
 }
 
-/// From so many waiting jobs on, those that nobody needs any more are dropped: a frontend that stops and starts its rings
-/// must not pile them up.
+/// When this many jobs are queued, those that are not needed any more are dropped. Otherwise a frontend that repeatedly
+/// stops and starts its rings could grow the queue without bound.
 const JOBS_BEFORE_PURGE: usize = 4096;
 
-/// Threads that are started when they are needed and then stay.
+/// A pool of threads, which are started on demand and kept until the end.
 pub(in crate::device) struct Pool<J: Job> {
     shared: Arc<Shared<J>>,
     most_threads: usize,
@@ -40,13 +40,13 @@ struct Shared<J> {
 struct State<J> {
     jobs: VecDeque<J>,
     threads: Vec<JoinHandle<()>>,
-    /// Threads that wait for a job.
+    /// Number of threads that wait for a job.
     idle: usize,
     ended: bool,
 }
 
 impl<J: Job> Pool<J> {
-    /// No thread is started yet.
+    /// Creates a pool without starting threads.
     pub(in crate::device) fn new(most_threads: usize) -> Self {
         let state = State {
             jobs: VecDeque::new(),
@@ -64,10 +64,10 @@ impl<J: Job> Pool<J> {
         }
     }
 
-    /// Has `job` done by a thread.
+    /// Queues `job`.
     ///
     /// # Errors
-    /// The job, when there is no thread and none can be started.
+    /// Returns the job if there is no thread and none can be started.
     pub(in crate::device) fn submit(&self, job: J) -> Result<(), J> {
         let mut state = self.shared.lock();
         if !state.ended && state.idle <= state.jobs.len() && state.threads.len() < self.most_threads
@@ -86,7 +86,7 @@ impl<J: Job> Pool<J> {
         Ok(())
     }
 
-    /// Without a new thread the others have more to do, that is all.
+    /// Errors are ignored if there are other threads: these then do the work.
     fn start_thread(&self, state: &mut State<J>) {
         let shared = Arc::clone(&self.shared);
         let name = "blocking".to_owned();
@@ -96,30 +96,30 @@ impl<J: Job> Pool<J> {
         state.threads.extend(started);
     }
 
-    /// Jobs that no thread has begun.
+    /// Number of queued jobs.
     #[cfg(test)]
     pub(in crate::device) fn waiting(&self) -> usize {
         self.shared.lock().jobs.len()
     }
 
-    /// Does what is left to do, and ends the threads.
+    /// Finishes the queued jobs and joins the threads.
     pub(in crate::device) fn end(&self) {
         for thread in self.shared.end() {
-            // A job that panicked has said so.
+            // If a job panicked, the panic has been printed already.
             let _ = thread.join();
         }
     }
 }
 
 impl<J: Job> Drop for Pool<J> {
-    /// Does not wait: it may be one of the pool's own threads that drops it.
+    /// Does not join the threads, because the pool may be dropped by one of them.
     fn drop(&mut self) {
         self.shared.end();
     }
 }
 
 impl<J: Job> Shared<J> {
-    /// Jobs are run without the lock.
+    /// The lock is not held while jobs run.
     fn lock(&self) -> MutexGuard<'_, State<J>> {
         lock(&self.state)
     }
@@ -130,7 +130,7 @@ impl<J: Job> Shared<J> {
         }
     }
 
-    /// Waits for a job; none when the pool has ended.
+    /// Waits for a job; `None` when the pool has ended.
     fn next(&self) -> Option<J> {
         let mut state = self.lock();
         loop {

@@ -1,8 +1,8 @@
-//! A request is a value: a descriptor chain, parsed and checked.
+//! Parses and checks descriptor chains.
 //!
 //! Layout (virtio 1.2, section 5.2.6): 16 readable bytes {type u32, reserved u32, sector u64}, data, and a status
-//! byte, which is the last byte of the device-writable part. How those are spread over descriptors is up to the
-//! driver (section 2.7.4.1: no assumptions on framing).
+//! byte, which is the last byte of the device-writable part. The driver may distribute them over descriptors in any way
+//! (section 2.7.4.1: no assumptions on framing).
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -16,34 +16,35 @@ use vm_memory::{GuestAddress, GuestMemory};
 use super::dirty::DirtyLog;
 use super::guest::{GuestBuffer, GuestFault};
 
-/// Unit of `sector` and of `capacity`, whatever the block size (virtio 1.2, section 5.2.4).
+/// Unit of `sector` and of `capacity`, independent of the block size (virtio 1.2, section 5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
 
-/// Most data segments of a request. Same as QEMU's `seg-max-adjust` with a queue of 128 (`hw/block/virtio-blk.c`).
+/// Maximum number of data segments of a request. Same as with QEMU's `seg-max-adjust` and a queue size of 128
+/// (`hw/block/virtio-blk.c`).
 pub const SEG_MAX: u32 = 126;
 
-/// Most descriptors of a chain: the data's, one for the header and one for the status byte.
+/// Maximum number of descriptors of a chain: data segments, header and status byte.
 pub const MAX_DESCRIPTORS: usize = SEG_MAX as usize + 2;
 
-/// Length of the answer to `VIRTIO_BLK_T_GET_ID` (virtio 1.2, section 5.2.6).
+/// Length of the data of `VIRTIO_BLK_T_GET_ID` (virtio 1.2, section 5.2.6).
 pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 
 /// Length of a request's header (virtio 1.2, section 5.2.6).
 const HEADER_BYTES: usize = 16;
 
-/// What the status byte says (virtio 1.2, section 5.2.6).
+/// Status of a request (virtio 1.2, section 5.2.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// Done.
+    /// Success.
     Ok,
-    /// Not done, by the fault of device or driver.
+    /// Error of the device or the driver.
     IoErr,
-    /// The device does not know this type of request.
+    /// The type of request is not supported.
     Unsupp,
 }
 
 impl Status {
-    /// The byte that goes to guest memory.
+    /// The status byte in guest memory.
     pub fn byte(self) -> u8 {
         let value = match self {
             Self::Ok => VIRTIO_BLK_S_OK,
@@ -54,16 +55,16 @@ impl Status {
     }
 }
 
-/// Why a request is not carried out.
+/// Why a request is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The guest wants to change a read-only disk.
+    /// A request that would change the read-only disk.
     #[error("the guest tried to write (request type {kind}): the disk is read-only")]
     Write {
         /// Type of the request.
         kind: u32,
     },
-    /// No such type.
+    /// An unknown type of request.
     #[error("request type {kind} is unknown")]
     Unknown {
         /// Type of the request.
@@ -72,7 +73,7 @@ pub enum Refusal {
     /// The chain is longer than the device allows.
     #[error("the descriptor chain is longer than {MAX_DESCRIPTORS} descriptors")]
     TooLong,
-    /// The chain has no end: it loops, or leads out of its table or out of memory.
+    /// The chain has no end: it loops, or leaves its table or guest memory.
     #[error("the descriptor chain has no end")]
     Endless,
     /// A readable descriptor follows a writable one (virtio 1.2, section 2.7.4.2).
@@ -81,16 +82,16 @@ pub enum Refusal {
     /// There is no room for the status byte.
     #[error("the request has no room for a status byte")]
     NoStatus,
-    /// The header is short or not in memory.
+    /// The header is too short or not in memory.
     #[error("the request's header cannot be read: {0}")]
     Header(GuestFault),
-    /// The data are not whole sectors.
+    /// The length of the data is not a multiple of the sector size.
     #[error("a read of {len_bytes} bytes is not a multiple of {SECTOR_BYTES}")]
     Partial {
         /// Length of the data buffers.
         len_bytes: u64,
     },
-    /// The range is not inside the disk.
+    /// The range is beyond the end of the disk.
     #[error("a read of {len_bytes} bytes at sector {sector} is beyond the end of the disk")]
     Beyond {
         /// First sector.
@@ -100,29 +101,29 @@ pub enum Refusal {
     },
 }
 
-/// What the guest asks for.
+/// A request of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Fill `data` from `offset_bytes`; the range is inside the disk.
+    /// Read into `data`. The range has been checked to be inside the disk.
     Read {
-        /// First byte of the disk.
+        /// First byte on the disk.
         offset_bytes: u64,
-        /// Whole sectors.
+        /// Destination; a multiple of the sector size.
         data: GuestBuffer,
     },
-    /// Tell the serial.
+    /// Return the serial number.
     GetId {
-        /// Any length; the driver is supposed to give [`ID_BYTES`].
+        /// Destination of any length, although drivers should use [`ID_BYTES`].
         data: GuestBuffer,
     },
-    /// Make writes durable: there are none.
+    /// Flush writes; there are none.
     Flush,
-    /// Nothing that could be done.
+    /// Invalid or not supported.
     Refused(Refusal),
 }
 
 impl Request {
-    /// What the device writes to, apart from the status byte.
+    /// The buffer that the device writes to, apart from the status byte.
     pub fn written(&self) -> Option<&GuestBuffer> {
         match self {
             Self::Read { data, .. } | Self::GetId { data } => Some(data),
@@ -130,7 +131,7 @@ impl Request {
         }
     }
 
-    /// Where a read begins, and its buffer.
+    /// Offset and buffer of a read.
     pub fn as_read(&self) -> Option<(u64, &GuestBuffer)> {
         match self {
             Self::Read { offset_bytes, data } => Some((*offset_bytes, data)),
@@ -139,19 +140,19 @@ impl Request {
     }
 }
 
-/// A request and where its answer goes.
+/// A request with its location in guest memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed {
-    /// Index of the chain's first descriptor: how the guest knows the request.
+    /// Index of the chain's first descriptor, which identifies the request to the guest.
     pub head: u16,
-    /// What it asks for.
+    /// The request.
     pub request: Request,
-    /// Where the status byte goes; none when the chain has no such place.
+    /// Address of the status byte; `None` if the chain has no room for it.
     pub status: Option<GuestAddress>,
 }
 
 impl Parsed {
-    /// Marks in `log` all that the device may have written to.
+    /// Marks everything that the device may have written to in `log`.
     pub fn mark_in(&self, log: &DirtyLog) {
         if let Some(data) = self.request.written() {
             data.mark_in(log);
@@ -162,9 +163,9 @@ impl Parsed {
     }
 }
 
-/// Reads a descriptor chain. `disk_len_bytes` is the length of the disk.
+/// Parses a descriptor chain. `disk_len_bytes` is the length of the disk.
 ///
-/// Never fails: a chain that makes no sense is a request that is refused.
+/// Never fails: an invalid chain becomes [`Request::Refused`].
 pub fn parse<M: GuestMemory>(chain: DescriptorChain<&M>, disk_len_bytes: u64) -> Parsed {
     let head = chain.head_index();
     let memory = chain.memory();
@@ -182,15 +183,16 @@ pub fn parse<M: GuestMemory>(chain: DescriptorChain<&M>, disk_len_bytes: u64) ->
     }
 }
 
-/// A chain, sorted into its readable and its writable part.
+/// A chain, divided into its readable and its writable part.
 #[derive(Debug, Default)]
 struct Layout {
     readable: GuestBuffer,
     writable: GuestBuffer,
-    /// Descriptors seen, including those that were not kept.
+    /// Number of descriptors seen, including those that were not stored.
     descriptors: usize,
     /// The last descriptor seen has no successor.
     ended: bool,
+    /// A readable descriptor followed a writable one.
     disordered: bool,
 }
 
@@ -208,7 +210,7 @@ impl Layout {
         self.ended = !descriptor.has_next();
         if descriptor.is_write_only() {
             if self.descriptors > MAX_DESCRIPTORS && descriptor.len() > 0 {
-                // Refused anyway: only the place of the status byte matters.
+                // The request will be refused; only the address of the status byte is still needed.
                 self.writable = GuestBuffer::default();
             }
             self.writable.push(descriptor.addr(), descriptor.len());
@@ -220,7 +222,7 @@ impl Layout {
         }
     }
 
-    /// A chain without an end has no last writable byte either.
+    /// Removes the status byte from the writable part. A chain without end has no last byte.
     fn take_status(&mut self) -> Option<GuestAddress> {
         if self.ended {
             self.writable.pop_byte()
@@ -244,7 +246,7 @@ impl Layout {
     }
 }
 
-/// The header's fields that matter.
+/// The relevant fields of the header.
 #[derive(Debug, Clone, Copy)]
 struct Header {
     kind: u32,
@@ -252,7 +254,7 @@ struct Header {
 }
 
 impl Header {
-    /// Copies the header once: the guest may change it at any moment.
+    /// Copies the header once, because the guest may change it at any time.
     fn read(readable: &GuestBuffer, memory: &impl GuestMemory) -> Result<Self, Refusal> {
         let mut bytes = [0; HEADER_BYTES];
         readable

@@ -1,4 +1,4 @@
-//! Rings and the pool with real threads, through very many stops, resets and changes.
+//! Stress test of rings and the pool with real threads: many stops, resets and changes.
 
 use super::{execute, guest, inflight, offload, pool, ring, sync, testing};
 
@@ -7,10 +7,10 @@ mod world;
 
 use world::{Change, World};
 
-/// Cycles by default; `LAZYSTORE_CYCLES` sets another number. A million of them take some minutes.
+/// Default number of cycles; `LAZYSTORE_CYCLES` overrides it. A million cycles take some minutes.
 const CYCLES: usize = 5000;
 
-/// Every change but the last in turn, in an order that a generator with a fixed seed chooses.
+/// Pseudorandom changes with a fixed seed, except [`Change::Leave`].
 fn changes(count: usize) -> impl Iterator<Item = Change> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..count).map(move |_| {

@@ -1,4 +1,4 @@
-//! Guests for tests: memory, descriptor chains, and a driver that checks what a driver can check.
+//! Test guests: memory, descriptor chains, and a driver that checks everything a driver can check.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -21,7 +21,7 @@ pub fn memory(len: usize) -> Memory {
 /// A descriptor: address, length, and whether the device may write.
 pub type Part = (u64, u32, bool);
 
-/// Parses one chain made of `parts`, for a disk of `disk_len` bytes. The queue lies at 0 and ends below 0x4000.
+/// Parses one chain made of `parts`, for a disk of `disk_len` bytes. The queue is at address 0 and ends below 0x4000.
 pub fn parse_parts(memory: &Memory, parts: &[Part], disk_len: u64) -> Parsed {
     let descriptors: Vec<RawDescriptor> = parts
         .iter()
@@ -41,14 +41,14 @@ pub fn put_header(memory: &Memory, address: u64, kind: u32, sector: u64) {
     memory.write_obj(sector, GuestAddress(address + 8)).unwrap();
 }
 
-/// What a guest notices when a device breaks the rules.
+/// A violation that a guest notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelFault {
-    /// The device returned a request that is not with it: Linux says "id %u is not a head!".
+    /// The device returned a request that is not outstanding; Linux prints "id %u is not a head!".
     NotOutstanding(u16),
-    /// A request came back without its data and status.
+    /// A request was returned without its data and status.
     NotWritten(u16),
-    /// Requests that were never answered.
+    /// Requests that were never returned.
     Lost(usize),
     /// The used ring is not a prefix of the available ring.
     NotThePrefix(u16),
@@ -59,13 +59,13 @@ const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
 const BUFFERS: u64 = 0x4000;
 const BUFFER_BYTES: u32 = 16;
-/// Two indirect descriptors for each head.
+/// Tables of two indirect descriptors for each head.
 const TABLES: u64 = 0x6000;
 
-/// Content of a buffer that the device has filled.
+/// Contents of a buffer that the device has filled.
 pub const ANSWER: [u8; 16] = [0; 16];
 
-/// A driver whose requests are one writable buffer each, every second one in two parts and by an indirect table.
+/// A driver whose requests have one writable buffer each. Every second request uses an indirect table with two parts.
 pub struct Driver {
     memory: Memory,
     size: u16,
@@ -73,17 +73,17 @@ pub struct Driver {
     seen_used: u16,
     free: VecDeque<u16>,
     outstanding: BTreeSet<u16>,
-    /// Heads in the order in which they were made available and have not come back.
+    /// Outstanding heads in the order in which they were made available.
     order: VecDeque<u16>,
 }
 
 impl Driver {
-    /// A ring of `size` (at most 256), both of whose indexes start at `start`.
+    /// A ring of `size` (at most 256) with both indexes starting at `start`.
     pub fn new(size: u16, start: u16) -> Self {
         Self::in_memory(memory(0x10000), size, start)
     }
 
-    /// As after a reset: another driver in the same memory.
+    /// Another driver in the same memory, as after a reset.
     pub fn in_memory(memory: Memory, size: u16, start: u16) -> Self {
         memory.write_obj(start, GuestAddress(AVAIL + 2)).unwrap();
         memory.write_obj(start, GuestAddress(USED + 2)).unwrap();
@@ -115,8 +115,8 @@ impl Driver {
         self.next_avail
     }
 
-    /// Whether the device asked to be told of requests that were made available since the index was `before`
-    /// (virtio 1.2, section 2.7.10).
+    /// Whether the device wants a kick for requests made available since the index was `before` (virtio 1.2, section
+    /// 2.7.10).
     pub fn wants_kick(&self, event_idx: bool, before: u16) -> bool {
         let word = |at: u64| -> u16 { self.memory.read_obj(GuestAddress(at)).unwrap() };
         if event_idx {
@@ -127,7 +127,7 @@ impl Driver {
         }
     }
 
-    /// Asks for an interrupt with the next answer, as a driver with EVENT_IDX does (virtio 1.2, section 2.7.7).
+    /// Requests an interrupt for the next completion, as a driver with EVENT_IDX (virtio 1.2, section 2.7.7).
     pub fn want_interrupt(&self) {
         let event = AVAIL + 4 + 2 * u64::from(self.size);
         self.memory
@@ -135,12 +135,12 @@ impl Driver {
             .unwrap();
     }
 
-    /// Flags of the available ring, of a driver without EVENT_IDX; 1 asks for no interrupts.
+    /// Sets the flags of the available ring, for a driver without EVENT_IDX; 1 disables interrupts.
     pub fn set_flags(&self, flags: u16) {
         self.memory.write_obj(flags, GuestAddress(AVAIL)).unwrap();
     }
 
-    /// Makes up to `count` requests available; fewer when the ring is full.
+    /// Makes up to `count` requests available; fewer if the ring is full.
     pub fn submit(&mut self, count: usize) {
         for _ in 0..count {
             let Some(head) = self.free.pop_front() else {
@@ -167,7 +167,7 @@ impl Driver {
         }
     }
 
-    /// A descriptor of a table that names the head's buffer in two parts.
+    /// A descriptor that refers to a table with the head's buffer in two parts.
     fn indirect(&self, head: u16) -> Descriptor {
         const FIRST: u32 = 5;
         let (table, buffer) = (TABLES + 32 * u64::from(head), buffer_of(head).0);
@@ -190,14 +190,14 @@ impl Driver {
         Descriptor::new(table, 32, flags, 0)
     }
 
-    /// Stores a used element without its index: death in the midst of publishing.
+    /// Stores a used element without the index, like a process that is killed while publishing.
     pub fn scribble_element(&self, index: u16, head: u16) {
         let slot = USED + 4 + 8 * u64::from(index % self.size);
         let element = [u32::from(head), 1];
         self.memory.write_obj(element, GuestAddress(slot)).unwrap();
     }
 
-    /// Takes back what the device has returned, checking as a guest does.
+    /// Takes returned requests from the used ring, with the checks of a guest.
     pub fn take_back(&mut self) -> Result<(), ModelFault> {
         while self.seen_used != self.used_index() {
             let slot = USED + 4 + 8 * u64::from(self.seen_used % self.size);
@@ -218,7 +218,7 @@ impl Driver {
             return Err(ModelFault::NotWritten(head));
         }
         self.order.retain(|other| *other != head);
-        // Heads come back in another order than they went, as in a driver with a free list.
+        // Reuse heads in a different order, like a driver with a free list.
         if head.is_multiple_of(3) {
             self.free.push_front(head);
         } else {
@@ -227,7 +227,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Rule 1, which is stricter than what a guest can check.
+    /// Checks rule 1, which is stricter than what a guest can check.
     pub fn check_prefix(&self) -> Result<(), ModelFault> {
         let mut index = self.seen_used;
         for expected in &self.order {
@@ -244,7 +244,7 @@ impl Driver {
         Ok(())
     }
 
-    /// All requests must have come back.
+    /// Checks that all requests have been returned.
     pub fn check_nothing_lost(&self) -> Result<(), ModelFault> {
         match self.outstanding.len() {
             0 => Ok(()),
@@ -253,7 +253,7 @@ impl Driver {
     }
 }
 
-/// Address of the buffer that belongs to a head.
+/// Address of a head's buffer.
 pub fn buffer_of(head: u16) -> GuestAddress {
     GuestAddress(BUFFERS + u64::from(BUFFER_BYTES) * u64::from(head))
 }

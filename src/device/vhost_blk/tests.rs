@@ -1,4 +1,4 @@
-//! Tests of the modules that are compiled twice (see [`model`](super::model)), which therefore cannot hold their own.
+//! Tests of the modules that are compiled twice (see [`model`](super::model)) and therefore cannot contain their tests.
 
 mod inflight;
 mod pool;

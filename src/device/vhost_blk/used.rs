@@ -1,4 +1,4 @@
-//! The used ring: what is published, and whether the driver wants an interrupt for it.
+//! Publishes requests in the used ring, and decides whether the driver wants an interrupt.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -11,16 +11,16 @@ use super::inflight::InFlight;
 /// Offset of `avail.ring` (virtio 1.2, section 2.7.6).
 const AVAIL_RING_OFFSET: u64 = 4;
 
-/// Length of a used ring: flags, index, elements of 8 bytes, and the event index (virtio 1.2, section 2.7.8).
+/// Length of a used ring: flags, index, elements of 8 bytes, event index (virtio 1.2, section 2.7.8).
 pub(super) fn len_bytes(queue_size: u16) -> u64 {
     6 + 8 * u64::from(queue_size)
 }
 
-/// Publishes requests from the front of `in_flight`, as far as they have been carried out. Returns whether the driver is to
-/// be interrupted, whatever went wrong: it waits for those that were published before.
+/// Publishes executed requests from the front of `in_flight`. Returns whether to interrupt the driver, even after an
+/// error, because it waits for the requests that were published before the error.
 ///
 /// # Errors
-/// When an index is impossible or the ring is not in memory.
+/// An index is inconsistent, or the ring is not in guest memory.
 pub(super) fn publish(
     queue: &mut Queue,
     memory: &impl GuestMemory,
@@ -33,7 +33,7 @@ pub(super) fn publish(
     }
     match wants_interrupt(queue, memory, before) {
         Ok(wanted) => (wanted, added),
-        // It cannot be known.
+        // Unknown, so interrupt to be safe.
         Err(error) => (true, added.and(Err(error))),
     }
 }
@@ -49,23 +49,24 @@ fn add_completed(
     Ok(())
 }
 
-/// Whether the driver wants an interrupt now that the used index has moved from `before` (virtio 1.2, section 2.7.7).
+/// Whether the driver wants an interrupt after the used index has moved on from `before` (virtio 1.2, section 2.7.7).
 ///
-/// Not [`QueueT::needs_notification`]: virtio-queue 0.18 counts what was added since it was last asked with EVENT_IDX,
-/// so that 65,535 requests without that feature, or a reset in between, made it swallow an interrupt. It ignores
-/// `VRING_AVAIL_F_NO_INTERRUPT`, too.
+/// We cannot use [`QueueT::needs_notification`]: virtio-queue 0.18 counts the requests added since its last call with
+/// EVENT_IDX, so after 65,535 requests without that feature, or after a reset, it misses an interrupt. It also ignores
+/// `VRING_AVAIL_F_NO_INTERRUPT`.
 fn wants_interrupt(
     queue: &Queue,
     memory: &impl GuestMemory,
     before: u16,
 ) -> Result<bool, QueueError> {
-    // The index must be visible before the driver's wish is read: a driver states its wish and then looks at the index.
+    // The index must be visible before the driver's event index or flags are loaded. The driver stores these and then
+    // loads the index.
     fence(Ordering::SeqCst);
     let after = queue.next_used();
     if queue.event_idx_enabled() {
         let offset = AVAIL_RING_OFFSET + 2 * u64::from(queue.size());
         let event = load(memory, queue.avail_ring(), offset)?;
-        // Whether `event` lies in before..after, as `vring_need_event` of Linux has it.
+        // Whether `event` is in before..after, as in Linux's `vring_need_event`.
         Ok(after.wrapping_sub(event).wrapping_sub(1) < after.wrapping_sub(before))
     } else {
         let flags = load(memory, queue.avail_ring(), 0)?;

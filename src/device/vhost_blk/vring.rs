@@ -1,4 +1,4 @@
-//! A ring as `vhost-user-backend` wants it: what the frontend's messages do to it.
+//! Implements `vhost-user-backend`'s [`VringT`] for [`Ring`]: the changes that the frontend's messages make.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use super::ring::{Health, Ring, RingGuard, Shared};
 use super::sync::{Arc, lock};
 
 impl Ring {
-    /// Changes a ring that may be running. Nothing is under way for it meanwhile.
+    /// Halts the ring, applies `change`, and resumes the ring if it was running.
     fn change<T>(&self, change: impl FnOnce(&mut RingGuard<'_>) -> T) -> T {
         let mut guard = self.halt();
         let changed = change(&mut guard);
@@ -26,16 +26,16 @@ impl Ring {
         changed
     }
 
-    /// Has the queue's thread look at the ring, as if the guest had kicked: it may have found the ring halted and gone to
+    /// Wakes the queue's thread as if the guest had kicked: the thread may have found the ring halted and gone to
     /// sleep, and the guest has no reason to kick again.
     #[allow(unsafe_code)]
     fn kick(&self) {
         let vring = self.vring.get_ref();
         if let Some(kick) = vring.get_kick() {
-            // SAFETY: `vring` is locked, so the descriptor stays open until after the call.
+            // SAFETY: `vring` is locked, so the descriptor stays open during the call.
             let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
-            // The descriptor does not block (see `set_kick`). One that cannot be written to is no eventfd, and a
-            // frontend that changes a ring while it runs has to kick then.
+            // The descriptor is non-blocking (see `set_kick`). If it is not writable, it is not an eventfd, and a
+            // frontend that changes a running ring has to kick itself.
             let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
         }
     }
@@ -85,7 +85,7 @@ impl VringT<SharedMemory> for Ring {
         self.vring.needs_notification()
     }
 
-    /// A disabled ring is at rest when this returns.
+    /// Disabling halts the ring before it returns.
     fn set_enabled(&self, enabled: bool) {
         self.vring.set_enabled(enabled);
         if !enabled {
@@ -112,14 +112,14 @@ impl VringT<SharedMemory> for Ring {
         self.vring.queue_next_avail()
     }
 
-    /// Rule 2: a ring that is running knows better.
+    /// Ignored for a running ring (rule 2).
     fn set_queue_next_avail(&self, base: u16) {
         if !self.is_ready() {
             self.vring.set_queue_next_avail(base);
         }
     }
 
-    /// Rule 2: a ring that is running knows better.
+    /// Ignored for a running ring (rule 2).
     fn set_queue_next_used(&self, index: u16) {
         if !self.is_ready() {
             self.vring.set_queue_next_used(index);
@@ -130,8 +130,8 @@ impl VringT<SharedMemory> for Ring {
         self.vring.queue_used_idx()
     }
 
-    /// The caller acknowledges whatever is asked for, so a size that cannot be is remembered: the ring's addresses are
-    /// refused, which ends the connection, and the ring does not start.
+    /// This cannot return an error, so an invalid size is recorded. Setting the ring's addresses then fails, which ends
+    /// the connection, and the ring does not start.
     fn set_queue_size(&self, size: u16) {
         let fits = size.is_power_of_two() && size <= QUEUE_SIZE_MAX;
         self.change(|guard| {
@@ -143,50 +143,52 @@ impl VringT<SharedMemory> for Ring {
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
-        // Comes for all rings with every SET_FEATURES.
+        // SET_FEATURES calls this for all rings, even if nothing changes.
         if self.vring.get_ref().get_queue().event_idx_enabled() != enabled {
             self.change(|_| self.vring.set_queue_event_idx(enabled));
         }
     }
 
-    /// Rule 2. A ring that is not ready is at rest when this returns.
+    /// Starting a ring resumes it (rule 2). Stopping it halts it before this returns.
     fn set_queue_ready(&self, ready: bool) {
         if ready {
             let mut guard = self.halt();
             guard.resume();
             self.vring.set_queue_ready(true);
         } else {
-            // First the flag, so that a busy queue thread leaves.
+            // Clear the flag first, so that a busy queue thread stops.
             self.vring.set_queue_ready(false);
             self.halt().state.health = Health::Stopped;
         }
     }
 
-    /// Makes the descriptor non-blocking: an event that someone else consumed must not stop the thread for good.
+    /// Makes the descriptor non-blocking: otherwise the thread would block for ever if another process consumed the
+    /// event.
     fn set_kick(&self, file: Option<File>) {
         if let Some(kick) = &file {
-            // A descriptor without flags is refused by epoll anyway.
+            // If fcntl(2) fails, epoll rejects the descriptor as well.
             let flags = fcntl_getfl(kick).unwrap_or(OFlags::empty());
             let _ = fcntl_setfl(kick, flags | OFlags::NONBLOCK);
         }
         self.vring.set_kick(file);
     }
 
-    /// Never fails: an error would end the thread, and the ring is looked at in any case.
+    /// Never fails: an error would end the thread, and the ring is checked in any case.
     fn read_kick(&self) -> io::Result<bool> {
         let read = self.vring.read_kick();
         let enabled = read.unwrap_or_else(|_| self.vring.get_ref().is_enabled());
         if !enabled {
-            // The device will not hear of it: a descriptor that was replaced can still be registered, and readable.
+            // The event loop does not call the device then. Slow down wake-ups: a replaced descriptor can still be
+            // registered and permanently readable.
             lock(&self.shared.disabled_wakes).woke(false);
         }
         Ok(enabled)
     }
 
-    /// Rule 3.
+    /// Signals the new descriptor (rule 3).
     fn set_call(&self, file: Option<File>) {
         self.shared.call.set(file);
-        // Without a descriptor this does nothing; a broken one shows when it is needed.
+        // An error is ignored here; it will be reported when an interrupt is needed.
         let _ = self.shared.call.signal();
     }
 

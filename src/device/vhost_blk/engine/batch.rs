@@ -1,4 +1,4 @@
-//! One batch of requests: carried out in the order of the ring, handed to the pool, published.
+//! Executes one batch of requests in ring order, hands blocking ones to the pool, and publishes completions.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,52 +13,52 @@ use super::super::ring::{Ring, RingFault, RingGuard};
 use super::{BlockingJob, Engine};
 use crate::device::meter::Counters;
 
-/// Most bytes of data that wait to be published for what comes after them: the guest goes on with the first answers
-/// while the last are being made. Small requests are not worth it: publishing every 16 of them cost 16 % of the 4 KiB
-/// reads a second at queue depth 32, and 12 % more CPU, because the guest is interrupted more often.
+/// Completions are published when this many bytes of data have accumulated, so that the guest can process the first
+/// ones while the others are being executed. For small requests this does not pay off: publishing every 16 of them
+/// reduced 4 KiB reads per second by 16 % at queue depth 32 and increased CPU time by 12 %, because of more interrupts.
 const PUBLISH_BYTES: u32 = 256 << 10;
 
-/// Most requests that one thread of the pool waits for, one after the other. The kernel reads for all of them at once,
-/// and they are published in this order anyway; a thread, a wake-up and an interrupt for each cost more than half of the
-/// reads a second (see [`pool`](super::super::pool)).
+/// Maximum number of requests in one job of the pool, which waits for them one after the other. The kernel reads for
+/// all of them at the same time, and they are published in this order anyway. One job per request (with a wake-up and
+/// an interrupt each) more than halved the reads per second (see [`pool`](super::super::pool)).
 const TOGETHER: usize = 8;
 
-/// Bytes of data after which a batch ends, so that the thread's other rings get their turn. What is left is taken again.
+/// A batch ends after this many bytes of data, so that the thread's other rings are served. The remaining requests are
+/// put back.
 const BATCH_BYTES: u64 = 4 << 20;
 
-/// A batch that has been taken from a ring.
+/// A batch of requests taken from a ring.
 pub(super) struct Batch<'b, 'r> {
     pub(super) engine: &'b Arc<Engine>,
     pub(super) guard: &'b mut RingGuard<'r>,
     pub(super) ring: &'b Ring,
-    /// Those of this queue thread.
+    /// The counters of this queue thread.
     pub(super) counters: &'b Counters,
     /// When the batch was taken.
     pub(super) taken: Instant,
     pub(super) memory: View<'b>,
 }
 
-/// What has been done and is not published, or not handed over, yet.
+/// Requests that are executed but not published, or not handed to the pool yet.
 #[derive(Default)]
 struct Pending {
-    /// Data bytes that are done.
+    /// Data bytes that are executed but not published.
     due_bytes: u32,
-    /// Requests that are done.
+    /// Requests that are executed but not published.
     due: u64,
-    /// Data bytes that were done in the whole batch.
+    /// Data bytes executed in the whole batch.
     total_bytes: u64,
-    /// Reads that wait for a disk.
+    /// Reads that wait for the disk.
     late: Vec<(Ticket, Parsed)>,
 }
 
 impl Batch<'_, '_> {
-    /// Answers `requests`; the first has ticket `first`, and so on.
+    /// Serves `requests`, which have consecutive tickets starting with `first`.
     ///
-    /// Stops early when the answers are not wanted any more. The halt that caused this abandons the rest.
+    /// Stops early when the requests are not wanted any more. The halt that caused this abandons the rest.
     ///
     /// # Errors
-    /// As [`RingGuard::publish`]. What was taken has been completed or put back, or will be completed by the pool, in any
-    /// case.
+    /// As for [`RingGuard::publish`]. Even then, all requests have been completed, put back or handed to the pool.
     pub(super) fn answer(mut self, requests: &[Parsed], first: Ticket) -> Result<(), RingFault> {
         let mut pending = Pending::default();
         let mut published = Ok(());
@@ -72,7 +72,7 @@ impl Batch<'_, '_> {
             self.run(now, ticket, &mut pending);
             if pending.due_bytes >= PUBLISH_BYTES {
                 pending.due_bytes = 0;
-                // A fault is told at the end.
+                // A fault is returned at the end.
                 published = published.and(self.publish(&mut pending));
             }
             (rest, ticket) = (later, ticket.later(now.len()));
@@ -94,7 +94,7 @@ impl Batch<'_, '_> {
         self.engine.is_wanted(self.ring)
     }
 
-    /// Answers requests that continue each other, with one read of the disk if that is possible.
+    /// Executes adjacent requests, with one merged read if possible.
     fn run(&mut self, requests: &[Parsed], first: Ticket, pending: &mut Pending) {
         let (disk, memory) = (&self.engine.disk, self.memory);
         if let Some(outcomes) = disk.try_together(requests, &memory) {
@@ -118,7 +118,7 @@ impl Batch<'_, '_> {
     }
 
     fn complete(&mut self, ticket: Ticket, outcome: Outcome, pending: &mut Pending) {
-        let completion = self.engine.note(outcome, self.counters);
+        let completion = self.engine.record(outcome, self.counters);
         let len_bytes = completion.used_len_bytes;
         pending.due += 1;
         pending.due_bytes = pending.due_bytes.saturating_add(len_bytes);
@@ -126,7 +126,7 @@ impl Batch<'_, '_> {
         self.guard.complete(ticket, completion);
     }
 
-    /// Has the pool carry requests out.
+    /// Hands requests to the pool. If the pool has no threads, executes them here.
     fn hand_over(&mut self, requests: Vec<(Ticket, Parsed)>) {
         if requests.is_empty() {
             return;
@@ -136,17 +136,17 @@ impl Batch<'_, '_> {
             engine: Arc::clone(self.engine),
             ring: self.ring.clone(),
             requests,
-            period: self.guard.period(),
+            epoch: self.guard.epoch(),
             taken: self.taken,
             memory: self.engine.memory.memory().into_inner(),
         };
         if let Err(job) = self.engine.pool.submit(job) {
             for (ticket, parsed) in &job.requests {
-                let Some(outcome) = job.execute_patiently(parsed) else {
+                let Some(outcome) = job.execute_blocking(parsed) else {
                     return;
                 };
                 self.counters.took_since(self.taken, 1);
-                let completion = self.engine.note(outcome, self.counters);
+                let completion = self.engine.record(outcome, self.counters);
                 self.guard.complete(*ticket, completion);
             }
         }

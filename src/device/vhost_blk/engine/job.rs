@@ -1,4 +1,4 @@
-//! Requests that would block the queue's thread, carried out by a thread of the pool.
+//! Blocking requests, executed by a thread of the pool.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,46 +6,46 @@ use std::time::{Duration, Instant};
 use super::super::execute::{Attempt, Completion, Outcome, Waited};
 use super::super::guest::{Memory, View};
 use super::super::inflight::Ticket;
-use super::super::offload::{Claim, Period};
+use super::super::offload::{Claim, Epoch};
 use super::super::pool::Job;
 use super::super::request::Parsed;
 use super::super::ring::Ring;
 use super::Engine;
 use crate::source::RemoteTree;
 
-/// Some requests of one ring, in the order in which they were taken.
+/// Requests of one ring, in the order in which they were taken.
 pub(in super::super) struct BlockingJob {
     pub(super) engine: Arc<Engine>,
     pub(super) ring: Ring,
     pub(super) requests: Vec<(Ticket, Parsed)>,
-    /// When they were taken, as far as the ring goes.
-    pub(super) period: Period,
-    /// The same by the clock.
+    /// The ring's epoch in which they were taken.
+    pub(super) epoch: Epoch,
+    /// The time when they were taken.
     pub(super) taken: Instant,
-    /// As it was when the requests were taken: their buffers stay mapped.
+    /// The guest memory when the requests were taken, so that their buffers stay mapped.
     pub(super) memory: Arc<Memory>,
 }
 
-/// A job that needs something to be fetched: it waits without a claim, so that a halt does not wait for it.
+/// A job that waits for a fetch. It holds no claim, so that a halt does not wait for it.
 pub(in super::super) struct FetchingJob {
     job: BlockingJob,
-    /// How many answers of the fetcher there had been before it was tried.
+    /// The fetcher's number of answers before the job was last tried.
     seen: u64,
 }
 
-/// How long it waits before it looks again whether it is still wanted.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Interval for checking whether the job is still wanted.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Job for FetchingJob {
-    /// Until something has arrived; then it is tried again, and may come back.
+    /// Waits until something has arrived, and submits the job again. It may come back here.
     fn run(self) {
         let engine = Arc::clone(&self.job.engine);
         let Some(remote) = engine.disk.image.remote() else {
             return;
         };
         while self.is_wanted() {
-            if remote.wait_for_arrival(self.seen, LOOK_AGAIN) {
-                // Only when the pool has ended.
+            if remote.wait_for_arrival(self.seen, RECHECK_INTERVAL) {
+                // An error means that the pool has ended.
                 let _ = engine.pool.submit(self.job);
                 return;
             }
@@ -57,7 +57,7 @@ impl Job for FetchingJob {
     }
 }
 
-/// What has been carried out of a job and not reported. The claim covers it, and all that is done meanwhile.
+/// Executed requests of a job that are not reported yet, and the claim under which they were executed.
 struct Progress<'j> {
     claim: Claim<'j>,
     completions: Vec<(Ticket, Completion)>,
@@ -65,15 +65,15 @@ struct Progress<'j> {
 
 impl Job for BlockingJob {
     fn run(self) {
-        self.carry_out();
+        self.execute_all();
     }
 
     fn is_wanted(&self) -> bool {
-        self.ring.shared.offload.period() == self.period
+        self.ring.shared.offload.epoch() == self.epoch
     }
 }
 
-/// They are answered, or nobody wants the answers any more.
+/// The requests have been completed or are not wanted any more.
 impl Drop for BlockingJob {
     fn drop(&mut self) {
         self.engine.meter.last().left(self.requests.len());
@@ -85,8 +85,8 @@ impl BlockingJob {
         self.engine.is_wanted(&self.ring)
     }
 
-    /// What is done is published before the thread waits for what is not.
-    fn carry_out(&self) {
+    /// Executes the requests. Completions are published before the thread waits for the next request.
+    fn execute_all(&self) {
         let counters = self.engine.meter.last();
         let mut progress = None;
         for (index, (ticket, _)) in self.requests.iter().enumerate() {
@@ -96,7 +96,7 @@ impl BlockingJob {
             let Some((mut done, outcome)) = self.proceed(progress.take(), index) else {
                 return;
             };
-            let completion = self.engine.note(outcome, counters);
+            let completion = self.engine.record(outcome, counters);
             counters.took_since(self.taken, 1);
             counters.set_plans(self.engine.disk.image.plans_begun());
             done.completions.push((*ticket, completion));
@@ -107,15 +107,15 @@ impl BlockingJob {
         }
     }
 
-    /// Carries request `index` out, at once if that is possible. None when it is not wanted any more, or when it and those
-    /// that follow wait for something to be fetched.
+    /// Executes request `index`, without waiting if possible. `None` if it is not wanted any more, or if it and the
+    /// following ones have to wait for a fetch.
     fn proceed<'j>(
         &'j self,
         progress: Option<Progress<'j>>,
         index: usize,
     ) -> Option<(Progress<'j>, Outcome)> {
         let (_, parsed) = &self.requests[index];
-        // The first request has just been tried.
+        // The queue's thread has already tried the first request without waiting.
         if let Some(progress) = progress {
             let (memory, wanted) = (View::new(&self.memory), || self.has_reader());
             if let Attempt::Done(outcome) = self.engine.disk.try_execute(&wanted, parsed, &memory) {
@@ -139,7 +139,7 @@ impl BlockingJob {
         }
     }
 
-    /// Waits for the disk, if the request needs it. None when the ring was halted since the request was taken.
+    /// Executes a request and waits for the disk. `None` if the ring was halted since the request was taken.
     fn execute(&self, parsed: &Parsed) -> Option<(Claim<'_>, Waited)> {
         let (disk, shortage) = (&self.engine.disk, &self.engine.shortage);
         let (memory, wanted) = (View::new(&self.memory), &|| self.has_reader());
@@ -152,13 +152,14 @@ impl BlockingJob {
             _ => return Some((claim, waited)),
         }
         drop(claim);
-        // Many reads at once hold many files open. One after the other they get by with few.
+        // Concurrent reads hold many files open. Sequential reads need only few descriptors.
         let alone = || disk.execute_sparingly(wanted, parsed, &memory);
         self.execute_during(shortage.write(), alone)
     }
 
-    /// Waits for all that the request needs, without a thread that could do it instead. None when it is not wanted any more.
-    pub(super) fn execute_patiently(&self, parsed: &Parsed) -> Option<Outcome> {
+    /// Executes a request in the queue's thread, when the pool has no threads, and waits for everything it needs.
+    /// `None` if it is not wanted any more.
+    pub(super) fn execute_blocking(&self, parsed: &Parsed) -> Option<Outcome> {
         let memory = View::new(&self.memory);
         let wanted = &|| self.has_reader();
         loop {
@@ -169,50 +170,51 @@ impl BlockingJob {
                 Waited::Fetching if !self.has_reader() => return None,
                 Waited::Fetching => {
                     let remote = self.engine.disk.image.remote()?;
-                    remote.wait_for_arrival(seen, LOOK_AGAIN);
+                    remote.wait_for_arrival(seen, RECHECK_INTERVAL);
                 }
             }
         }
     }
 
-    /// How many answers of the fetcher there have been.
+    /// The fetcher's number of answers so far.
     fn arrivals(&self) -> u64 {
         let remote = self.engine.disk.image.remote();
         remote.map_or(0, RemoteTree::arrivals)
     }
 
-    /// Leaves the requests from `index` on to a thread that waits until more has arrived than `seen`.
+    /// Moves the requests from `index` on to a job that waits until the fetcher has more than `seen` answers.
     fn await_fetch(&self, index: usize, seen: u64) {
         let requests = self.requests[index..].to_vec();
-        // Both jobs leave when they are dropped.
+        // Both jobs decrement the counter when they are dropped.
         self.engine.meter.last().took(requests.len());
         let job = Self {
             engine: Arc::clone(&self.engine),
             ring: self.ring.clone(),
             requests,
-            period: self.period,
+            epoch: self.epoch,
             taken: self.taken,
             memory: Arc::clone(&self.memory),
         };
         if let Err(job) = self.engine.fetching.submit(FetchingJob { job, seen }) {
-            // No thread can be started: then this one waits.
+            // No thread can be started, so wait in this one.
             job.run();
         }
     }
 
-    /// Carries a request out while a lock is held. None when the ring was halted since the request was taken.
+    /// Executes a request while a lock is held. `None` if the ring was halted since the request was taken.
     ///
-    /// The claim comes after the lock: a halt waits for claims, and must not wait for what another ring's request needs.
+    /// The claim is taken after the lock: a halt waits for claims, and must not wait for requests of other rings.
     fn execute_during<L>(
         &self,
         _lock: L,
         execute: impl FnOnce() -> Waited,
     ) -> Option<(Claim<'_>, Waited)> {
-        let claim = self.ring.claim(self.period)?;
+        let claim = self.ring.claim(self.epoch)?;
         Some((claim, execute()))
     }
 
-    /// Gives the claim up, which must not be held while the ring's lock is waited for: a halt waits for it with the lock.
+    /// Releases the claim and publishes. The claim must not be held while waiting for the ring's lock, because a halt
+    /// holds the lock while it waits for claims.
     fn report(&self, progress: Progress<'_>) {
         if let Err(fault) = self.ring.answer(progress.claim, &progress.completions) {
             self.engine.warn_of_ring(&fault);

@@ -1,6 +1,6 @@
-//! A guest, its frontend, a queue thread and a pool, around rings of the product.
+//! Simulates a guest, its frontend, a queue thread and a pool around real rings.
 //!
-//! Compiled for `shuttle`'s threads and for real ones.
+//! Compiled both with `shuttle`'s threads and with real ones.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,36 +12,36 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use super::execute::Completion;
 use super::guest::{Memory, SharedMemory};
 use super::inflight::Ticket;
-use super::offload::Period;
+use super::offload::Epoch;
 use super::pool::{Job, Pool};
 use super::ring::{Found, Ring, WhenEmpty};
 use super::sync::{Arc, Condvar, Mutex, thread};
 use super::testing::{ANSWER, Driver};
 
-/// What the frontend does while requests are under way.
+/// What the frontend does while requests are in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// GET_VRING_BASE, and a start with a base of the frontend's own idea.
+    /// GET_VRING_BASE, and a start with an arbitrary base.
     Stop,
     /// SET_VRING_ENABLE.
     Disable,
     /// A stop, and a start with another driver in the same memory.
     Reset { event_idx: bool },
-    /// SET_VRING_ADDR of a ring that runs.
+    /// SET_VRING_ADDR of a running ring.
     Addresses,
-    /// SET_FEATURES while rings run.
+    /// SET_FEATURES while rings are running.
     EventIdx(bool),
     /// The connection ends.
     Leave,
 }
 
-/// Requests that are made before each change.
+/// Number of requests submitted before each change.
 const BURST: usize = 3;
 
-/// How often all others may go on before a ring at rest is looked at again.
+/// How often other threads may run before a halted ring is checked again.
 const REST: usize = 6;
 
-/// One ring, from both sides.
+/// One ring, with its device side and its driver side.
 struct Queue {
     ring: Ring,
     driver: Driver,
@@ -50,7 +50,7 @@ struct Queue {
     event_idx: bool,
 }
 
-/// What the queue's thread sleeps on, as the event loop does.
+/// Wakes the queue's thread, like the event loop.
 #[derive(Default)]
 struct Doorbell {
     state: Mutex<Bell>,
@@ -74,7 +74,7 @@ impl Doorbell {
         self.rung.notify_one();
     }
 
-    /// Waits until it was rung. False at the end.
+    /// Waits until it is rung. False at the end.
     fn wait(&self) -> bool {
         let mut state = self.state.lock().unwrap();
         while !state.rung && !state.ended {
@@ -85,7 +85,7 @@ impl Doorbell {
     }
 }
 
-/// A request as the device knows it.
+/// A request as the device sees it.
 struct Request {
     ticket: Ticket,
     head: u16,
@@ -106,21 +106,21 @@ impl Request {
     }
 }
 
-/// Requests that a thread of the pool carries out, as the engine's job does: with a report before the last of them.
+/// Requests executed by a thread of the pool, which reports each one separately, like the engine's job.
 struct PoolJob {
     ring: Ring,
     requests: Vec<Request>,
-    period: Period,
+    epoch: Epoch,
     memory: Memory,
 }
 
 impl Job for PoolJob {
     fn run(self) {
         for request in &self.requests {
-            let Some(claim) = self.ring.claim(self.period) else {
+            let Some(claim) = self.ring.claim(self.epoch) else {
                 return;
             };
-            // Here the thread waits for a disk.
+            // The thread would wait for a disk here.
             thread::yield_now();
             if self.ring.is_halting() {
                 return;
@@ -142,7 +142,7 @@ fn serve(rings: &[Ring], memories: &[SharedMemory], pool: &Pool<PoolJob>) {
     }
 }
 
-/// Carries out every second request, and leaves the others to the pool.
+/// Executes every second request, and hands the others to the pool.
 fn serve_batch(
     ring: &Ring,
     memory: &SharedMemory,
@@ -179,7 +179,7 @@ fn serve_batch(
     let job = PoolJob {
         ring: ring.clone(),
         requests: late,
-        period: locked.period(),
+        epoch: locked.epoch(),
         memory: (*mapped).clone(),
     };
     assert!(job.requests.is_empty() || pool.submit(job).is_ok());
@@ -195,7 +195,7 @@ pub struct World {
 }
 
 impl World {
-    /// Lives through `changes`, each of which is made to every ring while requests are under way.
+    /// Applies each of `changes` to every ring while requests are in flight.
     pub fn run(sizes: &[u16], changes: impl IntoIterator<Item = Change>) {
         let mut world = Self::new(sizes);
         for (turn, change) in changes.into_iter().enumerate() {
@@ -239,7 +239,8 @@ impl World {
         }
     }
 
-    /// Makes requests, and kicks if the device asked for that: a kick too few is a request that is never answered.
+    /// Submits requests, and kicks only if the device wants it: if the device misses to ask, a request is never
+    /// completed.
     fn submit(&mut self, index: usize, count: usize) {
         let queue = &mut self.queues[index];
         queue.driver.take_back().unwrap();
@@ -283,8 +284,8 @@ impl World {
         self.look(index, change);
     }
 
-    /// What `vhost-user-backend` does: it has the thread look at a ring when that is started or enabled (rule 4), and
-    /// when its kick descriptor is readable.
+    /// Simulates `vhost-user-backend`, which wakes the thread when a ring is started or enabled (rule 4), and when its
+    /// kick descriptor is readable.
     fn look(&self, index: usize, change: Change) {
         let registered = !matches!(change, Change::Addresses | Change::EventIdx(_));
         let mut kick = &self.queues[index].kick;
@@ -294,7 +295,7 @@ impl World {
         }
     }
 
-    /// Everything is answered in the end.
+    /// Waits until all requests are completed.
     fn finish(&mut self, index: usize) {
         let driver = &mut self.queues[index].driver;
         loop {
@@ -319,7 +320,7 @@ impl World {
 
 impl Queue {
     fn new(size: u16) -> Self {
-        // Both indexes wrap around soon.
+        // Start close to the point where both indexes wrap around.
         let driver = Driver::new(size, u16::MAX - 1);
         let memory = SharedMemory::new(driver.memory().clone());
         let ring = Ring::new(memory, 256).unwrap();
@@ -336,7 +337,7 @@ impl Queue {
         queue
     }
 
-    /// The base is what the frontend was told, or what is available, or nothing of the kind.
+    /// Starts the ring with the base reported to the frontend, with the available index, or with an arbitrary base.
     fn start(&self, turn: usize) {
         let (descriptors, avail, used) = self.driver.addresses();
         self.ring.set_queue_size(self.size);
@@ -358,7 +359,7 @@ impl Queue {
         self.ring.set_kick(None);
     }
 
-    /// The base and the used index agree, and no byte of guest memory changes, whichever thread goes on.
+    /// Checks that the base equals the used index, and that no thread changes guest memory any more.
     fn check_rest(&self) {
         let base = self.ring.queue_next_avail();
         assert_eq!(base, self.driver.used_index(), "base and used index");

@@ -1,7 +1,7 @@
 //! What is left when a ring is stopped or changed.
 
 use super::*;
-use crate::device::vhost_blk::offload::Period;
+use crate::device::vhost_blk::offload::Epoch;
 
 /// Stops the ring from another thread, and returns when that has begun.
 fn begin_to_stop(ring: &Ring) -> std::thread::JoinHandle<()> {
@@ -34,7 +34,7 @@ fn stopping_waits_for_the_batch() {
 }
 
 /// Takes three requests, of which the queue's thread carries out the first and the last.
-fn with_a_gap(driver: &mut Driver, process: &Process) -> (Period, Ticket) {
+fn with_a_gap(driver: &mut Driver, process: &Process) -> (Epoch, Ticket) {
     driver.submit(3);
     let guard = process.memory.memory();
     let mut locked = process.ring.lock();
@@ -49,7 +49,7 @@ fn with_a_gap(driver: &mut Driver, process: &Process) -> (Period, Ticket) {
     locked.publish().unwrap();
     // Request 2 has been carried out, but 1 is in front of it.
     assert_eq!(driver.used_index(), 1);
-    (locked.period(), first)
+    (locked.epoch(), first)
 }
 
 /// Nor is the ring at rest while another thread carries out what the queue's thread gave away. What it has carried out
@@ -58,8 +58,8 @@ fn with_a_gap(driver: &mut Driver, process: &Process) -> (Period, Ticket) {
 fn stopping_waits_for_other_threads_and_nothing_is_published_after_it() {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
-    let (period, first) = with_a_gap(&mut driver, &process);
-    let claim = process.ring.claim(period).unwrap();
+    let (epoch, first) = with_a_gap(&mut driver, &process);
+    let claim = process.ring.claim(epoch).unwrap();
     let stop = begin_to_stop(&process.ring);
     assert!(!stop.is_finished());
     execute(&process.memory.memory(), 1);
@@ -83,13 +83,13 @@ fn stopping_waits_for_other_threads_and_nothing_is_published_after_it() {
 fn stopping_abandons_what_no_thread_has_begun() {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
-    let (period, _) = with_a_gap(&mut driver, &process);
+    let (epoch, _) = with_a_gap(&mut driver, &process);
     process.ring.set_queue_ready(false);
     assert_eq!(
         (driver.used_index(), process.ring.queue_next_avail()),
         (1, 1)
     );
-    assert!(process.ring.claim(period).is_none());
+    assert!(process.ring.claim(epoch).is_none());
     process.ring.set_queue_ready(true);
     process.serve(&driver, Death::Never, Order::Ring);
     driver.take_back().unwrap();
