@@ -1,8 +1,8 @@
-//! Compressed bytes as the bytes that they stand for, as a stream.
+//! Decompresses streams.
 //!
-//! Memory is bounded whatever the input says: xz and zstd that ask for more than [`MEMORY_MAX_BYTES`] are refused, brotli
-//! takes 16 MiB and a bit, the others less. How much comes out, and how much input is read for nothing, is for the
-//! caller to bound.
+//! Memory is bounded for any input: xz and zstd streams that need more than [`MEMORY_MAX_BYTES`] are rejected; brotli
+//! needs slightly more than 16 MiB, the others less. The caller must bound the size of the output, and of input that
+//! produces no output.
 
 use std::io::{self, BufRead, BufReader, Error, ErrorKind, Read};
 
@@ -14,19 +14,19 @@ use liblzma::stream::{CONCATENATED, Stream};
 
 use crate::closure::narinfo::Compression;
 
-/// What decompression may take: what `zstd -d` takes without being asked, and more than `xz -9` needs.
+/// Memory limit: the default of `zstd -d`, and more than `xz -9` needs.
 pub const MEMORY_MAX_BYTES: u64 = 1 << ZSTD_WINDOW_LOG_MAX;
 
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
-/// How much compressed input is read at once, in bytes.
+/// Size of the input buffer in bytes.
 const READ_BYTES: usize = 64 << 10;
 
-/// What `reader` has, decompressed. Several streams one after the other are one, as Nix has it, but of brotli. Input that
-/// is cut short, or goes on with something else, gives an error when it is read to its end.
+/// Decompresses `reader`. Concatenated streams are accepted as in Nix, except for brotli. Truncated input and trailing
+/// garbage cause an error when the stream is read to its end.
 ///
 /// # Errors
-/// Memory is short.
+/// There is not enough memory.
 pub fn decompress<'r>(
     compression: Compression,
     reader: impl Read + Send + 'r,
@@ -49,7 +49,7 @@ pub fn decompress<'r>(
     })
 }
 
-/// The crate's own reader does not see what follows the end of the stream.
+/// A brotli reader that rejects trailing garbage, which the crate's own reader ignores.
 struct BrotliReader<R> {
     input: R,
     state: BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>,
@@ -63,14 +63,14 @@ impl<R: BufRead> BrotliReader<R> {
         let [bytes, numbers, codes] = allocators;
         Self {
             input,
-            // Without windows of up to 1 GiB, which are not part of the format (RFC 7932).
+            // Strict: rejects the extension for windows of up to 1 GiB, which is not part of RFC 7932.
             state: BrotliState::new_strict(bytes, numbers, codes),
             total_out: 0,
             ended: false,
         }
     }
 
-    /// Decompresses what is there into `to`: how many bytes that were.
+    /// Decompresses available input into `to`; returns the number of bytes.
     fn step(&mut self, to: &mut [u8]) -> io::Result<usize> {
         let input = self.input.fill_buf()?;
         let at_end = input.is_empty();

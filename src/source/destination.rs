@@ -1,7 +1,7 @@
-//! Memory that is filled from its start to its end: a guest's, or a buffer of this process.
+//! A memory area that is filled sequentially: guest memory, or a buffer of this process.
 //!
-//! A guest may write to its memory at any moment, so no Rust reference to it exists here: copies go through
-//! `VolatileSlice`, and `preadv` is given raw addresses.
+//! A guest may write to its memory at any time, so no Rust reference to it may exist: copies use `VolatileSlice`, and
+//! `preadv` gets raw addresses.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -12,33 +12,33 @@ use vm_memory::{VolatileMemoryError, VolatileSlice};
 
 use super::IoMode;
 
-/// Most segments in one system call: `UIO_MAXIOV` in Linux's `include/uapi/linux/uio.h`.
+/// Maximum number of segments in one system call: `UIO_MAXIOV` in Linux's `include/uapi/linux/uio.h`.
 const IOV_MAX: usize = 1024;
 
-/// Source of zeros, long enough that a readahead window takes a few copies.
+/// Source of zeros, long enough that filling a readahead window takes only a few copies.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// As many segments as a read of up to 16 KiB has at most, status byte included; more of them go to the heap.
+/// Inline capacity is enough for a read of up to 16 KiB with its status byte; more elements are stored on the heap.
 type Few<T> = SmallVec<[T; 4]>;
 
-/// Why bytes could not be stored.
+/// Why the destination could not be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DestinationError {
-    /// The kernel could not write there: the frontend cut the memory's file.
+    /// The kernel returned EFAULT: the frontend truncated the memory's file.
     #[error("the guest's memory vanished while it was written to")]
     Vanished,
-    /// More bytes were to be stored than there is room for.
+    /// There is not enough room.
     #[error("the guest's buffers are too short")]
     Full,
 }
 
-/// Memory that is filled from its start to its end.
+/// A memory area that is filled sequentially.
 ///
-/// It borrows the memory, so the mapping outlives every address taken from it.
+/// It borrows the memory, so the mapping outlives all addresses taken from it.
 #[derive(Debug)]
 pub struct Destination<'m> {
     segments: Few<VolatileSlice<'m>>,
-    /// Segments before this one are full; this one starts at the first free byte.
+    /// Index of the first segment that is not full. The segment starts at the first free byte.
     first: usize,
 }
 
@@ -56,10 +56,10 @@ impl<'m> From<&'m mut [u8]> for Destination<'m> {
 }
 
 impl Destination<'_> {
-    /// Copies `bytes`.
+    /// Copies `bytes` to the next free bytes.
     ///
     /// # Errors
-    /// [`DestinationError::Full`] when there is less room; what fits has been written.
+    /// [`DestinationError::Full`] if there is less room. The bytes that fit have been written.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), DestinationError> {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -76,7 +76,7 @@ impl Destination<'_> {
     /// Writes `len_bytes` zeros.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// As for [`write`](Self::write).
     pub fn zero(&mut self, len_bytes: u64) -> Result<(), DestinationError> {
         let mut rest = len_bytes;
         while rest > 0 {
@@ -88,10 +88,10 @@ impl Destination<'_> {
         Ok(())
     }
 
-    /// One `preadv(2)` of `len_bytes` bytes at most; returns how many arrived.
+    /// Calls `preadv(2)` once, for at most `len_bytes` bytes; returns the number of bytes read.
     ///
     /// # Errors
-    /// [`DestinationError::Full`] when there is no room; inside, what the kernel said.
+    /// Outer: [`DestinationError::Full`] if there is no room. Inner: the kernel's error.
     pub(super) fn read(
         &mut self,
         file: BorrowedFd<'_>,
@@ -110,7 +110,7 @@ impl Destination<'_> {
         }
     }
 
-    /// The next `len_bytes` bytes, or as much of them as one system call takes.
+    /// The next `len_bytes` free bytes, limited to what one system call can fill.
     fn front(&self, len_bytes: u64) -> Result<Few<VolatileSlice<'_>>, DestinationError> {
         let mut front = Few::new();
         let mut rest = len_bytes;
@@ -130,7 +130,7 @@ impl Destination<'_> {
         }
     }
 
-    /// The next `count` bytes are full.
+    /// Marks the next `count` bytes as full.
     fn advance(&mut self, count: usize) -> Result<(), DestinationError> {
         let mut rest = count;
         while rest > 0 {
@@ -151,7 +151,7 @@ fn beyond(_: VolatileMemoryError) -> DestinationError {
     DestinationError::Full
 }
 
-/// Not rustix: its `preadv` wants `&mut [u8]`, and such a reference to memory that a guest writes to is unsound.
+/// We cannot use rustix: its `preadv` takes `&mut [u8]`, which would be unsound for memory that a guest writes to.
 #[allow(unsafe_code)]
 fn preadv(
     file: BorrowedFd<'_>,
@@ -169,13 +169,13 @@ fn preadv(
         })
         .collect();
     let count = libc::c_int::try_from(iovecs.len()).map_err(|_| Errno::INVAL)?;
-    // SAFETY: `iovecs` holds `count` entries. Each names memory that `segments` borrows (a mapping, or a buffer of
-    // this process) and that `guards` keep accessible, both alive until after the call. The kernel writes at most
-    // `iov_len` bytes to each; a page that has vanished gives EFAULT, not a signal. No Rust reference to this
-    // memory exists: whatever else touches it does so through volatile or atomic accesses.
+    // SAFETY: `iovecs` has `count` entries. Each describes memory that `segments` borrows (a mapping, or a buffer of
+    // this process) and that `guards` keep accessible; both live until after the call. The kernel writes at most
+    // `iov_len` bytes to each; a page that has vanished causes EFAULT, not a signal. No Rust reference to this memory
+    // exists: all other code accesses it with volatile or atomic operations.
     let read = unsafe {
         match mode {
-            // The older call, which every sandbox allows.
+            // The older call, which all sandboxes allow.
             IoMode::Local | IoMode::Blocking => {
                 libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset)
             }

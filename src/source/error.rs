@@ -5,60 +5,60 @@ use rustix::io::Errno;
 
 use super::DestinationError;
 
-/// What is not in memory.
+/// What a call would have to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Awaits {
-    /// Bytes of a file that is open. The kernel has been asked for them, and reads them meanwhile.
+    /// Data of an open file, which the kernel has started to read.
     Data,
-    /// A plan, a name, a small file: nothing is being read meanwhile.
+    /// A plan, a directory, or a small file. Nothing is being read yet.
     Lookup,
-    /// What is not on this host. It has been asked for.
+    /// A fetch from a binary cache, which has been started.
     Fetch,
 }
 
-/// Why a source cannot give what was asked for.
+/// Why a source fails.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
-    /// The host refused.
+    /// A system call failed.
     #[error("{}: cannot {action}: {errno}", path.display())]
     Io {
         /// Where.
         path: PathBuf,
-        /// What was tried, as a verb.
+        /// What was attempted, as a verb.
         action: &'static str,
-        /// What the host said.
+        /// The kernel's error.
         errno: Errno,
     },
-    /// It is not in memory, and the caller must not wait.
+    /// The call would wait for something that its [`IoMode`](super::IoMode) excludes.
     #[error("a disk or the network has to be waited for")]
     WouldBlock(Awaits),
-    /// The file is not the one that was planned.
+    /// The file has changed since it was planned.
     #[error("{}: its type, size or mtime changed while it was served", path.display())]
     Changed {
         /// Where.
         path: PathBuf,
     },
-    /// A directory that could not be listed when it was planned.
+    /// The directory could not be listed when it was planned.
     #[error("{}: could not be listed", path.display())]
     Unlisted {
         /// Where.
         path: PathBuf,
     },
-    /// The store path is not the one that was there at the start.
+    /// The store path was replaced after the server started.
     #[error("{}: replaced while it was served (restart lazystore to serve what lies there now)", path.display())]
     Replaced {
         /// Where.
         path: PathBuf,
     },
-    /// It is not on this host, and cannot be fetched.
+    /// The store path cannot be fetched.
     #[error("{}: {reason}", path.display())]
     Fetch {
         /// The store path.
         path: PathBuf,
-        /// In a sentence.
+        /// The reason, as a sentence.
         reason: Arc<str>,
     },
-    /// The NAR is not of the tree that the path was planned with.
+    /// The fetched NAR does not match the listing that the path was planned with.
     #[error(
         "{}: the listing that a binary cache gave for it contradicts its NAR, so nothing of it is served (lazystore cache prune removes what was fetched of it)",
         path.display()
@@ -67,7 +67,7 @@ pub enum SourceError {
         /// The store path.
         path: PathBuf,
     },
-    /// The bytes could not be stored where they were wanted.
+    /// The destination could not be written.
     #[error(transparent)]
     Destination(#[from] DestinationError),
     /// The file ended early.
@@ -79,7 +79,7 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Where, on the host.
+    /// The path at fault.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Io { path, .. }
@@ -93,7 +93,7 @@ impl SourceError {
         }
     }
 
-    /// This process may not go there: for lack of rights, or because another file system is mounted there.
+    /// Whether access is denied: for lack of permission, or because another file system is mounted there.
     pub fn is_forbidden(&self) -> bool {
         matches!(
             self,
@@ -104,7 +104,7 @@ impl SourceError {
         )
     }
 
-    /// Nothing lies there.
+    /// Whether the path does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,

@@ -1,29 +1,29 @@
-//! What is remembered of files, bounded.
+//! A bounded cache with an entry per file.
 
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
-/// Queues that read different files seldom meet at one lock.
+/// Number of shards with separate locks, so that queues that read different files rarely contend.
 const SHARDS: usize = 16;
 
-/// The caller's own name for a file: the same number is always the same file.
+/// The caller's identifier of a file. The same number always means the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId(pub u64);
 
 type Shard<V> = LruCache<FileId, V>;
 
-/// Something of each file, such as an open one; the least recently used leaves first.
+/// An LRU cache of a value per file, such as an open descriptor.
 #[derive(Debug)]
 pub(super) struct FileCache<V> {
-    /// At least one.
+    /// Never empty.
     shards: Vec<Mutex<Shard<V>>>,
     max_files: usize,
 }
 
 impl<V: Clone> FileCache<V> {
-    /// A cache of at most `max_files`, and of one file at the least.
+    /// A cache of at most `max_files` files, but at least one.
     pub(super) fn new(max_files: usize) -> Self {
         let shards = max_files.clamp(1, SHARDS);
         let each = NonZeroUsize::new(max_files / shards).unwrap_or(NonZeroUsize::MIN);
@@ -35,7 +35,7 @@ impl<V: Clone> FileCache<V> {
         }
     }
 
-    /// How many files there may be.
+    /// Maximum number of files.
     pub(super) fn max_files(&self) -> usize {
         self.max_files
     }
@@ -45,12 +45,12 @@ impl<V: Clone> FileCache<V> {
     }
 
     pub(super) fn insert(&self, id: FileId, value: V) {
-        // Closing the evicted file is a system call: not under the lock.
+        // Drop the evicted value after the lock is released: closing a file is a system call.
         let evicted = self.shard(id).push(id, value);
         drop(evicted);
     }
 
-    /// Forgets all of them.
+    /// Removes all entries.
     pub(super) fn clear(&self) {
         for shard in &self.shards {
             lock(shard).clear();
@@ -58,13 +58,13 @@ impl<V: Clone> FileCache<V> {
     }
 
     fn shard(&self, id: FileId) -> MutexGuard<'_, Shard<V>> {
-        // The highest bits of a product depend on all bits of the number (Fibonacci hashing).
+        // Fibonacci hashing: the highest bits of the product depend on all bits of the number.
         let mixed = id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         lock(&self.shards[(mixed >> 60) as usize % self.shards.len()])
     }
 }
 
-/// A cache is whole after any panic of another thread: no entry is ever half-written.
+/// Locks a shard, ignoring poisoning: a panic leaves no entry half-written.
 fn lock<V>(shard: &Mutex<Shard<V>>) -> MutexGuard<'_, Shard<V>> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

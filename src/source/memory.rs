@@ -1,4 +1,4 @@
-//! Files that are in memory.
+//! Files in memory.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,24 +9,24 @@ use rustix::io::Errno;
 use super::SourceError;
 use crate::tree::{FileKind, Listing, Stat};
 
-/// Regular files by their paths; every prefix of a path is a directory.
+/// Regular files by path. Every prefix of a path is a directory.
 #[derive(Debug, Default)]
 pub struct MemoryTree {
     files: BTreeMap<Vec<u8>, Arc<[u8]>>,
 }
 
 impl MemoryTree {
-    /// A tree of one file.
+    /// A tree with one file.
     pub fn with_file(path: &[u8], bytes: Arc<[u8]>) -> Self {
         Self {
             files: BTreeMap::from([(path.to_vec(), bytes)]),
         }
     }
 
-    /// What lies at `path`.
+    /// Attributes of `path`.
     ///
     /// # Errors
-    /// When nothing lies there.
+    /// It does not exist.
     pub(super) fn stat(&self, path: &[u8]) -> Result<Stat, SourceError> {
         if let Some(bytes) = self.files.get(path) {
             return Ok(file_stat(bytes));
@@ -40,7 +40,7 @@ impl MemoryTree {
     /// The entries of the directory at `path`, sorted by name.
     ///
     /// # Errors
-    /// When it is no directory.
+    /// It is not a directory.
     pub(super) fn list(&self, path: &[u8]) -> Result<Listing, SourceError> {
         let mut entries = BTreeMap::new();
         for (rest, bytes) in self.beneath(path) {
@@ -60,15 +60,15 @@ impl MemoryTree {
         Ok(listing)
     }
 
-    /// The bytes of the file at `path`.
+    /// The contents of the file at `path`.
     ///
     /// # Errors
-    /// When it is no file.
+    /// It is not a file.
     pub(super) fn open(&self, path: &[u8]) -> Result<Arc<[u8]>, SourceError> {
         self.files.get(path).cloned().ok_or_else(|| not_found(path))
     }
 
-    /// Paths in the directory `dir`, counted from there.
+    /// All files below the directory `dir`, with paths relative to it.
     fn beneath<'t>(&'t self, dir: &'t [u8]) -> impl Iterator<Item = (&'t [u8], &'t Arc<[u8]>)> {
         self.files.iter().filter_map(move |(path, bytes)| {
             let rest = path.strip_prefix(dir)?.strip_prefix(b"/")?;

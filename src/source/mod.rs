@@ -1,7 +1,7 @@
-//! Where the trees of paths, and the bytes of their files, come from.
+//! The sources of file trees and file contents.
 //!
-//! [`TreeSource`] is the closed list of places. [`HostTree`] is the only one that opens files of the host. All devices
-//! read files by [`File::read_into`].
+//! [`TreeSource`] is the closed list of sources. Only [`HostTree`] opens files of the host. All devices read files with
+//! [`File::read_into`].
 
 pub mod decompress;
 mod destination;
@@ -24,44 +24,44 @@ pub use remote::{NarFile, RemotePath, RemoteTree};
 
 use crate::tree::{Detail, FileKind, Listing, Stamp, Stat};
 
-/// Whether a call may wait for a disk.
+/// What a call may wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoMode {
-    /// What is not in memory is refused with [`SourceError::WouldBlock`].
+    /// Nothing: [`SourceError::WouldBlock`] if something is not in memory.
     NoWait,
-    /// A disk is waited for; what must be fetched first is refused with [`SourceError::WouldBlock`].
+    /// Disks: [`SourceError::WouldBlock`] if something must be fetched.
     Local,
-    /// As long as it takes.
+    /// Everything.
     Blocking,
 }
 
-/// A place with trees. Paths are bytes relative to it.
+/// A source of trees. Paths are bytes relative to its root.
 #[derive(Debug)]
 pub enum TreeSource {
     /// A directory of the host.
     Host(Arc<HostTree>),
-    /// Memory of this process.
+    /// Files in memory.
     Memory(MemoryTree),
-    /// A fetcher process.
+    /// Paths fetched by another process.
     Remote(Arc<RemoteTree>),
 }
 
-/// One tree of a source: a store path, or all of it.
+/// One tree of a source: a store path, or the whole source.
 #[derive(Debug, Clone, Copy)]
 pub struct PathTree<'s> {
-    /// Where it is.
+    /// The source.
     pub source: &'s TreeSource,
-    /// Its name there; empty for all of it.
+    /// Its name in the source; empty for the whole source.
     pub name: &'s [u8],
-    /// Which file of the host its top node must be, if it can be replaced.
+    /// The identity that its top node must have on the host; `None` for sources that cannot be replaced.
     pub identity: Option<Identity>,
 }
 
 impl TreeSource {
-    /// What lies at `path`, a symlink being itself; and which file of the host it is.
+    /// Attributes of `path` (without following a symlink), and its identity on the host.
     ///
     /// # Errors
-    /// When nothing lies there, or the source cannot tell.
+    /// It does not exist, or the source fails.
     pub fn stat(&self, path: &[u8]) -> Result<(Stat, Option<Identity>), SourceError> {
         match self {
             Self::Host(host) => host.identify(path).map(|(stat, id)| (stat, Some(id))),
@@ -72,10 +72,10 @@ impl TreeSource {
 }
 
 impl PathTree<'_> {
-    /// The top node, and its target if it is a symlink.
+    /// Attributes of the top node, and its target if it is a symlink.
     ///
     /// # Errors
-    /// When nothing lies there, or the source cannot tell.
+    /// It does not exist, or the source fails.
     pub fn top(&self) -> Result<(Stat, Vec<u8>), SourceError> {
         let (stat, _) = self.source.stat(self.name)?;
         let target = match (stat.kind, self.source) {
@@ -86,12 +86,12 @@ impl PathTree<'_> {
         Ok((stat, target))
     }
 
-    /// Its path for messages.
+    /// Its path, for messages.
     pub fn display_path(&self) -> PathBuf {
         self.path_of(self.name)
     }
 
-    /// A path of its source for messages.
+    /// The path `path` of its source, for messages.
     pub fn path_of(&self, path: &[u8]) -> PathBuf {
         match self.source {
             TreeSource::Host(host) => host.host_path(path),
@@ -100,10 +100,10 @@ impl PathTree<'_> {
         }
     }
 
-    /// Makes sure that it can be listed without a wait for anything but a disk.
+    /// Makes sure that listing it waits for nothing but disks.
     ///
     /// # Errors
-    /// It cannot be fetched; [`SourceError::WouldBlock`] as `mode` has it.
+    /// It cannot be fetched; [`SourceError::WouldBlock`] according to `mode`.
     pub fn prepare(&self, mode: IoMode) -> Result<(), SourceError> {
         match self.source {
             TreeSource::Host(_) | TreeSource::Memory(_) => Ok(()),
@@ -111,10 +111,10 @@ impl PathTree<'_> {
         }
     }
 
-    /// The entries of the directory at `path`, sorted by name. [`check`](Self::check) must follow before they are used.
+    /// The entries of the directory at `path`, sorted by name. Call [`check`](Self::check) before using them.
     ///
     /// # Errors
-    /// When it is no directory, or the source cannot tell.
+    /// It is not a directory, or the source fails.
     pub fn list(&self, path: &[u8], detail: Detail) -> Result<Listing, SourceError> {
         match self.source {
             TreeSource::Host(host) => host.list(path, detail),
@@ -123,10 +123,10 @@ impl PathTree<'_> {
         }
     }
 
-    /// Makes sure that the tree has not been replaced by another one. To be asked after it was listed.
+    /// Checks that the tree has not been replaced by another one. To be called after listing it.
     ///
     /// # Errors
-    /// [`SourceError::Replaced`], or the source cannot tell.
+    /// [`SourceError::Replaced`], or the source fails.
     pub fn check(&self) -> Result<(), SourceError> {
         match (self.source, self.identity) {
             (TreeSource::Host(host), Some(identity)) => host.check_top(self.name, identity),
@@ -134,11 +134,12 @@ impl PathTree<'_> {
         }
     }
 
-    /// The regular file at `path()`, open. `id` is the caller's own name for it, under which it stays open for a while.
+    /// Opens the regular file at `path()`. `id` is the caller's identifier for it, under which it stays open in a
+    /// cache.
     ///
     /// # Errors
-    /// When it cannot be opened, is not what `stamp` says, or its tree has been replaced;
-    /// [`SourceError::WouldBlock`] as `mode` has it.
+    /// It cannot be opened, does not match `stamp`, or its tree has been replaced; [`SourceError::WouldBlock`]
+    /// according to `mode`.
     pub fn open(
         &self,
         id: FileId,
@@ -156,7 +157,7 @@ impl PathTree<'_> {
     }
 }
 
-/// A regular file that is open for reading.
+/// An open regular file.
 #[derive(Debug, Clone)]
 pub enum File {
     /// On the host.
@@ -168,11 +169,11 @@ pub enum File {
 }
 
 impl File {
-    /// Puts the bytes `offset..offset + len_bytes` into `to`, wholly, with as few system calls as the kernel allows.
+    /// Reads exactly the bytes `offset..offset + len_bytes` into `to`, with as few system calls as possible.
     ///
     /// # Errors
-    /// When the source cannot read, the file ends early or is not what was planned any more, or `to` cannot be written
-    /// to; any part of it may have been written then. [`SourceError::WouldBlock`] as `mode` has it.
+    /// Reading fails, the file ends early or has changed since it was planned, or `to` cannot be written to. Parts of
+    /// `to` may have been written then. [`SourceError::WouldBlock`] according to `mode`.
     pub fn read_into(
         &self,
         to: &mut Destination<'_>,
@@ -194,10 +195,10 @@ impl File {
         }
     }
 
-    /// Asks for a range to be read into the host's memory, without waiting for it.
+    /// Starts to read a range into the host's page cache, without waiting for it.
     ///
     /// # Errors
-    /// When the file system cannot read ahead.
+    /// The file system does not support readahead.
     pub fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), SourceError> {
         match self {
             Self::Host(file) => file.read_ahead(offset, len_bytes),

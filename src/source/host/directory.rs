@@ -1,4 +1,4 @@
-//! Attributes and directory entries, as the host tells them.
+//! Reads attributes and directory entries.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -11,13 +11,13 @@ use super::{resolve, statx};
 use crate::parallel;
 use crate::tree::{Detail, DeviceNumber, FileKind, Listing, Stat};
 
-/// Bytes that one getdents(2) fills at most.
+/// Buffer size for getdents(2).
 const DIRENT_BUFFER_LEN_BYTES: usize = 32 * 1024;
 
-/// Entries that are worth another thread: starting one costs as much as examining some fifty of them.
+/// Number of entries per additional thread. Starting a thread costs as much as examining about fifty entries.
 const ENTRIES_PER_THREAD: usize = 1024;
 
-/// Entries that a thread takes at once.
+/// Number of entries that a thread takes at once.
 const ENTRIES_AT_ONCE: usize = 256;
 
 fn kind_of(kind: FileType) -> Option<FileKind> {
@@ -37,7 +37,7 @@ impl From<&Statx> for Stat {
     fn from(stat: &Statx) -> Self {
         let kind = FileType::from_raw_mode(u32::from(stat.stx_mode));
         Self {
-            // statx always fills in a type; if not, a FIFO is what nobody reads from.
+            // statx always returns a type. Otherwise use FIFO, whose contents are never read.
             kind: kind_of(kind).unwrap_or(FileKind::Fifo),
             permissions: stat.stx_mode & 0o7777,
             uid: stat.stx_uid,
@@ -53,23 +53,24 @@ impl From<&Statx> for Stat {
     }
 }
 
-/// Which file on the host it is, whatever its name.
+/// Identifies a file of the host independently of its name.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
-    /// The file system's.
+    /// Device number of the file system.
     device: DeviceNumber,
     inode: u64,
-    /// ctime, which nobody can set.
+    /// ctime, which cannot be set by users.
     changed: (i64, u32),
-    /// The ctime was that of another moment when this was asked for, so a later change shows in it. The kernel's clock for
-    /// it ticks every few milliseconds only.
+    /// The ctime was safely in the past when it was read, so any later change has a different ctime. Needed because the
+    /// kernel's clock for ctimes ticks only every few milliseconds.
     is_settled: bool,
 }
 
 impl Identity {
-    /// Whether this is still `other`, which was found before. An inode number may change without a new file: overlayfs over several file systems
-    /// (without `xino`) and some FUSE file systems give a directory another one when it has left the cache (Linux
-    /// `fs/overlayfs/inode.c`, `ovl_map_inode`). A new file has a new ctime, and so has one that was renamed.
+    /// Whether this is the same file as `other`, which was found earlier. The inode number alone is not enough:
+    /// overlayfs over several file systems (without `xino`) and some FUSE file systems give a directory a new number
+    /// after it has left the inode cache (Linux `fs/overlayfs/inode.c`, `ovl_map_inode`). So a file with the same ctime
+    /// is also accepted, since a new or renamed file has a new ctime.
     pub(super) fn is(&self, other: &Self) -> bool {
         self.device == other.device
             && (self.inode == other.inode || other.is_settled && self.changed == other.changed)
@@ -90,22 +91,22 @@ impl From<&Statx> for Identity {
     }
 }
 
-/// Whether so many seconds after 1970 were over two seconds ago.
+/// Whether a Unix time is more than two seconds in the past.
 fn is_past(seconds: i64) -> bool {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok());
     now.is_some_and(|now| seconds.saturating_add(2) < now)
 }
 
-/// The name of the entry at which a directory could not be read (empty: the directory itself), and why.
+/// The entry at which listing a directory failed (empty: the directory itself), and the error.
 pub(super) type ListError = (Vec<u8>, Errno);
 
-/// Reads the directory `dir`.
+/// Lists the directory `dir`.
 pub(super) fn list(dir: &OwnedFd, detail: Detail) -> Result<Listing, ListError> {
     list_on(dir, detail, threads_for)
 }
 
-/// As [`list`], with as many threads as `threads` says for a number of entries.
+/// Like [`list`]. `threads` maps the number of entries to the number of threads.
 pub(super) fn list_on(
     dir: &OwnedFd,
     detail: Detail,
@@ -131,7 +132,7 @@ pub(super) fn list_on(
     Ok(listing)
 }
 
-/// The names in a directory, and the types that its entries say, in the order of the file system.
+/// The names in a directory and their types from getdents(2), in the order of the file system.
 #[derive(Default)]
 struct Names {
     bytes: Vec<u8>,
@@ -162,7 +163,7 @@ impl Names {
 
     fn examine(&self, dir: &OwnedFd, index: usize, detail: Detail) -> Result<Found, Errno> {
         let name = self.name(index);
-        // Directories and symlinks in a NAR have no attributes, so they cost no stat.
+        // A NAR stores no attributes of directories and symlinks, so no stat is needed.
         let stat = match (detail, self.entries[index].1) {
             (Detail::Nar, FileType::Directory) => Stat::of_kind(FileKind::Directory),
             (Detail::Nar, FileType::Symlink) => Stat::of_kind(FileKind::Symlink),
@@ -177,8 +178,9 @@ impl Names {
     }
 }
 
-/// What is a directory, or may be one where the file system does not tell types, may be a mount point. To ask what is
-/// mounted there for attributes could wait for this very process, so such a directory has none of its own.
+/// Attributes of an entry that is a directory, or may be one if the file system does not report types. It may be a
+/// mount point. A stat of what is mounted there could block on this very process, so mount points get placeholder
+/// attributes.
 fn examine_dir(dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
     match resolve(
@@ -193,10 +195,10 @@ fn examine_dir(dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
     }
 }
 
-/// What an entry is, and where it leads if it is a symlink.
+/// Attributes of an entry, and its target if it is a symlink.
 type Found = (Stat, Vec<u8>);
 
-/// Threads for a directory of so many entries: one for nearly all of them.
+/// Number of threads for a directory with this number of entries; 1 for nearly all directories.
 fn threads_for(entries: usize) -> usize {
     match entries / ENTRIES_PER_THREAD {
         0..2 => 1,
@@ -210,7 +212,7 @@ mod tests {
 
     use super::{Detail, DeviceNumber, FileKind, FileType, Identity, Names, Stat};
 
-    /// A file system that tells no types made a tree ask what was mounted inside.
+    /// Regression test: with a file system that reports no types, a tree made requests to what was mounted inside.
     #[test]
     fn a_mount_point_of_unknown_type_is_a_directory_without_attributes() {
         let names = |kind| Names {
@@ -224,7 +226,7 @@ mod tests {
         }
     }
 
-    /// A store in an overlay was served with I/O errors once its directories had left the cache.
+    /// Regression test: a store in an overlay was served with I/O errors after its directories had left the cache.
     #[test]
     fn a_directory_with_another_inode_number_and_the_same_ctime_is_the_same() {
         let identity = |inode, nsec| Identity {
@@ -236,7 +238,7 @@ mod tests {
         assert!(identity(5, 1).is(&identity(6, 1)));
         assert!(identity(5, 1).is(&identity(5, 2)));
         assert!(!identity(5, 1).is(&identity(6, 2)));
-        // Both may have been made in one tick of the clock.
+        // Both may have been created in one tick of the clock.
         assert!(!identity(5, 3).is(&identity(6, 3)));
     }
 }

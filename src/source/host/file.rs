@@ -13,25 +13,24 @@ use super::statx;
 use crate::source::{Awaits, Destination, IoMode, SourceError};
 use crate::tree::{FileKind, Stamp, Stat};
 
-/// How long an open file is believed to be what it was. Looking costs as much as reading 4 KiB (0.85 µs and 0.98 µs
-/// were measured), so it is not done for every read: ten times a second for a file that is in constant use costs
-/// nothing that can be seen.
-const BELIEVED_MS: u64 = 100;
+/// Minimum interval between two checks that an open file has not changed. A check takes as long as reading 4 KiB
+/// (measured: 0.85 µs and 0.98 µs), so it is not done for every read. Ten checks per second have no measurable cost.
+const CHECK_INTERVAL_MS: u64 = 100;
 
-/// A host file that is open for reading.
+/// An open file of the host.
 #[derive(Debug)]
 pub struct HostFile {
     fd: OwnedFd,
     path: PathBuf,
     stamp: Stamp,
-    /// When the stamp was last looked at, in the time of [`coarse_ms`].
+    /// When the stamp was last checked, in [`coarse_ms`].
     checked_ms: AtomicU64,
-    /// A read has failed: the next reader opens the file again.
+    /// A read has failed, so the next reader must open the file again.
     faulty: AtomicBool,
 }
 
 impl HostFile {
-    /// The file must have been found to have `stamp`.
+    /// The caller has just checked that the file has `stamp`.
     pub(super) fn new(fd: OwnedFd, path: PathBuf, stamp: Stamp) -> Self {
         Self {
             fd,
@@ -42,7 +41,7 @@ impl HostFile {
         }
     }
 
-    /// A file as it is now; `path` for messages.
+    /// A file with its current stamp. `path` is for messages.
     pub(in crate::source) fn of_open(fd: OwnedFd, path: PathBuf) -> Result<Self, SourceError> {
         match statx(&fd, c"", AtFlags::EMPTY_PATH) {
             Ok(found) => Ok(Self::new(fd, path, Stat::from(&found).stamp())),
@@ -54,7 +53,7 @@ impl HostFile {
         }
     }
 
-    /// A file as it is now.
+    /// A file with its current stamp.
     #[cfg(test)]
     pub(in crate::source) fn for_tests(file: std::fs::File) -> Self {
         Self::of_open(file.into(), "a test's file".into()).unwrap()
@@ -68,23 +67,23 @@ impl HostFile {
         self.stamp.size_bytes
     }
 
-    /// Whether no read has failed.
+    /// Whether no read or check has failed.
     pub(in crate::source) fn is_usable(&self) -> bool {
         !self.faulty.load(Ordering::Relaxed)
     }
 
-    /// Whether it can be used for a file that was planned with `stamp`. Not after a failed read: what was wrong may lie
-    /// in this open file only, and in its place there may be another one by now.
+    /// Whether it can be used for a file that was planned with `stamp`. Not after a failed read: the fault may concern
+    /// only this open file, and the path may refer to another file by now.
     pub(super) fn is_still(&self, stamp: Stamp) -> bool {
         self.stamp == stamp && self.is_usable()
     }
 
-    /// Makes sure that the file is still the one that was planned. To be asked after a read and before its bytes are
-    /// used: a write that came before the read has changed the mtime by then. A change in the last tenth of a second
-    /// may go unnoticed.
+    /// Checks that the file has not changed since it was planned. To be called after a read and before its bytes are
+    /// used: a write that preceded the read has changed the mtime by then. A change within the last 100 ms may go
+    /// unnoticed.
     fn check(&self) -> Result<(), SourceError> {
         let now_ms = coarse_ms();
-        if now_ms.saturating_sub(self.checked_ms.load(Ordering::Relaxed)) < BELIEVED_MS {
+        if now_ms.saturating_sub(self.checked_ms.load(Ordering::Relaxed)) < CHECK_INTERVAL_MS {
             return Ok(());
         }
         let found = statx(&self.fd, c"", AtFlags::EMPTY_PATH).map_err(|errno| self.fault(errno))?;
@@ -99,7 +98,7 @@ impl HostFile {
         Ok(())
     }
 
-    /// As [`File::read_into`](crate::source::File::read_into).
+    /// See [`File::read_into`](crate::source::File::read_into).
     pub(in crate::source) fn read_into(
         &self,
         to: &mut Destination<'_>,
@@ -156,8 +155,8 @@ impl HostFile {
     }
 }
 
-/// Milliseconds since some start, from the clock that costs next to nothing and is a few of them behind. Without that
-/// clock, which Linux always has, files would be believed for ever.
+/// Milliseconds of a monotonic clock that is cheap to read and lags by a few milliseconds. Returns 0 without that clock
+/// (which Linux always has), which disables checks.
 fn coarse_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE);
     now.map_or(0, |now| {
@@ -165,7 +164,8 @@ fn coarse_ms() -> u64 {
     })
 }
 
-/// Whether `RWF_NOWAIT` was refused: not in memory, or the file system (or a sandbox) does not know the flag.
+/// Whether a read with `RWF_NOWAIT` failed because the data is not in memory, or because the file system or a sandbox
+/// does not support the flag.
 fn would_block(errno: Errno) -> bool {
     matches!(errno, Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS)
 }

@@ -1,8 +1,8 @@
-//! The only place that opens host paths.
+//! The only module that opens files of the store on the host.
 //!
-//! Every path is resolved below one directory and never through a symlink
-//! (`openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`), so that nothing in a store can lead a
-//! reader out of it. Paths are bytes relative to that directory; the empty path is the directory itself.
+//! Paths are resolved below one directory and never through a symlink (`openat2` with `RESOLVE_BENEATH |
+//! RESOLVE_NO_SYMLINKS`), so nothing in a store can lead outside. Paths are bytes relative to that directory; the empty
+//! path is the directory itself.
 
 mod directory;
 mod file;
@@ -24,10 +24,10 @@ use super::file_cache::{FileCache, FileId};
 use super::{Awaits, IoMode, SourceError};
 use crate::tree::{Detail, FileKind, Listing, Stamp, Stat};
 
-/// Longest path handed to the kernel at once; it takes 4,096 bytes with the NUL (`PATH_MAX`).
+/// Longest path passed to the kernel at once, below its limit of 4,096 bytes including the NUL (`PATH_MAX`).
 const MAX_PATH_LEN_BYTES: usize = 4000;
 
-/// How often a resolution that lost a race with a rename is tried again (openat2(2), `EAGAIN`).
+/// Number of attempts if a resolution races with a rename (`EAGAIN` in openat2(2)).
 const MAX_RESOLVE_TRIES: usize = 16;
 
 /// A directory on the host whose contents are served.
@@ -36,17 +36,17 @@ pub struct HostTree {
     dir: OwnedFd,
     path: PathBuf,
     files: FileCache<Arc<HostFile>>,
-    /// How every path below it is resolved.
+    /// Flags for resolving paths below the directory.
     resolve: ResolveFlags,
-    /// The host lets this process read without leaving access times behind.
+    /// Whether this process may open files with `O_NOATIME`; cleared after the first EPERM.
     noatime: AtomicBool,
 }
 
 impl HostTree {
-    /// Opens the directory `path` and keeps at most `max_open_files` of its files open.
+    /// Opens the directory `path`. At most `max_open_files` of its files are kept open.
     ///
     /// # Errors
-    /// When `path` is not a directory or may not be opened.
+    /// `path` is not a directory or cannot be opened.
     pub fn open(path: &Path, max_open_files: usize) -> Result<Self, SourceError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir =
@@ -64,15 +64,15 @@ impl HostTree {
         })
     }
 
-    /// The same, without what is mounted inside: that may be a file system which this process serves, and it would wait
-    /// for itself.
+    /// Excludes file systems mounted inside the directory: this process may serve one of them, and would deadlock on
+    /// itself.
     #[must_use]
     pub fn without_mounts(mut self) -> Self {
         self.resolve |= ResolveFlags::NO_XDEV;
         self
     }
 
-    /// How many files may stay open.
+    /// Maximum number of files that are kept open.
     pub fn max_open_files(&self) -> usize {
         self.files.max_files()
     }
@@ -82,17 +82,17 @@ impl HostTree {
         self.dir.as_fd()
     }
 
-    /// From now on the directory is `dir`, where the same is mounted in another namespace. Nothing of this process leads to
-    /// where it was before; its path in messages stays.
+    /// Replaces the directory by `dir`, the same directory mounted in another namespace, so that no descriptor of this
+    /// process refers to the old mount. The path in messages does not change.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     #[allow(unsafe_code)]
     pub fn move_to(&self, dir: impl AsFd) -> io::Result<()> {
         self.files.clear();
         let (from, to) = (dir.as_fd().as_raw_fd(), self.dir.as_raw_fd());
-        // SAFETY: `self.dir` owns its number before and after. What is exchanged is the open directory, which all who use
-        // that number reach through it; none of them depends on which one it is.
+        // SAFETY: `self.dir` owns the descriptor number before and after. dup3(2) replaces the open directory behind
+        // it. All code accesses the directory through this number and does not depend on which mount it is.
         match unsafe { libc::dup3(from, to, libc::O_CLOEXEC) } {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(()),
@@ -110,27 +110,27 @@ impl HostTree {
         self.path.join(OsStr::from_bytes(path))
     }
 
-    /// What lies at `path`, a symlink being itself.
+    /// Attributes of `path`, without following a symlink.
     ///
     /// # Errors
-    /// When nothing lies there, or the host cannot tell.
+    /// It does not exist, or the kernel returns an error.
     pub fn stat(&self, path: &[u8]) -> Result<Stat, SourceError> {
         self.statx(path).map(|found| Stat::from(&found))
     }
 
-    /// What lies at `path`, and which file it is.
+    /// Attributes and identity of `path`.
     ///
     /// # Errors
-    /// As [`HostTree::stat`].
+    /// As for [`HostTree::stat`].
     pub fn identify(&self, path: &[u8]) -> Result<(Stat, Identity), SourceError> {
         self.statx(path)
             .map(|found| (Stat::from(&found), Identity::from(&found)))
     }
 
-    /// Makes sure that the store path `path` is in is still the file `top`.
+    /// Checks that the store path that contains `path` still has the identity `top`.
     ///
     /// # Errors
-    /// [`SourceError::Replaced`], or nothing lies there, or the host cannot tell.
+    /// [`SourceError::Replaced`], or it does not exist, or the kernel returns an error.
     pub fn check_top(&self, path: &[u8], top: Identity) -> Result<(), SourceError> {
         let name = path.split(|byte| *byte == b'/').next().unwrap_or(path);
         let (_, found) = self.identify(name)?;
@@ -147,7 +147,7 @@ impl HostTree {
             self.open_node(path)
                 .and_then(|fd| statx(&fd, c"", AtFlags::EMPTY_PATH))
         } else {
-            // One component cannot lead anywhere else: no need to open it.
+            // A single component cannot lead elsewhere, so it need not be opened first.
             statx(&self.dir, path, AtFlags::SYMLINK_NOFOLLOW)
         };
         found.map_err(|errno| self.error(path, "stat", errno))
@@ -156,7 +156,7 @@ impl HostTree {
     /// The target of the symlink at `path`.
     ///
     /// # Errors
-    /// When `path` is not a symlink, or the host cannot tell.
+    /// It is not a symlink, or the kernel returns an error.
     pub fn read_link(&self, path: &[u8]) -> Result<Vec<u8>, SourceError> {
         self.open_node(path)
             .and_then(|fd| rustix::fs::readlinkat(&fd, c"", Vec::new()))
@@ -167,13 +167,13 @@ impl HostTree {
     /// The entries of the directory at `path`, sorted by name.
     ///
     /// # Errors
-    /// When `path` is not a directory, or one of its entries cannot be examined.
+    /// It is not a directory, or one of its entries cannot be examined.
     pub fn list(&self, path: &[u8], detail: Detail) -> Result<Listing, SourceError> {
         let dir = self
             .with_room(|| self.open_to_read(path, OFlags::DIRECTORY, IoMode::Blocking))
             .map_err(|errno| self.error(path, "open directory", errno))?;
         let listed = match directory::list(&dir, detail) {
-            // Subdirectories are opened, too.
+            // Listing opens subdirectories, which needs descriptors, too.
             Err((_, Errno::MFILE | Errno::NFILE)) => {
                 self.files.clear();
                 directory::list(&dir, detail)
@@ -190,12 +190,11 @@ impl HostTree {
         })
     }
 
-    /// The regular file at `path()`, open, from the cache if `id` was asked for before.
+    /// Opens the regular file at `path()`, or takes it from the cache.
     ///
     /// # Errors
-    /// When it cannot be opened, or no longer has the size and mtime of `stamp`: what it holds then
-    /// is not what was planned; or if the store path it is in is not `top` any more.
-    /// [`SourceError::WouldBlock`] as `mode` has it.
+    /// It cannot be opened, its size and mtime differ from `stamp` (the contents are not those that were planned), or
+    /// the identity of its store path is not `top` any more. [`SourceError::WouldBlock`] according to `mode`.
     pub fn file(
         &self,
         id: FileId,
@@ -209,7 +208,7 @@ impl HostTree {
         }
         let path = path();
         let file = Arc::new(self.open_file(&path, stamp, mode)?);
-        // After it was opened: from then on it does not matter what lies there.
+        // Check after opening: the open file stays the same even if the path is replaced afterwards.
         top.map_or(Ok(()), |top| self.check_top(&path, top))?;
         self.files.insert(id, Arc::clone(&file));
         Ok(file)
@@ -219,7 +218,7 @@ impl HostTree {
         let fd = self
             .with_room(|| self.open_to_read(path, OFlags::NONBLOCK, mode))
             .map_err(|errno| match (mode, errno) {
-                // The last two: a kernel before 5.12, and a sandbox.
+                // EINVAL: a kernel before 5.12. ENOSYS: a sandbox.
                 (IoMode::NoWait, Errno::AGAIN | Errno::INVAL | Errno::NOSYS) => {
                     SourceError::WouldBlock(Awaits::Lookup)
                 }
@@ -236,13 +235,12 @@ impl HostTree {
         Ok(HostFile::new(fd, self.host_path(path), stamp))
     }
 
-    /// Opens `path` itself, whatever it is, to ask what it is.
+    /// Opens `path` itself with O_PATH, whatever its type, to examine it.
     fn open_node(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         self.with_room(|| self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW))
     }
 
-    /// Opens something, and once more without the cached files if there are no descriptors left: those hold most of
-    /// them.
+    /// Calls `open`. If no descriptors are left, closes the cached files, which use most of them, and tries again.
     fn with_room(&self, open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
         match open() {
             Err(Errno::MFILE | Errno::NFILE) => {
@@ -253,11 +251,11 @@ impl HostTree {
         }
     }
 
-    /// The entry of the directory that `path`, a [`HostTree::host_path`], lies in: for a store, the store path.
+    /// The first component of `path` (a [`HostTree::host_path`]) inside the directory: for a store, the store path.
     pub fn entry_of<'p>(&self, path: &'p Path) -> &'p OsStr {
         let inside = path.strip_prefix(&self.path).ok();
         let first = inside.and_then(|inside| inside.components().next());
-        // What is not on the host is told apart by its whole path.
+        // A path that is not on the host is identified by the whole path.
         first.map_or(path.as_os_str(), |first| first.as_os_str())
     }
 
@@ -269,8 +267,7 @@ impl HostTree {
         }
     }
 
-    /// Opens `path` for reading, without leaving an access time behind where the host allows that: to its
-    /// owner and to root (open(2), `O_NOATIME`).
+    /// Opens `path` for reading, with `O_NOATIME` if this process may use it (open(2): only the owner and root may).
     fn open_to_read(&self, path: &[u8], flags: OFlags, mode: IoMode) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | flags;
         let open = |flags| match mode {
@@ -286,7 +283,7 @@ impl HostTree {
         open(flags)
     }
 
-    /// Opens `path` if all names in it are in memory. Linux before 5.12 cannot tell.
+    /// Opens `path` if all its components are in the dentry cache. Not supported before Linux 5.12.
     fn open_cached(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let how = self.resolve | ResolveFlags::CACHED;
         if path.is_empty() || path.len() > MAX_PATH_LEN_BYTES {
@@ -300,7 +297,7 @@ impl HostTree {
         )
     }
 
-    /// Opens `path` below the directory; a path longer than the kernel takes goes in several steps.
+    /// Opens `path` below the directory. Paths longer than the kernel's limit are resolved in several steps.
     fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut rest = path;
         let mut at: Option<OwnedFd> = None;
@@ -320,7 +317,7 @@ impl HostTree {
 
 fn resolve(dir: &OwnedFd, path: &[u8], flags: OFlags, how: ResolveFlags) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { b"." } else { path };
-    // With O_PATH | O_NOFOLLOW a final symlink is opened itself, which NO_SYMLINKS allows.
+    // With O_PATH | O_NOFOLLOW a final symlink itself is opened, which RESOLVE_NO_SYMLINKS allows.
     for _ in 0..MAX_RESOLVE_TRIES {
         match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
             Err(Errno::AGAIN | Errno::INTR) => {}
