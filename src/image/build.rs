@@ -1,4 +1,4 @@
-//! From a closure to a disk.
+//! Lays out the disk of a closure.
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,31 +15,31 @@ use crate::parallel;
 use crate::source::{HostTree, Identity, PathTree, RemoteTree, SourceError, TreeSource};
 use crate::tree::{FileKind, Stat};
 
-/// Label that NixOS mounts a store disk by.
+/// Label of NixOS's store disks.
 pub const DEFAULT_LABEL: &str = "nix-store";
 
-/// What a disk looks like besides its contents, and what it may use of the host.
+/// Options of a disk.
 #[derive(Debug, Clone)]
 pub struct ImageOptions {
     /// Volume label, at most 15 bytes.
     pub label: String,
-    /// Identity of the file system.
+    /// File system UUID.
     pub uuid: [u8; 16],
-    /// Owner of every file, instead of root or, in a tree, the host's.
+    /// Owner of every file. Default: root, or the host's for a tree.
     pub uid: Option<u32>,
-    /// Group of every file.
+    /// Group of every file. Default: root, or the host's for a tree.
     pub gid: Option<u32>,
-    /// mtime of every file in seconds, instead of 1 or, in a tree, the host's.
+    /// mtime of every file in seconds. Default: 1, or the host's for a tree.
     pub mtime_sec: Option<u64>,
-    /// About how much memory plans may take.
+    /// Approximate memory limit for plans.
     pub plan_cache_bytes: usize,
-    /// How many files may stay open.
+    /// Maximum number of files that are kept open.
     pub max_open_files: usize,
-    /// The closure's registration, which the disk carries at `.lazystore/registration`.
+    /// The closure's registration, to be put at `.lazystore/registration`.
     pub registration: Option<Arc<[u8]>>,
-    /// What holds the closure against garbage collection as long as there is the disk.
+    /// Protects the closure from garbage collection as long as the image exists.
     pub pins: Arc<Pins>,
-    /// Has the paths that are not on the host. With it the layout is another one, and does not depend on which those are.
+    /// Source of paths that are not on the host. It changes the layout, which does not depend on which paths these are.
     pub remote: Option<Arc<RemoteTree>>,
 }
 
@@ -47,7 +47,7 @@ impl Default for ImageOptions {
     fn default() -> Self {
         Self {
             label: DEFAULT_LABEL.to_owned(),
-            // The identity that nixpkgs gives a store disk (eb176051-bd15-49b7-9e6b-462e0b467019).
+            // The UUID of nixpkgs' store disks (eb176051-bd15-49b7-9e6b-462e0b467019).
             uuid: 0xeb17_6051_bd15_49b7_9e6b_462e_0b46_7019_u128.to_be_bytes(),
             uid: None,
             gid: None,
@@ -62,11 +62,11 @@ impl Default for ImageOptions {
 }
 
 impl Image {
-    /// The disk of `closure`. Nothing inside a store path is opened whose NAR size is known.
+    /// Lays out the disk of `closure`. Store paths with a known NAR size are not opened.
     ///
     /// # Errors
-    /// When paths are missing (all are named), a path without a NAR size cannot be planned, or there is no
-    /// room.
+    /// Paths are missing (the error lists all of them), a path without NAR size cannot be planned, or the closure does
+    /// not fit on a disk.
     pub fn new(closure: &Closure, options: &ImageOptions) -> Result<Self, ImageError> {
         let host = HostTree::open(&closure.dir, options.max_open_files)?;
         match &closure.contents {
@@ -86,7 +86,7 @@ impl Image {
             sources: vec![TreeSource::Host(Arc::clone(&host))],
             host,
             space: Space::whole(FileKind::Directory),
-            // All of it is opened below a descriptor of the directory itself.
+            // No identity: the tree is accessed through an open descriptor of its directory, which cannot be replaced.
             origins: vec![Origin {
                 source: HOST,
                 identity: None,
@@ -180,7 +180,7 @@ impl Image {
 /// Index of the host among the sources.
 const HOST: usize = 0;
 
-/// All that a disk consists of.
+/// The parts of an [`Image`].
 struct Parts {
     host: Arc<HostTree>,
     sources: Vec<TreeSource>,
@@ -202,13 +202,13 @@ impl ImageOptions {
     }
 }
 
-/// From so many paths on, looking at them is worth threads.
+/// Minimum number of paths to examine them with several threads.
 const PARALLEL_FROM: usize = 4096;
 
-/// A path that is to be on the disk.
+/// A path of the disk.
 struct Found {
     name: Box<[u8]>,
-    /// None on a disk of which some paths are not on this host: it must not depend on which.
+    /// `None` for all paths if some are remote: the layout must not depend on which ones are.
     kind: Option<FileKind>,
     nar_size: Option<u64>,
     origin: Origin,
@@ -228,7 +228,7 @@ impl Found {
     }
 }
 
-/// A source for what is not on the host.
+/// The source of paths that are not on the host.
 struct Remote<'o> {
     tree: &'o RemoteTree,
     /// Its index among the sources.
@@ -249,7 +249,7 @@ impl Remote<'_> {
     }
 }
 
-/// Looks at every path's top node. All that are missing are named in one error.
+/// Examines every path's top node. All missing paths are reported in one error.
 fn examine(
     host: &TreeSource,
     remote: Option<&Remote<'_>>,
@@ -287,7 +287,7 @@ fn examine(
     }
 }
 
-/// What is known of a path's top node.
+/// Attributes and identity of a path's top node.
 type Top = Result<(Stat, Option<Identity>), SourceError>;
 
 fn tops_of(host: &TreeSource, paths: &[StorePath]) -> Vec<Top> {
@@ -295,7 +295,7 @@ fn tops_of(host: &TreeSource, paths: &[StorePath]) -> Vec<Top> {
     if paths.len() < PARALLEL_FROM {
         return paths.iter().map(look).collect();
     }
-    // A part for each core: taking single paths would cost more than looking at them.
+    // One part per core: distributing single paths would cost more than examining them.
     let parts: Vec<&[StorePath]> = paths
         .chunks(paths.len().div_ceil(parallel::threads()))
         .collect();
@@ -304,7 +304,7 @@ fn tops_of(host: &TreeSource, paths: &[StorePath]) -> Vec<Top> {
     tops.into_iter().flatten().collect()
 }
 
-/// What every path takes, and the plans that had to be made to know it.
+/// The sizes of all paths, and the plans that were needed to determine them.
 struct Sizing<'a> {
     sources: &'a [TreeSource],
     attributes: Attributes,
@@ -332,14 +332,14 @@ impl<'a> Sizing<'a> {
         }
     }
 
-    /// Plans what has no NAR size, and then as many more as must be for all to fit.
+    /// Plans the paths without NAR size, and then as many others as necessary so that all fit.
     fn fit(&mut self, root_blocks: u32) -> Result<(), ImageError> {
         let mut next = std::mem::take(&mut self.unknown);
         while !next.is_empty() {
             self.plan(&next)?;
             next = space::to_plan_exactly(&self.claims, root_blocks)?;
         }
-        // With all sizes known, one look tells whether there is something to do at all.
+        // Check once more, also for the case that all NAR sizes are known and nothing was planned yet.
         let next = space::to_plan_exactly(&self.claims, root_blocks)?;
         if next.is_empty() {
             return Ok(());
@@ -348,7 +348,7 @@ impl<'a> Sizing<'a> {
         self.fit(root_blocks)
     }
 
-    /// Plans several paths, on all cores.
+    /// Plans several paths on all cores.
     fn plan(&mut self, indexes: &[usize]) -> Result<(), ImageError> {
         let plan = |(): &mut (), at: usize| {
             let Origin { source, identity } = self.origins[indexes[at]];

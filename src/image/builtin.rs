@@ -1,6 +1,6 @@
-//! What the disk carries besides the closure: the directory `.lazystore`, with the registration of the closure in it.
+//! The directory `.lazystore` with the registration of the closure, which is on the disk in addition to the closure.
 //!
-//! No store path has such a name. It is laid out like a store path, and its files' bytes are in memory.
+//! No store path has this name. The directory is laid out like a store path, with file contents from memory.
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ pub(super) fn tree(text: &Arc<[u8]>) -> MemoryTree {
     MemoryTree::with_file(path.as_bytes(), Arc::clone(text))
 }
 
-/// The directory's place among `names`, sorted.
+/// The directory's position among the sorted `names`.
 ///
 /// # Errors
-/// [`ImageError::BuiltinName`] when one of them has its name.
+/// [`ImageError::BuiltinName`] if one of them has its name.
 pub(super) fn position<'a>(names: impl Iterator<Item = &'a [u8]>) -> Result<usize, ImageError> {
     let mut before = 0;
     for name in names.take_while(|name| *name <= DIR.as_bytes()) {
@@ -43,7 +43,7 @@ mod tests {
     use crate::erofs::layout::bounds::INLINE_LIMIT_BYTES;
     use crate::erofs::volume::Place;
 
-    /// Names on both sides of the directory's.
+    /// Names that sort before and after the directory's.
     fn store() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for name in ["-x", "0a-file", "zz"] {
@@ -55,7 +55,7 @@ mod tests {
     fn options(text: &[u8]) -> ImageOptions {
         ImageOptions {
             registration: Some(text.into()),
-            // Nothing else stays planned.
+            // Keep no other plans in memory.
             plan_cache_bytes: 0,
             ..ImageOptions::default()
         }
@@ -74,7 +74,7 @@ mod tests {
             let at = if len > limit {
                 u64::from(region.data.start) * 4096
             } else {
-                // After the file's inode, which is not in the block of the directory's.
+                // Inlined after the file's inode, which is not in the same block as the directory's.
                 let file = (nid..nid + 256).find(|nid| {
                     let place = image.locate_nid(*nid).unwrap().place;
                     matches!(place, Place::Inode(file) if file.path == b".lazystore/registration")

@@ -5,20 +5,20 @@ use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::space::TooBig;
 use crate::source::{Awaits, DestinationError, SourceError};
 
-/// Why a range of the disk cannot be read.
+/// Why reading the disk fails.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {
-    /// The range is not inside the disk.
+    /// The range is beyond the end of the disk.
     #[error("read of {len_bytes} bytes at {offset} is outside the disk of {disk_len_bytes} bytes")]
     OutOfRange {
-        /// First byte asked for.
+        /// Start of the range.
         offset: u64,
-        /// How many bytes were asked for.
+        /// Length of the range.
         len_bytes: u64,
         /// Length of the disk.
         disk_len_bytes: u64,
     },
-    /// The path's source cannot give what the plan says.
+    /// The path's source fails.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// A path cannot be laid out.
@@ -29,7 +29,7 @@ pub enum ReadError {
         /// What is wrong with it.
         source: LayoutError,
     },
-    /// A path is not what it was when it was served before.
+    /// A path has changed since it was served before.
     #[error("{}: other files, or of other sizes or mtimes, than were served before", path.display())]
     Replaced {
         /// The store path, on the host.
@@ -38,7 +38,7 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// What on the host is at fault, if anything is.
+    /// The path at fault, if any.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::OutOfRange { .. } => None,
@@ -47,7 +47,7 @@ impl ReadError {
         }
     }
 
-    /// What has to be waited for, if that is all that is wrong.
+    /// What the read would have to wait for, if that is why it failed.
     pub fn would_block(&self) -> Option<Awaits> {
         match self {
             Self::Source(SourceError::WouldBlock(awaits)) => Some(*awaits),
@@ -62,27 +62,27 @@ impl From<DestinationError> for ReadError {
     }
 }
 
-/// Why there is no disk.
+/// Why a disk cannot be laid out.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The closure is of no use.
+    /// The closure cannot be loaded.
     #[error(transparent)]
     Closure(#[from] ClosureError),
     /// The store cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// A path had to be planned and could not be.
+    /// A path cannot be planned.
     #[error(transparent)]
     Plan(#[from] ReadError),
-    /// There is no room.
+    /// The closure does not fit on a disk.
     #[error(transparent)]
     TooBig(#[from] TooBig),
-    /// A path has the name of the directory for the registration.
+    /// A path has the same name as the directory for the registration.
     #[error(
         "the registration cannot be put on the disk: the closure has a path named .lazystore itself"
     )]
     BuiltinName,
-    /// Paths of the closure are missing.
+    /// Paths of the closure do not exist.
     #[error(
         "{} of the closure's paths {} not exist: {} (realise {them} with `nix-store --realise`, or leave {them} out of the list)",
         paths.len(),
@@ -91,7 +91,7 @@ pub enum ImageError {
         them = if paths.len() == 1 { "it" } else { "them" },
     )]
     Missing {
-        /// Logical store paths, all of them.
+        /// All missing logical store paths.
         paths: Vec<String>,
     },
 }

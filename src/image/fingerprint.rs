@@ -1,8 +1,8 @@
-//! A short identity of a disk of store paths: whether a VM that was saved or moved finds the same disk again.
+//! The fingerprint of a disk of store paths, to check that a VM that was saved or migrated gets the same disk again.
 //!
-//! It covers all that decides the disk's bytes: where everything lies, the NAR hash of every path, attributes, label, UUID
-//! and layout version. What is not in it: the host's directories, the kind of endpoint, and how a path gets here. The
-//! hashes are those that Nix has registered; nothing is read to confirm them.
+//! It covers everything that determines the disk's bytes: the address ranges, the NAR hash of every path, attributes,
+//! label, UUID and layout version. It does not cover the host's directories, the kind of endpoint, and the source of a
+//! path. The hashes are those registered with Nix; they are not verified.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,11 +17,11 @@ use crate::erofs::layout::LAYOUT_VERSION;
 use crate::erofs::layout::attributes::{Origin, dirent_type};
 use crate::erofs::layout::space::{Area, Region};
 
-/// 160 bits, as Nix's own store hashes have: no two disks meet by chance.
+/// 160 bits, like Nix's store hashes, which excludes accidental collisions.
 const DIGEST_BYTES: usize = 20;
-/// How many digits those are in Nix's base32.
+/// Number of digits in Nix's base32.
 const DIGITS: usize = DIGEST_BYTES * 8 / 5;
-/// Marks the fingerprint of a disk that has paths without a NAR hash.
+/// Prefix of the fingerprint of a disk that has paths without a NAR hash.
 const WEAK: &str = "weak-";
 
 /// Identity of a disk.
@@ -31,13 +31,13 @@ pub struct Fingerprint {
     is_weak: bool,
 }
 
-/// Why a text is no fingerprint.
+/// A text is not a fingerprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a fingerprint has {DIGITS} letters and digits, some have {WEAK} before them")]
 pub struct NotAFingerprint;
 
 impl Fingerprint {
-    /// Of the disk that was made of `paths`.
+    /// The fingerprint of the disk `image`, which consists of `paths`.
     pub(super) fn new(image: &Image, paths: &[StorePath], options: &ImageOptions) -> Self {
         let mut hash = Hash(Sha256::new());
         hash.number(LAYOUT_VERSION);
@@ -61,7 +61,7 @@ impl Fingerprint {
         }
     }
 
-    /// Whether some path has no NAR hash. Of such a path only name, type and size count.
+    /// Whether some path has no NAR hash. Only name, type and size of such a path are covered.
     pub fn is_weak(&self) -> bool {
         self.is_weak
     }
@@ -91,7 +91,7 @@ impl FromStr for Fingerprint {
     }
 }
 
-/// Takes values so that no two lists of them give the same bytes.
+/// Hashes values with an injective encoding: different lists of values are encoded as different bytes.
 struct Hash(Sha256);
 
 impl Hash {

@@ -1,7 +1,7 @@
-//! What was read of a disk: of each path when, how often, and which blocks.
+//! Records when, how often and which blocks of each path were read.
 //!
-//! It lies in memory that a worker shares with its parent, so that it outlives the worker, however that ends. No lock is
-//! taken: a block that was read is a bit, a path has four numbers.
+//! It is in memory shared between a worker and its parent, so it survives a crash of the worker. It needs no locks:
+//! there is one bit per block, and four numbers per path.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,18 +13,18 @@ use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::space::{Area, DATA_ARENA_START, Space};
 use crate::process::{ProcessError, Shared};
 
-/// Data blocks that are told apart: 1 TiB. It bounds the memory that a guest can make the host use, to 36 MiB.
+/// Number of data blocks that are recorded: 1 TiB. It limits the memory that a guest can make the host use to 36 MiB.
 const DATA_BLOCKS_MAX: u32 = 1 << 28;
 
-/// Blocks of a word.
+/// Blocks per word.
 const BITS: u32 = 64;
 
-/// Marks of the superblock and of the root directory, which come before those of the regions.
+/// Indexes of the marks: superblock, root directory, then all regions.
 const SUPERBLOCK: usize = 0;
 const ROOT: usize = 1;
 const REGIONS: usize = 2;
 
-/// When a part of the disk was read. Times are in nanoseconds from the start on, and not zero.
+/// Reads of one part of the disk. Times are in nanoseconds since the start; 0 means never.
 #[derive(Debug, FromZeros)]
 #[repr(C)]
 struct Mark {
@@ -34,37 +34,37 @@ struct Mark {
     waits: AtomicU64,
 }
 
-/// What was read of a disk.
+/// Reads of a disk.
 #[derive(Debug)]
 pub struct Footprint {
     start: Instant,
-    /// Who it is that reads; 0: nobody yet.
+    /// The reader whose reads are recorded; 0: none yet.
     reader: Shared<AtomicU64>,
     marks: Shared<Mark>,
-    /// A bit for each block.
+    /// One bit per block.
     blocks: Shared<AtomicU64>,
 }
 
-/// What was read of one part of the disk.
+/// Reads of one path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// When it was read first and last, since the start; none: never.
+    /// Times of the first and the last read since the start; `None`: never.
     pub when: Option<(Duration, Duration)>,
-    /// Reads that had something of it.
+    /// Number of reads that included a part of it.
     pub reads: u64,
-    /// Reads that waited for the host's disk.
+    /// Number of reads that waited for the host's disk.
     pub waits: u64,
-    /// Metadata that was read, each block once.
+    /// Bytes of metadata read, counting each block once.
     pub meta_bytes: u64,
-    /// Contents of files that were read, each block once.
+    /// Bytes of file contents read, counting each block once.
     pub data_bytes: u64,
 }
 
 impl Footprint {
-    /// Of a disk that nobody has read yet. Times count from `start` on.
+    /// An empty footprint. Times are relative to `start`.
     ///
     /// # Errors
-    /// When there is no memory left.
+    /// There is no memory left.
     pub fn new(space: &Space, start: Instant) -> Result<Self, ProcessError> {
         let blocks = u32::try_from(space.len_bytes() / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
         let words = blocks
@@ -78,8 +78,8 @@ impl Footprint {
         })
     }
 
-    /// Notes that bytes were read by `reader`, which is not zero. It is the one whose footprint this is if nobody has read
-    /// more than the superblock before.
+    /// Records a read by `reader`, which must not be zero. The first reader of more than the superblock becomes the one
+    /// whose reads are recorded.
     pub(super) fn note(&self, reader: u64, space: &Space, bytes: Range<u64>) {
         let only_superblock = bytes.end <= BLOCK_LEN_BYTES;
         if !self.is_by(reader, only_superblock) {
@@ -99,7 +99,7 @@ impl Footprint {
         }
     }
 
-    /// Notes that a read which begins at `offset` has to wait for the host's disk.
+    /// Records that a read at `offset` has to wait for the host's disk.
     pub(super) fn note_wait(&self, reader: u64, space: &Space, offset: u64) {
         if !self.is_by(reader, false) {
             return;
@@ -110,13 +110,13 @@ impl Footprint {
         }
     }
 
-    /// Who reads, if anybody has yet.
+    /// The reader whose reads are recorded, if any.
     pub fn reader(&self) -> Option<u64> {
         let reader = self.reader.first()?.load(Ordering::Relaxed);
         (reader > 0).then_some(reader)
     }
 
-    /// Whoever reads next goes on.
+    /// Lets the next reader continue the footprint.
     pub fn give_to_next(&self) {
         if let Some(current) = self.reader.first() {
             current.store(0, Ordering::Relaxed);
@@ -136,17 +136,17 @@ impl Footprint {
         }
     }
 
-    /// When the superblock was read first.
+    /// Time of the first read of the superblock.
     pub fn superblock(&self) -> Option<Duration> {
         self.marks.get(SUPERBLOCK)?.when().map(|(first, _)| first)
     }
 
-    /// When the root directory was read first: only who mounts the disk does that.
+    /// Time of the first read of the root directory, which only happens when the disk is mounted.
     pub fn root(&self) -> Option<Duration> {
         self.marks.get(ROOT)?.when().map(|(first, _)| first)
     }
 
-    /// When anything was read first and last.
+    /// Times of the first and the last read of anything.
     pub fn all(&self) -> Option<(Duration, Duration)> {
         let all = self.marks.iter().filter_map(Mark::when);
         all.reduce(|(first, last), (other_first, other_last)| {
@@ -154,7 +154,7 @@ impl Footprint {
         })
     }
 
-    /// What was read of each path, in the order of the disk's regions.
+    /// Reads of each path, in the order of the disk's regions.
     pub fn paths(&self, space: &Space) -> Vec<Touched> {
         let marks = self.marks.iter().skip(REGIONS);
         let touched = |(mark, region): (&Mark, &crate::erofs::layout::space::Region)| Touched {
@@ -173,7 +173,7 @@ impl Footprint {
 
     fn set(&self, blocks: Range<u32>) {
         for (index, mask) in words(blocks) {
-            // Most blocks have been read before, or belong to nobody else: then nothing is written.
+            // Write only if a bit changes: most blocks have been read before.
             if let Some(word) = self.blocks.get(index)
                 && word.load(Ordering::Relaxed) & mask != mask
             {
@@ -194,7 +194,7 @@ impl Footprint {
 impl Mark {
     fn note(&self, now: u64) {
         if self.first.load(Ordering::Relaxed) == 0 {
-            // Another thread may be faster.
+            // An error is ignored: another thread has set it.
             let _ = self
                 .first
                 .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
@@ -210,7 +210,7 @@ impl Mark {
     }
 }
 
-/// Whose a block is, as the index of a mark, and the first block that may be another's.
+/// The index of the mark of the part that `block` belongs to, and the exclusive end of that part.
 fn part(space: &Space, block: u32) -> (Option<usize>, u32) {
     let of = |region: u32| REGIONS + region as usize;
     match space.area(block) {
@@ -222,7 +222,7 @@ fn part(space: &Space, block: u32) -> (Option<usize>, u32) {
     }
 }
 
-/// The words that have bits of `blocks`, and which.
+/// The indexes of the words with bits of `blocks`, and the masks of these bits.
 fn words(blocks: Range<u32>) -> impl Iterator<Item = (usize, u64)> {
     let Range { start, end } = blocks;
     let words = start / BITS..end.div_ceil(BITS);
@@ -280,7 +280,7 @@ mod tests {
         let all = footprint.all().unwrap();
         assert_eq!(Some(all.0), footprint.superblock());
         assert_eq!(of_a.when.unwrap().1, all.1);
-        // From one path into the other.
+        // A read that spans both paths.
         let between = usize::try_from(b.data.start - a.data.start).unwrap();
         read(a.data.start, between + 1);
         assert_eq!(paths()[1].data_bytes, 4096);
@@ -288,7 +288,7 @@ mod tests {
         let before = footprint.all();
         assert!(image.read_exact_at(&mut [0], image.len_bytes()).is_err());
         assert_eq!(footprint.all(), before, "nothing was read");
-        // Nobody else is noted until this one has gone.
+        // Other readers are not recorded until give_to_next() is called.
         footprint.note(8, image.space(), 0..1 << 13);
         assert_eq!(footprint.all(), before);
         footprint.give_to_next();

@@ -1,4 +1,4 @@
-//! What lies at a place of the disk, planned as far as must be to know it.
+//! Locates addresses of the disk. Plans paths as far as needed for that.
 
 use super::plans::Need;
 use super::{Image, ReadError};
@@ -7,7 +7,7 @@ use crate::erofs::layout::space::Area;
 use crate::erofs::volume::{Spot, in_superblock, nid_offset};
 use crate::source::IoMode;
 
-/// What one path takes of its ranges.
+/// How much of its ranges a path uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// Metadata blocks.
@@ -19,10 +19,10 @@ pub struct Usage {
 }
 
 impl Image {
-    /// What lies at byte `at`.
+    /// What is at byte `at`.
     ///
     /// # Errors
-    /// When `at` is not on the disk, or the path there cannot be planned.
+    /// `at` is beyond the end of the disk, or the path there cannot be planned.
     pub fn locate(&self, at: u64) -> Result<Spot, ReadError> {
         self.checked_end(at, 1)?;
         let block = u32::try_from(at / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
@@ -43,19 +43,19 @@ impl Image {
         }
     }
 
-    /// What lies where the inode `nid` would be. It is that inode only if the place is an inode and starts
-    /// at [`nid_offset`].
+    /// What is at the address of the inode `nid`. `nid` is valid only if the place is an inode and starts at
+    /// [`nid_offset`].
     ///
     /// # Errors
-    /// As [`Image::locate`]; a nid after the end of the disk is out of range.
+    /// As for [`Image::locate`]; a nid beyond the end of the disk is out of range.
     pub fn locate_nid(&self, nid: u64) -> Result<Spot, ReadError> {
         self.locate(nid_offset(nid))
     }
 
-    /// What the path of region `region` takes. Walks all of it.
+    /// How much of its ranges the path of region `region` uses. Plans the whole path.
     ///
     /// # Errors
-    /// When the path cannot be planned.
+    /// The path cannot be planned.
     pub fn usage(&self, region: u32) -> Result<Usage, ReadError> {
         self.with_plan(IoMode::Blocking, region, Need::All, |plan| Usage {
             meta_blocks: plan.meta_blocks(),

@@ -1,4 +1,4 @@
-//! Reads in advance what a recording says, so that a guest finds it in the host's memory.
+//! Reads recorded ranges into the host's page cache before the guest does.
 
 use std::collections::HashMap;
 
@@ -7,25 +7,25 @@ use super::{Image, Piece, ReadError};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::parallel;
 
-/// Each mostly waits for one file or directory; more than these a disk does not serve at once.
+/// Number of threads. Each mostly waits for one file or directory; more would exceed the queue depth of disks.
 const THREADS: usize = 16;
 
-/// What came of reading in advance.
+/// The result of prefetching.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Prefetched {
-    /// Paths of the recording that this disk has.
+    /// Number of paths of the recording that are on this disk.
     pub known_paths: usize,
-    /// All paths of the recording.
+    /// Number of paths of the recording.
     pub paths: usize,
-    /// Touches that could not be read, though their paths are there.
+    /// Number of touches that could not be read although their paths are on this disk.
     pub failed: usize,
 }
 
 impl Image {
-    /// Has the host read what `recording` says: first names and metadata, which is where the contents of files are found,
-    /// then these. Paths that are not on this disk, or have become smaller, are left out as far as that goes.
+    /// Prefetches the ranges of `recording`: first metadata, which is needed to find file contents, then file contents.
+    /// Paths that are not on this disk are skipped, and ranges beyond the end of a path are truncated.
     ///
-    /// Waits for names and metadata, and only asks for contents.
+    /// Waits for metadata, but only starts readahead of file contents.
     pub fn prefetch(&self, recording: &Recording) -> Prefetched {
         let index: HashMap<&[u8], u32> = (0..)
             .zip(self.space().regions())
@@ -45,7 +45,7 @@ impl Image {
         }
     }
 
-    /// Returns how many failed.
+    /// Returns the number of touches that failed.
     fn prefetch_part(&self, regions: &[Option<u32>], touches: &[Touch], part: Part) -> usize {
         let wanted = |touch: &&Touch| touch.part == part;
         let touches: Vec<&Touch> = touches.iter().filter(wanted).collect();

@@ -1,4 +1,4 @@
-//! Where file data lie.
+//! Ranges of the disk with file data.
 
 use super::plans::Need;
 use super::{Image, ReadError};
@@ -7,21 +7,21 @@ use crate::erofs::layout::plan::Plan;
 use crate::source::IoMode;
 use crate::tree::FileKind;
 
-/// First data block of a run, and the one after its last.
+/// First data block of a run, and its exclusive end.
 type Run = (u32, u64);
 
 impl Image {
-    /// Plans all paths and calls `sink` with the first byte and the length of each run of blocks that hold data of
-    /// regular files, in the order of the disk. Nothing is opened.
+    /// Plans all paths and calls `sink` with the offset and the length of each run of blocks with data of regular
+    /// files, in the order of the disk. Opens no files.
     ///
     /// # Errors
-    /// When a path cannot be planned.
+    /// A path cannot be planned.
     pub fn file_ranges(&self, sink: &mut dyn FnMut(u64, u64)) -> Result<(), ReadError> {
         for (region, here) in (0..).zip(self.space().regions()) {
             if here.data.is_empty() {
                 continue;
             }
-            // Covered only by a plan of the whole path.
+            // All runs are known only after the whole path is planned.
             let runs = self.with_plan(IoMode::Blocking, region, Need::All, runs)?;
             for (first, end) in runs {
                 let start = u64::from(here.data.start) + u64::from(first);
@@ -33,7 +33,7 @@ impl Image {
     }
 }
 
-/// Files that touch are one run.
+/// The runs of a plan. Adjacent files are merged into one run.
 fn runs(plan: &Plan) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for &(start, index) in plan.data_from(0) {

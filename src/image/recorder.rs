@@ -1,4 +1,4 @@
-//! Writes down what is read from a disk, while it is read.
+//! Records which blocks of a disk are read.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,20 +13,20 @@ use super::recording::{FIRST_LINE, Part, REMARK, Touch};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::space::{Area, Space};
 
-/// A recording gets no longer than this: a guest decides what is in it. A million touches are more than are worth reading
-/// in advance. It bounds the memory for what was seen, too.
+/// Maximum length of a recording, since its length depends on the guest. A million touches are more than is worth
+/// prefetching. It also bounds the memory for `seen`.
 const LIMIT_BYTES: u64 = 16 << 20;
 
-/// Where a recording begins.
+/// Where to start writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// Instead of what is in the file.
+    /// Truncate the file first.
     Anew,
-    /// After what is in the file.
+    /// Append to the file.
     AtItsEnd,
 }
 
-/// Asked once, when there is something to write down. None when somebody else records.
+/// Called once, before the first write. Returns `None` if another process records.
 struct TakeTurn(Box<dyn FnOnce() -> Option<Start> + Send>);
 
 impl fmt::Debug for TakeTurn {
@@ -35,7 +35,7 @@ impl fmt::Debug for TakeTurn {
     }
 }
 
-/// Why a recording ends before its VM does.
+/// Why recording ends early.
 #[derive(Debug, thiserror::Error)]
 enum RecordError {
     #[error("cannot write the recording any further: {0}")]
@@ -48,10 +48,10 @@ enum RecordError {
     NotItsTurn,
 }
 
-/// Where to write, and what is there already.
+/// Records reads to a file.
 #[derive(Debug)]
 pub(super) struct Recorder {
-    /// None once the recording has ended.
+    /// `None` after recording has ended.
     log: Mutex<Option<Log>>,
 }
 
@@ -62,16 +62,17 @@ struct Log {
     len_bytes: u64,
     /// The disk's fingerprint.
     disk: Option<String>,
-    /// None after the first line.
+    /// `None` after the first write.
     take_turn: Option<TakeTurn>,
+    /// Blocks that are already in the file.
     seen: RangeSet<u32>,
-    /// What a region is called in the file.
+    /// The number of each region in the file.
     numbers: HashMap<u32, usize>,
 }
 
 impl Recorder {
-    /// Writes to `file`, which is open for appending, as `take_turn` says once there is something to write. `disk` is what
-    /// the recording says of which disk it is.
+    /// Records to `file`, which must be opened for appending. `take_turn` is called before the first write. `disk` is
+    /// the disk's fingerprint, for a remark in the recording.
     pub(super) fn new(
         file: File,
         disk: Option<String>,
@@ -90,7 +91,7 @@ impl Recorder {
         }
     }
 
-    /// Notes that bytes were asked for. Each block is written down once.
+    /// Records a read. Each block is written to the file only once.
     pub(super) fn note(&self, space: &Space, bytes: Range<u64>) {
         let mut guard = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(log) = guard.as_mut() else {
@@ -117,7 +118,7 @@ impl Log {
         for blocks in fresh {
             self.describe(space, blocks, &mut lines);
         }
-        // What is not written down takes no memory either.
+        // Do not add blocks to `seen` for which there is nothing to write: that would use memory without limit.
         if lines.is_empty() {
             return Ok(());
         }
@@ -125,7 +126,7 @@ impl Log {
         self.write(&lines)
     }
 
-    /// Appends what is to be written about some blocks; nothing about the superblock, the root directory and gaps.
+    /// Appends the lines for some blocks to `lines`. The superblock, the root directory and gaps are left out.
     fn describe(&mut self, space: &Space, mut blocks: Range<u32>, lines: &mut Vec<u8>) {
         while !blocks.is_empty() {
             let (region, part, first) = match space.area(blocks.start) {
@@ -151,7 +152,7 @@ impl Log {
         }
     }
 
-    /// What a region is called; a line that says so comes first.
+    /// The number of a region in the file. Appends the line that defines it if it is new.
     fn number(&mut self, space: &Space, region: u32, lines: &mut Vec<u8>) -> usize {
         let next = self.numbers.len();
         *self.numbers.entry(region).or_insert_with(|| {
@@ -175,7 +176,7 @@ impl Log {
         Ok(self.file.write_all(&lines)?)
     }
 
-    /// Returns the first line.
+    /// Prepares the file; returns its first lines.
     fn begin(&mut self, start: Option<Start>) -> Result<String, RecordError> {
         match start.ok_or(RecordError::NotItsTurn)? {
             Start::Anew => self.file.set_len(0)?,
@@ -238,7 +239,7 @@ mod tests {
         );
         read(&image, b.data.start + 1..b.data.start + 2);
         read(&image, a.data.start + 2..a.data.start + 4);
-        // From the end of one path into the other.
+        // A read that spans both paths.
         read(&image, a.data.start..b.data.end);
         read(&image, b.meta.clone());
         let text = fs::read_to_string(out.path()).unwrap();
@@ -266,14 +267,14 @@ mod tests {
             recorder.note(space, at..at + BLOCK_LEN_BYTES);
         };
         let recorder = Recorder::new(append_to(out.path()), None, || Some(Start::Anew));
-        // Every other block is a line of its own.
+        // Every other block, so that each needs a separate line.
         for block in data.clone().step_by(2).take(2_000_000) {
             note(&recorder, block);
         }
         let cut = len_bytes();
         assert!((LIMIT_BYTES - 100..=LIMIT_BYTES).contains(&cut), "{cut}");
         Recording::parse(&fs::read(out.path()).unwrap()).unwrap();
-        // The next worker, which goes on, finds it full.
+        // The next worker, which appends, finds the file full.
         for block in [1, 3] {
             let next = Recorder::new(append_to(out.path()), None, || Some(Start::AtItsEnd));
             note(&next, data.start + block);

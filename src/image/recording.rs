@@ -1,41 +1,42 @@
-//! What a guest touched, in order, so that it can be read in advance next time.
+//! The file format of recordings: the blocks that a guest touched, in order, to be prefetched next time.
 //!
-//! A text file. Blocks count from the start of their path's range, so a recording holds wherever a path lies on the disk,
-//! and for every closure that has the path:
+//! It is a text file. Block numbers are relative to the path's range, so a recording is valid independently of the
+//! path's address on the disk, and for every closure that has the path:
 //!
 //! ```text
 //! lazystore recording 1
-//! # disk 5c7w…                the fingerprint of the disk; every line that begins with "# " is for people only
-//! + 0c1ikxj...-glibc-2.40     a path; in what follows it is path 0, the next one path 1
+//! # disk 5c7w…                the fingerprint of the disk; lines that begin with "# " are comments
+//! + 0c1ikxj...-glibc-2.40     defines path 0; the next such line defines path 1
 //! m 0 0 3                     3 blocks of metadata of path 0, from its first block
 //! d 0 12 32                   32 blocks of data of path 0, from block 12
 //! ```
 //!
-//! Every line is written whole and at once: a writer that is killed leaves a recording of what was touched so far, and a
-//! last line without its end is no part of it. A first line in the middle starts again, with path 0 still to be named.
+//! Lines are written completely or not at all, so a killed writer leaves a valid recording of what was touched so far.
+//! A last line without newline is ignored. A repeated first line starts a new part, in which path numbers start at 0
+//! again.
 
 use std::fmt;
 use std::ops::Range;
 
 use crate::erofs::layout::space::Region;
 
-/// First line of a recording, and of every part of one.
+/// First line of a recording, and of every further part.
 pub(super) const FIRST_LINE: &str = "lazystore recording 1";
 
-/// Begins a line that says nothing about what was touched.
+/// Prefix of comments.
 pub(super) const REMARK: &str = "# ";
 
-/// Which of a path's ranges.
+/// One of the two ranges of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// Inodes, directories, inline data.
+    /// Inodes, directories, inlined data.
     Meta,
     /// Contents of files.
     Data,
 }
 
 impl Part {
-    /// Where that range of a region lies.
+    /// The block range of this part of a region.
     pub(super) fn range(self, region: &Region) -> &Range<u32> {
         match self {
             Self::Meta => &region.meta,
@@ -44,21 +45,21 @@ impl Part {
     }
 }
 
-/// Neighbouring blocks of a path.
+/// A contiguous range of blocks of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Touch {
     /// Index of the path in the recording.
     pub path: usize,
-    /// Which of its ranges.
+    /// The part of the path.
     pub part: Part,
-    /// Blocks, counted from the start of that range.
+    /// Blocks, relative to the start of the part.
     pub blocks: Range<u32>,
 }
 
-/// What a guest touched.
+/// A parsed recording.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recording {
-    /// Names of paths in the store; the empty name is a tree.
+    /// Names of paths in the store; empty for a tree.
     pub paths: Vec<Box<[u8]>>,
     /// In the order in which they were touched.
     pub touches: Vec<Touch>,
@@ -68,20 +69,20 @@ pub struct Recording {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line} is not part of a recording: expected {expected}")]
 pub struct NotARecording {
-    /// Line, counted from 1.
+    /// Line number, counted from 1.
     pub line: usize,
-    /// What should be there.
+    /// What was expected.
     pub expected: &'static str,
 }
 
 impl Recording {
-    /// Reads the text of a recording.
+    /// Parses a recording.
     ///
     /// # Errors
-    /// [`NotARecording`] with the first line that is wrong.
+    /// [`NotARecording`] with the first malformed line.
     pub fn parse(text: &[u8]) -> Result<Self, NotARecording> {
         let mut recording = Self::default();
-        // Index of the path that a part calls its path 0; none before the first line.
+        // Index in `paths` of path 0 of the current part; `None` before the first line.
         let mut base = None;
         for (number, line) in (1..).zip(whole_lines(text)) {
             let wrong = |expected| NotARecording {
@@ -114,13 +115,13 @@ impl Recording {
     }
 }
 
-/// The lines that have an end.
+/// The lines that end with a newline.
 fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|byte| *byte == b'\n')
         .filter_map(|line| line.strip_suffix(b"\n"))
 }
 
-/// A line about path `base + n`, which must be among the `paths` known so far.
+/// Parses a touch. Path number n means path `base + n`, which must be less than `paths`.
 fn parse_touch(line: &[u8], base: usize, paths: usize) -> Option<Touch> {
     let mut words = std::str::from_utf8(line).ok()?.split(' ');
     let part = match words.next()? {

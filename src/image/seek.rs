@@ -1,34 +1,34 @@
-//! Where there is something on the disk, and where nothing.
+//! Finds data and holes of the disk, for lseek(2).
 //!
-//! The address space is almost empty, and a copy of the disk must be able to skip that. Ranges of
-//! paths are bounds, much larger than what is in them, so a path that is asked about is planned whole.
+//! The address space is mostly empty, and a program that copies the disk must be able to skip holes. The ranges of
+//! paths are upper bounds and much larger than their contents, so seeking plans a path completely.
 
 use super::{Image, ReadError};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::space::{Area, DATA_ARENA_START};
 
-/// What to look for.
+/// What to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
-    /// A block that belongs to something, whatever its bytes are.
+    /// A block that is in use, even if it contains zeros.
     Data,
-    /// A block that belongs to nothing: all zeros. There is one after the end of the disk.
+    /// An unused block of zeros. The end of the disk counts as a hole.
     Hole,
 }
 
-/// Neighbouring blocks of one sort.
+/// Contiguous blocks of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stretch {
     kind: Seek,
-    /// First block that may be of the other sort.
+    /// Exclusive end; the next block may be of the other kind.
     end: u32,
 }
 
 impl Image {
-    /// The first offset from `offset` on where there is what is looked for, or none before the end of the disk.
+    /// The first offset at or after `offset` that is of the wanted kind, or `None` if there is none.
     ///
-    /// The answer is none, too, if `offset` is not inside the disk. A path that cannot be planned counts as
-    /// data: a copy must fail there, and not become a file full of zeros.
+    /// Also `None` if `offset` is beyond the end of the disk. A path that cannot be planned counts as data, so that
+    /// copying it fails instead of producing zeros.
     pub fn seek(&self, offset: u64, wanted: Seek) -> Option<u64> {
         let len_bytes = self.len_bytes();
         let mut at = offset;
@@ -43,7 +43,7 @@ impl Image {
         (wanted == Seek::Hole && offset < len_bytes).then_some(len_bytes)
     }
 
-    /// The sort of `block`, and of how many after it.
+    /// The stretch that starts at `block`.
     fn stretch(&self, block: u32) -> Stretch {
         match self.space().area(block) {
             Area::Superblock => data_until(block + 1),
@@ -66,7 +66,7 @@ impl Image {
     }
 }
 
-/// `range` is in use for its first `used` blocks; `block` is one of it.
+/// The stretch that starts at `block` in `range`, of which the first `used` blocks are in use.
 fn part(block: u32, range: &std::ops::Range<u32>, used: Result<u32, ReadError>) -> Stretch {
     let used = used.unwrap_or(u32::MAX);
     let end = range.start.saturating_add(used).min(range.end);
@@ -103,7 +103,7 @@ mod tests {
         dir
     }
 
-    /// Data ranges, found by seeking to and fro.
+    /// All data ranges, found by alternately seeking data and holes.
     fn data_ranges(image: &Image) -> Vec<(u64, u64)> {
         let mut ranges = Vec::new();
         let mut at = 0;
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_a_hole_and_nothing_is_behind_it() {
+    fn the_end_is_a_hole_and_nothing_is_after_it() {
         let dir = store();
         let image = store_image(dir.path(), &ImageOptions::default());
         let len = image.len_bytes();

@@ -35,7 +35,8 @@ pub fn store_image(dir: &Path, options: &ImageOptions) -> Image {
     Image::new(&closure, options).unwrap()
 }
 
-/// Calls `f` while nobody can plan region `region`: readers that need its plan wait, as for a disk that does not answer.
+/// Calls `f` while planning of region `region` is blocked, so that readers of its plan wait, as for a disk that does
+/// not respond.
 pub fn with_planning_held<R>(image: &Image, region: usize, f: impl FnOnce() -> R) -> R {
     image.plans.hold(region, f)
 }

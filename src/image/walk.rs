@@ -1,4 +1,4 @@
-//! From a source's tree to a plan: lists directories, breadth first, and gives them to the planner.
+//! Plans a tree: lists its directories in breadth-first order and passes them to the planner.
 
 use super::ReadError;
 use crate::erofs::layout::LayoutError;
@@ -10,13 +10,14 @@ use crate::parallel;
 use crate::source::{PathTree, SourceError};
 use crate::tree::Listing;
 
-/// Directories that are worth the start of threads: listing so many takes ten times as long.
+/// Number of directories to list at once with several threads. Listing this many takes ten times as long as starting
+/// the threads.
 const DIRS_AT_ONCE: usize = 64;
 
-/// More threads than this do not list one path's directories: each has one of them open.
+/// Maximum number of threads that list directories of one path. Each has one directory open.
 pub const LISTERS_MAX: usize = 4;
 
-/// Begins the plan of `tree`, which may take `limits`.
+/// Starts a plan of `tree` that may use at most `limits`.
 pub(super) fn start(
     tree: &PathTree<'_>,
     attributes: Attributes,
@@ -36,7 +37,7 @@ pub(super) fn step(tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), Rea
     push(tree, planner, listing.as_ref())
 }
 
-/// Lists one more directory, or several at once where many are known.
+/// Lists one more directory, or several in parallel if enough are known.
 pub(super) fn stride(tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), ReadError> {
     let dirs: Vec<NodeIndex> = planner.next_dirs().take(DIRS_AT_ONCE).collect();
     if dirs.len() < DIRS_AT_ONCE {
@@ -52,7 +53,7 @@ pub(super) fn stride(tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), R
     Ok(())
 }
 
-/// Plans `tree` whole, however big it is.
+/// Plans the whole `tree`, without limits.
 pub(super) fn plan_whole(tree: &PathTree<'_>, attributes: Attributes) -> Result<Plan, ReadError> {
     let mut planner = start(tree, attributes, Limits::NONE)?;
     while !planner.is_complete() {
@@ -62,13 +63,14 @@ pub(super) fn plan_whole(tree: &PathTree<'_>, attributes: Attributes) -> Result<
     Ok(planner.into_plan())
 }
 
-/// None for a directory in a tree that this process may not enter: a directory like any other fails alone, and the rest
-/// is of use. In a store everything can be read, and a path is whole or an error.
+/// Lists a directory. `None` for a directory of a tree (`--tree`) that this process may not access: only reads of its
+/// entries fail then, and the rest of the tree remains usable. In a store everything must be readable, and an error
+/// fails the whole path.
 fn list(tree: &PathTree<'_>, plan: &Plan, dir: NodeIndex) -> Result<Option<Listing>, SourceError> {
     let attributes = plan.attributes();
     match tree.list(&plan.path(dir), attributes.detail()) {
         Err(error) if attributes.origin == Origin::Host && dir != 0 && error.is_forbidden() => {
-            tracing::warn!("{error}: it is empty on the disk, and an I/O error");
+            tracing::warn!("{error}: reading this directory on the disk gives an I/O error");
             Ok(None)
         }
         listed => listed.map(Some),
