@@ -19,7 +19,7 @@ CA: text:sha256:18cyz621xqngdfc8kmxrj3v5rrxyzdls5ahqb6qaq5ggm7q9gjdq
 ";
 const SIGNED_NAME: &[u8] = b"8raygmhj0mhmq8jxb6bgr4ggcbyyrmf8-gnutls-3.8.6.tar.xz.drv";
 
-/// What `nix copy` of Nix 2.8 wrote of a directory that `nix-store --add` had added.
+/// Written by `nix copy` of Nix 2.8 for a directory added with `nix-store --add`.
 const ADDED: &str = "\
 StorePath: /nix/store/scvmhzvzzlk8bfnsd0hx38nah5riv9qb-d
 URL: nar/083iwflwf184d6zn55qmpv4v6gni75vxswhjz0dkhmq30047khsy.nar.br
@@ -33,7 +33,7 @@ CA: fixed:r:sha256:0c8hjz53xq69bd41a2vbm81mi0j4mkk2g8k8cb45xdk73fkwkwgv
 ";
 const ADDED_NAME: &[u8] = b"scvmhzvzzlk8bfnsd0hx38nah5riv9qb-d";
 
-/// One that has nothing but what is needed.
+/// A narinfo with only the required fields.
 const SHORT: &str = "\
 StorePath: /nix/store/scvmhzvzzlk8bfnsd0hx38nah5riv9qb-d
 URL: nar/x
@@ -84,7 +84,7 @@ fn what_is_missing_has_nix_defaults() {
     assert_eq!((narinfo.file_hash, narinfo.file_size), (None, None));
     assert!(narinfo.references.is_empty());
     let with = |line: &str| added(&format!("{SHORT}{line}\n"));
-    // What Nix does not know either, and empty values.
+    // Unknown fields, and empty values.
     for line in [
         "New: x",
         "Deriver:",
@@ -137,7 +137,7 @@ fn references_are_signed_in_their_order_each_once() {
     assert!(narinfo.verify(STORE, &keys()).is_ok());
 }
 
-/// Each change of what is signed, one at a time.
+/// Changes each signed field, one at a time.
 #[test]
 fn what_is_signed_cannot_be_changed() {
     let name = "8raygmhj0mhmq8jxb6bgr4ggcbyyrmf8-gnutls-3.8.6.tar.xz.drv";
@@ -189,7 +189,7 @@ fn why_nobody_vouches_for_it() {
     );
     let unsigned = SIGNED.replace("Sig: ", "Gis: ");
     assert_eq!(said(&unsigned, &keys()), format!("{path} is not signed"));
-    // A key of another name does not make a signature good, nor another key of the same name.
+    // Neither a key with another name nor another key with the same name makes a signature valid.
     let impostor =
         PublicKey::parse("cache.nixos.org-1:dWSd5g+klu9mVxPMmC9cmMSZ3SQP1w5eZmu1SxmtgXE=").unwrap();
     assert!(said(SIGNED, std::slice::from_ref(&impostor)).contains("is wrong"));
@@ -204,7 +204,7 @@ fn why_nobody_vouches_for_it() {
 fn a_path_that_follows_from_its_nar_needs_no_signature() {
     let narinfo = added(ADDED).unwrap();
     assert_eq!(narinfo.verify(STORE, &[]), Ok(Trust::ContentAddressed));
-    // The path does not follow: other contents, another name, another store, a reference; or the hash is not the NAR's.
+    // The path does not match: other contents, another name, another store, a reference; or the hash is not the NAR's.
     let other_hash = ADDED.replace("0c8hjz53", "0c8hjz54");
     let other_nar = ADDED.replace("NarHash: sha256:0c8hjz53", "NarHash: sha256:0c8hjz54");
     let reference = ADDED.replace(
@@ -344,7 +344,7 @@ fn values_that_cannot_be() {
     );
 }
 
-/// A name with a comma or a line end in it could stand for several in what is signed.
+/// A name with a comma or a newline could be read as several names in the signed text.
 #[test]
 fn references_are_names_that_nix_gives() {
     let hash = "6iah9pffqjj0lwgf0b1h32a6536jnw18";

@@ -1,4 +1,4 @@
-//! Records, faults with their lines, and a model that writes what is read.
+//! Records, errors with line numbers, and round trips of generated records.
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -17,7 +17,7 @@ fn parse(text: &[u8], names: &[&str]) -> Result<Vec<Option<Registered>>, String>
     read.map(|(found, _)| found).map_err(|e| e.to_string())
 }
 
-/// The error for `text` without what every one starts with.
+/// The error for `text` without the common prefix.
 fn fault(text: &str) -> String {
     let error = parse(text.as_bytes(), &["a"]).unwrap_err();
     error
@@ -73,7 +73,7 @@ fn a_file_that_ends_within_a_record() {
 
 #[test]
 fn faulty_hashes() {
-    // What exportReferencesGraph writes: path, deriver, number of references.
+    // Written by exportReferencesGraph: path, deriver, number of references.
     for deriver in ["", "/nix/store/a.drv"] {
         let expected = format!(
             "line 2: expected a NAR hash, found \"{deriver}\" (a references graph has none: \
@@ -184,7 +184,7 @@ fn contradictions_count_for_listed_paths_only() {
     );
 }
 
-/// What varies between records; the hash is always the same one, in either notation.
+/// The parts that vary between records. The hash is always the same, in one of two notations.
 #[derive(Debug, Clone)]
 struct Record {
     nar_size: u64,

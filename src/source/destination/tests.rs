@@ -18,7 +18,7 @@ fn pattern(len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Segments of these offsets and lengths in `buffer`.
+/// Segments of `buffer` with these offsets and lengths.
 fn segments<'m>(buffer: &'m mut [u8], ranges: &[(usize, usize)]) -> Destination<'m> {
     let whole = VolatileSlice::from(buffer);
     let segment = |(start, len): &(usize, usize)| whole.subslice(*start, *len).unwrap();
@@ -125,7 +125,7 @@ fn memory_that_the_frontend_cut_is_an_error_and_no_signal() {
     read(&mut (&mut [0; 100][..]).into(), &file, 0, 100).unwrap();
 }
 
-/// The kernel decides what it keeps in memory, so both answers are right; a wrong one is not.
+/// Whether data is in the page cache is up to the kernel, so both results are accepted, but never wrong bytes.
 #[test]
 fn a_read_that_must_not_wait_is_whole_or_refused() {
     let content = pattern(200_000);

@@ -149,7 +149,7 @@ fn paths_longer_than_path_max_are_reached() {
     let listing = store.list(path.as_bytes(), Detail::Nar).unwrap();
     assert_eq!(names(&listing), [b"leaf"]);
     drop(at);
-    // std's remove_dir_all walks by descriptors and gets there too.
+    // std's remove_dir_all uses descriptors and can delete long paths, too.
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn the_cache_keeps_few_files_open() {
             })
             .unwrap();
     }
-    // Other tests open files meanwhile, hence the room.
+    // Leave a margin, because other tests open files at the same time.
     assert!(open() < before + 32 + 100, "{} files open", open());
 }
 

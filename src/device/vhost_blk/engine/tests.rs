@@ -13,7 +13,7 @@ const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
 const RING: u16 = 16;
 
-/// Where the first file's data lie (design, address space): reading there needs a plan.
+/// Address of the first file's data (design, address space); reading it needs a plan.
 const PLANNED_SECTOR: u64 = (128 << 30) / 512;
 
 /// A guest with one queue, and the engine that serves it.
@@ -56,7 +56,7 @@ impl Guest {
         }
     }
 
-    /// Asks for 4 KiB at each sector and has the queue's thread look.
+    /// Submits a read of 4 KiB at each sector and runs the queue's thread.
     fn read(&mut self, sectors: &[u64]) {
         for sector in sectors {
             self.submit(*sector);
@@ -127,7 +127,7 @@ fn what_has_to_wait_stalls_nothing_and_order_is_kept() {
     with_planning_held(&image, 0, || {
         guest.read(&[0, PLANNED_SECTOR, 0, PLANNED_SECTOR + 8]);
         guest.read(&[0]);
-        // The thread came back: the superblock was read each time, but only the first read may be published.
+        // The thread returned: the superblock was read each time, but only the first read may be published.
         assert_eq!(
             [0, 1, 2, 3, 4].map(|slot| guest.status(slot)),
             [0, 0xee, 0, 0xee, 0]
@@ -151,7 +151,7 @@ fn wait_until(what: &str, reached: impl Fn() -> bool) {
     }
 }
 
-/// It waits for what a thread of the pool carries out at that moment, and for nothing else.
+/// A stop waits only for the request that a thread of the pool is executing.
 #[test]
 fn stopping_the_ring_waits_for_a_request_that_is_carried_out() {
     let mut guest = Guest::new();
@@ -170,8 +170,7 @@ fn stopping_the_ring_waits_for_a_request_that_is_carried_out() {
     assert_eq!(guest.ring.queue_next_avail(), 1);
 }
 
-/// When descriptors are short, a request may have to wait until another ring's is done. A stop of its ring waits for
-/// neither.
+/// If descriptors are short, a request may have to wait for one of another ring. A stop of its ring waits for neither.
 #[test]
 fn a_stop_does_not_wait_for_another_rings_request_under_a_shortage() {
     let mut guest = Guest::new();
@@ -192,10 +191,10 @@ fn a_stop_does_not_wait_for_another_rings_request_under_a_shortage() {
     assert!((0..5).all(|slot| guest.status(slot) == 0));
 }
 
-/// Where large requests put the first block of the disk.
+/// Where large requests write the first block of the disk.
 const SUPERBLOCK: u64 = 0x8_0000;
 
-/// Makes as many requests available as the ring holds, each of them for a GiB: what all of them ask for takes minutes.
+/// Fills the ring with requests of a GiB each. Executing all of them would take minutes.
 fn submit_large(guest: &mut Guest) -> u16 {
     const LEN: u32 = 8 << 20;
     const PARTS: u16 = 126;
@@ -203,7 +202,7 @@ fn submit_large(guest: &mut Guest) -> u16 {
     put_header(&guest.memory, header, 0, 0);
     let first = Descriptor::new(header, 16, flags(true, false), 1);
     let status = Descriptor::new(header + 16, 1, flags(false, true), 0);
-    // The superblock comes to a place of its own.
+    // The superblock goes to a separate buffer.
     let superblock = Descriptor::new(SUPERBLOCK, 4096, flags(true, true), 2);
     let zeros =
         (2..=PARTS).map(|index| Descriptor::new(0x10_0000, LEN, flags(true, true), index + 1));
@@ -232,7 +231,7 @@ fn submit_large(guest: &mut Guest) -> u16 {
     RING
 }
 
-/// Serves large requests until `end` has returned; says how many of how many were published.
+/// Serves large requests until `end` has returned; returns how many were published, and how many there were.
 fn serve_large_until(end: impl FnOnce(&Engine, &Ring)) -> (u16, u16) {
     let mut guest = Guest::new();
     let all = submit_large(&mut guest);
@@ -251,7 +250,7 @@ fn serve_large_until(end: impl FnOnce(&Engine, &Ring)) -> (u16, u16) {
     (published, all)
 }
 
-/// GET_VRING_BASE is answered while large requests are queued, one of which is being carried out.
+/// GET_VRING_BASE is answered while large requests are queued, one of which is being executed.
 #[test]
 fn a_stop_does_not_wait_for_large_requests() {
     let (published, all) = serve_large_until(|_, ring| {
@@ -269,7 +268,7 @@ fn a_thread_comes_back_from_large_requests_when_the_frontend_leaves() {
     assert!(published < all);
 }
 
-/// Once the pool has ended, as at the end of a connection, the thread does everything itself.
+/// After the pool has ended, as at the end of a connection, the thread executes everything itself.
 #[test]
 fn without_a_pool_the_thread_waits() {
     let mut guest = Guest::new();
@@ -278,8 +277,8 @@ fn without_a_pool_the_thread_waits() {
     assert_eq!(guest.heads(), [0, 3]);
 }
 
-/// Rings that lie so that the used index of each is the available index of the next: every answer in one makes a
-/// request available in another, for ever. It takes three: none may be more than its length behind.
+/// Overlapping rings: the used index of each one is the available index of the next, so every completion makes a
+/// request available in another ring, for ever. It takes three rings, because none may lag by more than its length.
 fn perpetual(guest: &Guest) -> [Ring; 3] {
     const LEN: u16 = 32768;
     const PLACES: [u64; 3] = [0x10_0000, 0x20_0000, 0x30_0000];
@@ -309,7 +308,7 @@ fn rings_that_feed_each_other_end_when_the_frontend_leaves() {
     let (memory, engine, mut thread) = (guest.memory, Arc::clone(&guest.engine), guest.thread);
     let server = std::thread::spawn(move || engine.serve(&rings, &mut thread));
     let deadline = Instant::now() + Duration::from_secs(10);
-    // The index goes around twice: nobody but the device moves it.
+    // The index wraps around twice, although only the device changes it.
     for quarter in [0u16, 1, 2, 3, 0, 1, 2, 3, 0] {
         while memory.read_obj::<u16>(index).unwrap() / 0x4000 != quarter {
             assert!(

@@ -44,7 +44,7 @@ fn disk() -> (tempfile::TempDir, Disk) {
     )
 }
 
-/// Carries out one request made of `parts`; all memory but the header holds 0xee before.
+/// Executes one request made of `parts`. All memory except the header is filled with 0xee before.
 fn run(disk: &Disk, kind: u32, sector: u64, parts: &[Part]) -> (Memory, Outcome) {
     let memory = memory(MEMORY);
     memory
@@ -72,9 +72,9 @@ fn read(len: u32) -> [Part; 3] {
     [(HEADER, 16, false), (DATA, len, true), (STATUS, 1, true)]
 }
 
-/// Where in the disk file data lie: first byte and length.
+/// Address and length of a range with file data.
 fn file_extents(image: &Image) -> Vec<(u64, u64)> {
-    // Where file data begin (design, address space); walking the whole disk would take a minute.
+    // Start of the data arena (design, address space); visiting the whole disk would take a minute.
     let from = 128 << 30;
     let mut extents = Vec::new();
     let mut at = from;
@@ -231,7 +231,7 @@ fn a_buffer_over_its_own_header_is_filled() {
     assert_eq!(bytes_at(&memory, HEADER, 512), expected);
 }
 
-/// What is named last wins, and the status byte comes after the data.
+/// If buffers overlap, the last one wins, and the status byte is written after the data.
 #[test]
 fn buffers_over_each_other_are_filled_in_order() {
     let (_tree, disk) = disk();
@@ -277,7 +277,7 @@ fn reads_past_the_end_leave_the_buffer_alone() {
     }
 }
 
-/// A large request is given up between two slices, and nothing is written from then on.
+/// A large request is abandoned between two slices, and nothing is written afterwards.
 #[test]
 fn a_request_that_is_not_wanted_any_more_is_abandoned() {
     let (_tree, disk) = disk();
@@ -316,14 +316,14 @@ fn descriptors() -> impl Strategy<Value = Descriptor> {
         1 => Just(0u64),
     ];
     let len = prop_oneof![4 => 0u32..1600, 2 => Just(16u32), 2 => Just(512u32), 1 => (1u32..20).prop_map(|n| 16 * n), 1 => any::<u32>()];
-    // NEXT often, WRITE often, INDIRECT sometimes, nonsense seldom.
+    // NEXT often, WRITE often, INDIRECT sometimes, invalid flags rarely.
     let flags = prop_oneof![4 => 0u16..4, 4 => Just(1u16), 4 => Just(3u16), 1 => Just(4u16), 1 => any::<u16>()];
     let next = prop_oneof![8 => 0..QUEUE, 1 => any::<u16>()];
     (address, len, flags, next)
         .prop_map(|(address, len, flags, next)| Descriptor::new(address, len, flags, next))
 }
 
-/// A table that begins with a chain as a driver would write it, up to the data's addresses.
+/// A table that starts with a valid chain, except for the data's addresses.
 fn plausible() -> impl Strategy<Value = Vec<Descriptor>> {
     let data = prop::collection::vec((0x5000u64..0x26000, 1u32..8), 0..12);
     let status = 0x5000u64..0x26000;
@@ -344,7 +344,7 @@ fn plausible() -> impl Strategy<Value = Vec<Descriptor>> {
     })
 }
 
-/// Tables from good to nonsense; the first descriptor is a good header more often than not.
+/// Valid and invalid tables; the first descriptor is usually a valid header.
 fn tables() -> impl Strategy<Value = Vec<Descriptor>> {
     let hostile = || prop::collection::vec(descriptors(), TABLE);
     let with_one_flaw = (plausible(), 0..TABLE, descriptors()).prop_map(|(mut table, at, flaw)| {
@@ -358,13 +358,13 @@ fn tables() -> impl Strategy<Value = Vec<Descriptor>> {
     prop_oneof![plausible(), with_one_flaw, with_header, hostile()]
 }
 
-/// What a chain allows the device to write, found without the code under test.
+/// The ranges that a chain allows the device to write, determined independently of the code under test.
 struct Allowed {
     ranges: Vec<(u64, u64)>,
     ended: bool,
 }
 
-/// Follows a chain as virtio 1.2, sections 2.7.5 and 2.7.7 have it.
+/// Follows a chain according to virtio 1.2, sections 2.7.5 and 2.7.7.
 fn allowed(memory: &Memory, head: u16) -> Allowed {
     let mut allowed = Allowed {
         ranges: Vec::new(),
@@ -440,7 +440,7 @@ proptest! {
         if indirect {
             memory.write_obj(Descriptor::new(0x4000, 16 * u32::from(QUEUE), 4, 0), GuestAddress(0)).unwrap();
         }
-        // The mock leaves the ring's elements as they are.
+        // The mock does not change the ring's elements.
         memory.write_obj(0u16, GuestAddress(mock.avail_addr().0 + 4)).unwrap();
 memory.write_obj(1u16, GuestAddress(mock.avail_addr().0 + 2)).unwrap();
 

@@ -182,7 +182,7 @@ fn as_many_descriptors_as_advertised_and_no_more() {
     }
 }
 
-/// Descriptors as they are, without the mock's repairs.
+/// Writes descriptors unchanged, unlike the mock, which corrects them.
 fn raw(descriptors: &[Descriptor]) -> Parsed {
     let memory = memory(0x20000);
     put_header(&memory, HEADER, VIRTIO_BLK_T_IN, 0);
@@ -218,7 +218,7 @@ fn an_indirect_table_outside_memory() {
     assert_eq!(refusal(&request), Refusal::Endless);
 }
 
-/// A whole request behind an indirect descriptor whose table lies at `table` and is said to be `len` bytes long.
+/// A complete request in an indirect table at `table` with the declared length `len`.
 fn indirect(table: u64, len: u32) -> Parsed {
     let memory = memory(0x20000);
     put_header(&memory, HEADER, VIRTIO_BLK_T_IN, 0);
@@ -230,7 +230,7 @@ fn indirect(table: u64, len: u32) -> Parsed {
         Descriptor::new(STATUS, 1, flags(false, true), 0),
     ];
     for (index, part) in parts.into_iter().enumerate() {
-        // Where there is no memory there is no table.
+        // The table is outside memory.
         let _ = memory.write_obj(part, GuestAddress(table + 16 * index as u64));
     }
     let head = Descriptor::new(table, len, 4, 0);
@@ -257,7 +257,7 @@ fn an_indirect_table_may_lie_anywhere_in_memory() {
 
 #[test]
 fn indirect_tables_that_are_none() {
-    // Empty, no whole number of descriptors, too short, longer than any chain, and partly outside memory.
+    // Empty, not a whole number of descriptors, too short, longer than any chain, and partly outside memory.
     for (table, len) in [
         (0xb000, 0),
         (0xb000, 47),
@@ -275,10 +275,10 @@ fn indirect_tables_that_are_none() {
 #[test]
 fn an_indirect_table_in_an_indirect_table_and_one_in_mid_chain() {
     let memory_table = Descriptor::new(0, 16 * 4, 4, 0);
-    // The ring's own table as an indirect one leads back to itself.
+    // The ring's own table, used as an indirect table, refers to itself.
     assert_eq!(refusal(&raw(&[memory_table])), Refusal::Endless);
     let header = Descriptor::new(HEADER, 16, flags(true, false), 1);
-    // A table may follow descriptors of the ring's; this one holds an empty descriptor.
+    // A table may follow direct descriptors; this one has an empty descriptor.
     let both = Descriptor::new(0xb000, 16, 5, 2);
     assert_eq!(refusal(&raw(&[header, both])), Refusal::NoStatus);
 }
@@ -302,7 +302,7 @@ fn buffers_that_wrap_around_the_end_of_the_address_space() {
         (u64::MAX, 2, true),
     ];
     let request = parsed(VIRTIO_BLK_T_IN, 0, &parts);
-    // The status byte would lie beyond 2^64.
+    // The status byte would be beyond 2^64.
     assert_eq!(refusal(&request), Refusal::NoStatus);
     assert_eq!(request.status, None);
 }

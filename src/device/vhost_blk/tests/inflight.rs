@@ -37,7 +37,7 @@ fn what_was_untaken_gets_the_same_ticket_again() {
 }
 
 proptest! {
-    /// In whatever order requests are carried out, they leave in the order in which they came.
+    /// Requests leave in the order in which they were taken, independent of the order in which they are executed.
     #[test]
     fn first_in_first_out(order in Just((0u16..40).collect::<Vec<_>>()).prop_shuffle()) {
         let mut list = InFlight::default();

@@ -15,32 +15,32 @@ use crate::device::vhost_blk::inflight::Ticket;
 use crate::device::vhost_blk::ring::{Found, Ring, RingFault, RingGuard, WhenEmpty};
 use crate::device::vhost_blk::testing::{ANSWER, Driver, ModelFault, buffer_of};
 
-/// Where a process dies while it serves a batch.
+/// Where a process is killed while it serves a batch.
 #[derive(Debug, Clone, Copy)]
 enum Death {
     Never,
-    /// After this many requests were carried out, before any was published.
+    /// After this many requests were executed, before any was published.
     Executing(usize),
     /// After this many were published.
     Publishing(usize),
-    /// As before, with the next element stored but not its index.
+    /// Like that, with the next element stored but not its index.
     InMidElement(usize),
 }
 
-/// In which order requests are carried out.
+/// The order in which requests are executed.
 #[derive(Debug, Clone, Copy)]
 enum Order {
     Ring,
-    /// At random, and so many of them not before a later batch, as when other threads do it.
+    /// Random order; some of them during a later batch, as with threads of the pool.
     Shuffled {
         seed: u64,
         kept: usize,
     },
-    /// Against rule 1: the answers take each other's places.
+    /// Violates rule 1: completions are swapped.
     Reversed,
 }
 
-/// A request that was taken and not carried out.
+/// A request that was taken and not executed yet.
 struct Taken {
     ticket: Ticket,
     head: u16,
@@ -68,7 +68,7 @@ impl Taken {
 }
 
 impl Order {
-    /// Sorts requests into the order in which they are carried out; says how many are not, for now.
+    /// Sorts requests into execution order; returns how many of them are postponed.
     fn apply(self, taken: &mut [Taken]) -> usize {
         match self {
             Self::Ring => 0,
@@ -81,7 +81,7 @@ impl Order {
                 0
             }
             Self::Shuffled { seed, kept } => {
-                // The order of a hash is as good as any.
+                // Sort by a hash to get a pseudorandom order.
                 taken.sort_by_key(|one| {
                     (u64::from(one.head) ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
                 });
@@ -96,12 +96,12 @@ struct Process {
     ring: Ring,
     memory: SharedMemory,
     call: File,
-    /// Taken before, and still to be carried out.
+    /// Requests of earlier batches that are still to be executed.
     kept: std::cell::RefCell<Vec<Taken>>,
 }
 
 impl Process {
-    /// Sets the ring up as a frontend does, with a base of its own idea.
+    /// Sets the ring up as a frontend does, with an arbitrary base.
     fn start(driver: &Driver, size: u16, base: u16) -> Self {
         let memory = SharedMemory::new(driver.memory().clone());
         let ring = Ring::new(memory.clone(), 256).unwrap();
@@ -122,7 +122,7 @@ impl Process {
         }
     }
 
-    /// Serves one batch, dying where told to. Returns whether the process is alive.
+    /// Serves one batch and dies at the given point. Returns whether the process is still alive.
     fn serve(&self, driver: &Driver, death: Death, order: Order) -> bool {
         let guard = self.memory.memory();
         let mut locked = self.ring.lock();
@@ -189,7 +189,7 @@ fn publish(locked: &mut RingGuard<'_>, first: Ticket, heads: &[u16]) -> Result<(
     locked.publish()
 }
 
-/// What a look at the ring finds.
+/// The result of checking the ring.
 fn look(ring: &Ring, memory: &Memory) -> Result<Found, RingFault> {
     let mut chains = Vec::new();
     ring.lock()
@@ -201,7 +201,7 @@ fn look(ring: &Ring, memory: &Memory) -> Result<Found, RingFault> {
 struct Round {
     submit: usize,
     death: Death,
-    /// Whether the guest looks at the used ring afterwards.
+    /// Whether the guest checks the used ring afterwards.
     look: bool,
     order: Order,
 }
@@ -282,7 +282,7 @@ proptest! {
     }
 }
 
-/// The model would notice: without rule 1 a death in mid batch answers a request twice.
+/// Shows that the model detects violations: without rule 1, a crash within a batch completes a request twice.
 #[test]
 fn publishing_out_of_order_is_noticed() {
     let death = Round {
@@ -298,7 +298,7 @@ fn publishing_out_of_order_is_noticed() {
     );
 }
 
-/// Deaths aside, the order alone is no harm: it is rule 2 that needs it.
+/// Without crashes, a wrong order is harmless: only rule 2 depends on it.
 #[test]
 fn out_of_order_without_death_is_fine_for_the_guest() {
     let calm = Round {
@@ -408,7 +408,7 @@ fn what_was_put_back_is_taken_again() {
     }
 }
 
-/// SET_VRING_NUM is acknowledged whatever it says, so a ring with such a size must not run with another one.
+/// SET_VRING_NUM cannot fail, so a ring with an invalid size must not run with another size instead.
 #[test]
 fn a_size_that_is_no_power_of_two_is_refused() {
     let mut driver = Driver::new(8, 0);
@@ -430,7 +430,7 @@ fn a_size_that_is_no_power_of_two_is_refused() {
     assert_eq!(look(&process.ring, &guard).unwrap(), Found::Requests);
 }
 
-/// A guest that makes requests available without end does not fill the host's memory.
+/// A guest that makes requests available without limit does not fill the host's memory.
 #[test]
 fn no_more_is_taken_than_the_ring_holds() {
     let mut driver = Driver::new(4, 0);
@@ -443,7 +443,7 @@ fn no_more_is_taken_than_the_ring_holds() {
         .collect(&*guard, WhenEmpty::LeaveQuiet, &mut chains)
         .unwrap();
     assert_eq!(chains.len(), 4);
-    // The same four heads again, before any of them came back.
+    // The same four heads again, before any of them was returned.
     let avail_index = vm_memory::GuestAddress(driver.addresses().1 + 2);
     guard.write_obj(8u16, avail_index).unwrap();
     for quiet in [WhenEmpty::LeaveQuiet, WhenEmpty::AskForKick] {

@@ -1,8 +1,8 @@
-//! Requests that continue each other.
+//! Merging of adjacent requests.
 
 use super::*;
 
-/// Reads of `lens` blocks that continue each other from block `first`, each with its buffer and its status byte.
+/// Adjacent reads of `lens` blocks starting at block `first`, each with its own buffer and status byte.
 fn continued(memory: &Memory, disk: &Disk, first: u64, lens: &[u32]) -> Vec<Parsed> {
     let mut block = first;
     let mut at = DATA;
@@ -40,7 +40,7 @@ fn what_continues_is_taken_together_and_nothing_else() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Across files, padding and what is made, wherever the first begins: each gets its own bytes and its status.
+    /// Reads across files, padding and generated blocks, with any start: each gets its own bytes and status.
     #[test]
     fn together_is_what_each_would_be_alone(place in 0usize..1000, lens in prop::collection::vec(1u32..9, 2..6)) {
         let (_tree, disk) = disk();
@@ -54,7 +54,7 @@ proptest! {
             memory.write_slice(&[0xee; 16], GuestAddress(STATUS)).unwrap();
         };
         dirty();
-        // The first time, something may have to be waited for.
+        // The first attempt may have to wait.
         let alone: Vec<u64> = requests.iter().map(|read| disk.execute(read, &View::new(&memory)).result.unwrap()).collect();
         let expected = bytes_at(&memory, 0, MEMORY);
         dirty();

@@ -1,9 +1,9 @@
-//! What is left when a ring is stopped or changed.
+//! Stopping and changing rings.
 
 use super::*;
 use crate::device::vhost_blk::offload::Epoch;
 
-/// Stops the ring from another thread, and returns when that has begun.
+/// Stops the ring from another thread, and returns when the stop has started.
 fn begin_to_stop(ring: &Ring) -> std::thread::JoinHandle<()> {
     let stopped = ring.clone();
     let stop = std::thread::spawn(move || stopped.set_queue_ready(false));
@@ -13,7 +13,7 @@ fn begin_to_stop(ring: &Ring) -> std::thread::JoinHandle<()> {
     stop
 }
 
-/// A stop waits for the batch, so that the base the frontend is told is the number of answered requests.
+/// A stop waits for the batch, so that the base reported to the frontend is the number of completed requests.
 #[test]
 fn stopping_waits_for_the_batch() {
     let mut driver = Driver::new(8, 0);
@@ -33,7 +33,7 @@ fn stopping_waits_for_the_batch() {
     assert_eq!(process.ring.queue_next_avail(), driver.used_index());
 }
 
-/// Takes three requests, of which the queue's thread carries out the first and the last.
+/// Takes three requests, of which the queue's thread executes the first and the last.
 fn with_a_gap(driver: &mut Driver, process: &Process) -> (Epoch, Ticket) {
     driver.submit(3);
     let guard = process.memory.memory();
@@ -47,13 +47,13 @@ fn with_a_gap(driver: &mut Driver, process: &Process) -> (Epoch, Ticket) {
         locked.complete(first.later(usize::from(head)), done(head));
     }
     locked.publish().unwrap();
-    // Request 2 has been carried out, but 1 is in front of it.
+    // Request 2 has been executed, but request 1 precedes it.
     assert_eq!(driver.used_index(), 1);
     (locked.epoch(), first)
 }
 
-/// Nor is the ring at rest while another thread carries out what the queue's thread gave away. What it has carried out
-/// is published before the stop returns, and by nobody afterwards: the base and the used index agree.
+/// A stop waits for requests that a thread of the pool is executing. They are published before the stop returns, and
+/// not afterwards, so the base equals the used index.
 #[test]
 fn stopping_waits_for_other_threads_and_nothing_is_published_after_it() {
     let mut driver = Driver::new(8, 0);
@@ -63,14 +63,14 @@ fn stopping_waits_for_other_threads_and_nothing_is_published_after_it() {
     let stop = begin_to_stop(&process.ring);
     assert!(!stop.is_finished());
     execute(&process.memory.memory(), 1);
-    // What `answer` does before it takes the lock.
+    // The first part of `answer`, before it takes the lock.
     claim.finish(&[(first.later(1), done(1))]);
     stop.join().unwrap();
     assert_eq!(
         (driver.used_index(), process.ring.queue_next_avail()),
         (3, 3)
     );
-    // And what it does then.
+    // The second part of `answer`.
     process.ring.lock().publish().unwrap();
     assert_eq!(driver.used_index(), 3);
     driver.check_prefix().unwrap();
@@ -78,7 +78,7 @@ fn stopping_waits_for_other_threads_and_nothing_is_published_after_it() {
     driver.check_nothing_lost().unwrap();
 }
 
-/// What no thread has begun is carried out after the next start, and the thread that comes too late is sent away.
+/// Requests that no thread has started are executed after the next start. A late thread of the pool gets no claim.
 #[test]
 fn stopping_abandons_what_no_thread_has_begun() {
     let mut driver = Driver::new(8, 0);
@@ -96,7 +96,7 @@ fn stopping_abandons_what_no_thread_has_begun() {
     driver.check_nothing_lost().unwrap();
 }
 
-/// A ring that is changed while it runs goes on by itself: the guest has kicked already.
+/// A ring that is changed while it runs resumes without a kick, because the guest has kicked already.
 #[test]
 fn a_ring_that_is_changed_while_it_runs_has_its_thread_look() {
     let mut driver = Driver::new(8, 0);
@@ -124,7 +124,7 @@ fn a_ring_that_is_changed_while_it_runs_has_its_thread_look() {
     }
 }
 
-/// Takes a request that nobody carries out.
+/// Takes a request that is never executed.
 fn with_a_gap_of_one(driver: &mut Driver, process: &Process) {
     driver.submit(1);
     let guard = process.memory.memory();

@@ -1,9 +1,9 @@
-//! Rings and call descriptors that mean harm.
+//! Malicious rings and call descriptors.
 
 use super::*;
 use crate::device::vhost_blk::testing;
 
-/// A frontend may give a descriptor that blocks and takes nothing more: neither thread may wait for it.
+/// A call descriptor whose writes would block must not block any thread.
 #[test]
 fn a_full_call_descriptor_stops_nobody() {
     let full = nix::sys::eventfd::EventFd::new().unwrap();
@@ -18,8 +18,8 @@ fn a_full_call_descriptor_stops_nobody() {
     assert_eq!(driver.used_index(), 3);
 }
 
-/// Nor may a thread write to what is no eventfd: `poll` promises nothing there. The guest's requests are answered all the
-/// same, and the fault is told.
+/// Threads do not write to a call descriptor that is not an eventfd, since poll(2) guarantees nothing there. Requests
+/// are completed anyway, and the fault is reported.
 #[test]
 fn a_call_descriptor_that_is_no_eventfd_is_refused() {
     let (_reader, pipe) = io::pipe().unwrap();
@@ -45,7 +45,7 @@ fn a_call_descriptor_that_is_no_eventfd_is_refused() {
     }
 }
 
-/// A reader that waits for interrupts shares the descriptor's flags with the device.
+/// A reader that waits for interrupts shares the file's flags with the device.
 #[test]
 fn a_call_descriptor_stays_as_it_was() {
     let driver = Driver::new(8, 0);
@@ -58,7 +58,7 @@ fn a_call_descriptor_stays_as_it_was() {
     assert_eq!(blocking.read().unwrap(), 1);
 }
 
-/// Looks at a ring whose available index was set to `index` while `next` was expected.
+/// Serves a ring whose available index was set to `index` while `next` was expected.
 fn look_after_jump(next: u16, index: u16) -> Result<Found, RingFault> {
     let driver = Driver::new(8, next);
     let process = Process::start(&driver, 8, next);

@@ -1,8 +1,8 @@
-//! Which answers the driver is interrupted for.
+//! Which completions cause interrupts.
 
 use super::*;
 
-/// Answers 65,535 requests of a driver without EVENT_IDX, and stops the ring.
+/// Completes 65,535 requests of a driver without EVENT_IDX, and stops the ring.
 fn many_without_event_idx() -> (Driver, Process) {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
@@ -18,7 +18,7 @@ fn many_without_event_idx() -> (Driver, Process) {
     (driver, process)
 }
 
-/// A driver with EVENT_IDX makes one request and waits for its interrupt.
+/// A driver with EVENT_IDX submits one request and waits for its interrupt.
 fn assert_interrupted(driver: &mut Driver, process: &Process) {
     process.ring.set_queue_event_idx(true);
     process.ring.set_queue_ready(true);
@@ -29,8 +29,8 @@ fn assert_interrupted(driver: &mut Driver, process: &Process) {
     assert!(is_signalled(&process.call), "no interrupt");
 }
 
-/// Requests of a driver without EVENT_IDX must not count against one that has it: virtio-queue 0.18 swallowed the
-/// interrupt after 65,535 of them.
+/// Requests of a driver without EVENT_IDX must not affect a later driver with it: virtio-queue 0.18 lost the interrupt
+/// after 65,535 of them.
 #[test]
 fn an_interrupt_is_not_lost_after_many_requests_without_event_idx() {
     let (mut driver, process) = many_without_event_idx();
@@ -38,7 +38,7 @@ fn an_interrupt_is_not_lost_after_many_requests_without_event_idx() {
     assert_eq!(driver.used_index(), 0, "the index wraps around");
 }
 
-/// Nor does a reset, after which the indexes start again, leave anything behind.
+/// A reset, after which the indexes start again, must not affect interrupts either.
 #[test]
 fn an_interrupt_is_not_lost_after_a_reset() {
     let (driver, process) = many_without_event_idx();
@@ -60,7 +60,7 @@ fn a_driver_without_event_idx_that_wants_no_interrupt_gets_none() {
     }
 }
 
-/// What was published before a request that cannot be is waited for by the driver.
+/// The driver is interrupted for requests published before one that cannot be published.
 #[test]
 fn an_interrupt_is_not_lost_when_a_later_request_cannot_be_published() {
     let mut driver = Driver::new(8, 0);
