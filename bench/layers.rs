@@ -50,16 +50,22 @@ fn image(dir: &Path, paths: Vec<StorePath>) -> Image {
     Image::new(&closure, &ImageOptions::default()).unwrap()
 }
 
-fn path(name: String) -> StorePath {
+fn path(name: String, nar_size: u64) -> StorePath {
     StorePath {
         name: name.into_bytes().into(),
-        nar_size: Some(1_000_000_000),
+        nar_size: Some(nar_size),
         nar_hash: None,
     }
 }
 
-fn one(dir: &Path) -> Image {
-    image(dir, vec![path("0".into())])
+/// Length of the NAR of an empty directory; an entry of one adds 96 if its name has up to 8 bytes.
+const EMPTY_NAR: u64 = 96;
+
+/// The disk of [`tree`].
+fn one(dir: &TempDir, files: usize) -> Image {
+    let files = files as u64;
+    let nar_size = EMPTY_NAR + files.div_ceil(1000) * (96 + 72) + files * (96 + 88 + BLOCK);
+    image(dir.path(), vec![path("0".into(), nar_size)])
 }
 
 fn planning(criterion: &mut Criterion) {
@@ -70,7 +76,7 @@ fn planning(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(files as u64));
     group.bench_function("per inode", |bencher| {
         bencher.iter_with_setup(
-            || one(dir.path()),
+            || one(&dir, files),
             |image| image.file_ranges(&mut |_, _| {}),
         );
     });
@@ -124,7 +130,7 @@ fn lookup(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lookup");
     for extents in [1_000, 100_000] {
         let dir = tree(extents);
-        let image = one(dir.path());
+        let image = one(&dir, extents);
         let mut start = 0;
         image.file_ranges(&mut |at, _| start = at).unwrap();
         let mut buf = [0; 4096];
@@ -138,7 +144,7 @@ fn lookup(criterion: &mut Criterion) {
 
 fn metadata(criterion: &mut Criterion) {
     let dir = tree(10_000);
-    let image = one(dir.path());
+    let image = one(&dir, 10_000);
     image.file_ranges(&mut |_, _| {}).unwrap();
     let start = u64::from(image.space().region(0).meta.start);
     let mut buf = [0; 4096];
@@ -155,7 +161,7 @@ fn start(criterion: &mut Criterion) {
         let mut all = Vec::new();
         for index in 0..paths {
             fs::create_dir(dir.path().join(format!("{index:06}"))).unwrap();
-            all.push(path(format!("{index:06}")));
+            all.push(path(format!("{index:06}"), EMPTY_NAR));
         }
         group.throughput(Throughput::Elements(paths));
         let mut buf = [0; 8192];
@@ -168,7 +174,7 @@ fn start(criterion: &mut Criterion) {
 
 fn request(criterion: &mut Criterion) {
     let dir = tree(1_000);
-    let image = Arc::new(one(dir.path()));
+    let image = Arc::new(one(&dir, 1_000));
     let mut data = 0;
     image.file_ranges(&mut |at, _| data = at).unwrap();
     let disk_len = image.len_bytes();

@@ -228,10 +228,15 @@ fn a_path_that_cannot_be_planned_is_named_in_the_map() {
         "/nix/store/bad\n/nix/store/good\n",
     )
     .unwrap();
-    let record = |name: &str| format!("/nix/store/{name}\nsha256:{}\n200\n\n0\n", "0".repeat(64));
+    let record = |name: &str, size: u64| {
+        format!(
+            "/nix/store/{name}\nsha256:{}\n{size}\n\n0\n",
+            "0".repeat(64)
+        )
+    };
     fs::write(
         dir.path().join("registration"),
-        record("bad") + &record("good"),
+        record("bad", 200) + &record("good", 120),
     )
     .unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use crate::common::client::Client;
 use crate::common::process::{wait_for, wait_for_listener};
+use crate::common::small_store::SmallStore;
 use crate::common::{server, tool};
 
 /// Tenths of systemd's exposure level, of 100: what the hardening of the service has come down to.
@@ -107,7 +108,7 @@ fn allowed_calls(unit: &str) -> BTreeSet<String> {
 fn the_unit_allows_what_the_service_calls() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/systemd/lazystore@.service");
     let allowed = allowed_calls(&fs::read_to_string(unit).unwrap());
-    let tree = server::tree();
+    let store = SmallStore::new(&["aaa-one"]);
     let dir = tempfile::tempdir().unwrap();
     let (socket, trace) = (dir.path().join("socket"), dir.path().join("trace"));
     // Without capabilities, as the unit has it.
@@ -121,9 +122,7 @@ fn the_unit_allows_what_the_service_calls() {
     // -D: the server is the process that was given the socket.
     activate.args(["-D", "-f", "-o"]).arg(&trace);
     activate.arg(env!("CARGO_BIN_EXE_lazystore"));
-    activate
-        .args(["serve", "--once", "--tree"])
-        .arg(tree.path());
+    activate.args(["serve", "--once"]).args(store.args());
     let mut child = activate
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -150,7 +149,9 @@ fn the_unit_allows_what_the_service_calls() {
         .collect();
     assert_eq!(refused, BTreeSet::new());
     assert!(
-        trace.contains("seccomp(") && trace.contains("landlock_restrict_self("),
+        ["seccomp(", "landlock_restrict_self(", "setpriority("]
+            .iter()
+            .all(|call| trace.contains(call)),
         "{trace}"
     );
 }

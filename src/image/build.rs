@@ -90,6 +90,7 @@ impl Image {
             origins: vec![Origin {
                 source: HOST,
                 identity: None,
+                nar_size: None,
             }],
             plans: Plans::new(1, attributes, options.plan_cache_bytes),
             root: None,
@@ -210,7 +211,6 @@ struct Found {
     name: Box<[u8]>,
     /// `None` for all paths if some are remote: the layout must not depend on which ones are.
     kind: Option<FileKind>,
-    nar_size: Option<u64>,
     origin: Origin,
 }
 
@@ -219,10 +219,10 @@ impl Found {
         Self {
             name: builtin::DIR.as_bytes().into(),
             kind: Some(FileKind::Directory),
-            nar_size: None,
             origin: Origin {
                 source,
                 identity: None,
+                nar_size: None,
             },
         }
     }
@@ -240,10 +240,10 @@ impl Remote<'_> {
         Found {
             name: path.name.clone(),
             kind: None,
-            nar_size: path.nar_size,
             origin: Origin {
                 source: self.source,
                 identity: None,
+                nar_size: path.nar_size,
             },
         }
     }
@@ -263,10 +263,10 @@ fn examine(
             Ok((stat, identity)) => all.push(Found {
                 name: path.name.clone(),
                 kind: remote.is_none().then_some(stat.kind),
-                nar_size: path.nar_size,
                 origin: Origin {
                     source: HOST,
                     identity,
+                    nar_size: path.nar_size,
                 },
             }),
             Err(error) if error.is_not_found() => {
@@ -319,9 +319,12 @@ impl<'a> Sizing<'a> {
         let claim = |path: &Found| Claim {
             name: path.name.clone(),
             kind: path.kind,
-            size: Size::bound(path.nar_size.unwrap_or(0), attributes.inlines_files()),
+            size: Size::bound(
+                path.origin.nar_size.unwrap_or(0),
+                attributes.inlines_files(),
+            ),
         };
-        let unknown = (0..found.len()).filter(|&index| found[index].nar_size.is_none());
+        let unknown = (0..found.len()).filter(|&index| found[index].origin.nar_size.is_none());
         Self {
             sources,
             attributes,
@@ -351,13 +354,17 @@ impl<'a> Sizing<'a> {
     /// Plans several paths on all cores.
     fn plan(&mut self, indexes: &[usize]) -> Result<(), ImageError> {
         let plan = |(): &mut (), at: usize| {
-            let Origin { source, identity } = self.origins[indexes[at]];
+            let Origin {
+                source,
+                identity,
+                nar_size,
+            } = self.origins[indexes[at]];
             let tree = PathTree {
                 source: &self.sources[source],
                 name: &self.claims[indexes[at]].name,
                 identity,
             };
-            walk::plan_whole(&tree, self.attributes)
+            walk::plan_whole(&tree, self.attributes, nar_size)
         };
         let planned = parallel::for_each(indexes.len(), || (), plan);
         for (index, plan) in indexes.iter().zip(planned) {

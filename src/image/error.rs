@@ -29,6 +29,25 @@ pub enum ReadError {
         /// What is wrong with it.
         source: LayoutError,
     },
+    /// A path is not what was registered.
+    #[error(
+        "{}: its files make a NAR of {found} bytes, and {registered} are registered: they or the registration are wrong",
+        path.display(),
+    )]
+    NarSize {
+        /// The store path, on the host.
+        path: PathBuf,
+        /// The length that its NAR should have.
+        registered: u64,
+        /// The length that it would have.
+        found: u64,
+    },
+    /// What was published of a path makes no sense.
+    #[error("{}: the plan that all processes share is damaged", path.display())]
+    Damaged {
+        /// The store path, on the host.
+        path: PathBuf,
+    },
     /// A path has changed since it was served before.
     #[error("{}: other files, or of other sizes or mtimes, than were served before", path.display())]
     Replaced {
@@ -43,7 +62,25 @@ impl ReadError {
         match self {
             Self::OutOfRange { .. } => None,
             Self::Source(error) => error.path(),
-            Self::Layout { path, .. } | Self::Replaced { path } => Some(path),
+            Self::Layout { path, .. }
+            | Self::NarSize { path, .. }
+            | Self::Damaged { path }
+            | Self::Replaced { path } => Some(path),
+        }
+    }
+
+    /// Whether it stays so until something is done about the path on the host: another try may succeed then.
+    pub(super) fn lasts(&self) -> bool {
+        match self {
+            Self::Layout { .. }
+            | Self::NarSize { .. }
+            | Self::Damaged { .. }
+            | Self::Replaced { .. } => true,
+            Self::Source(error) => matches!(
+                error,
+                SourceError::Replaced { .. } | SourceError::Contradicted { .. }
+            ),
+            Self::OutOfRange { .. } => false,
         }
     }
 

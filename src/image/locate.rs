@@ -57,6 +57,14 @@ impl Image {
     /// # Errors
     /// The path cannot be planned.
     pub fn usage(&self, region: u32) -> Result<Usage, ReadError> {
+        if let Some(path) = self.published(IoMode::Blocking, region)? {
+            let header = path.header();
+            return Ok(Usage {
+                meta_blocks: header.meta_blocks,
+                data_blocks: header.data_blocks,
+                files: header.files as usize,
+            });
+        }
         self.with_plan(IoMode::Blocking, region, Need::All, |plan| Usage {
             meta_blocks: plan.meta_blocks(),
             data_blocks: plan.data_blocks(),

@@ -5,16 +5,20 @@
 
 mod build;
 mod builtin;
+mod data;
 mod error;
 mod fingerprint;
 mod footprint;
 mod locate;
 mod plans;
 mod prefetch;
+mod published;
+mod publisher;
 mod ranges;
 mod recorder;
 pub mod recording;
 mod seek;
+mod shared;
 #[cfg(test)]
 pub mod testing;
 mod walk;
@@ -27,19 +31,16 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use smallvec::SmallVec;
-
 use crate::closure::Pins;
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::space::{Area, ROOT_NID, Space};
-use crate::erofs::volume::{DataPart, Volume, data_parts};
+use crate::erofs::volume::Volume;
 use crate::source::{
     Awaits, Destination, File, FileId, HostTree, Identity, IoMode, PathTree, RemoteTree,
     SourceError, TreeSource,
 };
-use crate::tree::FileKind;
 
 pub use build::ImageOptions;
 pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
@@ -48,10 +49,13 @@ pub use fingerprint::{Fingerprint, NotAFingerprint};
 pub use footprint::{Footprint, Touched};
 pub use locate::Usage;
 pub use prefetch::Prefetched;
+pub use publisher::Publisher;
 pub use seek::Seek;
 pub use walk::LISTERS_MAX;
 
+use data::emit_zeros;
 use plans::{Need, Plans, Wanted};
+use published::PublishedPath;
 use recorder::Recorder;
 pub use recorder::Start;
 
@@ -103,6 +107,8 @@ struct Origin {
     source: usize,
     /// Its identity on the host when the disk was created; `None` for sources that cannot be replaced.
     identity: Option<Identity>,
+    /// Registered length of its NAR.
+    nar_size: Option<u64>,
 }
 
 /// The rest of a range that is being visited.
@@ -352,6 +358,10 @@ impl Image {
 
     fn render_metadata(&self, mode: IoMode, region: u32, block: u32) -> Result<Block, ReadError> {
         let mut out = [0; BLOCK_LEN_USIZE];
+        if let Some(path) = self.published(mode, region)? {
+            let files = self.published_block(path, mode, region, block, &mut out)?;
+            return fill(out, files, mode);
+        }
         let here = self.space().region(region);
         let files = self.with_plan(mode, region, Need::Meta(block), |plan| {
             self.check_listed(plan, region, block)?;
@@ -366,17 +376,7 @@ impl Image {
                 .map(open)
                 .collect::<Result<Vec<_>, SourceError>>()
         })??;
-        for (file, range) in files {
-            let len_bytes = range.len() as u64;
-            let mut to = Destination::from(&mut out[range]);
-            let read = file.read_into(&mut to, 0, len_bytes, mode);
-            read.map_err(|error| match error {
-                // Not `Awaits::Data`: this block may have other small files whose data is not being read yet.
-                SourceError::WouldBlock(_) => SourceError::WouldBlock(Awaits::Lookup),
-                error => error,
-            })?;
-        }
-        Ok(out)
+        fill(out, files, mode)
     }
 
     /// Fails if metadata block `block` of a region contains the entries of a directory that could not be listed.
@@ -393,12 +393,28 @@ impl Image {
 
     /// The tree of a region.
     fn tree(&self, region: u32) -> PathTree<'_> {
-        let Origin { source, identity } = self.origins[region as usize];
+        let Origin {
+            source, identity, ..
+        } = self.origins[region as usize];
         PathTree {
             source: &self.sources[source],
             name: &self.space().region(region).name,
             identity,
         }
+    }
+
+    fn wanted(&self, region: u32) -> Wanted<'_> {
+        Wanted {
+            tree: self.tree(region),
+            region,
+            limits: self.space().region(region).limits(),
+            nar_size: self.origins[region as usize].nar_size,
+        }
+    }
+
+    /// What another process has published of a region.
+    fn published(&self, mode: IoMode, region: u32) -> Result<Option<&PublishedPath>, ReadError> {
+        self.plans.published(&self.wanted(region), mode)
     }
 
     /// Calls `f` with a plan of a region that covers `need`.
@@ -409,12 +425,7 @@ impl Image {
         need: Need,
         f: impl FnOnce(&Plan) -> R,
     ) -> Result<R, ReadError> {
-        let path = Wanted {
-            tree: self.tree(region),
-            region,
-            limits: self.space().region(region).limits(),
-        };
-        self.plans.with(&path, mode, need, f)
+        self.plans.with(&self.wanted(region), mode, need, f)
     }
 
     fn open(
@@ -428,71 +439,6 @@ impl Image {
         let stamp = plan.node(index).stamp();
         self.tree(region).open(id, stamp, mode, || plan.path(index))
     }
-
-    /// Visits data starting at block `block` of a region, up to the end of the region or of the range.
-    fn visit_data(
-        &self,
-        mode: IoMode,
-        region: u32,
-        block: u32,
-        cursor: &mut Cursor,
-        sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
-    ) -> Result<(), ReadError> {
-        let here = self.space().region(region);
-        let len = cursor.left_before(u64::from(here.data.end));
-        let last = cursor.offset + len - 1;
-        let last_block =
-            u32::try_from(last / BLOCK_LEN_BYTES).unwrap_or(u32::MAX) - here.data.start;
-        let start = u64::from(block) * BLOCK_LEN_BYTES + cursor.in_block() as u64;
-        let extents = self
-            .with_plan(mode, region, Need::Data(last_block), |plan| {
-                self.extents(plan, mode, region, start..start + len)
-            })?
-            .map_err(ReadError::from)?;
-        for extent in extents {
-            emit_extent(extent, cursor, sink)?;
-        }
-        Ok(())
-    }
-
-    /// The extents of a range of a region's data.
-    fn extents(
-        &self,
-        plan: &Plan,
-        mode: IoMode,
-        region: u32,
-        wanted: Range<u64>,
-    ) -> Result<Extents, SourceError> {
-        let mut extents = Extents::new();
-        data_parts::<SourceError>(plan, wanted, &mut |part| {
-            extents.push(match part {
-                DataPart::Zeros(len_bytes) => Extent::Zeros(len_bytes),
-                DataPart::Node { node, range } => self.extent(plan, mode, region, node, range)?,
-            });
-            Ok(())
-        })?;
-        Ok(extents)
-    }
-
-    fn extent(
-        &self,
-        plan: &Plan,
-        mode: IoMode,
-        region: u32,
-        index: NodeIndex,
-        range: Range<u64>,
-    ) -> Result<Extent, SourceError> {
-        let node = plan.node(index);
-        let (offset, len) = (range.start, range.end - range.start);
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        if node.kind() == FileKind::Symlink {
-            let start = usize::try_from(offset).unwrap_or(usize::MAX);
-            let target = &plan.target(node)[start..start + len];
-            return Ok(Extent::Bytes(target.into()));
-        }
-        let file = self.open(plan, mode, region, index)?;
-        Ok(Extent::File { file, offset, len })
-    }
 }
 
 impl Piece<'_> {
@@ -505,42 +451,23 @@ impl Piece<'_> {
     }
 }
 
-/// A piece that no longer borrows the plan.
-enum Extent {
-    Bytes(Box<[u8]>),
-    File { file: File, offset: u64, len: usize },
-    Zeros(u64),
-}
-
-/// A block has at most two pieces; longer reads may have more.
-type Extents = SmallVec<[Extent; 2]>;
-
-fn emit_extent(
-    extent: Extent,
-    cursor: &mut Cursor,
-    sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
-) -> Result<(), ReadError> {
-    let piece = match &extent {
-        Extent::Zeros(len) => return emit_zeros(cursor, *len, sink),
-        Extent::Bytes(bytes) => Piece::Metadata(bytes),
-        Extent::File { file, offset, len } => Piece::File {
-            file: file.clone(),
-            offset: *offset,
-            len_bytes: *len,
-        },
-    };
-    cursor.offset += piece.len_bytes() as u64;
-    sink(piece)
-}
-
-fn emit_zeros(
-    cursor: &mut Cursor,
-    len: u64,
-    sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
-) -> Result<(), ReadError> {
-    cursor.offset += len;
-    let len_bytes = usize::try_from(len).unwrap_or(usize::MAX);
-    sink(Piece::Zeros { len_bytes })
+/// Adds to a metadata block what its small files hold.
+fn fill(
+    mut block: Block,
+    files: impl IntoIterator<Item = (File, Range<usize>)>,
+    mode: IoMode,
+) -> Result<Block, ReadError> {
+    for (file, range) in files {
+        let len_bytes = range.len() as u64;
+        let mut to = Destination::from(&mut block[range]);
+        let read = file.read_into(&mut to, 0, len_bytes, mode);
+        read.map_err(|error| match error {
+            // There may be more small files in this block, which are not being read yet.
+            SourceError::WouldBlock(_) => SourceError::WouldBlock(Awaits::Lookup),
+            error => error,
+        })?;
+    }
+    Ok(block)
 }
 
 #[cfg(test)]

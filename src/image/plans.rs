@@ -5,78 +5,36 @@
 //! derived again, identically: a guest keeps inodes, and must not find another file's bytes where they say. So what
 //! is left of a dropped plan is a digest, and a path that has changed since is an error until it is as it was.
 
+mod growth;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use lru::LruCache;
 
 use super::ReadError;
+use super::published::{Entry, Published, PublishedPath, Wish};
 use super::walk::{self, layout_error};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
 use crate::erofs::layout::bounds::Limits;
-use crate::erofs::layout::plan::{DirIndex, Plan};
-use crate::erofs::layout::planner::Planner;
+use crate::erofs::layout::plan::Plan;
 use crate::source::{Awaits, IoMode, PathTree, SourceError};
-
-/// A path that cannot be laid out is not walked again for so long, however often a guest asks.
-const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
-
-/// One path's plan.
-#[derive(Debug, Default)]
-struct Cell {
-    /// Set once nothing is left to walk.
-    complete: OnceLock<Plan>,
-    growing: Mutex<Growing>,
-}
-
-/// A plan that is not complete.
-#[derive(Debug, Default)]
-struct Growing {
-    growth: Option<Growth>,
-    /// Why the path could not be planned, and when.
-    failed: Option<(ReadError, Instant)>,
-}
-
-impl Growing {
-    /// The error of a walk that failed a moment ago.
-    fn check(&mut self) -> Result<(), ReadError> {
-        match &self.failed {
-            Some((error, at)) if at.elapsed() < FAILURE_REMEMBERED => Err(error.clone()),
-            _ => {
-                self.failed = None;
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A plan that is growing.
-#[derive(Debug)]
-struct Growth {
-    planner: Planner,
-    /// How many of its directories readers may have seen.
-    seen: DirIndex,
-    /// What it must be found to be before anyone may use it: it was there before, and was dropped.
-    expected: Option<Past>,
-}
-
-/// What is remembered of a plan that was dropped.
-#[derive(Debug, Clone, Copy)]
-struct Past {
-    /// How many directories had been listed; all of them if there are fewer.
-    dirs: u32,
-    digest: u64,
-}
+pub(super) use growth::Need;
+use growth::{Cell, Growing, Growth, InUse, Past, lock};
 
 #[derive(Debug, Default)]
 struct CacheEntry {
     cell: ArcSwapOption<Cell>,
     /// Read since the cache last looked.
     touched: AtomicBool,
+    /// Another process had read from it before this one did, by a plan that this one does not know.
+    is_known_elsewhere: OnceLock<bool>,
+    /// Once this is there, it takes the place of the cell for good.
+    adopted: OnceLock<PublishedPath>,
 }
 
 /// Sizes of the plans in memory, the least recently grown first.
@@ -95,6 +53,8 @@ pub(super) struct Plans {
     attributes: Attributes,
     sizes: Mutex<Sizes>,
     limit_bytes: usize,
+    /// What another process plans for all.
+    shared: ArcSwapOption<Published>,
     /// How often a path has been begun.
     pub(super) begun: AtomicU64,
 }
@@ -108,17 +68,8 @@ pub(super) struct Wanted<'a> {
     pub(super) region: u32,
     /// Most blocks that it may take.
     pub(super) limits: Limits,
-}
-
-/// What a reader needs planned.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Need {
-    /// A metadata block.
-    Meta(u32),
-    /// Data up to a block.
-    Data(u32),
-    /// The whole path.
-    All,
+    /// Length of its NAR, if that is registered.
+    pub(super) nar_size: Option<u64>,
 }
 
 impl Plans {
@@ -140,6 +91,7 @@ impl Plans {
                 past: HashMap::new(),
             }),
             limit_bytes,
+            shared: ArcSwapOption::empty(),
             begun: AtomicU64::new(0),
         }
     }
@@ -168,12 +120,7 @@ impl Plans {
             return Ok(f(plan));
         }
         let cell = slot.get();
-        let mut growing = match mode {
-            IoMode::Local | IoMode::Blocking => lock(&cell.growing),
-            IoMode::NoWait => {
-                try_lock(&cell.growing).ok_or(SourceError::WouldBlock(Awaits::Lookup))?
-            }
-        };
+        let mut growing = cell.lock(mode)?;
         if let Some(plan) = cell.complete.get() {
             // Somebody finished it while this reader waited for its turn.
             return Ok(f(plan));
@@ -193,21 +140,86 @@ impl Plans {
         Ok(f(plan))
     }
 
+    /// What another process publishes is used from now on, here and in processes that are forked later.
+    pub(super) fn share(&self, published: Arc<Published>) {
+        self.shared.store(Some(published));
+    }
+
+    /// What is shared now.
+    pub(super) fn shared(&self) -> Option<Arc<Published>> {
+        self.shared.load_full()
+    }
+
+    /// What was published of a path, if anything was. Nothing that was read by a plan of this process is another there.
+    ///
+    /// # Errors
+    /// [`ReadError::Replaced`] if something is; [`SourceError::WouldBlock`] as `mode` has it.
+    pub(super) fn published(
+        &self,
+        path: &Wanted<'_>,
+        mode: IoMode,
+    ) -> Result<Option<&PublishedPath>, ReadError> {
+        let slot = &self.slots[path.region as usize];
+        if let Some(adopted) = slot.adopted.get() {
+            return Ok(Some(adopted));
+        }
+        let shared = self.shared.load();
+        let Some(shared) = shared.as_ref() else {
+            return Ok(None);
+        };
+        match shared.find(path.region) {
+            Entry::None => {
+                let had_asked = || shared.ask(path.region, Wish::Plan);
+                slot.is_known_elsewhere.get_or_init(had_asked);
+            }
+            Entry::Suspect => {}
+            Entry::Path(found) => return self.adopt(path, mode, found).map(Some),
+        }
+        Ok(None)
+    }
+
+    /// Goes over to what was published, and drops what this process has planned itself.
+    fn adopt(
+        &self,
+        path: &Wanted<'_>,
+        mode: IoMode,
+        found: PublishedPath,
+    ) -> Result<&PublishedPath, ReadError> {
+        let (region, slot) = (path.region, &self.slots[path.region as usize]);
+        let cell = slot.get();
+        let mut growing = cell.lock(mode)?;
+        growing.check()?;
+        let own = match (cell.complete.get(), &growing.growth) {
+            (Some(plan), _) => Some(Past::of_whole(plan)),
+            (None, growth) => growth.as_ref().and_then(Growth::past),
+        };
+        let own = own.or_else(|| lock(&self.sizes).past.get(&region).copied());
+        if own.is_some_and(|own| found.digest(own.dirs) != Some(own.digest)) {
+            let error = ReadError::Replaced {
+                path: path.tree.display_path(),
+            };
+            self.give_up(region, &error, &mut growing);
+            return Err(error);
+        }
+        let adopted = slot.adopted.get_or_init(|| found);
+        growing.growth = None;
+        slot.cell.store(None);
+        // A reader that was waiting for its turn may plan once more.
+        let past = adopted.digest(u32::MAX).map(Past::whole);
+        lock(&self.sizes).leave(region, past);
+        Ok(adopted)
+    }
+
     /// Drops a plan that cannot be used any further. A guest may have read from it, so what it was is kept.
     fn give_up(&self, region: u32, error: &ReadError, growing: &mut Growing) {
-        let lasts = match error {
-            ReadError::Layout { .. } | ReadError::Replaced { .. } => true,
-            ReadError::Source(error) => matches!(
-                error,
-                SourceError::Replaced { .. } | SourceError::Contradicted { .. }
-            ),
-            ReadError::OutOfRange { .. } => false,
-        };
-        if !lasts {
+        if !error.lasts() {
             return;
         }
         growing.failed = Some((error.clone(), Instant::now()));
-        let past = growing.growth.take().and_then(|growth| growth.past());
+        let past = growing.growth.take().and_then(|mut growth| {
+            growth.whole |= matches!(error, ReadError::NarSize { .. });
+            growth.past()
+        });
         lock(&self.sizes).note_past(region, past);
     }
 
@@ -219,7 +231,11 @@ impl Plans {
         need: Need,
         growing: &mut Option<Growth>,
     ) -> Result<(), ReadError> {
-        let covered = |growth: &Growth| growth.is_usable() && need.is_covered_by(&growth.planner);
+        let whole = self.must_be_whole(path.region);
+        if let Some(growth) = growing.as_mut() {
+            growth.whole |= whole;
+        }
+        let covered = |growth: &Growth| growth.is_usable() && growth.covers(need);
         if growing.as_ref().is_some_and(covered) {
             return Ok(());
         }
@@ -230,6 +246,7 @@ impl Plans {
             tree,
             region,
             limits,
+            nar_size,
         } = path;
         tree.prepare(mode)?;
         if growing.is_none() {
@@ -237,29 +254,49 @@ impl Plans {
         }
         let growth = match growing {
             Some(growth) => growth,
-            None => growing.insert(Growth {
-                planner: walk::start(tree, self.attributes, *limits)?,
-                seen: 0,
-                expected: lock(&self.sizes).past.get(region).copied(),
-            }),
+            None => {
+                let planner = walk::start(tree, self.attributes, *limits)?;
+                let past = lock(&self.sizes).past.get(region).copied();
+                let mut growth = Growth::new(planner, past);
+                growth.whole |= whole;
+                growing.insert(growth)
+            }
         };
         if let Some(past) = growth.expected {
             past.repeat(tree, &mut growth.planner)?;
             growth.expected = None;
         }
-        let planner = &mut growth.planner;
-        while !need.is_covered_by(planner) {
-            match walk::stride(tree, planner) {
+        while !growth.covers(need) {
+            match walk::stride(tree, &mut growth.planner) {
                 // It got far enough before that.
-                Err(ReadError::Source(_)) if need.is_covered_by(planner) => {}
+                Err(ReadError::Source(_)) if growth.covers(need) => {}
                 walked => walked?,
             }
         }
         // Nothing of another tree that has taken its place may be in the plan.
         tree.check()?;
+        let planner = &growth.planner;
+        if planner.is_complete() {
+            walk::check_nar_size(tree, planner.plan(), *nar_size)?;
+        }
         growth.seen = planner.listed();
         self.remember(*region, planner.plan().heap_bytes());
         Ok(())
+    }
+
+    /// Whether nothing of a path may be used before all of it was walked and is as registered: it was found not to be, or a
+    /// guest may have seen it by the plan of a process that has died.
+    fn must_be_whole(&self, region: u32) -> bool {
+        let shared = self.shared.load();
+        let is_suspect = |shared: &Arc<Published>| shared.is_suspect(region);
+        let slot = &self.slots[region as usize];
+        shared.as_ref().is_some_and(is_suspect) || slot.is_known_elsewhere.get() == Some(&true)
+    }
+
+    /// Drops a plan that nobody has read by.
+    pub(super) fn drop_plan(&self, region: u32) {
+        self.slots[region as usize].cell.store(None);
+        lock(&self.sizes).leave(region, None);
     }
 
     /// Takes a complete plan that was made before there was a disk.
@@ -298,6 +335,11 @@ impl Plans {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn set_limit_bytes(&mut self, limit_bytes: usize) {
+        self.limit_bytes = limit_bytes;
+    }
+
     /// What every plan is made with.
     #[cfg(test)]
     pub(super) fn attributes(&self) -> Attributes {
@@ -334,6 +376,12 @@ impl Plans {
 }
 
 impl Sizes {
+    /// There is no plan any more.
+    fn leave(&mut self, region: u32, past: Option<Past>) {
+        self.total_bytes -= self.lru.pop(&region).unwrap_or(0);
+        self.note_past(region, past);
+    }
+
     /// Drops a plan and keeps what must be remembered of it. False when somebody is growing it.
     fn forget(&mut self, region: u32, slot: &CacheEntry) -> bool {
         let past = slot.cell.load().as_ref().map(|cell| Past::of(cell));
@@ -370,75 +418,4 @@ impl CacheEntry {
             self.cell.compare_and_swap(&None::<Arc<Cell>>, fresh);
         }
     }
-}
-
-/// Somebody is growing the plan.
-struct InUse;
-
-impl Growth {
-    /// Nothing has been listed but not checked.
-    fn is_usable(&self) -> bool {
-        self.expected.is_none() && self.seen == self.planner.listed()
-    }
-
-    /// None if nothing new was learnt.
-    fn past(&self) -> Option<Past> {
-        let dirs = self.seen;
-        self.expected.is_none().then(|| Past {
-            dirs,
-            digest: self.planner.plan().digest(dirs),
-        })
-    }
-}
-
-impl Past {
-    /// None when nothing new was learnt.
-    fn of(cell: &Cell) -> Result<Option<Self>, InUse> {
-        if let Some(plan) = cell.complete.get() {
-            return Ok(Some(Self {
-                dirs: u32::MAX,
-                digest: plan.digest(u32::MAX),
-            }));
-        }
-        let growing = try_lock(&cell.growing).ok_or(InUse)?;
-        Ok(growing.growth.as_ref().and_then(Growth::past))
-    }
-
-    /// Walks as far as the plan had got, and makes sure that it is the same again.
-    fn repeat(&self, tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), ReadError> {
-        while planner.listed() < self.dirs && !planner.is_complete() {
-            walk::step(tree, planner)?;
-        }
-        if planner.plan().digest(self.dirs) == self.digest {
-            return Ok(());
-        }
-        Err(ReadError::Replaced {
-            path: tree.display_path(),
-        })
-    }
-}
-
-impl Need {
-    fn is_covered_by(self, planner: &Planner) -> bool {
-        match self {
-            Self::Meta(block) => planner.covers_meta(block),
-            Self::Data(block) => planner.covers_data(block),
-            Self::All => planner.is_complete(),
-        }
-    }
-}
-
-/// Neither a planner nor the sizes are left half-changed by a panic elsewhere: both are only replaced or
-/// extended in ways that leave them whole.
-fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match mutex.try_lock() {
-        Ok(guard) => Some(guard),
-        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    }
-}
-
-/// As [`try_lock`], and waits.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,3 +1,5 @@
+mod nar_size;
+mod published;
 mod wide;
 
 use std::fs;
@@ -149,16 +151,7 @@ fn outgrown_store() -> (tempfile::TempDir, Image) {
     fs::create_dir_all(dir.path().join("a/sub")).unwrap();
     fs::write(dir.path().join("a/f"), vec![1; 4000]).unwrap();
     fs::write(dir.path().join("a/sub/g"), vec![2; 4000]).unwrap();
-    let closure = crate::closure::Closure {
-        dir: dir.path().to_owned(),
-        store_dir: "/nix/store".into(),
-        contents: crate::closure::Contents::StorePaths(vec![crate::closure::StorePath {
-            name: b"a"[..].into(),
-            nar_size: Some(1),
-            nar_hash: None,
-        }]),
-    };
-    let image = Image::new(&closure, &ImageOptions::default()).unwrap();
+    let image = nar_size::registered(dir.path(), 1);
     (dir, image)
 }
 
@@ -230,7 +223,10 @@ fn a_path_that_was_replaced_by_its_like_is_a_fault() {
 #[test]
 fn a_path_that_was_replaced_before_it_was_walked_is_a_fault() {
     let dir = small_store();
-    let (sized, dropped) = (bounded(dir.path()), forgetful(dir.path()));
+    let (sized, dropped) = (
+        nar_size::rightly_registered(dir.path()),
+        forgetful(dir.path()),
+    );
     dropped.usage(0).unwrap();
     dropped.usage(1).unwrap();
     assert!(dropped.plans.is_dropped(0));
@@ -240,20 +236,6 @@ fn a_path_that_was_replaced_before_it_was_walked_is_a_fault() {
         let meta = u64::from(image.space().regions()[0].meta.start) * BLOCK_LEN_BYTES;
         assert!(is_replaced(image.read_exact_at(&mut [0; 512], meta)));
     }
-}
-
-/// A disk of `a`, whose NAR size is known: nothing is walked before it is read.
-fn bounded(dir: &std::path::Path) -> Image {
-    let closure = crate::closure::Closure {
-        dir: dir.to_owned(),
-        store_dir: "/nix/store".into(),
-        contents: crate::closure::Contents::StorePaths(vec![crate::closure::StorePath {
-            name: b"a"[..].into(),
-            nar_size: Some(100_000),
-            nar_hash: None,
-        }]),
-    };
-    Image::new(&closure, &ImageOptions::default()).unwrap()
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::ReadError;
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::{Attributes, Origin};
 use crate::erofs::layout::bounds::Limits;
+use crate::erofs::layout::nar;
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 use crate::erofs::layout::planner::Planner;
 use crate::parallel;
@@ -53,14 +54,37 @@ pub(super) fn stride(tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), R
     Ok(())
 }
 
-/// Plans the whole `tree`, without limits.
-pub(super) fn plan_whole(tree: &PathTree<'_>, attributes: Attributes) -> Result<Plan, ReadError> {
+/// Plans `tree` whole, however big it is; its NAR must have `nar_size` bytes if that is known.
+pub(super) fn plan_whole(
+    tree: &PathTree<'_>,
+    attributes: Attributes,
+    nar_size: Option<u64>,
+) -> Result<Plan, ReadError> {
     let mut planner = start(tree, attributes, Limits::NONE)?;
     while !planner.is_complete() {
         step(tree, &mut planner)?;
     }
     tree.check()?;
+    check_nar_size(tree, planner.plan(), nar_size)?;
     Ok(planner.into_plan())
+}
+
+/// Makes sure that a complete plan is that of the path that was registered. Something else may have been put into it, or
+/// taken out, before it was walked.
+pub(super) fn check_nar_size(
+    tree: &PathTree<'_>,
+    plan: &Plan,
+    registered: Option<u64>,
+) -> Result<(), ReadError> {
+    let found = registered.map(|_| nar::size_bytes(plan));
+    match (registered, found) {
+        (Some(registered), Some(found)) if registered != found => Err(ReadError::NarSize {
+            path: tree.display_path(),
+            registered,
+            found,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Lists a directory. `None` for a directory of a tree (`--tree`) that this process may not access: only reads of its

@@ -78,6 +78,7 @@ pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
         Process::NbdWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET, FETCHER],
         Process::FuseWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, FETCHER],
         Process::Prefetcher => &[RUNTIME, THREADS_ONLY, STORE, FETCHER],
+        Process::Planner => &[RUNTIME, THREADS_ONLY, STORE],
         Process::Listener => &[RUNTIME, STORE, RECORD, SOCKET, MESSAGES, PARENT, NOTIFY],
         Process::Mounter => &[
             RUNTIME, STORE, RECORD, SOCKET, MESSAGES, PARENT, NOTIFY, MOUNTS,
@@ -88,9 +89,11 @@ pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
 /// The calls that kill `process`. It never makes them itself, so they are a sign of an attack.
 pub(super) fn fatal(process: Process) -> &'static [&'static [Call]] {
     match process {
-        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => {
-            &[FATAL, SIGNALS_BY_DESCRIPTOR, FATAL_IN_WORKERS, NAMESPACES]
-        }
+        Process::VhostWorker
+        | Process::NbdWorker
+        | Process::FuseWorker
+        | Process::Prefetcher
+        | Process::Planner => &[FATAL, SIGNALS_BY_DESCRIPTOR, FATAL_IN_WORKERS, NAMESPACES],
         Process::Listener => &[FATAL, SIGNALS_BY_DESCRIPTOR],
         // If mount(2) fails, fuser tries to execute fusermount3. That must fail with an error, not kill the process.
         Process::Mounter => &[],
@@ -224,8 +227,11 @@ const FETCHER: &[Call] = &[Call::any(libc::SYS_recvmsg), Call::any(libc::SYS_sen
 /// sendmsg(2)), and notifications to systemd. A filter cannot inspect them.
 const MESSAGES: &[Call] = &[Call::any(libc::SYS_recvmsg), Call::any(libc::SYS_sendmsg)];
 
-/// Starting, confining and stopping workers; removing sockets; replacing metrics and reports.
+/// Starting, confining and ending workers, and memory that they only read; removing sockets; replacing metrics and reports.
 const PARENT: &[Call] = &[
+    Call::any(libc::SYS_memfd_create),
+    Call::fcntl(libc::F_ADD_SEALS),
+    Call::any(libc::SYS_setpriority),
     Call::any(libc::SYS_clone),
     Call::any(libc::SYS_wait4),
     Call::any(libc::SYS_waitid),

@@ -62,9 +62,11 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
         .create()?;
     let rules = allow_store(rules, reach)?;
     let rules = match process {
-        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => {
-            rules
-        }
+        Process::VhostWorker
+        | Process::NbdWorker
+        | Process::FuseWorker
+        | Process::Prefetcher
+        | Process::Planner => rules,
         Process::Listener | Process::Mounter => {
             let rules = allow(rules, THREADS.as_ref(), AccessFs::ReadDir.into())?;
             let remove = AccessFs::RemoveFile | AccessFs::RemoveDir;

@@ -87,13 +87,14 @@ fn compile(
 mod tests {
     use super::*;
 
-    const PROCESSES: [Process; 6] = [
+    const PROCESSES: [Process; 7] = [
         Process::Listener,
         Process::Mounter,
         Process::VhostWorker,
         Process::NbdWorker,
         Process::FuseWorker,
         Process::Prefetcher,
+        Process::Planner,
     ];
 
     #[test]
@@ -132,6 +133,8 @@ mod tests {
             (Process::Mounter, Process::NbdWorker),
             (Process::Mounter, Process::FuseWorker),
             (Process::Listener, Process::Prefetcher),
+            (Process::Listener, Process::Planner),
+            (Process::Mounter, Process::Planner),
         ];
         for (parent, worker) in parents {
             let parents = allowed(parent);

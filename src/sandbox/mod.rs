@@ -53,13 +53,19 @@ pub enum Process {
     FuseWorker,
     /// Reads recorded ranges in advance.
     Prefetcher,
+    /// Plans paths for all others.
+    Planner,
 }
 
 impl Process {
     fn is_worker(self) -> bool {
         matches!(
             self,
-            Self::VhostWorker | Self::NbdWorker | Self::FuseWorker | Self::Prefetcher
+            Self::VhostWorker
+                | Self::NbdWorker
+                | Self::FuseWorker
+                | Self::Prefetcher
+                | Self::Planner
         )
     }
 }

@@ -77,9 +77,11 @@ fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<
         Process::Listener => true,
         Process::Mounter => false,
         // Mounting takes more than Landlock leaves, so the parent is not confined by it.
-        Process::VhostWorker | Process::NbdWorker | Process::FuseWorker | Process::Prefetcher => {
-            options.fuse.is_some()
-        }
+        Process::VhostWorker
+        | Process::NbdWorker
+        | Process::FuseWorker
+        | Process::Prefetcher
+        | Process::Planner => options.fuse.is_some(),
     };
     if !is_first || image.is_tree() {
         return Vec::new();

@@ -5,6 +5,7 @@
 
 mod jail;
 mod mount;
+mod planner;
 mod prefetch;
 mod status;
 mod wait;
@@ -34,6 +35,7 @@ use crate::sandbox::jail::Cell;
 use crate::sandbox::{Process, SandboxError};
 use crate::source::RemoteTree;
 use jail::JailState;
+use planner::Planner;
 use status::Left;
 use wait::Source;
 
@@ -82,6 +84,7 @@ pub fn serve(
         signals,
         workers: Vec::new(),
         jail: JailState::None,
+        planner: Planner::default(),
         prefetcher: None,
         next_vm: 1,
         next_endpoint: 0,
@@ -116,6 +119,7 @@ struct Server<'o> {
     record: Option<RecordFile>,
     report: Option<ReportFile>,
     jail: JailState,
+    planner: Planner,
     prefetcher: Option<Child>,
     status: StatusPoint,
     metrics: Option<MetricsFile>,
@@ -273,6 +277,7 @@ impl Server<'_> {
                 tracing::warn!(?end, "reading in advance ended early");
             }
         }
+        self.planner.reap();
         let ended = self.take_ended();
         let used = ended
             .into_iter()
@@ -378,6 +383,7 @@ impl Server<'_> {
 
     /// Starts a process that reads the disk.
     fn spawn_reader(&mut self, role: impl FnOnce(&mut Self) -> u8) -> Result<Child, ServeError> {
+        self.start_planner();
         let remote = self.image.remote();
         let connection = remote.map(RemoteTree::connect).transpose();
         // Without one, what is not on this host is an I/O error, and the rest is served.
@@ -486,6 +492,7 @@ impl Server<'_> {
         let mut children: Vec<&mut Child> = workers
             .chain(mounts)
             .chain(&mut self.prefetcher)
+            .chain(self.planner.child_mut())
             .chain(self.jail.furnisher())
             .collect();
         stop_all(&mut children, GRACE);

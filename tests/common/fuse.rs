@@ -9,6 +9,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::proc::children;
 use super::process::{first_line, stderr_of, wait_for};
 use super::tool;
 
@@ -121,9 +122,9 @@ impl Server {
 
     /// The process that answers the kernel.
     pub fn worker(&self) -> Option<Pid> {
-        let pid = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-        Pid::from_raw(children.split_whitespace().next()?.parse().unwrap())
+        let server = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        let worker = children(server).first().copied()?;
+        Pid::from_raw(worker.as_raw())
     }
 
     pub fn wait(&mut self) -> ExitStatus {

@@ -79,13 +79,42 @@ pub fn listening(pid: Pid) -> usize {
         .count()
 }
 
-/// Child processes, zombies included.
+/// Child processes, zombies included, but for the one that plans for all: it lives as long as its server.
 pub fn children(pid: Pid) -> Vec<Pid> {
+    let mut children = all_children(pid);
+    children.retain(|child| !is_planner(*child));
+    children
+}
+
+/// The process that plans for all.
+pub fn planner(server: Pid) -> Option<Pid> {
+    all_children(server)
+        .into_iter()
+        .find(|child| is_planner(*child))
+}
+
+fn all_children(pid: Pid) -> Vec<Pid> {
     let children = fs::read_to_string(of(pid, &format!("task/{pid}/children"))).unwrap_or_default();
     children
         .split_whitespace()
         .map(|pid| Pid::from_raw(pid.parse().unwrap()))
         .collect()
+}
+
+/// By its name, or before it has one, by what only it may write to.
+fn is_planner(pid: Pid) -> bool {
+    let is_named = fs::read_to_string(of(pid, "comm")).is_ok_and(|name| name == "planner\n");
+    is_named || plan_mappings(pid).iter().any(|access| access == "rw-s")
+}
+
+/// How a process has mapped the plans that all share.
+pub fn plan_mappings(pid: Pid) -> Vec<String> {
+    let maps = fs::read_to_string(of(pid, "maps")).unwrap_or_default();
+    let plans = maps
+        .lines()
+        .filter(|line| line.contains("/memfd:lazystore-plans"));
+    let access = plans.filter_map(|line| line.split_whitespace().nth(1));
+    access.map(str::to_owned).collect()
 }
 
 /// Memory that no other process shares, in KiB; zero when the process is gone.

@@ -1,6 +1,7 @@
 //! Assigns addresses to everything on the disk. No I/O.
 //!
 //! - [`bounds`]: upper bounds on the blocks of a store path, from its NAR size.
+//! - [`nar`]: the length of a path's NAR, from its plan.
 //! - [`space`]: the address ranges of all paths.
 //! - [`attributes`]: the modes, owners and timestamps that the guest sees.
 //! - `node`: a file of any type with its address.
@@ -9,6 +10,7 @@
 
 pub mod attributes;
 pub mod bounds;
+pub mod nar;
 mod node;
 pub mod plan;
 pub mod planner;

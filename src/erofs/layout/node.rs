@@ -95,6 +95,11 @@ impl Node {
         mode_type(self.kind()) as u16 | self.permissions
     }
 
+    /// Whether its owner may run it, which is what a NAR keeps of permissions.
+    pub fn is_executable(&self) -> bool {
+        self.permissions & 0o100 != 0
+    }
+
     /// The attributes that must not change between planning and reading.
     pub fn stamp(&self) -> Stamp {
         Stamp {
@@ -115,6 +120,16 @@ impl Node {
             } => u64::from(target_len_bytes),
             Content::CharDevice(_) | Content::BlockDevice(_) | Content::Fifo | Content::Socket => 0,
         }
+    }
+
+    /// Where its name begins in [`Plan::names`](super::plan::Plan::names); a symlink's target follows it.
+    pub fn name_start(&self) -> u32 {
+        self.name
+    }
+
+    /// Length of its name.
+    pub fn name_len(&self) -> u8 {
+        self.name_len
     }
 
     /// Address of its inode, in units of 32 bytes from the start of the path's metadata.

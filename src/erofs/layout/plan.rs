@@ -4,6 +4,7 @@
 //! are small records in flat arrays, because a NixOS system has hundreds of thousands of them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 
 use super::attributes::{Attributes, Owner};
 pub use super::node::{Content, DirIndex, Node, NodeIndex};
@@ -142,6 +143,21 @@ impl Plan {
     /// The attributes that inodes are written with.
     pub fn attributes(&self) -> &Attributes {
         &self.attributes
+    }
+
+    /// All nodes, the path's top one first.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// All directories, each after the one that it is in.
+    pub fn dirs(&self) -> &[Dir] {
+        &self.dirs
+    }
+
+    /// Names and targets, of [`Node::name_start`] and more.
+    pub fn names(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The node with this index.
@@ -326,12 +342,33 @@ impl Plan {
     }
 
     /// A digest of everything known from listing the first `dirs` directories, to detect that a rebuilt plan differs.
-    /// Comparable only within one process and for the same path.
+    /// program and of the same path can be compared by it.
     pub fn digest(&self, dirs: DirIndex) -> u64 {
         let dirs = self.dirs.get(..dirs as usize).unwrap_or(&self.dirs);
         let known = dirs.last().map_or(1, |dir| dir.first_child + dir.children);
         let mut hasher = DefaultHasher::new();
-        for node in &self.nodes[..known as usize] {
+        self.hash_nodes(0..known, &mut hasher);
+        for dir in dirs.iter().filter(|dir| dir.unreadable) {
+            dir.node.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// The [`digest`](Self::digest) of each number of directories, from none to all of them. All could be listed.
+    pub fn digests(&self) -> Vec<u64> {
+        let mut hasher = DefaultHasher::new();
+        self.hash_nodes(0..1, &mut hasher);
+        let first = hasher.finish();
+        let rest = self.dirs.iter().map(|dir| {
+            let children = dir.first_child..dir.first_child + dir.children;
+            self.hash_nodes(children, &mut hasher);
+            hasher.finish()
+        });
+        std::iter::once(first).chain(rest).collect()
+    }
+
+    fn hash_nodes(&self, nodes: Range<NodeIndex>, hasher: &mut DefaultHasher) {
+        for node in &self.nodes[nodes.start as usize..nodes.end as usize] {
             // Sizes of directories are determined by the names in them, and sizes of symlinks by their targets.
             let stamp = (node.kind() == FileKind::Regular).then(|| node.stamp());
             let device = match node.content {
@@ -339,16 +376,12 @@ impl Plan {
                 _ => 0,
             };
             let shown = self.attributes.mtime(node.mtime_sec, node.mtime_nsec);
-            (node.kind(), node.permissions, device, shown, stamp).hash(&mut hasher);
-            (node.parent, self.owner(node), self.name(node)).hash(&mut hasher);
+            (node.kind(), node.permissions, device, shown, stamp).hash(hasher);
+            (node.parent, self.owner(node), self.name(node)).hash(hasher);
             if node.kind() == FileKind::Symlink {
-                self.target(node).hash(&mut hasher);
+                self.target(node).hash(hasher);
             }
         }
-        for dir in dirs.iter().filter(|dir| dir.unreadable) {
-            dir.node.hash(&mut hasher);
-        }
-        hasher.finish()
     }
 
     /// Approximate heap size, for the plan cache's budget.

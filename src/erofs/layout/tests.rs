@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::attributes::{Attributes, Origin};
 use super::bounds::{INLINE_LIMIT_BYTES, Limits, Size};
+use super::nar;
 use super::plan::Content;
 use super::plan::Plan;
 use super::planner::Planner;
@@ -25,6 +26,7 @@ impl Tree {
         match self {
             Self::File(size) => Stat {
                 size_bytes: *size,
+                permissions: if is_executable(*size) { 0o755 } else { 0o644 },
                 ..Stat::of_kind(FileKind::Regular)
             },
             Self::Symlink(_) => Stat::of_kind(FileKind::Symlink),
@@ -44,7 +46,11 @@ impl Tree {
         let parens_and_type = string(1) + string(4) + string(1);
         parens_and_type
             + match self {
-                Self::File(size) => string(7) + string(8) + 8 + size.next_multiple_of(8),
+                Self::File(size) => {
+                    let executable = string(10) + string(0);
+                    let executable = u64::from(is_executable(*size)) * executable;
+                    string(7) + executable + string(8) + 8 + size.next_multiple_of(8)
+                }
                 Self::Symlink(len) => string(7) + string(6) + string(*len),
                 Self::Dir(entries) => {
                     let entry = |(name, tree): &(Vec<u8>, Self)| {
@@ -81,6 +87,11 @@ impl Tree {
         }
         here
     }
+}
+
+/// So that there are both kinds.
+fn is_executable(size: u64) -> bool {
+    size % 2 == 1
 }
 
 fn string(len: usize) -> u64 {
@@ -240,6 +251,7 @@ fn check_bound(tree: &Tree) -> Result<(), TestCaseError> {
             step(&mut planner, tree);
         }
         check_places(planner.plan())?;
+        prop_assert_eq!(nar::size_bytes(planner.plan()), nar_size(tree));
     }
     Ok(())
 }

@@ -5,13 +5,24 @@ use std::ops::Range;
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::plan::{NodeIndex, Plan};
 
+/// A file with data blocks of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed<F> {
+    /// Which file.
+    pub file: F,
+    /// Its first data block.
+    pub block: u32,
+    /// How long it is.
+    pub size_bytes: u64,
+}
+
 /// A part of a path's data.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DataPart {
+pub enum DataPart<F> {
     /// A part of a file or of a symlink target.
-    Node {
-        /// The file or symlink.
-        node: NodeIndex,
+    File {
+        /// Which file.
+        file: F,
         /// The byte range in it; never empty.
         range: Range<u64>,
     },
@@ -19,34 +30,51 @@ pub enum DataPart {
     Zeros(u64),
 }
 
-/// Calls `sink` with the parts of byte range `wanted` of a path's data, in order and without gaps. The planner must
-/// cover the range.
+/// The files of a plan with data blocks, from the one on that block `first` belongs to.
+pub fn placed_from(plan: &Plan, first: u32) -> impl Iterator<Item = Placed<NodeIndex>> {
+    let nodes = plan.data_position(first).map(|p| plan.data_from(p));
+    let nodes = nodes.unwrap_or_default().iter();
+    nodes.map(|&(block, file)| Placed {
+        file,
+        block,
+        size_bytes: plan.node(file).size_bytes(),
+    })
+}
+
+/// Calls `sink` with what bytes `wanted` of a path's data consist of, in order and without gaps. `placed` are the files there,
+/// in order.
 ///
 /// # Errors
 /// The first error of `sink`.
-pub fn data_parts<E>(
-    plan: &Plan,
+pub fn data_parts<F, E>(
+    placed: impl Iterator<Item = Placed<F>>,
     wanted: Range<u64>,
-    sink: &mut dyn FnMut(DataPart) -> Result<(), E>,
+    sink: &mut dyn FnMut(DataPart<F>) -> Result<(), E>,
 ) -> Result<(), E> {
     let Range { start: mut at, end } = wanted;
-    let first = u32::try_from(at / BLOCK_LEN_BYTES).unwrap_or(u32::MAX);
-    let nodes = plan.data_position(first).map(|p| plan.data_from(p));
-    for &(block, index) in nodes.unwrap_or_default() {
-        let node = plan.node(index);
+    for Placed {
+        file,
+        block,
+        size_bytes,
+    } in placed
+    {
         let from = u64::from(block) * BLOCK_LEN_BYTES;
         if from >= end {
             break;
         }
-        let stop = (from + node.size_bytes()).min(end);
+        if at < from {
+            sink(DataPart::Zeros(from - at))?;
+            at = from;
+        }
+        let stop = from.saturating_add(size_bytes).min(end);
         if at < stop {
-            sink(DataPart::Node {
-                node: index,
-                range: at - from..stop - from,
-            })?;
+            let range = at - from..stop - from;
+            sink(DataPart::File { file, range })?;
             at = stop;
         }
-        let padded = (from + plan.data_blocks_of(node) * BLOCK_LEN_BYTES).min(end);
+        let blocks = size_bytes.div_ceil(BLOCK_LEN_BYTES);
+        let padded = from.saturating_add(blocks.saturating_mul(BLOCK_LEN_BYTES));
+        let padded = padded.min(end);
         if at < padded {
             sink(DataPart::Zeros(padded - at))?;
             at = padded;

@@ -4,7 +4,7 @@ mod data;
 mod locate;
 mod root;
 
-pub use data::{DataPart, data_parts};
+pub use data::{DataPart, Placed, data_parts, placed_from};
 pub use locate::{FileRef, Place, PlacedPlan, Spot, in_superblock, nid_offset};
 pub use root::RootDir;
 

@@ -20,7 +20,7 @@ fn wide_tree() -> tempfile::TempDir {
 fn what_is_listed_at_once_is_planned_in_the_same_order() {
     let dir = wide_tree();
     let image = tree_image(dir.path());
-    let one_by_one = walk::plan_whole(&image.tree(0), image.plans.attributes()).unwrap();
+    let one_by_one = walk::plan_whole(&image.tree(0), image.plans.attributes(), None).unwrap();
     let digest = image
         .with_plan(IoMode::Blocking, 0, Need::All, |plan| plan.digest(u32::MAX))
         .unwrap();

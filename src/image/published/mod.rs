@@ -1,0 +1,261 @@
+//! Plans that one process makes and all others of a server read, so that a further VM walks nothing.
+//!
+//! A store path never changes, so neither does its plan. One process, which meets no guest, walks paths that others have
+//! read from and writes what it found into memory that nobody else can write to ([`ReadMap`]): all metadata blocks as a guest reads
+//! them, and where the files lie whose bytes are read from the host. Readers find it by an atomic load, and copy.
+//!
+//! - `format`: how a path lies there.
+//! - `requests`: which paths readers would like to have.
+//!
+//! Whoever has read from a path by a plan of its own goes over to the published one if that says the same as far as the
+//! own one had got ([`PublishedPath::digest`]). Nothing that is read there is believed to make sense: a number out of range is an
+//! error.
+
+mod format;
+mod requests;
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use zerocopy::FromBytes;
+
+pub(super) use format::{DirRecord, FileRecord, Header, Parts, TOP};
+pub(super) use requests::{Requests, Wish};
+
+use crate::erofs::encode::Block;
+use crate::erofs::format::BLOCK_LEN_USIZE;
+use crate::process::ReadMap;
+use crate::tree::Stamp;
+
+/// In the table, instead of a place: the path is not what was registered, or cannot be laid out. Whoever plans it must plan
+/// all of it before anything is served.
+pub(super) const SUSPECT: u64 = 1;
+
+/// What was published, and what is asked for.
+#[derive(Debug)]
+pub(super) struct Published {
+    map: ReadMap,
+    requests: Arc<Requests>,
+}
+
+/// What the table says of a path.
+#[derive(Debug)]
+pub(super) enum Entry {
+    /// Nothing yet.
+    None,
+    /// It must be planned whole before anything of it is used.
+    Suspect,
+    /// Its plan.
+    Path(PublishedPath),
+}
+
+/// One path.
+#[derive(Debug)]
+pub(super) struct PublishedPath {
+    published: Arc<Published>,
+    parts: Parts,
+}
+
+/// Files of a block, or of a read.
+pub(super) type Files = SmallVec<[FileRecord; 4]>;
+
+/// Length of the table of so many paths.
+pub(super) fn table_bytes(paths: usize) -> usize {
+    let bytes = paths.saturating_mul(size_of::<u64>());
+    bytes.next_multiple_of(format::ALIGNMENT)
+}
+
+/// Where what the table says of a path lies.
+pub(super) fn entry_at(region: u32) -> usize {
+    region as usize * size_of::<u64>()
+}
+
+impl Published {
+    /// What lies in `map`.
+    pub(super) fn new(map: ReadMap, requests: Arc<Requests>) -> Self {
+        Self { map, requests }
+    }
+
+    /// What is asked for.
+    pub(super) fn requests(&self) -> &Arc<Requests> {
+        &self.requests
+    }
+
+    /// What there is of a path.
+    pub(super) fn find(self: &Arc<Self>, region: u32) -> Entry {
+        match self.map.load(entry_at(region)) {
+            None | Some(0) => Entry::None,
+            Some(SUSPECT) => Entry::Suspect,
+            Some(start) => self.path(start).map_or(Entry::None, Entry::Path),
+        }
+    }
+
+    /// Whether a path must be planned whole before it is used.
+    pub(super) fn is_suspect(&self, region: u32) -> bool {
+        self.map.load(entry_at(region)) == Some(SUSPECT)
+    }
+
+    /// Asks for more to be published. Whether somebody had asked before.
+    pub(super) fn ask(&self, region: u32, wish: Wish) -> bool {
+        self.requests.ask(region, wish)
+    }
+
+    fn path(self: &Arc<Self>, start: u64) -> Option<PublishedPath> {
+        let start = usize::try_from(start).ok()?;
+        let header: Header = self.record(start, 1, 0)?;
+        let parts = Parts::of(start, header, self.map.len_bytes())?;
+        Some(PublishedPath {
+            published: Arc::clone(self),
+            parts,
+        })
+    }
+
+    /// Record `index` of `count` that begin at `start`.
+    fn record<T: FromBytes>(&self, start: usize, count: u32, index: u32) -> Option<T> {
+        /// The longest record.
+        const LEN_MAX: usize = 64;
+        const { assert!(size_of::<T>() <= LEN_MAX) };
+        let mut bytes = [0; LEN_MAX];
+        let bytes = &mut bytes[..size_of::<T>()];
+        let at = start.checked_add((index as usize).checked_mul(bytes.len())?)?;
+        (index < count).then_some(())?;
+        self.map.read(at, bytes)?;
+        T::read_from_bytes(bytes).ok()
+    }
+}
+
+impl PublishedPath {
+    /// Asks for more to be published of it.
+    pub(super) fn ask(&self, region: u32, wish: Wish) {
+        self.published.ask(region, wish);
+    }
+
+    pub(super) fn header(&self) -> &Header {
+        &self.parts.header
+    }
+
+    /// [`Plan::digest`](crate::erofs::layout::plan::Plan::digest) of the first `dirs` directories, or of all if there are fewer.
+    pub(super) fn digest(&self, dirs: u32) -> Option<u64> {
+        let count = self.parts.header.dirs;
+        let (start, digests) = (self.parts.digests, count.checked_add(1)?);
+        self.published.record(start, digests, dirs.min(count))
+    }
+
+    /// Puts a metadata block into `to`, which is zero before. What these files hold is left out; none if it is damaged.
+    pub(super) fn block(&self, block: u32, to: &mut Block) -> Option<Files> {
+        if block >= self.parts.header.meta_blocks {
+            return Some(Files::new());
+        }
+        // Before the copy: what is whole now was whole then.
+        let is_whole = self.is_whole(block)?;
+        let at = (block as usize).checked_mul(BLOCK_LEN_USIZE)?;
+        self.published
+            .map
+            .read(self.parts.blocks.checked_add(at)?, to)?;
+        match is_whole {
+            true => Some(Files::new()),
+            false => self.between(self.small_files(), block, block),
+        }
+    }
+
+    fn is_whole(&self, block: u32) -> Option<bool> {
+        let word = (block / u64::BITS) as usize * size_of::<u64>();
+        let word = self
+            .published
+            .map
+            .load(self.parts.whole.checked_add(word)?)?;
+        Some(word >> (block % u64::BITS) & 1 == 1)
+    }
+
+    /// The files with data in the blocks `first..=last`; none if it is damaged.
+    pub(super) fn with_data(&self, first: u32, last: u32) -> Option<Files> {
+        if first >= self.parts.header.data_blocks {
+            return Some(Files::new());
+        }
+        let list = (self.parts.with_data, self.parts.header.with_data);
+        let after = self.partition(list, |file| file.block <= first)?;
+        let before = after.checked_sub(1)?;
+        let start: FileRecord = self.published.record(list.0, list.1, before)?;
+        self.between(list, start.block, last)
+    }
+
+    fn small_files(&self) -> (usize, u32) {
+        (self.parts.small_files, self.parts.header.small_files)
+    }
+
+    /// The records of a list that are about the blocks `first..=last`.
+    fn between(&self, list: (usize, u32), first: u32, last: u32) -> Option<Files> {
+        let mut index = self.partition(list, |file| file.block < first)?;
+        let mut files = Files::new();
+        while index < list.1 {
+            let file: FileRecord = self.published.record(list.0, list.1, index)?;
+            if file.block > last {
+                break;
+            }
+            files.push(file);
+            index += 1;
+        }
+        Some(files)
+    }
+
+    /// How many of a sorted list come first, as `slice::partition_point` has it.
+    fn partition(&self, list: (usize, u32), is_first: impl Fn(&FileRecord) -> bool) -> Option<u32> {
+        let (mut low, mut high) = (0, list.1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match is_first(&self.published.record(list.0, list.1, middle)?) {
+                true => low = middle + 1,
+                false => high = middle,
+            }
+        }
+        Some(low)
+    }
+
+    /// Path of a file of the store path `root`.
+    pub(super) fn path(&self, root: &[u8], file: &FileRecord) -> Option<Vec<u8>> {
+        if file.dir == TOP {
+            return Some(root.to_vec());
+        }
+        let mut parts = vec![self.name(file.name, file.name_len.into())?];
+        let mut dir = file.dir;
+        while dir != 0 {
+            let count = self.parts.header.dirs;
+            let here: DirRecord = self.published.record(self.parts.dirs, count, dir)?;
+            parts.push(self.name(here.name, here.name_len)?);
+            dir = Some(here.parent).filter(|parent| *parent < dir)?;
+        }
+        parts.push(root.to_vec());
+        parts.reverse();
+        Some(parts.join(&b'/'))
+    }
+
+    /// Target of a symlink with data; none of a file.
+    pub(super) fn target(&self, file: &FileRecord) -> Option<Option<Vec<u8>>> {
+        if file.is_symlink == 0 {
+            return Some(None);
+        }
+        let start = file.name.checked_add(file.name_len.into())?;
+        let target = self.name(start, u32::try_from(file.size_bytes).ok()?)?;
+        Some(Some(target))
+    }
+
+    fn name(&self, start: u32, len: u32) -> Option<Vec<u8>> {
+        let end = u64::from(start) + u64::from(len);
+        (end <= self.parts.header.name_bytes).then_some(())?;
+        let mut bytes = vec![0; usize::try_from(len).ok()?];
+        let at = self.parts.names.checked_add(usize::try_from(start).ok()?)?;
+        self.published.map.read(at, &mut bytes)?;
+        Some(bytes)
+    }
+}
+
+impl FileRecord {
+    /// What must not have changed.
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp {
+            size_bytes: self.size_bytes,
+            mtime_sec: self.mtime_sec,
+            mtime_nsec: self.mtime_nsec,
+        }
+    }
+}

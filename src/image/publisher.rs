@@ -1,0 +1,340 @@
+//! The process that plans for all others.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use zerocopy::IntoBytes;
+
+use super::plans::Need;
+use super::published::{
+    DirRecord, FileRecord, Header, Parts, Requests, SUSPECT, TOP, Wish, entry_at, table_bytes,
+};
+use super::{Image, ReadError};
+use crate::erofs::encode::{self, InlineFile};
+use crate::erofs::format::BLOCK_LEN_USIZE;
+use crate::erofs::layout::plan::{Dir, NodeIndex, Plan};
+use crate::erofs::layout::space::{ROOT_NID, Region};
+use crate::process::WriteMap;
+use crate::source::IoMode;
+use crate::tree::FileKind;
+
+/// Pause between two looks at what is asked for, whoever rings how often.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A path that could not be published is tried again after so long, and each time after twice as long.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LAST: Duration = Duration::from_secs(64);
+
+/// Blocks of small files that are read before it is looked whether a plan is asked for.
+const BLOCKS_AT_ONCE: u32 = 64;
+
+/// Writes plans for others.
+#[derive(Debug)]
+pub struct Publisher {
+    map: WriteMap,
+    requests: Arc<Requests>,
+    /// Of the mapping, so far.
+    used: usize,
+    states: Vec<State>,
+}
+
+/// How far a path has got.
+#[derive(Debug)]
+enum State {
+    Begun,
+    Failed {
+        due: Instant,
+        pause: Duration,
+    },
+    Published(Box<Progress>),
+    /// Nothing more can be done.
+    Done,
+}
+
+/// Of reading a path's small files.
+#[derive(Debug)]
+struct Progress {
+    parts: Parts,
+    /// A bit for each metadata block that is whole.
+    whole: Vec<u64>,
+    next: u32,
+}
+
+impl State {
+    /// Whether to plan it, if somebody asks.
+    fn is_due(&self, now: Instant) -> bool {
+        match self {
+            Self::Begun => true,
+            Self::Failed { due, .. } => *due <= now,
+            Self::Published(_) | Self::Done => false,
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Failed { due, .. } => Some(*due),
+            Self::Begun | Self::Published(_) | Self::Done => None,
+        }
+    }
+
+    fn failed_again(&self) -> Self {
+        let pause = match self {
+            Self::Failed { pause, .. } => (*pause * 2).min(RETRY_LAST),
+            _ => RETRY_FIRST,
+        };
+        Self::Failed {
+            due: Instant::now() + pause,
+            pause,
+        }
+    }
+}
+
+impl Publisher {
+    pub(super) fn new(map: WriteMap, requests: Arc<Requests>, paths: usize) -> Self {
+        Self {
+            map,
+            requests,
+            used: table_bytes(paths),
+            states: std::iter::repeat_with(|| State::Begun)
+                .take(paths)
+                .collect(),
+        }
+    }
+
+    /// As if it were time to try all again.
+    #[cfg(test)]
+    pub(super) fn forget_failures(&mut self) {
+        let failed = self.states.iter_mut();
+        let failed = failed.filter(|state| matches!(state, State::Failed { .. }));
+        failed.for_each(|state| *state = State::Begun);
+    }
+
+    /// Writes nonsense.
+    #[cfg(test)]
+    pub(super) fn scribble(&self, at: usize, bytes: &[u8]) {
+        self.map.write(at, bytes);
+    }
+
+    /// Publishes what is asked for, for ever.
+    pub fn run(mut self, image: &Image) -> ! {
+        loop {
+            let rung = self.requests.rung();
+            if !self.turn(image) {
+                let due = self.states.iter().filter_map(State::due).min();
+                let limit = due.map(|due| due.saturating_duration_since(Instant::now()));
+                self.requests.wait(rung, limit);
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    /// Publishes some of what is asked for; false if there is nothing to do. Plans come first.
+    pub(super) fn turn(&mut self, image: &Image) -> bool {
+        let now = Instant::now();
+        let regions = (0..).take(self.states.len());
+        let due = regions
+            .clone()
+            .zip(&self.states)
+            .filter(|(region, state)| state.is_due(now) && self.requests.has(*region, Wish::Plan));
+        let due: Vec<u32> = due.map(|(region, _)| region).collect();
+        for region in &due {
+            let state = self.publish(image, *region);
+            self.states[*region as usize] = state;
+        }
+        if !due.is_empty() {
+            return true;
+        }
+        let unread = regions.zip(&self.states).find(|(region, state)| {
+            matches!(state, State::Published(_)) && self.requests.has(*region, Wish::SmallFiles)
+        });
+        let Some((region, _)) = unread else {
+            return false;
+        };
+        let state = std::mem::replace(&mut self.states[region as usize], State::Done);
+        if let State::Published(progress) = state {
+            self.states[region as usize] = self.read_small_files(image, region, progress);
+        }
+        true
+    }
+
+    fn publish(&mut self, image: &Image, region: u32) -> State {
+        if !image.is_of_host(region) {
+            return State::Done;
+        }
+        let here = image.space().region(region);
+        let written = image.with_plan(IoMode::Blocking, region, Need::All, |plan| {
+            let since = self.requests.since();
+            (!is_modified(plan, since)).then(|| self.write(plan, here, region))
+        });
+        match written {
+            Ok(None) => {
+                tracing::debug!(region, "a path was modified while the disk is served");
+                image.plans.drop_plan(region);
+                self.states[region as usize].failed_again()
+            }
+            Ok(Some(Some(progress))) => {
+                // From now on this process reads it as all others do.
+                let _ = image.published(IoMode::Blocking, region);
+                State::Published(Box::new(progress))
+            }
+            Ok(Some(None)) => {
+                tracing::debug!(region, "no room for one more plan that all could read");
+                State::Done
+            }
+            Err(error) => self.fail(region, &error),
+        }
+    }
+
+    fn fail(&mut self, region: u32, error: &ReadError) -> State {
+        tracing::debug!("cannot plan for others: {error}");
+        if error.lasts() {
+            self.map.store(entry_at(region), SUSPECT);
+        }
+        self.states[region as usize].failed_again()
+    }
+
+    /// None if there is no room.
+    fn write(&mut self, plan: &Plan, here: &Region, region: u32) -> Option<Progress> {
+        let start = self.used;
+        let header = header(plan)?;
+        let parts = Parts::of(start, header, self.map.len_bytes())?;
+        self.map.write(start, header.as_bytes())?;
+        self.map.write(parts.digests, plan.digests().as_bytes())?;
+        let with_data = plan.data_from(0).iter();
+        let with_data: Vec<FileRecord> = with_data
+            .map(|(block, index)| record(plan, *index, *block, 0))
+            .collect();
+        self.map.write(parts.with_data, with_data.as_bytes())?;
+        self.map.write(parts.dirs, dirs(plan).as_bytes())?;
+        self.map.write(parts.names, plan.names())?;
+        let whole = self.write_blocks(plan, here, &parts)?;
+        self.used = parts.end;
+        self.map.store(entry_at(region), start as u64)?;
+        Some(Progress {
+            parts,
+            whole,
+            next: 0,
+        })
+    }
+
+    /// Writes the blocks and the list of small files; returns which blocks have none.
+    fn write_blocks(&self, plan: &Plan, here: &Region, parts: &Parts) -> Option<Vec<u64>> {
+        let mut whole = vec![0_u64; plan.meta_blocks().div_ceil(u64::BITS) as usize];
+        let mut at = parts.small_files;
+        for block in 0..plan.meta_blocks() {
+            let mut bytes = [0; BLOCK_LEN_USIZE];
+            let files = encode::metadata_block(plan, here, ROOT_NID.into(), block, &mut bytes);
+            let to_record = |file: &InlineFile| {
+                let offset = u16::try_from(file.offset).ok()?;
+                Some(record(plan, file.node, block, offset))
+            };
+            let files: Vec<FileRecord> = files.iter().map(to_record).collect::<Option<_>>()?;
+            self.map.write(at, files.as_bytes())?;
+            at += files.as_bytes().len();
+            self.map.write(block_at(parts, block), &bytes)?;
+            if files.is_empty() {
+                set(&mut whole, block);
+            }
+        }
+        self.map.write(parts.whole, whole.as_bytes())?;
+        (at == parts.dirs).then_some(whole)
+    }
+
+    /// Reads what some of a path's small files hold, as any reader would. What cannot be read is left to those who want it.
+    fn read_small_files(
+        &mut self,
+        image: &Image,
+        region: u32,
+        mut progress: Box<Progress>,
+    ) -> State {
+        let all = progress.parts.header.meta_blocks;
+        let end = progress.next.saturating_add(BLOCKS_AT_ONCE).min(all);
+        for block in progress.next..end {
+            let (word, is_whole) = (block / u64::BITS, is_set(&progress.whole, block));
+            if is_whole {
+                continue;
+            }
+            let Ok(bytes) = image.render_metadata(IoMode::Blocking, region, block) else {
+                continue;
+            };
+            set(&mut progress.whole, block);
+            let at = progress.parts.whole + word as usize * size_of::<u64>();
+            self.map.write(block_at(&progress.parts, block), &bytes);
+            self.map.store(at, progress.whole[word as usize]);
+        }
+        progress.next = end;
+        match end < all {
+            true => State::Published(progress),
+            false => State::Done,
+        }
+    }
+}
+
+fn block_at(parts: &Parts, block: u32) -> usize {
+    parts.blocks + block as usize * BLOCK_LEN_USIZE
+}
+
+fn set(bits: &mut [u64], block: u32) {
+    bits[(block / u64::BITS) as usize] |= 1 << (block % u64::BITS);
+}
+
+fn is_set(bits: &[u64], block: u32) -> bool {
+    bits[(block / u64::BITS) as usize] >> (block % u64::BITS) & 1 == 1
+}
+
+/// Whether a file was modified later than `since`. What is published is for all: it must not be what a file is for a moment.
+fn is_modified(plan: &Plan, since: Duration) -> bool {
+    let mut files = plan.nodes().iter();
+    files.any(|node| {
+        let stamp = node.stamp();
+        let mtime = u64::try_from(stamp.mtime_sec).map(|sec| Duration::new(sec, stamp.mtime_nsec));
+        node.kind() == FileKind::Regular && mtime.is_ok_and(|mtime| mtime > since)
+    })
+}
+
+fn header(plan: &Plan) -> Option<Header> {
+    let is_small = |index: &NodeIndex| {
+        let node = plan.node(*index);
+        node.kind() == FileKind::Regular && plan.form(node).inline_len > 0
+    };
+    let files = u32::try_from(plan.len()).ok()?;
+    let small_files = (0..files).filter(is_small).count();
+    Some(Header {
+        meta_blocks: plan.meta_blocks(),
+        data_blocks: plan.data_blocks(),
+        files,
+        dirs: u32::try_from(plan.dirs().len()).ok()?,
+        with_data: u32::try_from(plan.data_from(0).len()).ok()?,
+        small_files: u32::try_from(small_files).ok()?,
+        name_bytes: plan.names().len() as u64,
+    })
+}
+
+fn record(plan: &Plan, index: NodeIndex, block: u32, offset: u16) -> FileRecord {
+    let node = plan.node(index);
+    let stamp = node.stamp();
+    FileRecord {
+        size_bytes: stamp.size_bytes,
+        mtime_sec: stamp.mtime_sec,
+        mtime_nsec: stamp.mtime_nsec,
+        node: index,
+        dir: if index == 0 { TOP } else { node.parent() },
+        name: node.name_start(),
+        block,
+        offset,
+        name_len: node.name_len(),
+        is_symlink: u8::from(node.kind() == FileKind::Symlink),
+    }
+}
+
+fn dirs(plan: &Plan) -> Vec<DirRecord> {
+    let to_record = |dir: &Dir| {
+        let node = plan.node(dir.node());
+        DirRecord {
+            parent: node.parent(),
+            name: node.name_start(),
+            name_len: node.name_len().into(),
+        }
+    };
+    plan.dirs().iter().map(to_record).collect()
+}

@@ -1,0 +1,96 @@
+//! The process that plans paths for all others, so that a further VM walks nothing.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rustix::process::setpriority_process;
+
+use super::Server;
+use super::jail::JailState;
+use crate::image::Publisher;
+use crate::process::{self, Child, ProcessError};
+use crate::sandbox::Process;
+use crate::source::RemoteTree;
+
+/// The lowest priority: it plans while others have nothing to do.
+const NICE: i32 = 19;
+
+/// After its death it is started again when a process is started that would read by its plans, but not before this time
+/// has passed; each time it is twice as long.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+const PAUSE_LAST: Duration = Duration::from_secs(600);
+
+/// The process that plans.
+#[derive(Default)]
+pub(super) struct Planner {
+    child: Option<Child>,
+    /// When it may be started again, and how long that was waited for.
+    not_before: Option<Instant>,
+    pause: Duration,
+}
+
+impl Planner {
+    /// It, while it lives.
+    pub(super) fn child_mut(&mut self) -> Option<&mut Child> {
+        self.child.as_mut()
+    }
+
+    fn may_start(&self) -> bool {
+        let is_due = self.not_before.is_none_or(|due| due <= Instant::now());
+        self.child.is_none() && is_due
+    }
+
+    /// It is not there; only the first time is told.
+    fn back_off(&mut self, why: &dyn std::fmt::Display) {
+        if self.pause.is_zero() {
+            tracing::warn!("every VM plans paths by itself, which takes longer: {why}");
+        }
+        self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_LAST);
+        self.not_before = Some(Instant::now() + self.pause);
+    }
+
+    pub(super) fn reap(&mut self) {
+        if let Some(end) = self.child.as_mut().and_then(Child::end) {
+            self.child = None;
+            self.back_off(&format_args!(
+                "the process that plans for all has ended ({end:?})"
+            ));
+        }
+    }
+}
+
+impl Server<'_> {
+    /// Starts it unless it is there. To be called before a process is started that reads the disk.
+    pub(super) fn start_planner(&mut self) {
+        let is_wanted = !self.image.is_tree() && self.image.plan_cache_bytes() > 0;
+        if !is_wanted || !self.planner.may_start() {
+            return;
+        }
+        match self.spawn_planner() {
+            Ok(child) => self.planner.child = Some(child),
+            Err(error) => self.planner.back_off(&error),
+        }
+    }
+
+    fn spawn_planner(&mut self) -> Result<Child, ProcessError> {
+        let publisher = self.image.share_plans()?;
+        // In this process the closure is dropped, and with it what is written through: no other process may have that.
+        process::spawn(Signal::SIGKILL, || self.become_planner(publisher))
+    }
+
+    /// Its life.
+    fn become_planner(&mut self, publisher: Publisher) -> u8 {
+        self.take_endpoint(usize::MAX);
+        self.image.remote().map(RemoteTree::forget_control);
+        // For those who look at processes.
+        let _ = rustix::thread::set_name(c"planner");
+        // It only costs more otherwise.
+        let _ = setpriority_process(None, NICE);
+        let jail = std::mem::replace(&mut self.jail, JailState::None);
+        if let Err(error) = self.confine_worker(Process::Planner, jail) {
+            tracing::error!("{error}");
+            return 1;
+        }
+        publisher.run(&self.image)
+    }
+}
