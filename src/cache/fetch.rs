@@ -1,5 +1,6 @@
 //! Fetches trees and NARs of store paths into the cache directory.
 
+mod pieces;
 mod verified;
 
 use std::fs::File;
@@ -17,7 +18,8 @@ use crate::closure::narinfo::Narinfo;
 use crate::closure::shown;
 use crate::source::decompress::decompress;
 use crate::source::nar::{LISTING_MAX_BYTES, NarTree};
-use crate::source::remote::protocol::{Digest, Part, Wanted};
+use crate::source::remote::protocol::{Found, NOT_VERIFIED, Part, Wanted, pieces_of};
+use pieces::InPieces;
 use verified::{Received, Verified, VerifyError};
 
 /// How often a failure of a server that may pass is tried again.
@@ -91,55 +93,71 @@ pub enum CannotFetch {
 pub struct Fetcher {
     plan: Plan,
     http: Http,
+    in_pieces: InPieces,
 }
 
 impl Fetcher {
     /// Fetches as `plan` says. Reads certificates.
     pub fn new(plan: Plan) -> Self {
         let http = Http::new(&plan.sources.http);
-        Self { plan, http }
+        Self {
+            plan,
+            http,
+            in_pieces: InPieces::default(),
+        }
     }
 
-    /// What `wanted` names, open for reading, fetched if need be. The digest is that of the tree; of a tree alone it means
-    /// nothing.
+    /// What `wanted` names, open for reading, fetched if need be.
     ///
     /// # Errors
     /// It cannot be had.
-    pub fn get(&self, wanted: Wanted) -> Result<(Digest, File), CannotFetch> {
+    pub fn get(&self, wanted: Wanted) -> Result<Found, CannotFetch> {
         if let Some(kept) = self.kept(wanted) {
             return kept;
         }
         let path = self.plan.paths.get(wanted.path as usize);
         let path = path.ok_or(CannotFetch::NoSuchPath)?;
         match wanted.part {
-            Part::Tree => self.tree(path).map(|file| ([0; 32], file)),
-            Part::Nar => self.nar(path),
+            Part::Tree => self.tree(path).map(not_verified),
+            Part::Nar => match self.partial(wanted.path, path)? {
+                Some(_) => Ok(Found::InPieces),
+                None => self.nar(path),
+            },
+            Part::Piece(piece) => self.piece(wanted.path, path, piece),
         }
     }
 
     /// What `wanted` names if it is in the cache directory, or the reason why it never will be.
-    pub fn kept(&self, wanted: Wanted) -> Option<Result<(Digest, File), CannotFetch>> {
+    pub fn kept(&self, wanted: Wanted) -> Option<Result<Found, CannotFetch>> {
         let Some(path) = self.plan.paths.get(wanted.path as usize) else {
             return Some(Err(CannotFetch::NoSuchPath));
         };
+        if let Part::Piece(piece) = wanted.part
+            && !pieces_of(0..path.nar_size).contains(&piece)
+        {
+            return Some(Err(CannotFetch::NoSuchPath));
+        }
         if let Some(reason) = self.plan.sources.dir.contradiction(&path.nar_hash) {
             return Some(Err(CannotFetch::Contradicted { reason }));
         }
         match wanted.part {
             Part::Tree => {
                 let tree = self.plan.sources.dir.tree(&path.nar_hash)?;
-                Some(Ok(([0; 32], tree.into_file())))
+                Some(Ok(not_verified(tree.into_file())))
             }
-            Part::Nar => self.kept_nar(path).transpose(),
+            Part::Nar | Part::Piece(_) => match self.begun(wanted) {
+                None => self.kept_nar(path).transpose(),
+                begun => begun.map(Ok),
+            },
         }
     }
 
-    fn kept_nar(&self, path: &Fetchable) -> Result<Option<(Digest, File)>, CannotFetch> {
+    fn kept_nar(&self, path: &Fetchable) -> Result<Option<Found>, CannotFetch> {
         let Some(file) = self.plan.sources.dir.nar(&path.nar_hash, path.nar_size) else {
             return Ok(None);
         };
         let digest = self.plan.sources.dir.verified_digest(&path.nar_hash)?;
-        Ok(digest.map(|digest| (digest, file)))
+        Ok(digest.map(|digest| Found::File { digest, file }))
     }
 
     /// Begins to count in this process, which now fetches.
@@ -166,8 +184,10 @@ impl Fetcher {
         let dir = &self.plan.sources.dir;
         {
             let _lock = dir.lock(&path.nar_hash)?;
-            let has_nar = dir.nar(&path.nar_hash, path.nar_size).is_some();
-            if !has_nar && let Some(tree) = self.listing(path) {
+            // Another server may have been faster.
+            let is_known = dir.tree(&path.nar_hash).is_some()
+                || dir.nar(&path.nar_hash, path.nar_size).is_some();
+            if !is_known && let Some(tree) = self.listing(path) {
                 dir.keep_claimed(&path.nar_hash, &tree.to_packed())?;
             }
         }
@@ -182,30 +202,30 @@ impl Fetcher {
 
     /// The tree that a cache's listing says the path has; none if no cache has a listing that can be used.
     fn listing(&self, path: &Fetchable) -> Option<NarTree> {
-        let name = format!("{}.ls", narinfos::digits(&path.name));
-        for cache in self.plan.sources.caches.iter() {
-            let json = match cache.read(&self.http, &name, LISTING_MAX_BYTES, RETRIES) {
-                Ok(json) => json,
-                Err(reason) => {
-                    tracing::debug!("{name} of {}: {reason}", cache.url());
-                    continue;
-                }
-            };
-            match NarTree::from_listing(&json, path.nar_size) {
-                Ok(tree) => {
-                    self.plan.meter.got_listing();
-                    return Some(tree);
-                }
-                Err(error) => tracing::warn!(
-                    "{}/{name} is not used, and the NAR is fetched instead: {error}",
-                    cache.url()
-                ),
-            }
-        }
-        None
+        let mut caches = self.plan.sources.caches.iter();
+        caches.find_map(|cache| self.listing_of(cache, path))
     }
 
-    fn nar(&self, path: &Fetchable) -> Result<(Digest, File), CannotFetch> {
+    fn listing_of(&self, cache: &BinaryCache, path: &Fetchable) -> Option<NarTree> {
+        let name = format!("{}.ls", narinfos::digits(&path.name));
+        let json = cache.read(&self.http, &name, LISTING_MAX_BYTES, RETRIES);
+        let json = json
+            .inspect_err(|reason| tracing::debug!("{name} of {}: {reason}", cache.url()))
+            .ok()?;
+        match NarTree::from_listing(&json, path.nar_size) {
+            Ok(tree) => {
+                self.plan.meter.got_listing();
+                Some(tree)
+            }
+            Err(error) => {
+                let url = cache.url();
+                tracing::warn!("{url}/{name} is not used, and the NAR is fetched instead: {error}");
+                None
+            }
+        }
+    }
+
+    fn nar(&self, path: &Fetchable) -> Result<Found, CannotFetch> {
         let dir = &self.plan.sources.dir;
         let _lock = dir.lock(&path.nar_hash)?;
         for _ in 0..REMOVALS_BORNE {
@@ -355,6 +375,13 @@ impl Fetcher {
     fn urls(&self) -> String {
         let urls = self.plan.sources.caches.iter().map(BinaryCache::url);
         urls.collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn not_verified(file: File) -> Found {
+    Found::File {
+        digest: NOT_VERIFIED,
+        file,
     }
 }
 

@@ -90,6 +90,11 @@ impl FetchMeter {
         add(&self.counters().listings, 1);
     }
 
+    /// A NAR of which pieces were fetched has been verified.
+    pub(super) fn got_nar(&self) {
+        add(&self.counters().nars, 1);
+    }
+
     pub(super) fn failed(&self) {
         add(&self.counters().failures, 1);
     }

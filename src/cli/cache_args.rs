@@ -38,6 +38,10 @@ pub struct CacheArgs {
     /// Trust binary caches without signatures
     #[arg(long, requires = "from", conflicts_with = "trusted_public_key")]
     no_check_signatures: bool,
+    /// Serve files of NARs that the binary cache URL, one of --from, does not compress, when their parts have come, before the whole
+    /// NAR has and could be verified; may be given several times
+    #[arg(long, value_name = "URL", requires = "from")]
+    trust_ranges: Vec<String>,
     #[command(flatten)]
     dir: CacheDirArgs,
     /// Limit for NARs in the cache directory, such as 20GB; NARs in use are never removed
@@ -139,6 +143,7 @@ impl CacheArgs {
                 caches.push(cache.map_err(CacheError::from)?);
             }
         }
+        self.mark_trusted(&mut caches)?;
         Ok(Sources {
             dir: self.dir.open()?,
             caches: caches.into(),
@@ -149,6 +154,15 @@ impl CacheArgs {
                 logins: conf.logins(),
             },
         })
+    }
+
+    fn mark_trusted(&self, caches: &mut [BinaryCache]) -> Result<(), CacheError> {
+        for url in &self.trust_ranges {
+            let cache = caches.iter_mut().find(|cache| cache.url() == url);
+            let cache = cache.ok_or_else(|| CacheError::NotAsked { url: url.clone() })?;
+            cache.trust_parts();
+        }
+        Ok(())
     }
 
     fn keys(&self, conf: &NixConf) -> Result<Keys, CliError> {

@@ -8,6 +8,7 @@
 
 mod builder;
 mod error;
+mod framing;
 mod json;
 mod listing;
 mod packed;

@@ -7,6 +7,7 @@
 //! | | `.verified` | a packed tree that a NAR was found to have |
 //! | | `.contradicted` | why the listing and the NAR do not fit |
 //! | `nars` | NAR hash | an uncompressed NAR, verified |
+//! | `partial` | NAR hash, `-`, and a hash of what is believed | a NAR of which pieces have come; see `partial.rs` |
 //! | `locks` | NAR hash | locked while somebody fetches it |
 //! | `users` | any | NAR hashes that a server needs, one a line; locked as long as it lives |
 //! | `tmp` | any | being written; locked as long as somebody does |
@@ -15,6 +16,7 @@
 //! changes: a guest may know inodes of it.
 
 mod error;
+mod partial;
 mod room;
 mod staged;
 mod users;
@@ -29,6 +31,7 @@ use rustix::fs::{FlockOperation, Timespec, Timestamps, flock, futimens};
 use sha2::{Digest as _, Sha256};
 
 pub use error::DirError;
+pub use partial::PartialNar;
 pub use room::{KeptNar, Removed, Usage};
 pub use staged::Staged;
 pub use users::User;
@@ -41,6 +44,7 @@ use crate::source::remote::protocol::Digest;
 const NARINFOS: &str = "narinfos";
 const TREES: &str = "trees";
 const NARS: &str = "nars";
+const PARTIAL: &str = "partial";
 const LOCKS: &str = "locks";
 const USERS: &str = "users";
 const TMP: &str = "tmp";
@@ -97,7 +101,7 @@ impl CacheDir {
         let path = std::path::absolute(path).map_err(DirError::host("use", path))?;
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        for part in [NARINFOS, TREES, NARS, LOCKS, USERS, TMP, EMPTY] {
+        for part in [NARINFOS, TREES, NARS, PARTIAL, LOCKS, USERS, TMP, EMPTY] {
             let dir = path.join(part);
             builder.create(&dir).map_err(DirError::host("make", &dir))?;
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
-use super::{CacheDir, DirError, LOCKS, NARINFOS, NARS, TREES};
+use super::{CacheDir, DirError, LOCKS, NARINFOS, NARS, PARTIAL, TREES};
 use crate::closure::{decode_hash, nix32};
 
 /// Narinfos and trees that nobody needs are kept so long after they were last read or made.
@@ -65,6 +65,7 @@ impl CacheDir {
     pub fn make_room(&self, limit_bytes: u64) -> Result<Removed, DirError> {
         let _lock = self.lock_file(&self.path.join("lock"))?;
         let mut files = self.files(NARS);
+        files.extend(self.files(PARTIAL));
         files.sort_by_key(|file| file.used);
         let mut removed = Removed::default();
         files.iter().for_each(|file| removed.left.add(file));
@@ -73,7 +74,7 @@ impl CacheDir {
         }
         let in_use = self.in_use();
         for file in &files {
-            if in_use.contains(&file.name) {
+            if in_use.contains(file.stem()) {
                 removed.in_use.add(file);
             } else if removed.left.bytes > limit_bytes {
                 fs::remove_file(&file.path).map_err(DirError::host("remove", &file.path))?;
@@ -100,7 +101,7 @@ impl CacheDir {
             .collect();
         for part in [NARINFOS, TREES, LOCKS] {
             for file in self.files(part) {
-                let stem = file.name.split('.').next().unwrap_or_default();
+                let stem = file.stem();
                 let is_old = file.used.elapsed().is_ok_and(|age| age > METADATA_KEPT);
                 if (is_old || contradicted.contains(stem)) && !in_use.contains(stem) {
                     fs::remove_file(&file.path).map_err(DirError::host("remove", &file.path))?;
@@ -184,6 +185,11 @@ impl Candidate {
             bytes: metadata.blocks() * 512,
             used: metadata.accessed().ok()?,
         })
+    }
+
+    /// What it is named after: a NAR hash, or digits of a store path.
+    fn stem(&self) -> &str {
+        self.name.split(['.', '-']).next().unwrap_or_default()
     }
 }
 

@@ -45,6 +45,11 @@ impl Staged {
         &self.file
     }
 
+    /// Where it is while it is written.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// It could not be written to.
     pub fn write_error(&self, error: io::Error) -> DirError {
         DirError::host("write", &self.path)(error)

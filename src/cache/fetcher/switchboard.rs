@@ -11,13 +11,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cache::fetch::{CannotFetch, Fetcher};
-use crate::source::remote::protocol::{Answer, Connection, Part, Wanted};
+use crate::source::remote::protocol::{Answer, Connection, Found, Part, Wanted};
 
 /// NARs that are fetched at a time: each is decompressed, which takes a core and some MiB of memory.
 const NARS_AT_ONCE: usize = 5;
 
 /// Trees that are fetched at a time: each mostly waits for its answer.
 const TREES_AT_ONCE: usize = 12;
+
+/// Pieces of NARs that are fetched at a time: each takes a MiB of memory.
+const PIECES_AT_ONCE: usize = 8;
 
 /// Questions of one connection that are read before the next one's turn.
 const QUESTIONS_AT_ONCE: usize = 64;
@@ -37,6 +40,7 @@ struct State {
     waiting: HashMap<Wanted, Vec<Arc<Connection>>>,
     trees: Lane,
     nars: Lane,
+    pieces: Lane,
 }
 
 /// What is fetched by a bounded number of threads.
@@ -115,13 +119,22 @@ impl Shared {
 
     /// Answers at once what is in the cache directory, and has the rest fetched.
     fn find(self: &Arc<Self>, connection: &Arc<Connection>, wanted: Wanted) {
-        if let Some(kept) = self.fetcher.kept(wanted) {
-            return send(connection, answer(wanted, kept));
+        match self.fetcher.kept(wanted) {
+            Some(kept) => send(connection, answer(wanted, kept)),
+            None => self.fetch(wanted, Some(connection)),
         }
+        for ahead in self.fetcher.ahead(wanted) {
+            self.fetch(ahead, None);
+        }
+    }
+
+    /// Has `wanted` fetched, for `connection` or nobody yet.
+    fn fetch(self: &Arc<Self>, wanted: Wanted, connection: Option<&Arc<Connection>>) {
         let mut state = self.lock();
+        let is_new = !state.waiting.contains_key(&wanted);
         let waiting = state.waiting.entry(wanted).or_default();
-        waiting.push(Arc::clone(connection));
-        if waiting.len() > 1 {
+        waiting.extend(connection.cloned());
+        if !is_new {
             return;
         }
         let (lane, most) = state.lane(wanted.part);
@@ -140,10 +153,14 @@ impl Shared {
     }
 
     /// A thread's life: until there is nothing to fetch.
-    fn work(&self, part: Part) {
+    fn work(self: &Arc<Self>, part: Part) {
         while let Some(wanted) = self.next(part) {
             let found = self.fetcher.get(wanted);
+            let is_found = found.is_ok();
             self.done(wanted, found);
+            if is_found && let Some(next) = self.fetcher.go_on(wanted) {
+                self.fetch(next, None);
+            }
         }
     }
 
@@ -157,7 +174,7 @@ impl Shared {
         next
     }
 
-    fn done(&self, wanted: Wanted, found: Found) {
+    fn done(&self, wanted: Wanted, found: Result<Found, CannotFetch>) {
         if let Err(error) = &found {
             self.fetcher.meter().failed();
             tracing::warn!("{}: {error}", self.fetcher.path_name(wanted.path));
@@ -175,25 +192,20 @@ impl Shared {
     }
 }
 
-type Found = Result<([u8; 32], std::fs::File), CannotFetch>;
-
 impl State {
     /// The lane of a part, and how many threads it may have.
     fn lane(&mut self, part: Part) -> (&mut Lane, usize) {
         match part {
             Part::Tree => (&mut self.trees, TREES_AT_ONCE),
             Part::Nar => (&mut self.nars, NARS_AT_ONCE),
+            Part::Piece(_) => (&mut self.pieces, PIECES_AT_ONCE),
         }
     }
 }
 
-fn answer(wanted: Wanted, found: Found) -> Answer {
+fn answer(wanted: Wanted, found: Result<Found, CannotFetch>) -> Answer {
     match found {
-        Ok((digest, file)) => Answer::Here {
-            wanted,
-            digest,
-            file,
-        },
+        Ok(found) => Answer::Here { wanted, found },
         Err(error) => Answer::Failed {
             wanted,
             reason: error.to_string(),

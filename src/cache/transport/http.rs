@@ -1,14 +1,15 @@
 //! HTTP, with kept-alive connections and a limit for every wait.
 
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::ring;
-use ureq::http::StatusCode;
+use ureq::http::{Response, StatusCode};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Error};
+use ureq::{Agent, BodyReader, Error};
 
 use super::{Body, FetchError};
 
@@ -76,19 +77,56 @@ impl Http {
 
     /// What is at `url`, which is called `shown` in messages.
     pub(super) fn get(&self, url: &str, shown: &str) -> Result<Body, FetchError> {
+        let response = self.send(url, shown, &[])?;
+        judge(shown, response.status())?;
+        let encoding = header(&response, "content-encoding");
+        Body::encoded(Named::new(response, shown), encoding.as_deref())
+    }
+
+    /// The bytes `range` of what is at `url`, which must have `whole_bytes`; another length may come.
+    pub(super) fn get_range(
+        &self,
+        url: &str,
+        shown: &str,
+        range: &Range<u64>,
+        whole_bytes: u64,
+    ) -> Result<Box<dyn Read + Send>, FetchError> {
+        let (first, last) = (range.start, range.end - 1);
+        let wanted = format!("bytes={first}-{last}");
+        // A part of something compressed would be of no use.
+        let headers = [("Range", wanted.as_str()), ("Accept-Encoding", "identity")];
+        let response = self.send(url, shown, &headers)?;
+        let refused = |fault: &str| FetchError::Refused {
+            reason: format!("{shown}: the server {fault}"),
+        };
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            judge(shown, response.status())?;
+            return Err(refused("gives no parts of files"));
+        }
+        if header(&response, "content-encoding").is_some_and(|encoding| encoding != "identity") {
+            return Err(refused("compresses parts of files"));
+        }
+        let given = header(&response, "content-range");
+        if given != Some(format!("bytes {first}-{last}/{whole_bytes}")) {
+            return Err(refused("gives another part of the file than was asked for"));
+        }
+        Ok(Box::new(Named::new(response, shown)))
+    }
+
+    fn send(
+        &self,
+        url: &str,
+        shown: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Response<ureq::Body>, FetchError> {
         let mut request = self.agent.get(url);
         if let Some(login) = self.login(url) {
             request = request.header("Authorization", &login.authorization);
         }
-        let response = request.call().map_err(|error| failed(shown, &error))?;
-        judge(shown, response.status())?;
-        let encoding = response.headers().get("content-encoding");
-        let encoding = encoding.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        let reader = Named {
-            reader: response.into_body().into_reader(),
-            shown: shown.to_owned(),
-        };
-        Body::encoded(reader, encoding.as_deref())
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.call().map_err(|error| failed(shown, &error))
     }
 
     fn login(&self, url: &str) -> Option<&Login> {
@@ -101,13 +139,27 @@ impl Http {
     }
 }
 
+fn header(response: &Response<ureq::Body>, name: &str) -> Option<String> {
+    let value = response.headers().get(name)?;
+    Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
 /// A body whose errors say where it is from.
-struct Named<R> {
-    reader: R,
+struct Named {
+    reader: BodyReader<'static>,
     shown: String,
 }
 
-impl<R: Read> Read for Named<R> {
+impl Named {
+    fn new(response: Response<ureq::Body>, shown: &str) -> Self {
+        Self {
+            reader: response.into_body().into_reader(),
+            shown: shown.to_owned(),
+        }
+    }
+}
+
+impl Read for Named {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.reader
             .read(buf)

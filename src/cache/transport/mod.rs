@@ -6,7 +6,8 @@ mod login;
 mod retry;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub struct BinaryCache {
     /// As it was given, for messages and to tell it from others.
     url: String,
     place: Place,
+    trusts_parts: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -85,8 +87,21 @@ impl BinaryCache {
                 return Err(fault("only file://, http://, https:// and s3:// are known"));
             }
         };
-        let url = url.to_owned();
-        Ok(Self { url, place })
+        Ok(Self {
+            url: url.to_owned(),
+            place,
+            trusts_parts: false,
+        })
+    }
+
+    /// From now on parts of NARs are believed before all of the NAR has come and could be verified.
+    pub fn trust_parts(&mut self) {
+        self.trusts_parts = true;
+    }
+
+    /// Whether parts of NARs are believed.
+    pub fn trusts_parts(&self) -> bool {
+        self.trusts_parts
     }
 
     /// As it was given.
@@ -131,24 +146,75 @@ impl BinaryCache {
         })
     }
 
+    /// The bytes `range` of the file `name`, which must have `whole_bytes`, as they are there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), or the cache does not give parts of that file: [`FetchError::Refused`].
+    pub fn read_range(
+        &self,
+        http: &Http,
+        name: &str,
+        range: &Range<u64>,
+        whole_bytes: u64,
+        retries: Retries,
+    ) -> Result<Vec<u8>, FetchError> {
+        retry::retry(retries, || {
+            let reader = match self.locate(name) {
+                At::File(path) => part_of_file(&path, range, whole_bytes)?,
+                At::Url { url, shown } => http.get_range(&url, &shown, range, whole_bytes)?,
+            };
+            let (len_bytes, mut bytes) = (range.end - range.start, Vec::new());
+            let read = reader.take(len_bytes + 1).read_to_end(&mut bytes);
+            read.map_err(|error| broken(&error))?;
+            match bytes.len() as u64 == len_bytes {
+                true => Ok(bytes),
+                false => Err(FetchError::Refused {
+                    reason: format!("{}: {name} is given in parts of a wrong length", self.url),
+                }),
+            }
+        })
+    }
+
     fn open_once(&self, http: &Http, name: &str) -> Result<Body, FetchError> {
+        match self.locate(name) {
+            At::File(path) => Ok(Body {
+                reader: Box::new(open_file(&path)?),
+            }),
+            At::Url { url, shown } => http.get(&url, &shown),
+        }
+    }
+
+    fn locate(&self, name: &str) -> At {
+        let url = |url: String| At::Url {
+            shown: url.clone(),
+            url,
+        };
         if name.starts_with("http://") || name.starts_with("https://") {
-            return http.get(name, name);
+            return url(name.to_owned());
         }
         match &self.place {
-            Place::Directory(dir) => open_file(dir, name),
-            Place::Http(base) => {
-                let url = format!("{base}/{name}");
-                http.get(&url, &url)
-            }
+            Place::Directory(dir) => At::File(dir.join(name.trim_start_matches('/'))),
+            Place::Http(base) => url(format!("{base}/{name}")),
             Place::S3(s3) => {
                 let request = s3.bucket.get_object(s3.credentials.as_ref(), name);
-                let signed = request.sign(SIGNED_FOR);
-                // What is signed is not for logs.
-                http.get(signed.as_str(), &format!("{}/{name}", self.url))
+                At::Url {
+                    url: request.sign(SIGNED_FOR).to_string(),
+                    // What is signed is not for logs.
+                    shown: format!("{}/{name}", self.url),
+                }
             }
         }
     }
+}
+
+/// Where a file of a cache is.
+enum At {
+    File(PathBuf),
+    /// `shown` stands for the URL in messages.
+    Url {
+        url: String,
+        shown: String,
+    },
 }
 
 /// A body that could not be read to its end.
@@ -173,17 +239,36 @@ pub fn may_pass(error: &io::Error) -> bool {
 pub struct Retries(pub u32);
 
 /// Files of caches have the compression of their narinfo; listings have one that a server would name, and `file://` cannot.
-fn open_file(dir: &Path, name: &str) -> Result<Body, FetchError> {
-    let path = dir.join(name.trim_start_matches('/'));
-    match File::open(&path) {
-        Ok(file) => Ok(Body {
-            reader: Box::new(file),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(FetchError::NotFound),
-        Err(error) => Err(FetchError::Refused {
+fn open_file(path: &Path) -> Result<File, FetchError> {
+    File::open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => FetchError::NotFound,
+        _ => FetchError::Refused {
             reason: format!("{}: {error}", path.display()),
-        }),
+        },
+    })
+}
+
+fn part_of_file(
+    path: &Path,
+    range: &Range<u64>,
+    whole_bytes: u64,
+) -> Result<Box<dyn Read + Send>, FetchError> {
+    let mut file = open_file(path)?;
+    let refused = |reason: String| FetchError::Refused {
+        reason: format!("{}: {reason}", path.display()),
+    };
+    let metadata = file
+        .metadata()
+        .map_err(|error| refused(error.to_string()))?;
+    if metadata.len() != whole_bytes {
+        let found = metadata.len();
+        return Err(refused(format!(
+            "it has {found} bytes instead of {whole_bytes}"
+        )));
     }
+    let sought = file.seek(SeekFrom::Start(range.start));
+    sought.map_err(|error| refused(error.to_string()))?;
+    Ok(Box::new(file.take(range.end - range.start)))
 }
 
 impl Body {

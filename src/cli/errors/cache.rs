@@ -10,6 +10,12 @@ pub enum CacheError {
     /// A key in nix.conf is malformed.
     #[error("trusted-public-keys of nix.conf: {0}")]
     Key(#[from] KeyFault),
+    /// A trusted cache is not among those that are used.
+    #[error("--trust-ranges {url}: that is none of the binary caches that --from names")]
+    NotAsked {
+        /// What was given.
+        url: String,
+    },
     /// No option or variable names a cache directory.
     #[error("there is no place for the cache directory: name one with --cache-dir, or set HOME")]
     NoDirectory,

@@ -27,6 +27,8 @@ pub struct HostFile {
     checked_ms: AtomicU64,
     /// A read has failed, so the next reader must open the file again.
     faulty: AtomicBool,
+    /// Others write to it, and it is right in spite of that.
+    is_written: bool,
 }
 
 impl HostFile {
@@ -38,6 +40,16 @@ impl HostFile {
             stamp,
             checked_ms: AtomicU64::new(coarse_ms()),
             faulty: AtomicBool::new(false),
+            is_written: false,
+        }
+    }
+
+    /// The same while others write to it, to places that are not read yet.
+    #[must_use]
+    pub(in crate::source) fn while_written(self) -> Self {
+        Self {
+            is_written: true,
+            ..self
         }
     }
 
@@ -57,6 +69,13 @@ impl HostFile {
     #[cfg(test)]
     pub(in crate::source) fn for_tests(file: std::fs::File) -> Self {
         Self::of_open(file.into(), "a test's file".into()).unwrap()
+    }
+
+    /// Its device and inode, and how long it is now.
+    pub(in crate::source) fn now(&self) -> Option<([u64; 2], u64)> {
+        let found = rustix::fs::fstat(&self.fd).ok()?;
+        let len_bytes = u64::try_from(found.st_size).ok()?;
+        Some(([found.st_dev, found.st_ino], len_bytes))
     }
 
     pub(in crate::source) fn path(&self) -> &Path {
@@ -83,7 +102,8 @@ impl HostFile {
     /// unnoticed.
     fn check(&self) -> Result<(), SourceError> {
         let now_ms = coarse_ms();
-        if now_ms.saturating_sub(self.checked_ms.load(Ordering::Relaxed)) < CHECK_INTERVAL_MS {
+        let age_ms = now_ms.saturating_sub(self.checked_ms.load(Ordering::Relaxed));
+        if self.is_written || age_ms < CHECK_INTERVAL_MS {
             return Ok(());
         }
         let found = statx(&self.fd, c"", AtFlags::EMPTY_PATH).map_err(|errno| self.fault(errno))?;

@@ -32,6 +32,17 @@ pub(super) const LENGTH_BYTES: u64 = 8;
 /// Every string begins at a multiple of this.
 pub(super) const ALIGNMENT: u64 = 8;
 
+/// Strings as a NAR has them.
+pub(super) fn written(strings: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for string in strings {
+        out.extend((string.len() as u64).to_le_bytes());
+        out.extend_from_slice(string);
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+    out
+}
+
 /// How many bytes of a NAR strings take.
 pub(super) fn len_of(strings: &[&[u8]]) -> u64 {
     let padded = |string: &&[u8]| (string.len() as u64).next_multiple_of(ALIGNMENT);

@@ -1,12 +1,11 @@
 //! The questions of one process to its fetcher: each asked once, however many readers wait for the answer.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::protocol::{Answer, Connection, Digest, Wanted};
+use super::protocol::{Answer, Connection, Found, Wanted};
 use crate::source::IoMode;
 
 /// A failure is told to all who ask again within this time; after it the fetcher is asked anew.
@@ -45,7 +44,7 @@ impl State {
 
 enum Question {
     Asked(Instant),
-    Answered { digest: Digest, file: File },
+    Answered(Found),
     Failed(String, Instant),
 }
 
@@ -69,21 +68,15 @@ impl Channel {
     }
 
     /// What the fetcher answers to `wanted`. It is asked if it was not, or if what it had answered was taken already.
-    pub(super) fn get(
-        self: &Arc<Self>,
-        wanted: Wanted,
-        mode: IoMode,
-    ) -> Result<(Digest, File), NoAnswer> {
+    pub(super) fn get(self: &Arc<Self>, wanted: Wanted, mode: IoMode) -> Result<Found, NoAnswer> {
         let mut state = self.lock();
         self.listen(&mut state);
         loop {
             self.expire(&mut state);
             match state.questions.get(&wanted) {
-                Some(Question::Answered { .. }) => {
-                    if let Some(Question::Answered { digest, file }) =
-                        state.questions.remove(&wanted)
-                    {
-                        return Ok((digest, file));
+                Some(Question::Answered(_)) => {
+                    if let Some(Question::Answered(found)) = state.questions.remove(&wanted) {
+                        return Ok(found);
                     }
                 }
                 Some(Question::Failed(reason, _)) => return Err(NoAnswer::Failed(reason.clone())),
@@ -171,11 +164,7 @@ impl Channel {
         let mut state = self.lock();
         let (wanted, question) = match answer {
             Answer::Hello => return self.ask_again(&state),
-            Answer::Here {
-                wanted,
-                digest,
-                file,
-            } => (wanted, Question::Answered { digest, file }),
+            Answer::Here { wanted, found } => (wanted, Question::Answered(found)),
             Answer::Failed { wanted, reason } => (wanted, Question::Failed(reason, Instant::now())),
         };
         // What nobody has asked for is dropped.

@@ -5,8 +5,12 @@
 //! gets a descriptor that can only be read. First it gets the path's tree, by which it is planned; nobody may vouch for
 //! that. With the NAR, which was verified, comes the digest of the tree that it was found to have: another one than was
 //! planned with means that the tree was a lie, and then no byte of the path is served.
+//!
+//! A NAR of a cache that is trusted for parts of it comes in pieces, which lie in one file that the fetcher writes. It cuts the
+//! file when they turn out to be wrong.
 
 mod channel;
+mod pieces;
 pub mod protocol;
 
 use std::collections::HashMap;
@@ -14,7 +18,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +31,8 @@ use super::nar::{NarNode, NarTree, PACKED_MAX_BYTES};
 use super::{Awaits, Destination, IoMode, SourceError};
 use crate::tree::{Listing, Stat};
 use channel::{Channel, NoAnswer};
-use protocol::{Connection, Digest, Part, Wanted};
+use pieces::Pieces;
+use protocol::{Connection, Digest, Found, Part, Wanted};
 
 /// How much memory trees may take, in bytes, apart from the one in use. A plan is made from one; files whose place has been
 /// forgotten are looked up in it.
@@ -59,7 +64,7 @@ pub struct RemoteTree {
     channel: OnceLock<Arc<Channel>>,
     kept: Mutex<Kept>,
     /// By their numbers.
-    nars: FileCache<Arc<HostFile>>,
+    nars: FileCache<Nar>,
     places: FileCache<Place>,
 }
 
@@ -85,8 +90,15 @@ struct Place {
 /// A file in a NAR.
 #[derive(Debug, Clone)]
 pub struct NarFile {
-    nar: Arc<HostFile>,
+    nar: Nar,
     place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Nar {
+    /// Verified.
+    Whole(Arc<HostFile>),
+    InPieces(Arc<Pieces>),
 }
 
 impl RemoteTree {
@@ -189,7 +201,7 @@ impl RemoteTree {
         tree.list(inside).ok_or_else(|| self.not_found(path))
     }
 
-    /// The regular file at `path()`, whose NAR has been verified; found without its path if `id` was asked for lately.
+    /// The regular file at `path()`, whose NAR has been verified, or comes in pieces; found without its path if `id` was asked for lately.
     pub(super) fn open(
         &self,
         id: FileId,
@@ -246,7 +258,9 @@ impl RemoteTree {
             part: Part::Tree,
             path: number,
         };
-        let (_, file) = self.ask(wanted, mode)?;
+        let Found::File { file, .. } = self.ask(wanted, mode)? else {
+            return Err(self.failed(number, "a tree does not come in pieces".to_owned()));
+        };
         let packed = read_packed(&file).map_err(|error| self.failed(number, error.to_string()))?;
         let nar_size = self.paths[number as usize].nar_size;
         let tree = NarTree::from_packed(&packed, nar_size);
@@ -279,35 +293,53 @@ impl RemoteTree {
     }
 
     /// The NAR of a path whose tree is known.
-    fn nar(&self, number: u32, mode: IoMode) -> Result<Arc<HostFile>, SourceError> {
+    fn nar(&self, number: u32, mode: IoMode) -> Result<Nar, SourceError> {
         let id = FileId(number.into());
-        if let Some(nar) = self.nars.get(id).filter(|nar| nar.is_usable()) {
+        if let Some(nar) = self.nars.get(id).filter(Nar::is_usable) {
             return Ok(nar);
         }
         let wanted = Wanted {
             part: Part::Nar,
             path: number,
         };
-        let (digest, file) = self.ask(wanted, mode)?;
-        let path = self.display_path(&self.paths[number as usize].name);
-        let nar = Arc::new(HostFile::of_open(OwnedFd::from(file), path)?);
-        let is_known = self.lock().digests.get(&number) == Some(&digest);
-        let is_whole = nar.len_bytes() == self.paths[number as usize].nar_size;
-        if !is_known || !is_whole {
-            return Err(self.contradicted(number));
-        }
-        self.nars.insert(id, Arc::clone(&nar));
+        let found = self.ask(wanted, mode)?;
+        let planned = self.lock().digests.get(&number).copied();
+        let planned = planned.ok_or_else(|| self.contradicted(number))?;
+        let nar = match found {
+            Found::File { digest, .. } if digest != planned => {
+                return Err(self.contradicted(number));
+            }
+            Found::File { file, .. } => Nar::Whole(self.whole(number, file)?),
+            Found::InPieces => Nar::InPieces(self.pieces(number, planned)?),
+        };
+        self.nars.insert(id, nar.clone());
         Ok(nar)
     }
 
-    fn ask(&self, wanted: Wanted, mode: IoMode) -> Result<(Digest, File), SourceError> {
+    fn whole(&self, number: u32, file: File) -> Result<Arc<HostFile>, SourceError> {
+        let RemotePath { name, nar_size } = &self.paths[number as usize];
+        let nar = HostFile::of_open(OwnedFd::from(file), self.display_path(name))?;
+        match nar.len_bytes() == *nar_size {
+            true => Ok(Arc::new(nar)),
+            false => Err(self.contradicted(number)),
+        }
+    }
+
+    fn pieces(&self, number: u32, digest: Digest) -> Result<Arc<Pieces>, SourceError> {
+        let RemotePath { name, nar_size } = &self.paths[number as usize];
+        let (channel, shown) = (self.channel(number)?, self.display_path(name));
+        let pieces = Pieces::new(Arc::clone(channel), number, shown, *nar_size, digest);
+        Ok(Arc::new(pieces))
+    }
+
+    fn channel(&self, number: u32) -> Result<&Arc<Channel>, SourceError> {
+        let reason = || "this process cannot ask for it to be fetched".to_owned();
         let channel = self.channel.get();
-        let channel = channel.ok_or_else(|| {
-            self.failed(
-                wanted.path,
-                "this process cannot ask for it to be fetched".to_owned(),
-            )
-        })?;
+        channel.ok_or_else(|| self.failed(number, reason()))
+    }
+
+    fn ask(&self, wanted: Wanted, mode: IoMode) -> Result<Found, SourceError> {
+        let channel = self.channel(wanted.path)?;
         channel.get(wanted, mode).map_err(|none| match none {
             NoAnswer::NotYet => SourceError::WouldBlock(Awaits::Fetch),
             NoAnswer::Failed(reason) => self.failed(wanted.path, reason),
@@ -357,11 +389,35 @@ impl NarFile {
             });
         }
         let start = self.place.start + offset;
-        self.nar.read_into(to, start, len_bytes, mode)
+        match &self.nar {
+            Nar::Whole(file) => file.read_into(to, start, len_bytes, mode),
+            Nar::InPieces(pieces) => pieces.read_into(to, start, len_bytes, mode),
+        }
     }
 
     pub(super) fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), SourceError> {
-        self.nar.read_ahead(self.place.start + offset, len_bytes)
+        let start = self.place.start + offset;
+        match &self.nar {
+            Nar::Whole(file) => file.read_ahead(start, len_bytes),
+            Nar::InPieces(pieces) => pieces.read_ahead(start, len_bytes),
+        }
+    }
+}
+
+impl Nar {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Whole(file) => file.path(),
+            Self::InPieces(pieces) => pieces.shown(),
+        }
+    }
+
+    /// Whether it need not be asked for again.
+    fn is_usable(&self) -> bool {
+        match self {
+            Self::Whole(file) => file.is_usable(),
+            Self::InPieces(_) => true,
+        }
     }
 }
 

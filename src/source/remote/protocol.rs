@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 
@@ -16,11 +17,28 @@ pub const TEXT_MAX_BYTES: usize = 800;
 /// The longest message, in bytes.
 const MESSAGE_MAX_BYTES: usize = HEAD_BYTES + DIGEST_BYTES + TEXT_MAX_BYTES;
 
-const HEAD_BYTES: usize = 8;
+const HEAD_BYTES: usize = 12;
 const DIGEST_BYTES: usize = 32;
+
+/// Kinds of answers.
+const FILE: u8 = 0;
+const FAILED: u8 = 1;
+const IN_PIECES: u8 = 2;
 
 /// SHA-256 of a packed tree.
 pub type Digest = [u8; DIGEST_BYTES];
+
+/// Instead of a digest: the file is not a whole NAR that was verified.
+pub const NOT_VERIFIED: Digest = [0; DIGEST_BYTES];
+
+/// Length of a piece of a NAR; the last one of a NAR is shorter.
+pub const PIECE_BYTES: u64 = 1 << 20;
+
+/// The pieces that bytes of a NAR are in.
+pub fn pieces_of(bytes: Range<u64>) -> Range<u32> {
+    let number = |piece: u64| u32::try_from(piece).unwrap_or(u32::MAX);
+    number(bytes.start / PIECE_BYTES)..number(bytes.end.div_ceil(PIECE_BYTES))
+}
 
 /// What can be asked for, of a store path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +47,8 @@ pub enum Part {
     Tree,
     /// Its NAR, uncompressed and verified.
     Nar,
+    /// This piece of its NAR, in its place in a file, which nobody may vouch for yet; or all of it, verified.
+    Piece(u32),
 }
 
 /// A part of a path.
@@ -40,19 +60,43 @@ pub struct Wanted {
     pub path: u32,
 }
 
+/// What there is of something.
+#[derive(Debug)]
+pub enum Found {
+    /// A file.
+    File {
+        /// Of a NAR that was verified, digest of the packed tree that it was found to have; else [`NOT_VERIFIED`].
+        digest: Digest,
+        /// Open for reading.
+        file: File,
+    },
+    /// A NAR that is to be asked for in pieces.
+    InPieces,
+}
+
+impl Found {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::File { digest, file } => Self::File {
+                digest: *digest,
+                file: file.try_clone()?,
+            },
+            Self::InPieces => Self::InPieces,
+        })
+    }
+}
+
 /// What the fetcher says.
 #[derive(Debug)]
 pub enum Answer {
     /// It has started, perhaps again: what was asked for and not answered must be asked for again.
     Hello,
-    /// Here it is, open for reading.
+    /// Here it is.
     Here {
         /// What was asked for.
         wanted: Wanted,
-        /// Digest of the path's packed tree: of a NAR, of the tree that it was found to have.
-        digest: Digest,
-        /// The packed tree, or the NAR.
-        file: File,
+        /// The packed tree, the NAR, or a file with the piece.
+        found: Found,
     },
     /// It cannot be had now.
     Failed {
@@ -72,15 +116,10 @@ impl Answer {
                 wanted: *wanted,
                 reason: reason.clone(),
             },
-            Self::Here {
-                wanted,
-                digest,
-                file,
-            } => match file.try_clone() {
-                Ok(file) => Self::Here {
+            Self::Here { wanted, found } => match found.try_clone() {
+                Ok(found) => Self::Here {
                     wanted: *wanted,
-                    digest: *digest,
-                    file,
+                    found,
                 },
                 Err(error) => Self::Failed {
                     wanted: *wanted,
@@ -136,18 +175,16 @@ impl Connection {
     pub fn answer(&self, answer: &Answer) -> io::Result<()> {
         match answer {
             Answer::Hello => self.0.send(&[0; HEAD_BYTES]).map(drop),
-            Answer::Here {
-                wanted,
-                digest,
-                file,
-            } => {
-                let message = [&wanted.head()[..], digest].concat();
-                let sent = self.0.send_with_fd(&message[..], file.as_raw_fd());
-                sent.map(drop).map_err(error)
-            }
+            Answer::Here { wanted, found } => match found {
+                Found::File { digest, file } => {
+                    let message = [&wanted.answer_head(FILE)[..], digest].concat();
+                    let sent = self.0.send_with_fd(&message[..], file.as_raw_fd());
+                    sent.map(drop).map_err(error)
+                }
+                Found::InPieces => self.0.send(&wanted.answer_head(IN_PIECES)).map(drop),
+            },
             Answer::Failed { wanted, reason } => {
-                let mut message = wanted.head().to_vec();
-                message[1] = 1;
+                let mut message = wanted.answer_head(FAILED).to_vec();
                 message.extend_from_slice(cut(reason).as_bytes());
                 self.0.send(&message).map(drop)
             }
@@ -224,23 +261,43 @@ impl AsRawFd for Connection {
 }
 
 impl Wanted {
+    /// Another piece of the same NAR.
+    #[must_use]
+    pub fn other(self, piece: u32) -> Self {
+        Self {
+            part: Part::Piece(piece),
+            ..self
+        }
+    }
+
     fn head(self) -> [u8; HEAD_BYTES] {
-        let mut head = [0; HEAD_BYTES];
-        head[0] = match self.part {
-            Part::Tree => 1,
-            Part::Nar => 2,
+        let (part, piece) = match self.part {
+            Part::Tree => (1, 0),
+            Part::Nar => (2, 0),
+            Part::Piece(piece) => (3, piece),
         };
-        head[4..].copy_from_slice(&self.path.to_le_bytes());
+        let mut head = [0; HEAD_BYTES];
+        head[0] = part;
+        head[4..8].copy_from_slice(&self.path.to_le_bytes());
+        head[8..].copy_from_slice(&piece.to_le_bytes());
+        head
+    }
+
+    fn answer_head(self, kind: u8) -> [u8; HEAD_BYTES] {
+        let mut head = self.head();
+        head[1] = kind;
         head
     }
 
     fn parse(head: &[u8]) -> Option<Self> {
+        let number = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
+        let (path, piece) = (number(4)?, number(8)?);
         let part = match head.first()? {
             1 => Part::Tree,
             2 => Part::Nar,
+            3 => Part::Piece(piece),
             _ => return None,
         };
-        let path = u32::from_le_bytes(head.get(4..HEAD_BYTES)?.try_into().ok()?);
         Some(Self { part, path })
     }
 }
@@ -251,17 +308,18 @@ fn parse_answer(message: &[u8], file: Option<File>) -> Option<Answer> {
         return Some(Answer::Hello);
     }
     let wanted = Wanted::parse(head)?;
-    match head[1] {
-        0 => Some(Answer::Here {
-            wanted,
+    let found = match head[1] {
+        FILE => Found::File {
             digest: rest.try_into().ok()?,
             file: file?,
-        }),
-        _ => Some(Answer::Failed {
-            wanted,
-            reason: String::from_utf8_lossy(rest).into_owned(),
-        }),
-    }
+        },
+        IN_PIECES => Found::InPieces,
+        _ => {
+            let reason = String::from_utf8_lossy(rest).into_owned();
+            return Some(Answer::Failed { wanted, reason });
+        }
+    };
+    Some(Answer::Here { wanted, found })
 }
 
 /// As much of a text as a message holds.
@@ -301,19 +359,30 @@ mod tests {
         };
         assert_eq!(reason, "é".repeat(TEXT_MAX_BYTES / 2));
         let file = File::open("/proc/self/status").unwrap();
-        let digest = [7; 32];
-        other
-            .answer(&Answer::Here {
-                wanted,
-                digest,
-                file,
-            })
-            .unwrap();
+        let found = Found::File {
+            digest: [7; 32],
+            file,
+        };
+        other.answer(&Answer::Here { wanted, found }).unwrap();
         let answer = one.next_answer().unwrap();
-        let Some(Answer::Here { mut file, .. }) = answer else {
+        let Some(Answer::Here {
+            found: Found::File { mut file, digest },
+            ..
+        }) = answer
+        else {
             panic!("{answer:?}")
         };
-        assert!(file.read(&mut [0; 10]).unwrap() > 0);
+        assert!(file.read(&mut [0; 10]).unwrap() > 0 && digest == [7; 32]);
+        let wanted = Wanted {
+            part: Part::Piece(80_000),
+            path: 70_000,
+        };
+        let found = Found::InPieces;
+        other.answer(&Answer::Here { wanted, found }).unwrap();
+        assert!(matches!(
+            one.next_answer().unwrap(),
+            Some(Answer::Here { wanted: heard, found: Found::InPieces }) if heard == wanted
+        ));
         drop(other);
         let ended = one.next_answer().unwrap_err();
         assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
@@ -335,14 +404,14 @@ mod tests {
     #[test]
     fn what_is_not_of_the_format_is_dropped() {
         let (one, other) = Connection::pair().unwrap();
-        for message in [&b"x"[..], &[3; 8], &[1; 9], &[1; 100]] {
+        for message in [&b"x"[..], &[4; 12], &[1; 13], &[1; 100]] {
             one.0.send(message).unwrap();
             assert!(other.question().unwrap().is_none(), "{message:?}");
         }
         // A head without a digest, or without a file.
         for message in [
-            &[2_u8, 0, 0, 0, 1, 0, 0, 0][..],
-            &[&[2, 0, 0, 0, 1, 0, 0, 0][..], &[0; 32]].concat(),
+            &[2_u8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..],
+            &[&[2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..], &[0; 32]].concat(),
         ] {
             other.0.send(message).unwrap();
             assert!(one.next_answer().unwrap().is_none(), "{message:?}");

@@ -1,0 +1,330 @@
+//! NARs that are fetched in pieces, as they are read: from caches that are trusted for parts of NARs which they do not compress.
+//!
+//! Only the whole NAR can be verified. What is believed until then is one cache: its listing, and the bytes that it gives. When
+//! all pieces have come they are verified as any NAR is; from half of them on the rest is fetched for that.
+
+use std::collections::HashMap;
+use std::io::{BufReader, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{CannotFetch, Fetchable, Fetcher, RETRIES, not_verified};
+use crate::cache::dir::PartialNar;
+use crate::cache::transport::{BinaryCache, FetchError};
+use crate::closure::narinfo::{Compression, Narinfo};
+use crate::closure::{nix32, shown};
+use crate::source::nar::{NarError, NarTree, PACKED_MAX_BYTES};
+use crate::source::remote::protocol::{Found, PIECE_BYTES, Part, Wanted};
+
+/// A shorter NAR is fetched whole.
+const NAR_MIN_BYTES: u64 = 8 * PIECE_BYTES;
+
+/// So many pieces are fetched in advance when one is read after its predecessor.
+const AHEAD: u32 = 2;
+
+/// After so many pieces it is looked whether the cache directory has become too large.
+const ROOM_EVERY: u32 = 16;
+
+/// What is known of NARs, by the numbers of paths. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct InPieces(Arc<Mutex<HashMap<u32, Way>>>);
+
+/// How a NAR comes.
+#[derive(Debug, Clone)]
+enum Way {
+    Whole,
+    InPieces(Arc<Partial>),
+}
+
+/// A NAR that comes in pieces.
+#[derive(Debug)]
+pub(super) struct Partial {
+    nar: PartialNar,
+    /// Which cache, as an index.
+    cache: usize,
+    /// The NAR's URL there.
+    url: String,
+    /// The listing.
+    tree: NarTree,
+    is_being_verified: AtomicBool,
+}
+
+/// Why a piece cannot be had.
+enum NoPiece {
+    /// The cache gives no pieces of this NAR that can be used.
+    Unusable(String),
+    Failed(CannotFetch),
+}
+
+impl Fetcher {
+    /// What can be answered to a question without reading much.
+    pub(super) fn begun(&self, wanted: Wanted) -> Option<Found> {
+        let partial = self.in_pieces.partial(wanted.path)?;
+        match wanted.part {
+            Part::Nar => Some(Found::InPieces),
+            Part::Piece(piece) if partial.nar.is_known(piece) => {
+                partial.nar.reader().ok().map(not_verified)
+            }
+            _ => None,
+        }
+    }
+
+    /// The NAR of a path if it is to be fetched in pieces.
+    pub(super) fn partial(
+        &self,
+        number: u32,
+        path: &Fetchable,
+    ) -> Result<Option<Arc<Partial>>, CannotFetch> {
+        let caches = &self.plan.sources.caches;
+        if path.nar_size < NAR_MIN_BYTES || !caches.iter().any(BinaryCache::trusts_parts) {
+            return Ok(None);
+        }
+        let dir = &self.plan.sources.dir;
+        let _lock = dir.lock(&path.nar_hash)?;
+        if let Some(way) = self.in_pieces.lock().get(&number) {
+            return Ok(way.partial());
+        }
+        if dir.nar(&path.nar_hash, path.nar_size).is_some() {
+            return Ok(None);
+        }
+        let partial = self.begin_partial(path)?.map(Arc::new);
+        let way = partial.clone().map_or(Way::Whole, Way::InPieces);
+        self.in_pieces.lock().insert(number, way);
+        Ok(partial)
+    }
+
+    /// None if the first cache that has the path is not trusted, compresses it, or has another listing than the one that the
+    /// path was planned with.
+    fn begin_partial(&self, path: &Fetchable) -> Result<Option<Partial>, CannotFetch> {
+        let Some((cache, narinfo)) = self.first_with(path) else {
+            return Ok(None);
+        };
+        let from = &self.plan.sources.caches[cache];
+        if !from.trusts_parts() || narinfo.compression != Compression::None {
+            return Ok(None);
+        }
+        let dir = &self.plan.sources.dir;
+        let Some(packed) = dir.tree(&path.nar_hash).and_then(|tree| {
+            let (mut packed, file) = (Vec::new(), tree.into_file());
+            let read = file.take(PACKED_MAX_BYTES as u64).read_to_end(&mut packed);
+            read.ok().map(|_| packed)
+        }) else {
+            return Ok(None);
+        };
+        let Ok(tree) = NarTree::from_packed(&packed, path.nar_size) else {
+            return Ok(None);
+        };
+        let origin = format!("{} {}", from.url(), nix32(&Sha256::digest(&packed)));
+        // If there are pieces already, the listing was found to be this cache's own.
+        if !dir.has_partial(&path.nar_hash, &origin)
+            && self.listing_of(from, path).as_ref() != Some(&tree)
+        {
+            return Ok(None);
+        }
+        Ok(Some(Partial {
+            nar: dir.partial(&path.nar_hash, path.nar_size, &origin)?,
+            cache,
+            url: narinfo.url,
+            tree,
+            is_being_verified: AtomicBool::new(false),
+        }))
+    }
+
+    /// The first cache that has the NAR.
+    fn first_with(&self, path: &Fetchable) -> Option<(usize, Narinfo)> {
+        let mut caches = self.plan.sources.caches.iter().enumerate();
+        caches.find_map(|(index, cache)| Some((index, self.narinfo(cache, path).ok()?)))
+    }
+
+    /// A file with a piece of a NAR in its place, or all of the NAR.
+    pub(super) fn piece(
+        &self,
+        number: u32,
+        path: &Fetchable,
+        piece: u32,
+    ) -> Result<Found, CannotFetch> {
+        let Some(partial) = self.partial(number, path)? else {
+            return self.nar(path);
+        };
+        match self.fetch_piece(path, &partial, piece) {
+            Ok(()) => Ok(not_verified(partial.nar.reader()?)),
+            Err(NoPiece::Failed(error)) => Err(error),
+            Err(NoPiece::Unusable(reason)) => {
+                let name = self.path_name(number);
+                tracing::warn!("{name}: {reason}: all of its NAR is fetched instead");
+                self.in_pieces.lock().insert(number, Way::Whole);
+                partial.nar.revoke();
+                self.nar(path)
+            }
+        }
+    }
+
+    fn fetch_piece(&self, path: &Fetchable, partial: &Partial, piece: u32) -> Result<(), NoPiece> {
+        if partial.nar.has(piece) {
+            return Ok(());
+        }
+        let range = partial.nar.range(piece);
+        let range = range.ok_or(NoPiece::Failed(CannotFetch::NoSuchPath))?;
+        let cache = &self.plan.sources.caches[partial.cache];
+        let meter = &self.plan.meter;
+        let fetching = meter.begin_nar(range.end - range.start);
+        let bytes = cache.read_range(&self.http, &partial.url, &range, path.nar_size, RETRIES);
+        let bytes = bytes.map_err(|error| match error {
+            FetchError::Passing { reason } => NoPiece::Failed(CannotFetch::Failed { reason }),
+            error => NoPiece::Unusable(error.to_string()),
+        })?;
+        meter.received(bytes.len());
+        fetching.wrote(bytes.len());
+        if !partial.tree.may_have(range.start, &bytes) {
+            let reason = format!(
+                "the listing that {} has of it contradicts its NAR",
+                cache.url()
+            );
+            return Err(NoPiece::Unusable(reason));
+        }
+        partial.nar.put(piece, &bytes)?;
+        if piece.is_multiple_of(ROOM_EVERY) {
+            self.keep_within_limit()?;
+        }
+        Ok(())
+    }
+
+    /// What to fetch in advance when a piece is asked for: those that follow, if its predecessor has come.
+    pub fn ahead(&self, wanted: Wanted) -> Vec<Wanted> {
+        let Some((partial, piece)) = self.piece_of(wanted) else {
+            return Vec::new();
+        };
+        let follows = piece > 0 && partial.nar.is_known(piece - 1);
+        let ahead = (piece + 1..=piece.saturating_add(AHEAD)).filter(|_| follows);
+        let is_missing =
+            |next: &u32| partial.nar.range(*next).is_some() && !partial.nar.is_known(*next);
+        ahead
+            .filter(is_missing)
+            .map(|next| wanted.other(next))
+            .collect()
+    }
+
+    /// To be called when a piece has come: what to fetch next, so that all have come. When they have, verifies them.
+    pub fn go_on(&self, wanted: Wanted) -> Option<Wanted> {
+        let (partial, piece) = self.piece_of(wanted)?;
+        let (come, all) = partial.nar.progress();
+        if let Some(next) = partial.nar.next_missing(piece) {
+            return (2 * come >= all).then(|| wanted.other(next));
+        }
+        if !partial.is_being_verified.swap(true, Ordering::SeqCst) {
+            let path = self.plan.paths.get(wanted.path as usize)?;
+            match self.verify_pieces(wanted.path, path, &partial) {
+                Ok(()) => {}
+                Err(error) => tracing::error!("{}: {error}", self.path_name(wanted.path)),
+            }
+            partial.is_being_verified.store(false, Ordering::SeqCst);
+        }
+        None
+    }
+
+    fn piece_of(&self, wanted: Wanted) -> Option<(Arc<Partial>, u32)> {
+        match wanted.part {
+            Part::Piece(piece) => Some((self.in_pieces.partial(wanted.path)?, piece)),
+            _ => None,
+        }
+    }
+
+    /// Holds all pieces against the hash of the NAR, and the tree against the listing. If they are right the NAR is kept as any
+    /// other; if not, nothing of the path is served any more.
+    fn verify_pieces(
+        &self,
+        number: u32,
+        path: &Fetchable,
+        partial: &Partial,
+    ) -> Result<(), CannotFetch> {
+        let dir = &self.plan.sources.dir;
+        let _lock = dir.lock(&path.nar_hash)?;
+        // Those that an earlier process had recorded: what was torn then is not the cache's fault.
+        let count = u32::try_from(partial.nar.progress().1).unwrap_or(u32::MAX);
+        if !(0..count).all(|piece| partial.nar.has(piece)) {
+            return Ok(());
+        }
+        let Some(tree) = verified_tree(partial.nar.reader()?, path)? else {
+            let url = self.plan.sources.caches[partial.cache].url();
+            let reason = format!(
+                "the parts of its NAR that {url} gave are not of the NAR that was signed, so that nothing of it is served: that \
+                 cache lies or is broken; lazystore cache prune forgets it"
+            );
+            dir.contradict(&path.nar_hash, &reason)?;
+            partial.nar.revoke();
+            return Err(CannotFetch::Contradicted { reason });
+        };
+        let settled = self.settle(path, &tree);
+        match settled {
+            Ok(()) => dir.keep_partial(&path.nar_hash, &partial.nar)?,
+            Err(_) => partial.nar.revoke(),
+        }
+        self.in_pieces.lock().remove(&number);
+        self.plan.meter.got_nar();
+        settled?;
+        tracing::debug!("{}: all pieces have come, and are right", shown(&path.name));
+        Ok(self.keep_within_limit()?)
+    }
+}
+
+/// The tree of a NAR, if it is the one that was wanted.
+fn verified_tree(reader: impl Read, path: &Fetchable) -> Result<Option<NarTree>, CannotFetch> {
+    let mut hashed = Hashed {
+        // After the NAR come records.
+        reader: BufReader::with_capacity(1 << 20, reader.take(path.nar_size)),
+        hash: Sha256::new(),
+    };
+    let tree = match NarTree::parse(&mut hashed, path.nar_size) {
+        Ok(tree) => tree,
+        // Not the cache's fault.
+        Err(error @ NarError::Read(_)) => {
+            let reason = error.to_string();
+            return Err(CannotFetch::Failed { reason });
+        }
+        Err(_) => return Ok(None),
+    };
+    let is_right = hashed.hash.finalize()[..] == path.nar_hash;
+    Ok(is_right.then_some(tree))
+}
+
+/// Hashes what is read through it.
+struct Hashed<R> {
+    reader: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.reader.read(buf)?;
+        self.hash.update(&buf[..len]);
+        Ok(len)
+    }
+}
+
+impl InPieces {
+    fn partial(&self, number: u32) -> Option<Arc<Partial>> {
+        self.lock().get(&number)?.partial()
+    }
+
+    /// A map is whole between any two statements.
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Way>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Way {
+    fn partial(&self) -> Option<Arc<Partial>> {
+        match self {
+            Self::Whole => None,
+            Self::InPieces(partial) => Some(Arc::clone(partial)),
+        }
+    }
+}
+
+impl<E: Into<CannotFetch>> From<E> for NoPiece {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}

@@ -1,0 +1,298 @@
+//! A NAR that comes in pieces: from a cache that is trusted for them, and nobody vouches for them until all have come.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::channel::{Channel, NoAnswer};
+use super::protocol::{Digest, Found, NOT_VERIFIED, Part, Wanted, pieces_of};
+use crate::source::host::HostFile;
+use crate::source::{Awaits, Destination, IoMode, SourceError};
+
+/// A NAR, as far as this process has heard of it.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    channel: Arc<Channel>,
+    /// Number of the store path, and its name for messages.
+    path: u32,
+    shown: PathBuf,
+    nar_size: u64,
+    /// Of the tree that the path was planned with.
+    digest: Digest,
+    held: Mutex<Held>,
+}
+
+/// A file, and which pieces of it can be read.
+#[derive(Debug, Default)]
+struct Held {
+    file: Option<Arc<HostFile>>,
+    /// By the numbers of pieces.
+    here: Vec<bool>,
+}
+
+impl Pieces {
+    /// Asks for pieces over `channel`. `shown` is for messages, `digest` that of the tree that the path was planned with.
+    pub(super) fn new(
+        channel: Arc<Channel>,
+        path: u32,
+        shown: PathBuf,
+        nar_size: u64,
+        digest: Digest,
+    ) -> Self {
+        Self {
+            channel,
+            path,
+            shown,
+            nar_size,
+            digest,
+            held: Mutex::default(),
+        }
+    }
+
+    /// The store path, for messages.
+    pub(super) fn shown(&self) -> &Path {
+        &self.shown
+    }
+
+    /// Puts the bytes `offset..offset + len_bytes` of the NAR into `to`.
+    pub(super) fn read_into(
+        &self,
+        to: &mut Destination<'_>,
+        offset: u64,
+        len_bytes: u64,
+        mode: IoMode,
+    ) -> Result<(), SourceError> {
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        let file = self.file_with(offset, len_bytes, mode)?;
+        file.read_into(to, offset, len_bytes, mode)
+    }
+
+    /// Has a part fetched and read into the host's memory. Waits for the first, not for the second.
+    pub(super) fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), SourceError> {
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        let file = self.file_with(offset, len_bytes, IoMode::Blocking)?;
+        file.read_ahead(offset, len_bytes)
+    }
+
+    /// A file that has the bytes `offset..offset + len_bytes` of the NAR, one at least.
+    fn file_with(
+        &self,
+        offset: u64,
+        len_bytes: u64,
+        mode: IoMode,
+    ) -> Result<Arc<HostFile>, SourceError> {
+        let pieces = pieces_of(offset..offset.saturating_add(len_bytes));
+        loop {
+            // Not within the match: the lock would be held in its arms.
+            let found = self.lock().with(pieces.clone(), self.nar_size);
+            match found {
+                Ok(file) => return Ok(file),
+                Err(missing) => self.fetch(&missing, mode)?,
+            }
+        }
+    }
+
+    /// Asks for all of them, and waits for the first as `mode` has it.
+    fn fetch(&self, missing: &[u32], mode: IoMode) -> Result<(), SourceError> {
+        let [first, others @ ..] = missing else {
+            return Ok(());
+        };
+        for piece in others {
+            match self.ask(*piece, IoMode::Local) {
+                Err(SourceError::WouldBlock(_)) => {}
+                done => done?,
+            }
+        }
+        self.ask(*first, mode)
+    }
+
+    fn ask(&self, piece: u32, mode: IoMode) -> Result<(), SourceError> {
+        let wanted = Wanted {
+            part: Part::Piece(piece),
+            path: self.path,
+        };
+        match self.channel.get(wanted, mode) {
+            Ok(Found::File { digest, file }) => self.take(piece, digest, file),
+            // No answer to this question; the next read asks again.
+            Ok(Found::InPieces) => Err(self.failed("there was an answer to another question")),
+            Err(NoAnswer::NotYet) => Err(SourceError::WouldBlock(Awaits::Fetch)),
+            Err(NoAnswer::Failed(reason)) => Err(self.failed(&reason)),
+        }
+    }
+
+    /// Takes a file in which `piece` is, or all of the NAR.
+    fn take(&self, piece: u32, digest: Digest, file: File) -> Result<(), SourceError> {
+        let file = HostFile::of_open(OwnedFd::from(file), self.shown.clone())?;
+        if digest == NOT_VERIFIED {
+            self.lock().take_piece(piece, file.while_written());
+            return Ok(());
+        }
+        if digest != self.digest || file.len_bytes() != self.nar_size {
+            let path = self.shown.clone();
+            return Err(SourceError::Contradicted { path });
+        }
+        let count = pieces_of(0..self.nar_size).len();
+        *self.lock() = Held {
+            file: Some(Arc::new(file)),
+            here: vec![true; count],
+        };
+        Ok(())
+    }
+
+    fn failed(&self, reason: &str) -> SourceError {
+        SourceError::Fetch {
+            path: self.shown.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    /// What is held is whole between any two statements.
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    /// The file, if it has all of `pieces`; else those that it lacks. A file that is shorter than the NAR has been taken back.
+    fn with(&mut self, pieces: Range<u32>, nar_size: u64) -> Result<Arc<HostFile>, Vec<u32>> {
+        let is_good = |file: &&Arc<HostFile>| {
+            let is_whole = file.now().is_some_and(|(_, len)| len >= nar_size);
+            file.is_usable() && is_whole
+        };
+        let Some(file) = self.file.as_ref().filter(is_good) else {
+            *self = Self::default();
+            return Err(pieces.collect());
+        };
+        let is_here = |piece: &u32| self.here.get(*piece as usize) == Some(&true);
+        let missing: Vec<u32> = pieces.filter(|piece| !is_here(piece)).collect();
+        match missing.is_empty() {
+            true => Ok(Arc::clone(file)),
+            false => Err(missing),
+        }
+    }
+
+    /// Pieces of another file than the one that is held are not in it: a process that fetches has taken another one's place.
+    fn take_piece(&mut self, piece: u32, file: HostFile) {
+        let identity = |file: &HostFile| file.now().map(|(identity, _)| identity);
+        let held = self.file.as_deref().and_then(identity);
+        if held.is_none() || held != identity(&file) {
+            *self = Self {
+                file: Some(Arc::new(file)),
+                here: Vec::new(),
+            };
+        }
+        let index = piece as usize;
+        if self.here.len() <= index {
+            self.here.resize(index + 1, false);
+        }
+        self.here[index] = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::source::remote::protocol::{Answer, Connection, PIECE_BYTES};
+
+    const SIZE: u64 = 3 * PIECE_BYTES + 5;
+    const DIGEST: Digest = [7; 32];
+
+    fn pieces(connection: Connection) -> Arc<Pieces> {
+        let channel = Arc::new(Channel::new(connection, Duration::from_secs(5)));
+        Arc::new(Pieces::new(channel, 4, "path".into(), SIZE, DIGEST))
+    }
+
+    fn file(byte: u8) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&vec![byte; usize::try_from(SIZE).unwrap()], 0)
+            .unwrap();
+        file
+    }
+
+    /// Reads across the border of two pieces.
+    fn read(pieces: &Pieces, mode: IoMode) -> Result<[u8; 2], SourceError> {
+        let mut bytes = [0; 2];
+        let mut to = Destination::from(&mut bytes[..]);
+        let read = pieces.read_into(&mut to, PIECE_BYTES - 1, 2, mode);
+        drop(to);
+        read.map(|()| bytes)
+    }
+
+    fn questions(far: &Connection, count: usize) -> Vec<Wanted> {
+        let ask = |_| far.question().unwrap().unwrap();
+        let mut all: Vec<Wanted> = (0..count).map(ask).collect();
+        all.sort_by_key(|wanted| match wanted.part {
+            Part::Piece(piece) => piece,
+            _ => u32::MAX,
+        });
+        all
+    }
+
+    fn answer(far: &Connection, wanted: Wanted, digest: Digest, file: &File) {
+        let file = file.try_clone().unwrap();
+        let found = Found::File { digest, file };
+        far.answer(&Answer::Here { wanted, found }).unwrap();
+    }
+
+    #[test]
+    fn pieces_are_read_when_all_have_come_and_from_one_file() {
+        let (near, far) = Connection::pair().unwrap();
+        let pieces = pieces(near);
+        let waits = read(&pieces, IoMode::Local);
+        assert!(matches!(waits, Err(SourceError::WouldBlock(Awaits::Fetch))));
+        // Both are asked for before one is waited for.
+        let asked = questions(&far, 2);
+        assert_eq!(asked[0].part, Part::Piece(0));
+        let (old, new) = (file(1), file(2));
+        let reader = {
+            let pieces = Arc::clone(&pieces);
+            std::thread::spawn(move || read(&pieces, IoMode::Blocking).unwrap())
+        };
+        answer(&far, asked[0], NOT_VERIFIED, &old);
+        // Of another process that fetches: what the first had is not in this file.
+        answer(&far, asked[1], NOT_VERIFIED, &new);
+        loop {
+            let again = far.question().unwrap().unwrap();
+            answer(&far, again, NOT_VERIFIED, &new);
+            if again.part == asked[0].part {
+                break;
+            }
+        }
+        assert_eq!(reader.join().unwrap(), [2, 2]);
+        assert_eq!(read(&pieces, IoMode::Local).unwrap(), [2, 2]);
+        // Cut: nothing of it is to be read any more.
+        new.set_len(0).unwrap();
+        assert!(read(&pieces, IoMode::Local).is_err());
+    }
+
+    #[test]
+    fn a_whole_nar_instead_of_a_piece_is_all_of_them_if_it_has_the_tree() {
+        for (digest, is_right) in [(DIGEST, true), ([8; 32], false)] {
+            let (near, far) = Connection::pair().unwrap();
+            let pieces = pieces(near);
+            let whole = file(3);
+            let reader = {
+                let pieces = Arc::clone(&pieces);
+                std::thread::spawn(move || read(&pieces, IoMode::Blocking))
+            };
+            questions(&far, 2)
+                .into_iter()
+                .for_each(|wanted| answer(&far, wanted, digest, &whole));
+            match reader.join().unwrap() {
+                Ok(bytes) => assert!(is_right && bytes == [3, 3]),
+                Err(error) => {
+                    assert!(!is_right && matches!(error, SourceError::Contradicted { .. }));
+                }
+            }
+        }
+    }
+}
