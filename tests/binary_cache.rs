@@ -2,8 +2,11 @@
 
 mod commands;
 mod faults;
+mod kept;
 mod kills;
+mod ranges;
 mod servers;
+mod ways;
 
 use std::fs;
 use std::path::Path;
@@ -26,6 +29,17 @@ fn region<'i>(image: &'i Image, name: &str) -> &'i Region {
         .iter()
         .find(|region| *region.name == *name.as_bytes())
         .unwrap()
+}
+
+/// Reads the first file of path `index` through `client`; it must be right or an error.
+fn first_file(store: &RemoteStore, client: &mut Client, index: usize) -> Result<(), i32> {
+    let image = store.expected();
+    let here = region(&image, &store.paths[index].name);
+    let file = &store.files_of(&image, here)[0];
+    let found = read(client, file.range.start..file.range.start + 4096)?;
+    let len = file.content.len().min(4096);
+    assert!(found[..len] == file.content[..len], "{}", file.path);
+    Ok(())
 }
 
 /// Requests so far that are for files whose names end so.

@@ -1,6 +1,7 @@
 //! `lazystore cache`, `verify`, files and NBD over what was fetched; and processes that are killed meanwhile.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use nix::sys::signal::{Signal, kill};
@@ -9,7 +10,7 @@ use nix::unistd::Pid;
 use super::NAMES;
 use crate::common::client::Client;
 use crate::common::http::HttpServer;
-use crate::common::proc::children;
+use crate::common::proc::{name, named, parent};
 use crate::common::process::wait_for;
 use crate::common::remote::{RemoteStore, assert_same, read, used};
 use crate::common::server::Server;
@@ -104,12 +105,9 @@ fn over_nbd_too() {
     drop(server);
 }
 
-/// The process that fetches: the child of the server's child that has one.
-fn fetcher(server: &Server) -> Option<Pid> {
-    let workers = server.workers();
-    workers
-        .into_iter()
-        .find_map(|worker| children(worker).first().copied())
+/// The process that fetches.
+pub fn fetcher(server: &Server) -> Option<Pid> {
+    named("fetcher", &server.socket)
 }
 
 #[test]
@@ -136,6 +134,53 @@ fn a_process_that_fetches_and_is_killed_is_not_noticed() {
         assert!(read(&mut client, range) == Ok(expected));
     }
     assert_eq!(killed, 8);
+}
+
+/// Kills the keeper of the server at `socket`, or the spare; returns whether that has been replaced.
+pub fn kill_keeper_or_spare(socket: &Path, kills_keeper: bool) -> impl Fn() -> bool {
+    let spare = wait_for("a spare", || named("spare keeper", socket));
+    let pid = match kills_keeper {
+        true => parent(spare).unwrap(),
+        false => spare,
+    };
+    kill(pid, Signal::SIGKILL).unwrap();
+    let socket = socket.to_owned();
+    move || match kills_keeper {
+        true => name(spare) == "keeper",
+        false => named("spare keeper", &socket).is_some_and(|found| found != spare),
+    }
+}
+
+#[test]
+#[ignore = "needs root: a real client locks memory"]
+fn a_keeper_or_a_spare_that_is_killed_is_replaced_and_reads_go_on() {
+    let names: Vec<String> = (0..12).map(|number| format!("path{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let store = RemoteStore::new(&names);
+    let http = HttpServer::start(&store.cache.dir);
+    http.latency(std::time::Duration::from_millis(20));
+    let server = store.serve(&[&http.url()], &[]);
+    let image = store.expected();
+    // One connected before, one asks through the keeper that has taken the first one's place.
+    let mut clients = vec![Client::start(&server.socket, 1)];
+    for (index, range) in used(&image).into_iter().enumerate() {
+        let replaced = kill_keeper_or_spare(&server.socket, index % 2 == 0);
+        let mut expected = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        image.read_exact_at(&mut expected, range.start).unwrap();
+        if index == 3 {
+            clients.push(Client::start(&server.socket, 1));
+        }
+        for client in &mut clients {
+            assert!(read(client, range.clone()).as_ref() == Ok(&expected));
+        }
+        // Two deaths at one moment are more than a server bears.
+        wait_for("another one in its place", || replaced().then_some(()));
+    }
+    let socket = server.socket.clone();
+    drop((clients, server));
+    for role in ["keeper", "spare keeper", "fetcher"] {
+        wait_for("its end", || named(role, &socket).is_none().then_some(()));
+    }
 }
 
 #[test]

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use lazystore::image::Image;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
+use super::commands::kill_keeper_or_spare;
 use crate::common::driver::{Counts, Driver, Woken, places};
 use crate::common::http::HttpServer;
-use crate::common::proc::children;
+use crate::common::proc::{name, named};
 use crate::common::process::wait_for;
 use crate::common::random::Random;
 use crate::common::remote::RemoteStore;
@@ -29,8 +29,7 @@ struct Attack {
     store: RemoteStore,
     http: HttpServer,
     model: Image,
-    /// The server, and its child that keeps a process that fetches.
-    server: Mutex<(Server, Pid)>,
+    server: Mutex<Server>,
     socket: PathBuf,
     log: File,
     is_over: AtomicBool,
@@ -50,7 +49,7 @@ impl Attack {
         Self {
             log,
             model: store.expected(),
-            server: Mutex::new(with_keeper(Server::run(command, socket.clone(), dir))),
+            server: Mutex::new(Server::run(command, socket.clone(), dir)),
             store,
             http,
             socket,
@@ -79,17 +78,18 @@ impl Attack {
         }
     }
 
-    /// Kills until each kind of process has had enough; returns how often: fetchers, workers, servers.
-    fn kill(&self) -> [usize; 3] {
+    /// Kills until each kind of process has had enough; returns how often: fetchers, keepers, workers, servers.
+    fn kill(&self) -> [usize; 4] {
         let mut random = Random::new(5);
-        let mut kills = [0; 3];
+        let mut kills = [0; 4];
         while kills.iter().any(|count| *count < KILLS) {
             thread::sleep(Duration::from_millis(random.below(30)));
             self.forget(&mut random);
             let kind = random.index(kills.len());
             let killed = match kind {
-                0 => self.kill_fetcher(),
-                1 => self.kill_worker(&mut random),
+                0 => self.kill_named("fetcher"),
+                1 => self.kill_keeper(&mut random),
+                2 => self.kill_worker(&mut random),
                 _ => self.restart(),
             };
             kills[kind] += usize::from(killed);
@@ -109,16 +109,21 @@ impl Attack {
         }
     }
 
-    fn kill_fetcher(&self) -> bool {
-        let (_, keeper) = &*self.server.lock().unwrap();
-        let fetcher = children(*keeper).first().copied();
-        fetcher.is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok())
+    fn kill_named(&self, name: &str) -> bool {
+        let pid = named(name, &self.socket);
+        pid.is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok())
+    }
+
+    /// One of two. The deaths of both at one moment are more than a server bears.
+    fn kill_keeper(&self, random: &mut Random) -> bool {
+        let replaced = kill_keeper_or_spare(&self.socket, random.below(2) == 0);
+        wait_for("another one in its place", || replaced().then_some(()));
+        true
     }
 
     fn kill_worker(&self, random: &mut Random) -> bool {
-        let (server, keeper) = &*self.server.lock().unwrap();
-        let mut workers = server.workers();
-        workers.retain(|pid| pid != keeper);
+        let mut workers = self.server.lock().unwrap().workers();
+        workers.retain(|pid| name(*pid) != "keeper");
         if workers.is_empty() {
             return false;
         }
@@ -127,9 +132,7 @@ impl Attack {
 
     fn restart(&self) -> bool {
         let command = command(&self.store, &self.http, &self.socket, &self.log);
-        let (server, keeper) = &mut *self.server.lock().unwrap();
-        server.kill_and_restart(command);
-        *keeper = keeper_of(server);
+        self.server.lock().unwrap().kill_and_restart(command);
         true
     }
 }
@@ -140,19 +143,6 @@ fn command(store: &RemoteStore, http: &HttpServer, socket: &Path, log: &File) ->
     let mut command = command_after(&[], &args, socket, &["--plan-cache", "0"]);
     command.stderr(Stdio::from(log.try_clone().unwrap()));
     command
-}
-
-fn with_keeper(server: Server) -> (Server, Pid) {
-    let keeper = keeper_of(&server);
-    (server, keeper)
-}
-
-/// The only child that has one itself.
-fn keeper_of(server: &Server) -> Pid {
-    wait_for("a process that fetches", || {
-        let children_of = |pid: &Pid| !children(*pid).is_empty();
-        server.workers().into_iter().find(children_of)
-    })
 }
 
 fn warnings(mut log: &File) -> String {

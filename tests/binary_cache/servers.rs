@@ -15,7 +15,7 @@ use crate::common::server::Server;
 use crate::common::vm::{fact, script, turn};
 
 /// A server that ends with its value.
-struct Foreign {
+pub struct Foreign {
     child: Child,
     _dir: tempfile::TempDir,
 }
@@ -28,7 +28,7 @@ impl Drop for Foreign {
 }
 
 /// A port that nobody uses at this moment.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
@@ -40,7 +40,7 @@ fn wait_for_port(port: u16) {
 }
 
 /// nginx over `dir`, on `port`.
-fn nginx(dir: &Path, port: u16) -> Foreign {
+pub fn nginx(dir: &Path, port: u16) -> Foreign {
     let own = tempfile::tempdir().unwrap();
     let conf = own.path().join("nginx.conf");
     let at = own.path().display();
@@ -71,7 +71,7 @@ fn nginx_serves_a_cache() {
 }
 
 /// A server of S3 with a bucket `store`, whose files are those of `dir`.
-fn s3(dir: &Path, port: u16, access_key: &str, secret_key: &str) -> Foreign {
+pub fn s3(dir: &Path, port: u16, access_key: &str, secret_key: &str) -> Foreign {
     let own = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(dir, own.path().join("store")).unwrap();
     let mut command = Command::new(from_env("LAZYSTORE_TEST_S3"));

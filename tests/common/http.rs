@@ -29,6 +29,8 @@ pub enum Fault {
     Redirects,
     /// Another body.
     Body(Vec<u8>),
+    /// For a part of a file, an answer with this Content-Range and body; no fault for a whole one.
+    Part(String, Vec<u8>),
     /// A body with this Content-Encoding.
     Encoded(&'static str, Vec<u8>),
     /// No answer, until the server ends.
@@ -53,6 +55,7 @@ struct Rule {
 struct Shared {
     rules: Mutex<Vec<Rule>>,
     requests: Mutex<Vec<String>>,
+    parts: Mutex<Vec<(String, [usize; 2])>>,
     connections: Mutex<VecDeque<TcpStream>>,
     latency: Mutex<Duration>,
     ends: AtomicBool,
@@ -124,6 +127,13 @@ impl HttpServer {
         self.shared.requests.lock().unwrap().clone()
     }
 
+    /// First and last bytes of the parts that were asked for so far, of files whose names end so.
+    pub fn parts(&self, end: &str) -> Vec<[usize; 2]> {
+        let parts = self.shared.parts.lock().unwrap();
+        let of_file = parts.iter().filter(|(path, _)| path.ends_with(end));
+        of_file.map(|(_, part)| *part).collect()
+    }
+
     /// How many connections there have been.
     pub fn connections(&self) -> usize {
         self.shared.connections.lock().unwrap().len()
@@ -172,6 +182,10 @@ fn converse(stream: TcpStream, dir: &Path, shared: &Shared) -> io::Result<()> {
     let mut stream = stream;
     while let Some(request) = read_request(&mut reader)? {
         shared.requests.lock().unwrap().push(request.path.clone());
+        if let Some((first, last)) = request.range {
+            let part = (request.path.clone(), [first, last]);
+            shared.parts.lock().unwrap().push(part);
+        }
         thread::sleep(*shared.latency.lock().unwrap());
         let goes_on = match fault_of(&request.path, shared) {
             Some(fault) => answer_wrong(&mut stream, dir, &request, fault, shared)?,
@@ -265,6 +279,11 @@ fn answer_wrong(
     shared: &Shared,
 ) -> io::Result<bool> {
     match fault {
+        Fault::Part(..) if request.range.is_none() => return answer(stream, dir, request),
+        Fault::Part(range, body) => {
+            let header = Some(("Content-Range", &*range));
+            whole(stream, "206 Partial Content", header, &body)?;
+        }
         Fault::Status(status) => whole(stream, &format!("{status} Wrong"), None, b"wrong\n")?,
         Fault::Redirect(to) => whole(stream, "302 Found", Some(("Location", &to)), b"")?,
         Fault::Redirects => {

@@ -29,6 +29,34 @@ pub fn wait_for_jail(server: Pid) {
     });
 }
 
+/// The name that a process has given itself.
+pub fn name(pid: Pid) -> String {
+    let name = fs::read_to_string(of(pid, "comm")).unwrap_or_default();
+    name.trim_end().to_owned()
+}
+
+/// The process that forked it.
+pub fn parent(pid: Pid) -> Option<Pid> {
+    let status = fs::read_to_string(of(pid, "status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    Some(Pid::from_raw(line.trim().parse().ok()?))
+}
+
+/// A living process with that name whose command line has `word` in it.
+pub fn named(wanted: &str, word: &Path) -> Option<Pid> {
+    let numbers = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let number = entry.ok()?.file_name().into_string().ok()?;
+        Some(Pid::from_raw(number.parse().ok()?))
+    });
+    let word = word.as_os_str().as_encoded_bytes();
+    let has_word = |pid: &Pid| {
+        let line = fs::read(of(*pid, "cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|found| found == word)
+    };
+    let mut found = numbers.filter(|pid| name(*pid) == wanted && has_word(pid));
+    found.next()
+}
+
 /// Threads.
 pub fn threads(pid: Pid) -> usize {
     entries(pid, "task")

@@ -45,6 +45,15 @@ impl RemoteStore {
 
     /// The same; `setting` sees the empty cache.
     pub fn with(names: &[&str], setting: impl FnOnce(&mut Cache)) -> Self {
+        Self::with_files(names, &DIRS, setting)
+    }
+
+    /// The same with other directories and sizes of files.
+    pub fn with_files(
+        names: &[&str],
+        dirs: &[(&str, &[usize])],
+        setting: impl FnOnce(&mut Cache),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = Cache::new(&dir.path().join("cache"));
         setting(&mut cache);
@@ -58,8 +67,8 @@ impl RemoteStore {
         }
         for (seed, name) in names.iter().enumerate() {
             let tree = store.dir.path().join("tree");
-            fill(&tree, seed, &DIRS);
-            symlink("../bin/file700", tree.join("lib/link")).unwrap();
+            fill(&tree, seed, dirs);
+            symlink("../bin/file700", tree.join(dirs[1].0).join("../link")).unwrap();
             let next: Vec<&str> = names.get(seed + 1).copied().into_iter().collect();
             let added = store.cache.add(name, &tree, &next);
             fs::rename(&tree, store.trees().join(&added.name)).unwrap();

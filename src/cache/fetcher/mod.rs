@@ -2,7 +2,8 @@
 //!
 //! The server starts a *keeper*, which forks the process that fetches and, if that dies, forks another one. The keeper holds
 //! a copy of every connection to a process that serves, so none is lost then: the new process says hello on all of them, and
-//! is asked again. Processes that serve have no network and no cache directory; these two meet no guest.
+//! is asked again. A second keeper stands by, for the case that the first one dies. Processes that serve have no network and no
+//! cache directory; these meet no guest.
 
 mod keeper;
 mod switchboard;
@@ -61,7 +62,7 @@ impl FetcherProcess {
                 confine(plan.sources.dir.path());
                 Fetcher::new(plan.clone())
             };
-            keeper::keep(far, start)
+            keeper::Keeper::new(far, start).keep()
         })?;
         let process = Self {
             _keeper: keeper,
