@@ -161,6 +161,7 @@ fn json(
         "disk": now.disk, "since_sec": now.since_sec, "age_ms": now.age_ms, "paths": now.paths,
         "vms": clients.collect::<Vec<_>>(),
         "left": {"vms": now.left, "requests": now.left_requests, "bytes": now.left_bytes, "errors": now.left_errors},
+        "fetched": now.fetched,
     })
 }
 
