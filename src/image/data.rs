@@ -13,7 +13,7 @@ use crate::source::{File, IoMode, SourceError};
 use crate::tree::FileKind;
 
 impl Image {
-    /// Hands out data from block `block` of a region, as far as the region and the range go.
+    /// Visits data starting at block `block` of a region, up to the end of the region or of the range.
     pub(super) fn visit_data(
         &self,
         mode: IoMode,
@@ -77,14 +77,14 @@ impl Image {
     }
 }
 
-/// A piece that has been found and does not need the plan any more.
+/// A piece that no longer borrows the plan.
 pub(super) enum Extent {
     Bytes(Box<[u8]>),
     File { file: File, offset: u64, len: usize },
     Zeros(u64),
 }
 
-/// A block has two pieces at most; longer reads may have more.
+/// A block has at most two pieces; longer reads may have more.
 pub(super) type Extents = SmallVec<[Extent; 2]>;
 
 /// What range `wanted` of a path's data consists of; `of_file` says it of a part of a file.

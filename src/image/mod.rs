@@ -462,7 +462,7 @@ fn fill(
         let mut to = Destination::from(&mut block[range]);
         let read = file.read_into(&mut to, 0, len_bytes, mode);
         read.map_err(|error| match error {
-            // There may be more small files in this block, which are not being read yet.
+            // Not `Awaits::Data`: this block may have other small files whose data is not being read yet.
             SourceError::WouldBlock(_) => SourceError::WouldBlock(Awaits::Lookup),
             error => error,
         })?;

@@ -342,7 +342,7 @@ impl Plan {
     }
 
     /// A digest of everything known from listing the first `dirs` directories, to detect that a rebuilt plan differs.
-    /// program and of the same path can be compared by it.
+    /// Comparable only between processes of one program and for the same path.
     pub fn digest(&self, dirs: DirIndex) -> u64 {
         let dirs = self.dirs.get(..dirs as usize).unwrap_or(&self.dirs);
         let known = dirs.last().map_or(1, |dir| dir.first_child + dir.children);
