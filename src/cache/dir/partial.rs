@@ -1,8 +1,8 @@
-//! NARs of which some pieces have come.
+//! Partly fetched NARs.
 //!
-//! The file has the NAR's bytes in their places, and after its end a record of each piece that has come: its number and its
-//! SHA-256. A piece counts only if it has the hash of its record, so what a kill, a full disk or a power failure leaves torn
-//! is fetched again. The file is locked by the one process that writes to it.
+//! The file holds the fetched pieces at their offsets in the NAR. After the end of the NAR comes one record per fetched piece: its
+//! number and its SHA-256. A piece is used only if it matches its record, so a piece that is torn by a kill, a full disk or a
+//! power failure is fetched again. The process that writes to the file holds a lock on it.
 
 use std::fs::{self, File};
 use std::io;
@@ -27,14 +27,14 @@ const RECORD_BYTES: usize = 4 + HASH_BYTES;
 const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// A NAR of which pieces come.
+/// A NAR that is fetched in pieces.
 #[derive(Debug)]
 pub struct PartialNar {
     file: File,
     path: PathBuf,
     nar_size: u64,
     state: Mutex<State>,
-    /// Removes the file if it is for this process alone.
+    /// Set if the file is private to this process: removes it on drop.
     _staged: Option<Staged>,
 }
 
@@ -49,7 +49,7 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Piece {
     Missing,
-    /// An earlier process has recorded it.
+    /// Recorded by an earlier process; its hash has not been checked yet.
     Recorded([u8; HASH_BYTES]),
     Here,
 }
@@ -60,8 +60,8 @@ impl CacheDir {
         self.partial_file(hash, origin).exists()
     }
 
-    /// The NAR of `nar_size` bytes of which pieces come from `origin`, with those that have come before. Of another origin
-    /// it is another file. If another server writes to it, this is a file for this process alone.
+    /// Opens the NAR of `nar_size` bytes whose pieces come from `origin`, with the pieces fetched earlier. Each origin has a
+    /// file of its own. If another server has locked it, the result is a new file that is private to this process.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -88,7 +88,7 @@ impl CacheDir {
         })
     }
 
-    /// Gives a NAR whose pieces have all come, and which was verified, its name.
+    /// Moves a complete and verified NAR to its final name.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -110,14 +110,14 @@ impl CacheDir {
     }
 }
 
-/// The file at `path`, which is made if there is none, for this process alone; none if another one has it.
+/// Opens or creates the file at `path` and locks it; none if another process holds the lock.
 fn locked(path: &Path) -> io::Result<Option<File>> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
     for _ in 0..LOCK_TRIES {
         let file = options.open(path)?;
         let is_locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
-        // Whoever had it may have renamed or removed it meanwhile.
+        // The previous owner may have renamed or removed it in the meantime.
         let is_there = fs::metadata(path).is_ok_and(|there| {
             let own = file.metadata();
             own.is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino()))
@@ -177,7 +177,7 @@ impl PartialNar {
         (start < end).then_some(start..end)
     }
 
-    /// Whether it has come, and is as it came.
+    /// Whether the piece was fetched and is intact.
     pub fn has(&self, piece: u32) -> bool {
         let Some(Piece::Recorded(hash)) = self.state(piece) else {
             return self.state(piece) == Some(Piece::Here);
@@ -192,12 +192,12 @@ impl PartialNar {
         is_whole
     }
 
-    /// Whether it is known to have come; reads nothing.
+    /// Whether the piece is known to be intact, without reading it.
     pub fn is_known(&self, piece: u32) -> bool {
         self.state(piece) == Some(Piece::Here)
     }
 
-    /// A piece that has not come, from `first` on and then from the start.
+    /// The next missing piece from `first` on, wrapping around at the end.
     pub fn next_missing(&self, first: u32) -> Option<u32> {
         let state = self.lock();
         let count = u32::try_from(state.pieces.len()).unwrap_or(u32::MAX);
@@ -206,7 +206,7 @@ impl PartialNar {
         after.chain(before).find(is_missing)
     }
 
-    /// How many pieces have come, and how many there are.
+    /// The number of fetched pieces, and of all pieces.
     pub fn progress(&self) -> (usize, usize) {
         let state = self.lock();
         let missing = state
@@ -225,7 +225,7 @@ impl PartialNar {
         let mut record = piece.to_le_bytes().to_vec();
         record.extend(Sha256::digest(bytes));
         let write = || {
-            // Held for all of it: a file that was cut must not become long again.
+            // Held during both writes: a truncated file must not grow again.
             let mut state = self.lock();
             if state.is_revoked {
                 return Err(io::ErrorKind::NotFound.into());
@@ -242,7 +242,7 @@ impl PartialNar {
         write().map_err(DirError::host("write", &self.path))
     }
 
-    /// Takes back what was handed out: who has the file open finds nothing in it any more.
+    /// Truncates and removes the file: processes that have it open can read nothing more from it.
     pub fn revoke(&self) {
         let mut state = self.lock();
         state.is_revoked = true;

@@ -1,7 +1,7 @@
-//! NARs that are fetched in pieces, as they are read: from caches that are trusted for parts of NARs which they do not compress.
+//! Fetches uncompressed NARs piece by piece, as they are read, from caches whose parts are trusted.
 //!
-//! Only the whole NAR can be verified. What is believed until then is one cache: its listing, and the bytes that it gives. When
-//! all pieces have come they are verified as any NAR is; from half of them on the rest is fetched for that.
+//! Only a whole NAR can be verified. Until then one cache is trusted: its listing and the bytes it sends. Once half of the pieces
+//! have been fetched, the rest is fetched too, and the complete NAR is verified like any other.
 
 use std::collections::HashMap;
 use std::io::{BufReader, Read};
@@ -21,13 +21,13 @@ use crate::source::remote::protocol::{Found, PIECE_BYTES, Part, Wanted};
 /// A shorter NAR is fetched whole.
 const NAR_MIN_BYTES: u64 = 8 * PIECE_BYTES;
 
-/// So many pieces are fetched in advance when one is read after its predecessor.
+/// Pieces to read ahead when a piece is read right after the one before it.
 const AHEAD: u32 = 2;
 
-/// After so many pieces it is looked whether the cache directory has become too large.
+/// The size of the cache directory is checked each time so many pieces have been fetched.
 const ROOM_EVERY: u32 = 16;
 
-/// What is known of NARs, by the numbers of paths. Clones are the same.
+/// How each NAR is fetched, by path number. Clones share the state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct InPieces(Arc<Mutex<HashMap<u32, Way>>>);
 
@@ -95,8 +95,8 @@ impl Fetcher {
         Ok(partial)
     }
 
-    /// None if the first cache that has the path is not trusted, compresses it, or has another listing than the one that the
-    /// path was planned with.
+    /// None if the first cache that has the path is not trusted, compresses the NAR, or has a listing that differs from the tree
+    /// the path was planned with.
     fn begin_partial(&self, path: &Fetchable) -> Result<Option<Partial>, CannotFetch> {
         let Some((cache, narinfo)) = self.first_with(path) else {
             return Ok(None);
@@ -117,7 +117,7 @@ impl Fetcher {
             return Ok(None);
         };
         let origin = format!("{} {}", from.url(), nix32(&Sha256::digest(&packed)));
-        // If there are pieces already, the listing was found to be this cache's own.
+        // If pieces exist already, the listing was compared with this cache's own when they were fetched.
         if !dir.has_partial(&path.nar_hash, &origin)
             && self.listing_of(from, path).as_ref() != Some(&tree)
         {
@@ -206,7 +206,8 @@ impl Fetcher {
             .collect()
     }
 
-    /// To be called when a piece has come: what to fetch next, so that all have come. When they have, verifies them.
+    /// To be called after a piece was fetched. Verifies the NAR if it is complete; otherwise returns the piece to fetch next in
+    /// order to complete it, if any.
     pub fn go_on(&self, wanted: Wanted) -> Option<Wanted> {
         let (partial, piece) = self.piece_of(wanted)?;
         let (come, all) = partial.nar.progress();
@@ -231,8 +232,8 @@ impl Fetcher {
         }
     }
 
-    /// Holds all pieces against the hash of the NAR, and the tree against the listing. If they are right the NAR is kept as any
-    /// other; if not, nothing of the path is served any more.
+    /// Verifies the hash of the complete NAR, and compares its tree with the listing. If both match, the NAR is kept like any
+    /// other. If not, nothing of the path is served any more.
     fn verify_pieces(
         &self,
         number: u32,
@@ -241,7 +242,7 @@ impl Fetcher {
     ) -> Result<(), CannotFetch> {
         let dir = &self.plan.sources.dir;
         let _lock = dir.lock(&path.nar_hash)?;
-        // Those that an earlier process had recorded: what was torn then is not the cache's fault.
+        // Pieces recorded by an earlier process may be torn, which is not the cache's fault.
         let count = u32::try_from(partial.nar.progress().1).unwrap_or(u32::MAX);
         if !(0..count).all(|piece| partial.nar.has(piece)) {
             return Ok(());

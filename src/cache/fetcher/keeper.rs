@@ -1,7 +1,7 @@
-//! Keeps a process that fetches alive, and another one that takes its own place.
+//! Restarts the fetcher process when it dies, and can itself be replaced.
 //!
-//! The *keeper* forks the process that fetches and a *spare*, which does nothing but hold the same connections. Whichever of
-//! the two dies is replaced. When the keeper dies, the process that fetches goes with it, and the spare is the next keeper.
+//! The *keeper* forks the fetcher and a *spare*, which only holds the same connections. If either dies, the keeper forks a new
+//! one. If the keeper dies, the kernel kills the fetcher, and the spare becomes the next keeper.
 
 use std::io::{self, PipeReader};
 use std::os::fd::AsFd;
@@ -28,7 +28,7 @@ const SERVER_ENDS_WITHIN: Duration = Duration::from_millis(5);
 /// One that lived so long did not die at once.
 const LONG_LIFE: Duration = Duration::from_secs(10);
 
-/// What keeps the others alive. `start` is called in every process that fetches.
+/// The keeper. `start` is called in every fetcher process.
 pub(super) struct Keeper<F> {
     /// Takes ends of new connections.
     control: Connection,
@@ -45,7 +45,7 @@ enum Role {
     Spare,
 }
 
-/// Where a process of a role is, or will be.
+/// The process of a role, or when it is to be started.
 struct Place {
     running: Option<Running>,
     pause: Duration,

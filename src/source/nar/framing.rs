@@ -1,13 +1,13 @@
-//! What a NAR of a known tree has around the contents of files: a part of a NAR can be held against it.
+//! Compares part of a NAR with the framing that a known tree implies.
 
 use super::{NarTree, Node, Payload, tokens};
 
-/// What comes before the contents of a file has fewer bytes: some words, and a name of 255 bytes at most.
+/// Upper bound of the framing before the contents of a file: some words, and a name of at most 255 bytes.
 const HEAD_MAX_BYTES: u64 = 512;
 
 impl NarTree {
-    /// Whether the bytes `part`, which begin at `start` of a NAR, can be of this tree: whether the name, the executable bit and
-    /// the size come before the contents of each file.
+    /// Whether `part`, the bytes of a NAR from offset `start` on, is consistent with this tree: before the contents of each file
+    /// must be its name, executable bit and size.
     pub fn may_have(&self, start: u64, part: &[u8]) -> bool {
         let end = start.saturating_add(part.len() as u64);
         self.nodes.iter().enumerate().all(|(index, node)| {

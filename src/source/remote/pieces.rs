@@ -1,4 +1,4 @@
-//! A NAR that comes in pieces: from a cache that is trusted for them, and nobody vouches for them until all have come.
+//! A NAR that is fetched in pieces from a trusted cache. It is not verified until it is complete.
 
 use std::fs::File;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use super::protocol::{Digest, Found, NOT_VERIFIED, Part, Wanted, pieces_of};
 use crate::source::host::HostFile;
 use crate::source::{Awaits, Destination, IoMode, SourceError};
 
-/// A NAR, as far as this process has heard of it.
+/// The pieces of a NAR that this process may read.
 #[derive(Debug)]
 pub(super) struct Pieces {
     channel: Arc<Channel>,
@@ -24,7 +24,7 @@ pub(super) struct Pieces {
     held: Mutex<Held>,
 }
 
-/// A file, and which pieces of it can be read.
+/// The file, and which of its pieces can be read.
 #[derive(Debug, Default)]
 struct Held {
     file: Option<Arc<HostFile>>,
@@ -159,7 +159,7 @@ impl Pieces {
 }
 
 impl Held {
-    /// The file, if it has all of `pieces`; else those that it lacks. A file that is shorter than the NAR has been taken back.
+    /// The file if it has all of `pieces`; otherwise the missing ones. A file shorter than the NAR has been revoked.
     fn with(&mut self, pieces: Range<u32>, nar_size: u64) -> Result<Arc<HostFile>, Vec<u32>> {
         let is_good = |file: &&Arc<HostFile>| {
             let is_whole = file.now().is_some_and(|(_, len)| len >= nar_size);
@@ -177,7 +177,7 @@ impl Held {
         }
     }
 
-    /// Pieces of another file than the one that is held are not in it: a process that fetches has taken another one's place.
+    /// A new fetcher may use another file. The pieces known so far are not in that one, so they are forgotten.
     fn take_piece(&mut self, piece: u32, file: HostFile) {
         let identity = |file: &HostFile| file.now().map(|(identity, _)| identity);
         let held = self.file.as_deref().and_then(identity);
