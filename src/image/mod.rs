@@ -55,7 +55,7 @@ pub use walk::LISTERS_MAX;
 
 use data::emit_zeros;
 use plans::{Need, Plans, Wanted};
-use published::PublishedPath;
+use published::{PublishedPath, Wish};
 use recorder::Recorder;
 pub use recorder::Start;
 
@@ -376,6 +376,10 @@ impl Image {
                 .map(open)
                 .collect::<Result<Vec<_>, SourceError>>()
         })??;
+        if !files.is_empty() {
+            // The next reader of this block should not have to open them.
+            self.plans.ask(region, Wish::SmallFiles);
+        }
         fill(out, files, mode)
     }
 

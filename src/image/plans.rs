@@ -145,6 +145,13 @@ impl Plans {
         self.shared.store(Some(published));
     }
 
+    /// Asks for more to be published of a path.
+    pub(super) fn ask(&self, region: u32, wish: Wish) {
+        if let Some(shared) = self.shared.load().as_ref() {
+            shared.ask(region, wish);
+        }
+    }
+
     /// What is shared now.
     pub(super) fn shared(&self) -> Option<Arc<Published>> {
         self.shared.load_full()

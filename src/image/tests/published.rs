@@ -272,3 +272,19 @@ fn nonsense_is_read_without_harm() {
     };
     runner.run(&nonsense, check).unwrap();
 }
+
+/// The second VM paid for that once more.
+#[test]
+fn small_files_that_were_read_by_a_plan_of_ones_own_are_published_too() {
+    let dir = full_store();
+    let image = rightly_registered(dir.path());
+    let mut publisher = image.share_plans().unwrap();
+    let first = reader_of(&image, dir.path());
+    let ranges = all_used(&first);
+    let (at, len) = ranges[0];
+    let before = read(&first, at, len);
+    while publisher.turn(&image) {}
+    let second = reader_of(&image, dir.path());
+    fs::remove_dir_all(dir.path().join("a")).unwrap();
+    assert!(read(&second, at, len) == before);
+}
