@@ -5,7 +5,7 @@ import statistics
 OURS = "lazystore"
 IMAGE = "mkfs.erofs"
 IMAGE_PEERS = ("virtio-blk", "qemu-storage-daemon")
-GUEST_JOBS = {"find": "`find` over all of it", "small": "2,000 small files", "libs": "100 MB of libraries",
+GUEST_JOBS = {"find": "`find` over the whole store", "small": "2,000 small files", "libs": "100 MB of libraries",
               "seq": "the largest file, `dd`", "programs": "cold start of a program"}
 BLOCK_ROWS = {"4k-qd1": "4 KiB random, QD1", "4k-qd32": "4 KiB random, QD32", "128k-seq": "128 KiB sequential, QD8",
               "4k-qd32-every": "4 KiB random over every file, QD32"}
@@ -110,13 +110,13 @@ def ready_rows(rows, results, peers):
     by_peer = lambda value: {peer: value(results, peer) for peer in peers}
     rows.add("time to ready, closure new", by_peer(ready_s), seconds)
     written = median(run["written_bytes"] for run in results["mkfs"])
-    rows.add("bytes written for it", {peer: written if peer in IMAGE_PEERS else 0 for peer in peers}, megabytes)
+    rows.add("bytes written until ready", {peer: written if peer in IMAGE_PEERS else 0 for peer in peers}, megabytes)
     peaks = {OURS: median(run["peak_kib"] for run in results["ready"])}
     peaks |= {peer: median(run["peak_kib"] for run in results["mkfs"]) for peer in peers if peer in IMAGE_PEERS}
-    rows.add("peak memory until then", {p: kib and kib * 1024 for p, kib in peaks.items()}, megabytes)
-    rows.add("from command to guest mounted, closure new", by_peer(mounted_s), seconds)
+    rows.add("peak memory until ready", {p: kib and kib * 1024 for p, kib in peaks.items()}, megabytes)
+    rows.add("from the command to the guest's mount, closure new", by_peer(mounted_s), seconds)
     booted = lambda results, peer: median(run["mounted_s"] for run in guests(results, peer))
-    rows.add("of it: boot to mount", by_peer(booted), seconds)
+    rows.add("of this: from boot to mount", by_peer(booted), seconds)
 
 
 def guest_rows(rows, results, peers):
@@ -127,7 +127,7 @@ def guest_rows(rows, results, peers):
     for job in ("find", "small", "libs"):
         rows.add(f"requests for {GUEST_JOBS[job]}", asked(job), "{:,.0f}".format)
     cpu = lambda run: run["server_cpu_s"] + run["qemu_cpu_s"]
-    rows.add("CPU of server and QEMU, boot and all of it",
+    rows.add("CPU of server and QEMU, boot and all jobs",
              {p: median(cpu(run) for run in guests(results, p)) for p in peers}, seconds)
     peak = {p: median(run["server_peak_kib"] * 1024 for run in guests(results, p)) for p in peers}
     rows.add("peak RSS of the server", {p: value for p, value in peak.items() if value}, megabytes)
