@@ -1,8 +1,8 @@
 {
   description = "A virtual machine's /nix/store as a read-only EROFS disk that is never built";
 
-  # Not pinned: there is no flake.lock. A flake that has this one as an input pins it in its own lock file; `nix run` takes
-  # the newest nixos-unstable.
+  # There is no flake.lock, so this input is not pinned. A flake that uses this one as an input pins it in its own lock file;
+  # `nix run` uses the newest nixos-unstable.
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
   outputs =
@@ -13,7 +13,7 @@
         system: make (import ./nix { pkgs = nixpkgs.legacyPackages.${system}; })
       );
 
-      # The flake's own package, so that nobody needs the Rust of this flake's nixpkgs in theirs.
+      # The flake's own package, because a user's nixpkgs may lack the Rust version that the package needs.
       packageFor = hostPkgs: lib.mkDefault self.packages.${hostPkgs.stdenv.hostPlatform.system}.lazystore;
       qemuVm =
         { config, ... }:

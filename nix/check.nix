@@ -1,6 +1,6 @@
-# A NixOS test: does the host's store leak into a VM, and does the guest's Nix know what it has? Only files shared over
-# virtio (9p, virtiofs) show a guest a path that nothing in it refers to. pv is such a path: the test script names it, the
-# guests do not.
+# A NixOS test: the host's store must not leak into a VM, and the guest's Nix must know its closure. A guest can see a store
+# path that it does not refer to only through a file system shared over virtio (9p, virtiofs). pv is such a path: the test
+# script refers to it, the guests do not.
 { hostPkgs, ... }:
 
 let
@@ -8,7 +8,7 @@ let
     imports = [ ./qemu-vm.nix ];
     virtualisation.qemu.isolation = {
       nixStoreFilesystemType = type;
-      # Then a file system that is shared over virtio could only be the store.
+      # Without other shares, any virtio file system in the guest must be the store.
       keepSharedDirectories = false;
     };
   };
@@ -16,7 +16,7 @@ in
 {
   name = "lazystore-store-isolation";
 
-  # Else what the script names would be added to every guest.
+  # Otherwise every guest would contain the paths that the script refers to.
   includeTestScriptReferences = false;
 
   nodes = {
@@ -28,7 +28,7 @@ in
       imports = [ (isolated "lazy") ];
       virtualisation.writableStore = false;
     };
-    # As it is by default.
+    # The defaults.
     lazyWithShares = ./qemu-vm.nix;
   };
 

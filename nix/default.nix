@@ -1,4 +1,4 @@
-# All of this without flakes: `nix-build nix -A lazystore`, or `(import ./nix { }).nixosModules.default`.
+# Everything that the flake exports, without flakes: `nix-build nix -A lazystore`, or `(import ./nix { }).nixosModules.default`.
 {
   pkgs ? import <nixpkgs> { },
 }:

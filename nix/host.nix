@@ -1,5 +1,5 @@
-# Disks that a NixOS host serves to its VMs, one systemd unit for each. The units are those of the package, hardening
-# included; what is defined here are drop-ins that say which closure and which socket.
+# Disks that a NixOS host serves to its VMs, with one systemd unit per disk. The units and their hardening come from the
+# package; this module adds drop-ins that set the closure and the socket.
 {
   config,
   lib,
@@ -16,7 +16,7 @@ let
     closure = mkOption {
       type = types.listOf types.package;
       example = literalExpression "[ guest.config.system.build.toplevel ]";
-      description = "Store paths. The disk has these and all that they refer to.";
+      description = "Store paths. The disk contains these and everything they refer to.";
     };
     socket = mkOption {
       type = types.nullOr types.path;
@@ -37,19 +37,19 @@ let
     registration = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether the disk has the closure's registration, for the guest's `nix-store --load-db`.";
+      description = "Whether the disk contains the closure's registration, for the guest's `nix-store --load-db`.";
     };
     extraArgs = mkOption {
       type = types.listOf types.str;
       default = [ ];
       example = [ "--label" "store" ];
-      description = "More options of `lazystore serve`.";
+      description = "Additional options of `lazystore serve`.";
     };
   };
 
   socketOf = name: one: if one.socket == null then "/run/lazystore/${name}.sock" else toString one.socket;
 
-  # systemd's quoting is that of C; % and $ have a meaning of their own.
+  # systemd uses C quoting, and additionally expands % and $.
   quote = argument: builtins.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON argument);
 
   serve =
@@ -64,12 +64,12 @@ let
     ++ optional one.registration "--with-registration"
     ++ one.extraArgs;
 
-  # An empty value takes away those of the package's unit.
+  # An empty value removes the values of the package's unit.
   service =
     name: one:
     nameValuePair "lazystore@${name}" {
       overrideStrategy = "asDropin";
-      # Another closure under a VM that runs would be another disk: its administrator says when.
+      # A restart with another closure would replace the disk of running VMs, so the administrator restarts the service.
       restartIfChanged = false;
       serviceConfig = {
         EnvironmentFile = [ "" ];
@@ -120,7 +120,7 @@ in
       default = { };
       example = literalExpression "{ web.closure = [ guest.config.system.build.toplevel ]; }";
       description = ''
-        Store disks for VMs on this host. Each has a socket, made at boot, and a service that starts when the first VM
+        Store disks for VMs on this host. Each has a socket, created at boot, and a service that starts when the first VM
         connects.
       '';
     };

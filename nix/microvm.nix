@@ -1,5 +1,5 @@
-# microvm.nix guests whose store disk is never built. To be imported next to microvm.nix' own module; does nothing where
-# the host's /nix/store is shared (microvm.storeOnDisk is false then).
+# microvm.nix guests whose store disk is never built. Import this next to microvm.nix' own module. It does nothing if the
+# guest shares the host's /nix/store (microvm.storeOnDisk is then false).
 {
   config,
   lib,
@@ -18,9 +18,9 @@ let
   hostPkgs = if options.microvm ? vmHostPackages then microvm.vmHostPackages else pkgs;
   hasPackage = hypervisor: options.microvm ? ${hypervisor} && options.microvm.${hypervisor} ? package && options.microvm.${hypervisor}.package ? default;
 
-  # How the disk gets to the VM.
-  isQemu = microvm.hypervisor == "qemu"; # a socket that its arguments name
-  isWrapped = lib.elem microvm.hypervisor wrapped && hasPackage microvm.hypervisor; # a socket, by `lazystore run`
+  # How the disk is attached to the VM.
+  isQemu = microvm.hypervisor == "qemu"; # a socket that QEMU's arguments name
+  isWrapped = lib.elem microvm.hypervisor wrapped && hasPackage microvm.hypervisor; # a socket, added by `lazystore run`
   isFile = !isQemu && !isWrapped; # a file in a FUSE mount
   wrapped = [ "cloud-hypervisor" "crosvm" ];
 
@@ -28,18 +28,19 @@ let
 
   closure = pkgs.closureInfo { rootPaths = [ config.system.build.toplevel ]; };
 
-  # As all of microvm.nix' sockets, in the directory that the VM is started in; a relative path is never too long.
+  # Like all of microvm.nix' sockets, in the directory that the VM is started in. A relative path avoids the length limit of
+  # socket paths.
   socket = "${hostName}-lazystore.sock";
 
-  # microvm.nix makes its disks PCI devices or MMIO devices by the same rule. The store's disk must be of the same kind:
-  # others are mounted as /dev/vdb, /dev/vdc ..., and the two kinds are not found in a fixed order.
+  # The rule by which microvm.nix makes its disks PCI or MMIO devices. The store's disk must be of the same kind, because the
+  # others are mounted as /dev/vdb, /dev/vdc ..., and the guest finds the two kinds in no fixed order.
   pci =
     microvm.graphics.enable
     || !(lib.hasPrefix "microvm" microvm.qemu.machine)
     || microvm.shares != [ ]
     || lib.any (device: device.bus == "pci") microvm.devices;
 
-  # With shares there is a shared memory backend already.
+  # With shares, microvm.nix already adds a shared memory backend.
   sharedMemory = optionals (microvm.shares == [ ]) [
     "-object"
     "memory-backend-memfd,id=lazystore,size=${toString microvm.mem}M,share=on"
@@ -53,21 +54,21 @@ let
     else
       [ "-global" "virtio-mmio.force-legacy=false" "-device" "vhost-user-blk,chardev=lazystore" ];
 
-  # A worker of lazystore's that dies is replaced: QEMU shall connect again after a second.
+  # lazystore replaces a worker that dies, so QEMU must reconnect, after a second.
   reconnect =
     let
       qemu = if hasPackage "qemu" then microvm.qemu.package else hostPkgs.qemu_kvm;
     in
     if builtins.compareVersions qemu.version "9.2" < 0 then "reconnect=1" else "reconnect-ms=1000";
 
-  # The first disk is mounted by its label, but the others by their letters, and microvm.nix leaves the first letter to
-  # the store. So that letter stays taken.
+  # microvm.nix mounts the store by its label and the other disks by their letters, and reserves the first letter for the
+  # store. This empty disk occupies that letter.
   noDisk = pkgs.runCommand "no-store-disk" { } "truncate --size=4096 $out";
 
-  # A relative path for the shell, which stays in the directory that the VM is started in.
+  # A path relative to the directory that the VM is started in, which is the shell's working directory.
   mountDir = lib.removePrefix "/proc/self/cwd/" cfg.mountPoint;
 
-  # Within double quotes.
+  # For use within double quotes.
   absolute = path: if lib.hasPrefix "/" path then path else "$(pwd -P)/${path}";
 
   transport =
@@ -78,7 +79,7 @@ let
 
   # Users other than root mount through fusermount3, which must be a wrapper with root's rights.
   prepareMount = ''
-    # What a server that was killed has left mounted cannot be looked at, and is replaced by the new one.
+    # mkdir fails on a mount that a killed server left, because stat fails there. The new server replaces such a mount.
     if ! mkdir -p ${lib.escapeShellArg mountDir} && [[ $(</proc/self/mounts) != *" ${absolute mountDir} "* ]]; then
       echo ${lib.escapeShellArg "The store disk needs the directory ${mountDir}, which cannot be made here: see microvm.lazystore.mountPoint."} >&2
       exit 1
@@ -90,9 +91,9 @@ let
     fi
   '';
 
-  # The hypervisor is exec'ed by the shell that runs this, so the server's parent is the hypervisor: it gets SIGTERM when
-  # that ends, in whatever way. The server's first line says that it is ready. systemd must not hear it from there: it is
-  # told by the VM, if at all, and the unit would be active before the VM boots.
+  # The shell that runs this execs the hypervisor, so the hypervisor is the server's parent, and the server gets SIGTERM when
+  # the hypervisor ends for any reason. The server's first line on stdout means that it is ready. The server must not notify
+  # systemd: the unit would be active before the VM boots.
   start = ''
     ${optionalString isFile prepareMount}
     exec {lazystore}< <(
@@ -103,7 +104,7 @@ let
     read -r _ <&$lazystore || { echo 'The store disk is not served: see what lazystore said.' >&2; exit 1; }
     exec {lazystore}<&-
     ${optionalString (isQemu && microvm.user != null) ''
-      # QEMU becomes this user, and must be able to connect again.
+      # QEMU switches to this user, and must be able to reconnect.
       if [ "$(id -u)" = 0 ]; then
         chown ${lib.escapeShellArg microvm.user} ${lib.escapeShellArg socket}
       fi
@@ -131,9 +132,9 @@ in
         default = "/proc/self/cwd/${hostName}-lazystore";
         defaultText = lib.literalExpression ''"/proc/self/cwd/''${config.networking.hostName}-lazystore"'';
         description = ''
-          Directory on the host that the store disk is mounted in as a file, for hypervisors that read one (Firecracker,
-          kvmtool, stratovirt, alioth). The user who runs the hypervisor must be able to make it. `/proc/self/cwd` is
-          the directory that the VM is started in.
+          Directory on the host at which the store disk is mounted as a file, for hypervisors that open a file
+          (Firecracker, kvmtool, stratovirt, alioth). The user who runs the hypervisor must be able to create the
+          directory. `/proc/self/cwd` is the directory that the VM is started in.
         '';
       };
     };
@@ -156,11 +157,11 @@ in
       }
     ];
 
-    # By its name: profiles such as hardened.nix blacklist it, and then the kernel does not load it by itself.
+    # Named explicitly, because profiles such as hardened.nix blacklist it, and the kernel then does not load it on demand.
     boot.initrd.kernelModules = [ "erofs" ];
 
     microvm = {
-      # There is nothing to compress, so that a choice of squashfs has no meaning here.
+      # No image is built, so a choice of squashfs has no effect.
       storeDiskType = mkForce "erofs";
       storeDisk = mkForce (if isFile then "${cfg.mountPoint}/nix-store.img" else noDisk);
       preStart = mkIf (!isWrapped) start;
@@ -168,7 +169,7 @@ in
         sharedMemory ++ [ "-chardev" "socket,id=lazystore,path=${socket},${reconnect}" ] ++ device
       );
 
-      # What the guest loads into its Nix database; microvm.nix' own comes after it, and is not on the disk.
+      # The guest loads this file into its Nix database. microvm.nix' own regInfo follows it, and is not on the disk.
       kernelParams = mkIf (microvm.registerClosure or true) (
         mkBefore [ "regInfo=/nix/store/.lazystore/registration" ]
       );

@@ -14,7 +14,7 @@ rustPlatform.buildRustPackage {
   pname = manifest.name;
   inherit (manifest) version;
 
-  # What cargo needs and no more, so that a change of a script or of this directory rebuilds nothing.
+  # Only the files that the build needs, so that a change of another script or of this directory rebuilds nothing.
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
@@ -27,12 +27,12 @@ rustPlatform.buildRustPackage {
   };
   cargoLock.lockFile = ../Cargo.lock;
 
-  # The tests want QEMU, a kernel to boot, root and /dev/fuse, which a build sandbox lacks: scripts/test.
+  # The tests (scripts/test) need QEMU, a kernel to boot, root and /dev/fuse, which a build sandbox lacks.
   doCheck = false;
 
   nativeBuildInputs = [ installShellFiles ];
 
-  # The program writes its own completions and manual pages. Built for another machine, it is run by an emulator.
+  # The program prints its own completions and manual pages. When cross-compiling, an emulator runs it.
   postInstall =
     let
       run = "${stdenv.hostPlatform.emulator buildPackages} $out/bin/${manifest.name}";

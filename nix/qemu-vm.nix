@@ -1,5 +1,5 @@
-# NixOS VMs (nixos-rebuild build-vm, NixOS tests) with a /nix/store of their own instead of the host's: next to nixpkgs'
-# virtualisation/qemu-vm.nix, or in virtualisation.vmVariant. The option is that of nixos-qemu-vm-isolation.
+# NixOS VMs (nixos-rebuild build-vm, NixOS tests) with their own /nix/store instead of the host's. Import this next to nixpkgs'
+# virtualisation/qemu-vm.nix, or in virtualisation.vmVariant. The option has the same name as in nixos-qemu-vm-isolation.
 {
   config,
   lib,
@@ -28,8 +28,8 @@ let
     inherit hostPkgs closure fsType label uuid;
   };
 
-  # What a share would show of the host's store, as far as its source is known before the VM starts: it may be a piece
-  # of shell, such as "$TMPDIR"/xchg.
+  # Whether a share exposes the host's store, as far as its source is known before the VM starts. The source may contain shell
+  # code, such as "$TMPDIR"/xchg.
   showsHostStore =
     { source, ... }:
     let
@@ -46,9 +46,9 @@ in
           default = if hostIsLinux then "lazy" else "erofs";
           defaultText = lib.literalExpression ''if the host is Linux then "lazy" else "erofs"'';
           description = ''
-            What the guest's Nix store is.
+            The kind of disk that holds the guest's Nix store.
 
-            `"lazy"` is an EROFS disk that is never built: lazystore makes each block when the guest asks for it. It
+            `"lazy"` is an EROFS disk that is never built: lazystore generates each block when the guest reads it. It
             needs a Linux host.
             `"ext4"` and `"erofs"` are images, built whenever the VM's closure changes.
           '';
@@ -57,7 +57,7 @@ in
           type = types.bool;
           default = true;
           description = ''
-            Whether the guest keeps the directories that it shares with the host and that are not the store: those in
+            Whether the guest keeps its shared directories other than the store: those in
             {option}`virtualisation.sharedDirectories`, and nixpkgs' own `xchg`, `shared` and `certs`. The driver of
             NixOS tests copies files through them (`copy_from_host`, `copy_from_machine`).
 
@@ -72,11 +72,10 @@ in
         };
       };
 
-      # The script that starts a VM has no hook: it changes to the VM's directory and execs QEMU. So QEMU is what is
-      # wrapped, and not the script (system.build.vm): here the arguments are known that really count, also -m and
-      # -machine from $QEMU_OPTS or the script's own arguments; the process that a NixOS test or a service started is
-      # the one that ends with the VM; reboots and snapshots stay within one QEMU. It is done to whatever package the
-      # option has, as NixOS tests set their own.
+      # The script that starts a VM (system.build.vm) has no hook: it changes to the VM's directory and execs QEMU. So this
+      # wraps QEMU instead of the script. The wrapper sees QEMU's final arguments, including -m and -machine from $QEMU_OPTS
+      # or from the script's own arguments. The process that a NixOS test or a service started ends with the VM. Reboots and
+      # snapshots stay within one QEMU. `apply` wraps any package, because NixOS tests set their own.
       package = mkOption {
         apply =
           qemu:
@@ -122,15 +121,15 @@ in
 
       boot.initrd.kernelModules = lib.optional (fsType == "erofs") "erofs";
 
-      # The guest loads what this names into its Nix database; nixpkgs adds its own regInfo only to VMs that have the
-      # host's store or its own image. The first one on the command line counts. It is no path of the closure, as that
-      # cannot name itself.
+      # The guest loads this file into its Nix database. nixpkgs adds its own regInfo only to VMs with the host's store or with
+      # its own image. The first regInfo on the command line counts. The file is not in a path of the closure, because a
+      # closure cannot contain its own registration.
       boot.kernelParams = mkBefore [ "regInfo=/nix/store/.lazystore/registration" ];
 
       virtualisation = {
         mountHostNixStore = mkForce false;
 
-        # As it is with the host's store.
+        # The default with the host's store.
         writableStore = mkDefault true;
 
         fileSystems = mkMerge [
@@ -157,8 +156,7 @@ in
     (mkIf (!lazy) {
       system.build.nixStoreImage = image;
 
-      # After the disks that are there without it, which are then called /dev/vda, /dev/vdb ... as ever; the lazy disk
-      # comes last as well.
+      # After all other disks, so that these keep their names /dev/vda, /dev/vdb ...; the lazy disk is the last one too.
       virtualisation.qemu.drives = mkAfter [
         {
           name = "nixstore";
@@ -168,14 +166,14 @@ in
             read-only = "on";
             werror = "report";
           };
-          # As the lazy disk says of itself: /dev/disk/by-id/virtio-nixstore.
+          # The serial of the lazy disk: /dev/disk/by-id/virtio-nixstore.
           deviceExtraOpts.serial = "nixstore";
         }
       ];
     })
 
-    # The scripted initrd checks journaling file systems whatever noCheck says, and fails on a disk that it cannot write.
-    # systemd's does as it is told, and there the root file system is to be checked.
+    # The scripted initrd checks journaling file systems despite noCheck, and fails on a read-only disk. systemd's initrd
+    # respects noCheck, so it may check the root file system.
     (lib.optionalAttrs (options.boot.initrd ? checkJournalingFS) {
       boot.initrd.checkJournalingFS = mkIf (fsType == "ext4" && !config.boot.initrd.systemd.enable) false;
     })

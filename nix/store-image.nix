@@ -1,5 +1,5 @@
-# An image of a closure: a derivation that holds nixos.img, whose root directory is a /nix/store. As on the lazy disk,
-# everything belongs to root, is as old as all things in a Nix store, and the closure's registration is in .lazystore.
+# An image of a closure: a derivation that contains nixos.img, whose root directory is a /nix/store. As on the lazy disk, root
+# owns all files, mtimes are 1 as in a Nix store, and .lazystore contains the closure's registration.
 {
   hostPkgs,
   closure,
@@ -17,9 +17,9 @@ let
     chmod 755 root
   '';
 
-  # Hard links are those of the host's `nix-store --optimise`, and no part of what a store path is. Stores on macOS mark
-  # names that differ only in case; the guest's does not. `pack MEMBER...` writes the registration, MEMBERs of it, and
-  # the store paths that standard input names; the root directory is the first entry, or mkfs.erofs invents one (0777).
+  # Hard links are dropped: the host's `nix-store --optimise` makes them, and they are not part of a store path. Stores on macOS
+  # mark names that differ only in case; the marks are removed. `pack` writes the registration and the closure's store paths.
+  # The root directory must be the first entry; otherwise mkfs.erofs makes one with mode 0777.
   pack = ''
     pack() {
       sed 's|.*/||' ${closure}/store-paths |
@@ -35,9 +35,9 @@ let
       pack | ${hostPkgs.erofs-utils}/bin/mkfs.erofs --quiet -L ${label} -U ${uuid} -T 1 --tar=f $out/nixos.img
     '';
 
-    # mke2fs fills the image from a directory, and takes owners from what it finds there: fakeroot, as builders are not
-    # root. It is given more room than is needed, for an image that is made smaller afterwards. Nobody writes to it, so
-    # there is no journal. Each file system has a random number of its own for hashes of names, unless it is given.
+    # mke2fs fills the image from a directory and copies the owners of its files. Builders are not root, hence fakeroot. The
+    # image is made too large and shrunk afterwards. It is read-only, so it has no journal. The hash seed is given because
+    # mke2fs would choose a random one.
     ext4 = ''
       export SOURCE_DATE_EPOCH=1 E2FSPROGS_FAKE_TIME=1
       pack >store.tar
@@ -55,8 +55,8 @@ let
           -L ${label} -U ${uuid} -E hash_seed=${uuid},root_owner=0:0,nodiscard,lazy_itable_init=0 \
           -d root "$out/nixos.img" $blocks
       '
-      # Times that a tar does not hold are those of this build; inodes are numbered in the order in which they are made.
-      # The root directory is number 2, and 11 is lost+found, which no store has.
+      # The tar archive sets only mtimes, so this replaces the other times, which are those of the build. Inodes are numbered in
+      # order of creation: 2 is the root directory, 11 is lost+found (removed), and the files start at 12.
       last=$(${hostPkgs.e2fsprogs}/bin/dumpe2fs -h $out/nixos.img | awk -F: '
         /^Inode count/ { n += $2 } /^Free inodes/ { n -= $2 } END { print n }')
       {

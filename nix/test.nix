@@ -1,5 +1,5 @@
-# For NixOS tests: all VMs of a test have a store of their own, and the paths that the test script names are in it, as
-# nixpkgs does it for virtualisation.useNixStoreImage. To be imported by a test, not by a node:
+# For NixOS tests: gives all VMs of a test their own store, which includes the paths that the test script refers to, as nixpkgs
+# does for virtualisation.useNixStoreImage. Import this in a test, not in a node:
 # imports = [ (import ./test.nix { }) ];
 {
   nodeModule ? ./qemu-vm.nix,
@@ -11,8 +11,8 @@ test@{
 }:
 
 let
-  # What the test script names must not depend on what it names: hence the nodes of nixpkgs' parallel universe, which do
-  # without it.
+  # The paths that the test script refers to must not depend on themselves. So the script is evaluated with nixpkgs' second set
+  # of nodes, which do not include them.
   arguments = {
     nodes = test.config.withoutTestScriptReferences.nodesCompat;
   }
@@ -31,11 +31,11 @@ let
     { config, ... }:
     {
       imports = [ nodeModule ];
-      # With an image of nixpkgs' own they are there already.
+      # nixpkgs' own image already contains them.
       virtualisation.additionalPaths = lib.optionals (!config.virtualisation.useNixStoreImage) references;
     };
 in
 {
-  # Only VMs have such a store; tests of older nixpkgs have no containers, and one option for all of their machines.
+  # Only VMs have such a store, not containers. Older nixpkgs has no containers, and one option for all machines.
   config = if test.options ? nodeDefaults then { nodeDefaults = node; } else { defaults = node; };
 }

@@ -1,5 +1,5 @@
-# A package of a VMM (QEMU, cloud-hypervisor, crosvm) whose programs start with the disk of `closure` attached:
-# `lazystore run` serves it while they run.
+# Wraps the package of a VMM (QEMU, cloud-hypervisor, crosvm) so that its programs start with the disk of `closure` attached.
+# `lazystore run` serves the disk while they run.
 {
   hostPkgs,
   lazystore,
@@ -8,7 +8,7 @@
 package:
 
 let
-  # The program comes first, then its arguments. Those that only ask it something start no VM and get no disk.
+  # The program is the first argument. With a query option such as -version no VM starts, so no disk is attached.
   start = hostPkgs.writeShellScript "vmm-with-store" ''
     for argument in "''${@:2}"; do
       case $argument in
@@ -16,9 +16,9 @@ let
       esac
     done
     case ''${1##*/} in
-      # Its other subcommands talk to a VM that runs, or serve one.
+      # The other subcommands of crosvm control or serve a running VM.
       crosvm) [[ " ''${*:2} " == *" run "* ]] || exec "$@" ;;
-      # Memory that lazystore shares cannot be merged by the host's kernel as well; microvm.nix asks for that.
+      # The host's kernel cannot merge shared memory (KSM), so remove the options with which microvm.nix requests that.
       cloud-hypervisor)
         arguments=() previous=
         for argument in "$@"; do
@@ -35,15 +35,15 @@ let
         set -- "''${arguments[@]}"
         ;;
     esac
-    # The path of a socket has 107 bytes at most. lazystore's is in XDG_RUNTIME_DIR, or else in TMPDIR, which here is the
-    # VM's own directory, wherever that may be.
+    # A socket path has at most 107 bytes. lazystore puts its socket into XDG_RUNTIME_DIR, or else into TMPDIR. Here TMPDIR is
+    # the VM's own directory, whose path may be too long.
     if [ -z "''${XDG_RUNTIME_DIR:-}" ] && [ "''${#TMPDIR}" -gt 75 ]; then
       export XDG_RUNTIME_DIR=/tmp
     fi
     exec ${lazystore}/bin/lazystore run --closure-info ${closure} --with-registration --store-dir ${builtins.storeDir} -- "$@"
   '';
 
-  # All that is in the package, firmware and qemu-img too, is where users of the package look for it.
+  # Links to everything else in the package, including firmware and qemu-img, at the same place as in the package.
   wrapped = hostPkgs.runCommand "vmm-with-store" { meta = package.meta or { }; } ''
     mkdir -p $out/bin
     for entry in ${package}/* ${package}/bin/*; do
@@ -59,5 +59,5 @@ let
     done
   '';
 in
-# The attributes of the original are asked for too: nixpkgs chooses the emulator by `stdenv`. The script is for tests.
+# nixpkgs also uses attributes of the original package, such as `stdenv` to choose the emulator. Tests use lazystoreStart.
 package // wrapped // { lazystoreStart = start; }
