@@ -1,9 +1,9 @@
-# The closure options of `lazystore serve`, as far as a script must understand them to know what a guest should see.
+# Parses the closure options of `lazystore serve` that determine what a guest should see.
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # used by the scripts that read this file
 
-# parse_closure OPTION...: sets STORE_PATHS (a file) and perhaps REGISTRATION, or TREE, and the options of the image.
-# Others are for lazystore.
+# parse_closure OPTION...: sets STORE_PATHS (a file) and perhaps REGISTRATION, or TREE, and the options of the image. Ignores all
+# other options.
 parse_closure() {
     STORE_PATHS='' REGISTRATION='' TREE='' STORE_DIR=/nix/store STORE_ROOT='' IMAGE_LABEL=nix-store
     IMAGE_MTIME='' IMAGE_UID='' IMAGE_GID=''
@@ -30,12 +30,12 @@ parse_closure() {
     [[ -z $TREE || -d $TREE ]] || die "$TREE is not a directory"
 }
 
-# Where the guest mounts it: programs look for their libraries under the store's own name.
+# The guest's mount point. It is the store's own path, because programs look for their libraries there.
 guest_mount() { if [[ -n $TREE ]]; then echo /mnt; else echo "$STORE_DIR"; fi; }
 
-# --- what a guest should see ------------------------------------------------
+# --- the expected files -----------------------------------------------------
 
-# The host's files in the lines of tests/vm/manifest, with the attributes that the disk gives them.
+# Lists the host's files in the format of tests/vm/manifest, with the attributes that they have on the disk.
 expected_manifest() {
     local dir=${TREE:-$STORE_ROOT$STORE_DIR} names
     names=$(mktemp)
@@ -53,7 +53,7 @@ closure_names() {
     fi
 }
 
-# A store is canonical, whatever the host's modes; a tree keeps what it has, unless an option says otherwise.
+# A store has canonical attributes, independent of the host's modes. A tree keeps its own, unless an option changes them.
 disk_attributes() {
     local uid=$IMAGE_UID gid=$IMAGE_GID mtime=$IMAGE_MTIME modes=()
     if [[ -z $TREE ]]; then

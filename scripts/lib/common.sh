@@ -1,8 +1,8 @@
-# What every script needs: messages, the cache directory, missing packages.
+# Functions for all scripts: messages, the cache directory, installation of missing packages.
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # used by the scripts that read this file
 
-# Tools such as depmod and mkfs.erofs live in sbin, which a user's PATH may lack.
+# Tools such as depmod and mkfs.erofs are in sbin, which a user's PATH may lack.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -17,14 +17,14 @@ since() {
     printf '%d.%03d' $(( us / 1000000 )) $(( us / 1000 % 1000 ))
 }
 
-# cached COMMAND...: runs it while no other script prepares something in the cache.
+# cached COMMAND...: runs the command while no other script writes to the cache.
 cached() {
     mkdir -p "$CACHE"
     ( flock 9; "$@" 9>&- ) 9>"$CACHE/lock"
 }
 
-# keep FILE: FILE is in use; others of its kind (up to the first -) go when they were not used for a week. Several
-# checkouts may share the cache, so a new one does not replace the others at once.
+# keep FILE: marks FILE as used, and removes other files with the same name up to the first - that were not used for a week.
+# Several checkouts may share the cache, so a new file does not replace the others at once.
 keep() {
     local name=${1##*/}
     touch "$1"
@@ -33,14 +33,14 @@ keep() {
 
 # --- packages ---------------------------------------------------------------
 
-# Debian package:command that shows whether it is there.
+# Debian package:command; the package is installed if the command exists.
 VM_TOOLS=(qemu-system-x86:qemu-system-x86_64 busybox-static:busybox cpio:cpio kmod:depmod)
 STORE_TOOLS=(nix-bin:nix-store patchelf:patchelf)
 TEST_TOOLS=(erofs-utils:mkfs.erofs fuse3:fusermount3 qemu-utils:qemu-io strace:strace systemd:systemd-socket-activate util-linux-extra:fincore fakeroot:fakeroot e2fsprogs:/sbin/mke2fs libnbd-bin:nbdinfo python3-libnbd:nbdsh nginx-light:/usr/sbin/nginx openssl:openssl chromium:chromium)
 DEBIAN_TOOLS=(mmdebstrap:mmdebstrap systemd-container:systemd-nspawn libvirt-clients:virt-xml-validate libxml2-utils:xmllint)
 BUILD_TOOLS=(gcc:cc libc6-dev:/usr/include/stdlib.h)
 
-# Only a static busybox runs alone in an initrd; the command has the same name in both packages.
+# Only a static busybox runs in an initrd without libraries. The command has the same name in both packages.
 is_there() {
     case $1 in
         /*) [[ -e $1 ]] ;;
@@ -49,8 +49,8 @@ is_there() {
     esac
 }
 
-# need PACKAGE:COMMAND...: installs the packages whose command is missing. Twice if it must: apt may remove one package for
-# another, such as a newer qemu-utils for qemu-system-x86.
+# need PACKAGE:COMMAND...: installs the packages whose command is missing. Tries twice if necessary, because apt may remove one
+# package for another, such as a newer qemu-utils for qemu-system-x86.
 need() {
     local missing round
     for round in 1 2; do
@@ -62,7 +62,7 @@ need() {
     (( ! ${#missing[@]} )) || die "still missing after their installation: ${missing[*]}"
 }
 
-# Fills the caller's array `missing` with packages.
+# Fills the caller's array `missing` with the packages to install.
 find_missing() {
     local tool
     missing=()
@@ -85,14 +85,14 @@ need_cargo() {
     command -v cargo >/dev/null || die 'cargo is missing: install Rust, see https://rustup.rs'
 }
 
-# apt's lists may be older than the mirror: refreshed before the first download, and only then.
+# Refreshes apt's lists once, before the first download, because they may be older than the mirror.
 apt_refresh() {
     [[ -z ${APT_IS_FRESH:-} ]] || return 0
     quietly apt-get update -qq
     export APT_IS_FRESH=1
 }
 
-# quietly COMMAND...: shows what it prints only when it fails. Nobody is there to answer a question.
+# quietly COMMAND...: shows the command's output only if it fails. The command is not interactive.
 quietly() {
     local log
     log=$(mktemp)

@@ -1,13 +1,13 @@
-# The guest: Debian's cloud kernel, an initrd around busybox, and whether KVM can run them.
+# The guest: Debian's cloud kernel, an initrd with busybox, and a test whether KVM can run them.
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # used by the scripts that read this file
 
-# In the order in which init loads them; dependencies are found by modprobe.
+# In the order in which init loads them; modprobe finds their dependencies.
 GUEST_MODULES=(virtio_pci virtio_mmio virtio_blk crc32c_generic libcrc32c erofs overlay virtiofs)
 
 # --- kernel -----------------------------------------------------------------
 
-# Sets KERNEL and INITRD, also for the scripts that are started from here.
+# Sets KERNEL and INITRD, and exports them to the scripts that this one starts.
 prepare_guest() {
     if [[ -z ${LAZYSTORE_TEST_KERNEL:-} || -z ${LAZYSTORE_TEST_INITRD:-} ]]; then
         [[ $(uname -m) == x86_64 ]] || die "the guest is made for x86_64, this is $(uname -m)"
@@ -22,7 +22,7 @@ prepare_guest() {
     KERNEL=$LAZYSTORE_TEST_KERNEL INITRD=$LAZYSTORE_TEST_INITRD
 }
 
-# kernel_modules DIR: where the modules of the kernel unpacked in DIR are; in newer Debian below usr.
+# kernel_modules DIR: prints the modules directory of the kernel unpacked in DIR; newer Debian has it below usr.
 kernel_modules() {
     local dir
     for dir in "$1"{,/usr}/lib/modules/*; do
@@ -30,7 +30,7 @@ kernel_modules() {
     done
 }
 
-# Unpacked, never installed: the machine's own boot loader stays as it is.
+# Unpacks the kernel instead of installing it, so that the machine's own boot loader does not change.
 get_kernel() {
     [[ ! -d $CACHE/kernel ]] || return 0
     apt_refresh
@@ -47,7 +47,7 @@ get_kernel() {
     rm -rf "$tmp"
 }
 
-# 6.1 is the oldest kernel that matters to us; where Debian no longer has it, its newest will do.
+# 6.1 is the oldest kernel that the tests use. If Debian no longer has it, use the newest.
 newest_kernel() {
     local names
     names=$(apt-cache search --names-only '^linux-image-[0-9][^ ]*-cloud-amd64(-unsigned)?$' |
@@ -63,12 +63,12 @@ download() {
 
 # --- initrd -----------------------------------------------------------------
 
-# What is in it decides its name, so that no guest runs another checkout's init.
+# The name contains a hash of the contents, so that no guest runs another checkout's init.
 initrd_name() {
     { printf '%s\n' "$1"; cat "$ROOT"/tests/vm/{init,manifest} "${BASH_SOURCE[0]}"; } | sha256sum | cut -c1-12
 }
 
-# Not compressed: an emulated CPU unpacks slowly.
+# Not compressed, because an emulated CPU decompresses slowly.
 build_initrd() {
     [[ ! -e $2 ]] || { keep "$2"; return; }
     local modules=$1 out=$2 tmp
@@ -84,7 +84,8 @@ build_initrd() {
     rm -rf "$tmp"
 }
 
-# copy_modules MODULES DIR: the .ko files, and their order in DIR/modules. busybox has xz, the machine perhaps not.
+# copy_modules MODULES DIR: copies the .ko files, and writes their order to DIR/modules. Uses busybox's xz, because the machine may
+# have none.
 copy_modules() {
     local module file
     module_files "$1" | while read -r file; do
@@ -97,7 +98,7 @@ copy_modules() {
     done
 }
 
-# Dependencies first, each file once. What is built into a kernel is not listed.
+# Prints dependencies first, and each file once. Modules that are built into the kernel are not listed.
 module_files() {
     local name base=${1%/lib/modules/*}
     for name in "${GUEST_MODULES[@]}"; do
@@ -107,8 +108,8 @@ module_files() {
 
 # --- accelerator ------------------------------------------------------------
 
-# Sets ACCEL (QEMU's -accel) for this script and those it starts. A /dev/kvm that opens does not mean that a kernel
-# boots on it, so one is booted. The answer holds until the host boots again.
+# Sets ACCEL (QEMU's -accel) for this script and those it starts. A kernel may fail to boot on KVM even if /dev/kvm opens, so this
+# boots one. The result is valid until the host reboots.
 choose_accel() {
     local answer
     answer=$CACHE/accel-$(cat /proc/sys/kernel/random/boot_id)

@@ -1,9 +1,9 @@
-# A server of S3 over a directory, which checks signatures.
+# An S3 server on a directory, which checks signatures.
 # shellcheck shell=bash
 
 S3S_FS_VERSION=0.14.1
 
-# Sets LAZYSTORE_TEST_S3, a program.
+# Sets LAZYSTORE_TEST_S3, the path of the program.
 prepare_s3() {
     if [[ -z ${LAZYSTORE_TEST_S3:-} ]]; then
         local dir=$CACHE/s3s-$S3S_FS_VERSION
@@ -13,7 +13,7 @@ prepare_s3() {
     export LAZYSTORE_TEST_S3
 }
 
-# Without optimisation, which would take minutes and is of no use to a few small files.
+# Built without optimisation, which would take minutes and does not matter for a few small files.
 build_s3() {
     [[ ! -d $1 ]] || { keep "$1"; return; }
     say "cargo install s3s-fs $S3S_FS_VERSION"
