@@ -1,4 +1,4 @@
-"""The parts of bench/closure that are more than shell: what to take, how to unpack it, and its NAR hash.
+"""The parts of bench/closure that are not shell: choosing packages, unpacking them, and NAR hashes.
 
 missing TABLE   prints the planned packages that the cache lacks
 build TABLE     makes the store and closure-info in --dir
@@ -19,7 +19,7 @@ from pathlib import Path
 
 NIX32 = "0123456789abcdfghijklmnpqrsvwxyz"
 FILLER = "nixos-options-doc"
-# The filler makes up for packages that have grown or shrunk since the table was written.
+# The filler compensates for packages that have grown or shrunk since the table was written.
 INODE_SHARE, BYTE_SHARE = 0.98, 0.998
 FOREIGN_LINKS = ("/dev/", "/proc/", "/run/", "/var/", "/nix/")
 
@@ -40,7 +40,7 @@ class Package:
 
 @dataclass
 class Record:
-    """What is known of a finished store path."""
+    """The properties of a finished store path."""
 
     base: str
     nar_hash: str
@@ -90,7 +90,7 @@ def plan(packages, target):
 
 
 def interleave(packages):
-    """The one with most inodes, the one with most bytes, the next ..., so that neither runs out first."""
+    """Alternates between the package with the most inodes and the one with the most bytes, so that neither runs out first."""
     by_inodes = sorted(packages, key=lambda package: -package.inodes)
     by_bytes = sorted(packages, key=lambda package: -package.bytes)
     pairs = (package for pair in zip(by_inodes, by_bytes) for package in pair)
@@ -140,7 +140,7 @@ def nix32(digest):
 
 
 def store_name(name, version, copy):
-    """Copies get a name of their own, as a second build of the same thing would."""
+    """Each copy gets its own name, as a second build of the same package would."""
     digest = hashlib.sha256(f"{name} {version} {copy}".encode()).digest()[:20]
     label = f"{name}-{version.split(':')[-1]}" + (f"-{copy}" if copy > 1 else "")
     return f"{nix32(digest)}-{re.sub(r'[^0-9a-zA-Z+._?=-]', '-', label)}"
@@ -194,7 +194,7 @@ class Nar:
         self.put(b"symlink", b"target", target)
 
     def own_target(self, path, target):
-        """What pointed into / or /usr points into the store path."""
+        """Redirects a symlink target in / or /usr into the store path."""
         if not target.startswith(b"/") or target.startswith(tuple(map(str.encode, FOREIGN_LINKS))):
             return target
         target = os.fsencode(f"/nix/store/{self.root.name}/") + re.sub(rb"^/(usr/)?", b"", target)
@@ -233,7 +233,7 @@ def unpack(deb, path):
 
 
 def make(directory, base, fill):
-    """One store path by fill(path), unless it is there already; returns its record."""
+    """Makes one store path with fill(path), unless it exists; returns its record."""
     note = directory / ".cache/paths" / base
     if note.exists():
         return Record(**json.loads(note.read_text()))
@@ -258,7 +258,7 @@ def make_package(job):
 
 
 def make_filler(directory, inodes, size):
-    """A manual of small text files: exactly so many inodes and bytes."""
+    """Makes a manual of small text files with exactly the given numbers of inodes and bytes."""
     if inodes < 1 or size < 0:
         raise SystemExit(f"closure: the packages leave {inodes} inodes and {size} bytes to fill")
     base = store_name(FILLER, f"{inodes}.{size}", 1)
@@ -289,7 +289,7 @@ def manual_nodes(path, nodes):
 
 
 def manual_sizes(files, size):
-    """Most text is a few hundred bytes to some KB; what is too much for that goes to an index."""
+    """Most files have a few hundred bytes to some KB; an index file takes the remaining bytes."""
     rng = random.Random(1)
     weights = [rng.lognormvariate(0, 1) for _ in files[1:]]
     scale = min(size, 6000 * len(weights)) / max(1, sum(weights))
@@ -344,7 +344,7 @@ def by_cost(jobs):
 
 
 def drop_strangers(directory, wanted):
-    """Paths of an earlier plan."""
+    """Removes paths of an earlier plan."""
     for place in (directory / "nix/store", directory / ".cache/paths"):
         for path in place.iterdir():
             if path.name not in wanted:

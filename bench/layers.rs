@@ -1,6 +1,6 @@
-//! What each layer costs, without a guest: `cargo bench --bench layers`.
+//! Measures the cost of each layer without a guest: `cargo bench --bench layers`.
 //!
-//! Everything lies in a temporary directory and in the page cache.
+//! All files are in a temporary directory and in the page cache.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs;
@@ -34,7 +34,7 @@ fn tree(files: usize) -> TempDir {
         if index % 1000 == 0 {
             fs::create_dir_all(&parent).unwrap();
         }
-        // Holes: planning looks at sizes only.
+        // The files are holes, because planning uses only their sizes.
         let file = fs::File::create(parent.join(format!("{index}"))).unwrap();
         file.set_len(BLOCK).unwrap();
     }
@@ -106,13 +106,13 @@ fn plan(files: usize) -> Plan {
     planner.into_plan()
 }
 
-/// Block to node, of one plan: nothing is read. 10 million files take half a gigabyte of memory here.
+/// Looks up the node of a block in one plan, without reading. 10 million files take half a gigabyte of memory here.
 fn extent(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("extent");
     for extents in [1_000, 100_000, 10_000_000] {
         let plan = plan(extents);
         let blocks = plan.data_blocks();
-        // A stride that visits all of them in no order that a cache would know.
+        // A stride that visits all blocks in an order that defeats the CPU's caches and prefetchers.
         let stride = blocks / 13 * 8 + 1;
         let mut block = 0;
         group.bench_function(BenchmarkId::new("extents", extents), |bencher| {

@@ -1,4 +1,4 @@
-"""Binary caches for bench/cache: written and signed by Nix, served by nginx, as far away as wished."""
+"""Binary caches for bench/cache: written and signed by Nix, served by nginx, with a configurable round-trip time."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ def load(root, registration):
 
 
 def write(root, out, compression):
-    """All of a chroot store as a signed cache with listings; returns the key to trust."""
+    """Writes a whole chroot store as a signed cache with listings; returns the public key."""
     out.parent.mkdir(parents=True, exist_ok=True)
     secret, public = out.parent / f"{out.name}.key", out.parent / f"{out.name}.public"
     if not public.exists():
@@ -46,7 +46,7 @@ def file_nar(content):
 
 
 def many_paths(root, count):
-    """A store of `count` paths of one small file each, where each refers to some eight others; returns the top one."""
+    """Makes a store of `count` paths of one small file each, where each refers to about eight others; returns the top path."""
     store = root / "nix/store"
     store.mkdir(parents=True)
     chance = random.Random(1)
@@ -67,7 +67,7 @@ def many_paths(root, count):
 
 
 def large_path(root, length):
-    """A store of one path, a directory with two files of which the second has `length` bytes that compress by half."""
+    """Makes a store of one path, a directory with two files; the second has `length` bytes that compress by half."""
     name = "".join(DIGITS[byte % 32] for byte in hashlib.sha256(b"large").digest()) + "-large"
     path = root / "nix/store" / name
     path.mkdir(parents=True)
@@ -101,7 +101,7 @@ def registration(store, name, references):
 
 
 def remove(root):
-    """A store, whose directories nobody may write to."""
+    """Removes a store, whose directories are read-only."""
     subprocess.run(["chmod", "-R", "u+w", root], check=True)
     shutil.rmtree(root)
 
@@ -122,7 +122,7 @@ def wait_for(port):
 
 
 class Web:
-    """nginx over a cache, perhaps after a delaying proxy; a context."""
+    """Context manager: nginx on a cache, optionally after a delaying proxy."""
 
     def __init__(self, cache, work, round_trip_ms=0):
         self.cache, self.work, self.round_trip_ms = cache, work, round_trip_ms

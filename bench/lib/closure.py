@@ -1,4 +1,4 @@
-"""What a guest does with a closure: which files it reads and which programs it starts."""
+"""The work of a guest on a closure: the files that it reads and the programs that it starts."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ LIBRARY = re.compile(r"\.so[.\d]*$")
 LIBRARIES_BYTES = 100_000_000
 SMALL_FILES = 2000
 SMALL_BYTES = range(1, 16385)
-# Tried first, then all others; a closure of Debian packages lacks the libraries of many.
+# Programs to try before all others; a closure of Debian packages lacks the libraries of many programs.
 PROGRAMS = ["bash", "git", "python3.11", "perl", "curl", "ffmpeg", "ls"]
 PROGRAMS_MAX = 5
 
@@ -30,12 +30,12 @@ def files(store, names):
 
 
 def by_hash(names):
-    """An order that is the same everywhere and has nothing to do with a layout."""
+    """A pseudo-random order that is the same everywhere and independent of any layout."""
     return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
 
 
 class Workload:
-    """Lists for bench/guest/init, with the names that the guest knows."""
+    """Lists for bench/guest/init, with the guest's names."""
 
     def __init__(self, info, store, mount="/nix/store"):
         self.store, self.mount = store, mount

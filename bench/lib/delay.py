@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A proxy that makes loopback as far away as another site: delay.py LISTEN_PORT TARGET_PORT ROUND_TRIP_MS.
+"""A proxy that gives loopback the latency of a remote site: delay.py LISTEN_PORT TARGET_PORT ROUND_TRIP_MS.
 
-What arrives is passed on half a round trip later, in both directions, and a new connection costs a round trip more, as TCP's
-handshake does. It bounds no bandwidth. Runs until it is ended.
+Forwards data half a round trip later, in both directions. A new connection takes one more round trip, as TCP's handshake does.
+Does not limit the bandwidth. Runs until it is killed.
 """
 
 import asyncio

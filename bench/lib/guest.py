@@ -1,4 +1,4 @@
-"""The guest that is measured: its initrd, QEMU's command line, one boot.
+"""The measured guest: its initrd, QEMU's command line, one boot.
 
 Kernel and busybox are those of scripts/lib/guest.sh; bench/guest/init replaces the init of the tests.
 """
@@ -23,7 +23,7 @@ DISK_UUID = "eb176051-bd15-49b7-9e6b-462e0b467019"
 
 @dataclasses.dataclass
 class Kit:
-    """What every boot needs."""
+    """The files that every boot needs."""
 
     kernel: str
     initrd: str
@@ -47,7 +47,7 @@ def prepare(work, files):
 
 
 def fill(tree, initrd, kernel, files):
-    """The tests' initrd, with our init, virtiofs and a find that does not stat what it need not (busybox's does)."""
+    """Makes the tests' initrd with our init, virtiofs and a find that avoids needless stat calls (unlike busybox's)."""
     subprocess.run(["cpio", "--quiet", "-id", "--no-absolute-filenames"], cwd=tree, check=True,
                    stdin=open(initrd, "rb"))
     shutil.copy(GUEST / "init", tree / "init")
@@ -79,7 +79,7 @@ def add_modules(tree, base):
 
 @dataclasses.dataclass
 class Boot:
-    """What a boot is given."""
+    """The parameters of a boot."""
 
     store: list  # QEMU's options for the store
     params: dict  # bench.KEY=VALUE on the kernel's command line
@@ -92,7 +92,7 @@ class Boot:
 def command(kit, boot):
     params = " ".join(f"bench.{key}={value}" for key, value in boot.params.items())
     cpu = "host" if kit.accel.startswith("kvm") else "max"
-    # mitigations=off and a quiet console: less of an emulated CPU's time goes to what nobody measures.
+    # mitigations=off and a quiet console save time of the emulated CPU that is not part of the measurement.
     kernel_line = f"console=ttyS0 quiet panic=-1 mitigations=off no_timer_check {params}"
     return ["qemu-system-x86_64", "-accel", kit.accel, "-cpu", cpu, "-smp", str(boot.smp), "-m", boot.memory,
             "-object", f"memory-backend-memfd,id=mem,size={boot.memory},share=on", "-M", "q35,memory-backend=mem",
@@ -103,7 +103,7 @@ def command(kit, boot):
 
 @dataclasses.dataclass
 class Seen:
-    """What a boot showed."""
+    """The results of a boot."""
 
     lines: list  # (seconds since QEMU's exec, name, {key: value})
     qemu_cpu_s: float
@@ -114,8 +114,8 @@ class Seen:
 
 
 def run(kit, boot):
-    """Boots, and returns when the guest has ended. An emulated CPU that gets no time may not even find its timer: a
-    kernel that did not come to its first line is started once more."""
+    """Boots, and returns when the guest has ended. On an emulated CPU without enough time the kernel may fail to find its
+    timer, so a kernel that does not print its first line is started once more."""
     seen = run_once(kit, boot)
     if not seen.lines:
         seen = run_once(kit, boot)
@@ -147,7 +147,7 @@ def run_once(kit, boot):
 
 
 def note_line(text, at_s, lines, boot):
-    """Keeps a line that tells a result."""
+    """Keeps a line that contains a result."""
     if found := re.search(r"bench: (\S+)(.*)", text):
         values = dict(part.split("=", 1) for part in found[2].split() if "=" in part)
         lines.append((at_s, found[1], values))

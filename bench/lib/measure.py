@@ -1,4 +1,4 @@
-"""The measurements of bench/compare. Each returns plain numbers, run by run; medians are for the report."""
+"""The measurements of bench/compare. Each returns plain numbers for each run; the report computes medians."""
 
 import json
 import os
@@ -18,7 +18,7 @@ BLOCK_CASES = {
     "4k-qd32": ["--bs", "4k", "--qd", "32"],
     "128k-seq": ["--bs", "128k", "--qd", "8", "--rw", "seq"],
 }
-# Few enough files to stay open, small enough to be touched before every measurement.
+# Few enough files to keep open, small enough to read before every measurement.
 HOT_BYTES = 128 << 20
 
 
@@ -50,7 +50,7 @@ def become_ready(setup):
 
 
 def cost_by_size(setup, info, names, sizes, parts):
-    """For a part of the closure each: bytes, seconds of lazystore and of mkfs.erofs."""
+    """For parts of the closure: bytes, seconds of lazystore and of mkfs.erofs."""
     for part in parts:
         kept = set(names[:max(1, round(len(names) * part))])
         listed = setup.work / "part"
@@ -63,7 +63,7 @@ def cost_by_size(setup, info, names, sizes, parts):
 
 
 def cost_by_paths(setup, counts, rounds):
-    """For closures of so many empty paths each: seconds to ready."""
+    """Seconds to ready for closures with the given numbers of empty paths."""
     memory = pathlib.Path("/dev/shm")
     root = pathlib.Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else setup.work))
     for count in counts:
@@ -90,7 +90,7 @@ def bench(setup, target, options, seconds):
 
 
 class BlockServers:
-    """Those who offer vhost-user-blk, running at the same time, and where they are read."""
+    """The peers with vhost-user-blk, running at the same time, and the ranges to read."""
 
     def __init__(self, setup):
         self.setup, self.servers = setup, {}
@@ -149,7 +149,7 @@ class BlockServers:
 
 
 def boot(setup, kit, name, params, timeout_s):
-    """One boot with a peer: when it was mounted, what the jobs took, what it cost."""
+    """One boot with a peer: time of the mount, times of the jobs, CPU and memory."""
     peer = PEERS[name](setup)
     begin = time.monotonic()
     server = peer.start()
@@ -167,7 +167,7 @@ def boot(setup, kit, name, params, timeout_s):
 
 
 def machine():
-    """What a reader must know of where this was measured."""
+    """Describes the machine of the measurement."""
     cpus = pathlib.Path("/proc/cpuinfo").read_text()
     model = next((line.split(":", 1)[1].strip() for line in cpus.splitlines() if line.startswith("model name")), "cpu")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

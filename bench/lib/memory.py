@@ -1,7 +1,7 @@
-"""Files that are held in memory, so that what is compared is not the host's disk.
+"""Holds files in memory, so that a comparison does not measure the host's disk.
 
-A kernel drops cached pages when it likes: one that reclaims what has not been read for a minute (DAMON) turns the figures of
-a closure of some gigabytes into those of its disk.
+A kernel may drop cached pages at any time. With one that reclaims pages not read for a minute (DAMON), a measurement of a closure
+of some gigabytes would measure the disk.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ SHARE = 0.7
 
 
 class Held:
-    """Until it is closed, files stay in memory: mapped and locked, which takes root or RLIMIT_MEMLOCK."""
+    """Keeps files in memory until it is closed: maps and locks them, which needs root or RLIMIT_MEMLOCK."""
 
     def __init__(self):
         self.libc = ctypes.CDLL(None, use_errno=True)
@@ -47,7 +47,7 @@ class Held:
         return self.libc.mlock(place, size) == 0
 
     def allow_maps(self, count):
-        """A process may map 65,530 files, unless it is told otherwise."""
+        """Raises the limit of mappings per process (65,530 by default), if permitted."""
         limit = int(MAX_MAPS.read_text())
         needed = len(self.maps) + count + 10_000
         if needed > limit and os.access(MAX_MAPS, os.W_OK):

@@ -1,4 +1,4 @@
-"""Who is compared: each starts a server for the store and says how QEMU attaches it."""
+"""The peers: each starts a server for the store and returns QEMU's options to attach it."""
 
 import os
 import pathlib
@@ -82,7 +82,7 @@ def first_line(process):
 
 
 def listening(socket):
-    """Ready is when the socket is there: a client that comes too early is refused."""
+    """Waits until the socket exists: a client that connects earlier is refused."""
     def wait(process):
         deadline = time.monotonic() + 20
         while not socket.exists():
@@ -176,7 +176,7 @@ class Virtiofsd(Peer):
 
     def start(self):
         self.socket.unlink(missing_ok=True)
-        # One descriptor for every file that the guest knows is more than a process may have here.
+        # One descriptor for every file that the guest has looked up would exceed the limit of open files here.
         return Server([self.setup.virtiofsd, f"--socket-path={self.socket}", f"--shared-dir={self.setup.store_dir}",
                        "--inode-file-handles=prefer"], listening(self.socket))
 

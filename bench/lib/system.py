@@ -10,10 +10,10 @@ import subprocess
 from .binary_cache import DIGITS, registration
 
 NAME = "debian-system"
-# What dpkg and the boot loader have, and no service that boots.
+# Files of dpkg and the boot loader, which no service reads during a boot.
 LEFT_OUT = {"boot", "dev", "proc", "sys", "run", "tmp", "var/cache", "var/lib/apt", "var/lib/dpkg", "initrd.img", "initrd.img.old",
             "vmlinuz", "vmlinuz.old", "usr/share/doc"}
-# Services change what is there, or read it before everything else.
+# Services change these files, or read them before everything else.
 COPIED = ("etc/", "var/", "root/")
 
 

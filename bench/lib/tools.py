@@ -1,4 +1,4 @@
-"""What bench/compare needs on the machine, and where things are."""
+"""Installs what bench/compare needs on the machine, and describes where things are."""
 
 import copy
 import os
@@ -14,7 +14,7 @@ CACHE = pathlib.Path(os.environ.get("LAZYSTORE_CACHE") or
                      pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "lazystore")
 VIRTIOFSD = CACHE / "virtiofsd"
 VENV = CACHE / "venv"
-# Versions that were run.
+# The tested versions.
 VIRTIOFSD_VERSION = "1"
 MATPLOTLIB = "matplotlib>=3.8,<4"
 
@@ -43,7 +43,7 @@ def python():
 
 
 def machine_name():
-    """The CPU and how many there are: no host's own name."""
+    """The CPU and the number of cores, without the name of the host."""
     cpus = pathlib.Path("/proc/cpuinfo").read_text()
     model = re.search(r"model name\s*: (.*)", cpus)
     words = re.findall(r"[A-Za-z0-9]+", model[1] if model else os.uname().machine)
@@ -52,7 +52,7 @@ def machine_name():
 
 
 class Setup:
-    """Where the closure and everything else is."""
+    """The paths of the closure and of everything else."""
 
     def __init__(self, args, work):
         self.work, self.binary = work, args.bin
