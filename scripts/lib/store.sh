@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # used by the scripts that read this file
 
-# package: what its files are linked against, in an order in which each can be made.
+# package: the packages that its files are linked against. Each package follows its dependencies.
 STORE_PACKAGES=(
     'libc6:'
     'libtinfo6: libc6'
@@ -18,8 +18,8 @@ STORE_PACKAGES=(
     'ncurses-base:'
 )
 
-# Sets STORE_ROOT_DIR (holding nix/store), CLOSURE_INFO, STORE_RUN (a program and its arguments) and STORE_RUN_OUTPUT
-# (a file: what it must print). Remade when this file changes.
+# Sets STORE_ROOT_DIR (which contains nix/store), CLOSURE_INFO, STORE_RUN (a program and its arguments) and STORE_RUN_OUTPUT (a file
+# with the expected output). The store is remade when this file changes.
 prepare_store() {
     local dir
     dir=$CACHE/store-$(sha256sum <"${BASH_SOURCE[0]}" | cut -c1-12)
@@ -45,14 +45,14 @@ make_store() {
     mv "$tmp" "$1"
 }
 
-# nix COMMAND...: nix-bin as it comes wants a daemon's users and a sandbox; copying files into a store needs neither.
+# nix COMMAND...: by default nix-bin requires the daemon's users and a sandbox; copying files into a store needs neither.
 in_store() {
     local root=$1; shift
     env -u NIX_REMOTE NIX_CONFIG=$'sandbox = false\nbuild-users-group =' nix-store --store "$root" "$@"
 }
 
-# add TMP NAME REFERENCE...: TMP/tree/NAME becomes the store path ADDED. nix-store --add records no references, so its
-# record is taken out of the database and loaded again with them.
+# add TMP NAME REFERENCE...: adds TMP/tree/NAME to the store as the path ADDED. nix-store --add records no references, so this dumps
+# the record and loads it again with the references.
 add() {
     local tmp=$1 name=$2; shift 2
     ADDED=$(in_store "$tmp/root" --add "$tmp/tree/$name")
@@ -60,7 +60,7 @@ add() {
     { in_store "$tmp/root" --dump-db "$ADDED" | head -n 4; printf '%s\n' $# "$@"; } | in_store "$tmp/root" --load-db
 }
 
-# --- what lies in it --------------------------------------------------------
+# --- contents ---------------------------------------------------------------
 
 add_packages() {
     local line package references name dependency
@@ -76,7 +76,7 @@ add_packages() {
     done
 }
 
-# Prints the name of the tree: the package with its version, in Nix's characters. As in Nix, there is no usr.
+# Prints the name of the tree: the package and its version, in characters that Nix allows. As in Nix, the tree has no usr.
 unpack() {
     local deb name
     deb=$(echo "$1/deb/$2"_*.deb)
@@ -87,8 +87,8 @@ unpack() {
     printf '%s' "$name"
 }
 
-# relink TREE LIBRARY-PATH...: its programs then use the loader and the libraries of the store. An error of patchelf
-# means that a file is none of its own: a script, or a program without libraries.
+# relink TREE LIBRARY-PATH...: makes the tree's programs use the loader and the libraries of the store. Ignores errors of patchelf,
+# which fails on scripts and on programs without libraries.
 relink() {
     local tree=$1 loader=${STORE_PATH[libc6]}$LOADER file rpath; shift
     rpath=$(printf ":%s/lib/$TRIPLE" "$@")
@@ -100,7 +100,7 @@ relink() {
 TRIPLE=x86_64-linux-gnu
 LOADER=/lib/$TRIPLE/ld-linux-x86-64.so.2
 
-# What no package has: sizes around a block, strange names, long targets, empty and large directories.
+# Files that no package contains: sizes around a block, unusual names, long symlink targets, empty and large directories.
 add_corners() {
     local dir=$1/tree/corners size long i
     mkdir -p "$dir"/{empty,'with space',deep/a/b/c/d/e/f/g,many}
@@ -121,8 +121,8 @@ add_corners() {
     CORNERS=$ADDED
 }
 
-# What a VM is given: a path that refers to all others, as a system's toplevel does, with links to programs and one of
-# its own that needs several of them.
+# The path that a VM is started with. It refers to all others, as a system's toplevel does, and contains links to programs and one
+# program that needs several of them.
 add_top() {
     local top=$1/tree/system grep=${STORE_PATH[grep]}
     mkdir -p "$top/sw"
@@ -136,7 +136,7 @@ add_top() {
     report_output "$1" >"$1/run-output"
 }
 
-# report GREP FILE: a script for the store's bash that runs a grep on a file.
+# report GREP FILE: prints a script for the store's bash that runs a grep on a file.
 report() {
     printf '%s\n' "#!${STORE_PATH[bash]}/bin/bash" \
         "printf 'bash %s and grep, from the store: ' \"\${BASH_VERSION%%(*}\"" \
@@ -149,14 +149,14 @@ report_output() {
     wc -l <"$1/root${STORE_PATH[grep]}/share/doc/grep/copyright"
 }
 
-# In the store but in nobody's closure: a guest must not see it.
+# A path that is in the store but not in the closure: a guest must not see it.
 add_outsider() {
     mkdir "$1/tree/outsider"
     printf 'secret\n' >"$1/tree/outsider/secret"
     add "$1" outsider
 }
 
-# The two files of Nix's closureInfo, and the other form of a registration.
+# Writes the two files of Nix's closureInfo, and the registration in the format of --dump-db.
 write_closure_info() {
     mkdir "$1/closure-info"
     in_store "$1/root" -qR "$TOP" >"$1/closure-info/store-paths"
@@ -165,7 +165,7 @@ write_closure_info() {
     as_closure_info <"$1/dump-db" >"$1/closure-info/registration"
 }
 
-# A record is path, hash, narSize, deriver, number of references, references; closureInfo names the hash's kind.
+# A record is path, hash, narSize, deriver, number of references, references; closureInfo prefixes the hash with its type.
 as_closure_info() {
     awk 'at == 1 { $0 = "sha256:" $0 }
          at == 4 { references = $0 }
