@@ -115,7 +115,9 @@ fn encrypt(
         .encrypt(tls, deadline)
         .map_err(|error| match error.kind() {
             ErrorKind::TimedOut => in_time(error, options.negotiation),
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => NbdError::Cut,
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                NbdError::Cut
+            }
             _ => NbdError::Handshake(error),
         })
 }
