@@ -155,6 +155,71 @@ fn a_release_is_the_same_each_time_and_its_package_can_be_installed_and_removed(
     assert_eq!(left, Vec::<PathBuf>::new());
 }
 
+/// The program linked with musl, in the profile of the tests.
+fn static_program() -> PathBuf {
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--locked", "--target", &target]);
+    done(build.current_dir(env!("CARGO_MANIFEST_DIR")));
+    let target_dir = Path::new(LAZYSTORE).ancestors().nth(2).unwrap();
+    target_dir.join(target).join("debug/lazystore")
+}
+
+/// The first 256 KiB of metadata and of file data that a program serves to a VM.
+fn served_by(program: &Path, tree: &Path) -> Vec<Vec<u8>> {
+    const DATA: u64 = 128 << 30;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("disk.sock");
+    let mut serve = Command::new(program);
+    serve.arg("serve").arg("--tree").arg(tree);
+    serve.arg("--vhost-user").arg(&socket);
+    serve.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let server = server::Server::run(serve, socket, dir);
+    let mut client = Client::start(&server.socket, 1);
+    let reads = [(0, 256 << 10), (DATA, 256 << 10)];
+    let read = client.read(0, &reads);
+    drop(client);
+    server.signal(Signal::SIGTERM);
+    let (status, log) = server.end();
+    assert!(status.success(), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+    read.into_iter().map(Result::unwrap).collect()
+}
+
+/// Its workers are confined by default: a C library may make other system calls than the one that the lists were made for.
+#[test]
+#[ignore = "needs root, musl-gcc and Rust's musl target"]
+fn a_static_release_needs_no_c_library_and_serves_the_same_disk() {
+    let program = static_program();
+    let dir = tempfile::tempdir().unwrap();
+    let mut release = script("release");
+    release.args(["--dirty", "--static"]).arg(dir.path());
+    release.env("LAZYSTORE_BIN", LAZYSTORE);
+    done(release.env("LAZYSTORE_STATIC_BIN", &program));
+    let archive = files(dir.path())
+        .into_iter()
+        .map(|file| dir.path().join(file));
+    let mut archive =
+        archive.filter(|file| file.to_string_lossy().ends_with("-linux-static.tar.gz"));
+    let archive = archive.next().expect("no static archive");
+    let mut unpack = Command::new("tar");
+    unpack
+        .arg("-C")
+        .arg(dir.path())
+        .args(["--strip-components=1", "-xzf"]);
+    done(unpack.arg(archive));
+    let program = dir.path().join("bin/lazystore");
+    // Nothing but the program is there to load.
+    done(
+        Command::new("chroot")
+            .arg(dir.path())
+            .args(["/bin/lazystore", "--version"]),
+    );
+
+    let tree = server::tree();
+    assert!(served_by(&program, tree.path()) == served_by(LAZYSTORE.as_ref(), tree.path()));
+}
+
 /// A management tool finds the program by its description, asks what it can do, and starts it with the options of QEMU's
 /// docs/interop/vhost-user.rst.
 #[test]

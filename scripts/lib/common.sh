@@ -38,6 +38,7 @@ VM_TOOLS=(qemu-system-x86:qemu-system-x86_64 busybox-static:busybox cpio:cpio km
 STORE_TOOLS=(nix-bin:nix-store patchelf:patchelf)
 TEST_TOOLS=(erofs-utils:mkfs.erofs fuse3:fusermount3 qemu-utils:qemu-io strace:strace systemd:systemd-socket-activate util-linux-extra:fincore fakeroot:fakeroot e2fsprogs:/sbin/mke2fs libnbd-bin:nbdinfo python3-libnbd:nbdsh nginx-light:/usr/sbin/nginx openssl:openssl chromium:chromium)
 DEBIAN_TOOLS=(mmdebstrap:mmdebstrap systemd-container:systemd-nspawn libvirt-clients:virt-xml-validate libxml2-utils:xmllint)
+STATIC_TOOLS=(musl-tools:musl-gcc)
 BUILD_TOOLS=(gcc:cc libc6-dev:/usr/include/stdlib.h)
 
 # Only a static busybox runs in an initrd without libraries. The command has the same name in both packages.
@@ -83,6 +84,11 @@ apt_install() {
 need_cargo() {
     need "${BUILD_TOOLS[@]}"
     command -v cargo >/dev/null || die 'cargo is missing: install Rust, see https://rustup.rs'
+}
+
+# need_target TARGET: one of Rust's targets that programs are built for.
+need_target() {
+    [[ -d $(rustc --print target-libdir --target "$1") ]] || quietly rustup target add "$1"
 }
 
 # Refreshes apt's lists once, before the first download, because they may be older than the mirror.
