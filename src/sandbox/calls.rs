@@ -271,6 +271,13 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_rename),
     #[cfg(target_arch = "x86_64")]
     Call::any(libc::SYS_rmdir),
+    // musl makes the old calls where an architecture has them; glibc makes openat(2) and newfstatat(2).
+    #[cfg(all(target_arch = "x86_64", target_env = "musl"))]
+    Call::any(libc::SYS_open),
+    #[cfg(all(target_arch = "x86_64", target_env = "musl"))]
+    Call::any(libc::SYS_stat),
+    #[cfg(all(target_arch = "x86_64", target_env = "musl"))]
+    Call::any(libc::SYS_lstat),
 ];
 
 /// Notifying systemd: a datagram to a Unix socket.
