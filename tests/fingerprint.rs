@@ -125,7 +125,7 @@ fn without_hashes_it_is_weaker_and_says_so() {
     let output = one.run("fingerprint", &args);
     let weak = printed(&output);
     assert!(weak.starts_with("weak-"), "{weak}");
-    assert!(said(&output).contains("of 2 of 2 paths"), "{output:?}");
+    assert!(said(&output).contains("for 2 of 2 paths"), "{output:?}");
     assert_eq!(printed(&other.run("fingerprint", &args)), weak);
     // The size is all that tells it from another one.
     let file = other.0.path().join("nix/store/bbb-two/file");
