@@ -110,14 +110,20 @@ pub fn fetcher(server: &Server) -> Option<Pid> {
     named("fetcher", &server.socket)
 }
 
-#[test]
-#[ignore = "needs root: a real client locks memory"]
-fn a_process_that_fetches_and_is_killed_is_not_noticed() {
+/// A cache of twelve paths that takes 20 ms for each answer.
+fn twelve_paths() -> (RemoteStore, HttpServer) {
     let names: Vec<String> = (0..12).map(|number| format!("path{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let store = RemoteStore::new(&names);
     let http = HttpServer::start(&store.cache.dir);
     http.latency(std::time::Duration::from_millis(20));
+    (store, http)
+}
+
+#[test]
+#[ignore = "needs root: a real client locks memory"]
+fn a_process_that_fetches_and_is_killed_is_not_noticed() {
+    let (store, http) = twelve_paths();
     let server = store.serve(&[&http.url()], &[]);
     let image = store.expected();
     let mut client = Client::start(&server.socket, 1);
@@ -154,11 +160,7 @@ pub fn kill_keeper_or_spare(socket: &Path, kills_keeper: bool) -> impl Fn() -> b
 #[test]
 #[ignore = "needs root: a real client locks memory"]
 fn a_keeper_or_a_spare_that_is_killed_is_replaced_and_reads_go_on() {
-    let names: Vec<String> = (0..12).map(|number| format!("path{number}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let store = RemoteStore::new(&names);
-    let http = HttpServer::start(&store.cache.dir);
-    http.latency(std::time::Duration::from_millis(20));
+    let (store, http) = twelve_paths();
     let server = store.serve(&[&http.url()], &[]);
     let image = store.expected();
     // One connected before, one asks through the keeper that has taken the first one's place.
