@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::common::client::Client;
+use crate::common::client::{Client, READ_MAX};
 use crate::common::process::first_line;
 use crate::common::{server, tool};
 
@@ -176,8 +176,8 @@ fn served_by(program: &Path, tree: &Path) -> Vec<Vec<u8>> {
     serve.stdout(Stdio::piped()).stderr(Stdio::piped());
     let server = server::Server::run(serve, socket, dir);
     let mut client = Client::start(&server.socket, 1);
-    let reads = [(0, 256 << 10), (DATA, 256 << 10)];
-    let read = client.read(0, &reads);
+    let starts = [0, READ_MAX as u64, DATA, DATA + READ_MAX as u64];
+    let read = client.read(0, &starts.map(|start| (start, READ_MAX)));
     drop(client);
     server.signal(Signal::SIGTERM);
     let (status, log) = server.end();
