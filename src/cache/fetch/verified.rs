@@ -58,10 +58,16 @@ impl<R: Read> Read for Received<'_, R> {
     }
 }
 
+/// How much is written at once, at a multiple of this length. Linux chooses the size of a folio in the page cache by the
+/// size of the write, and guests read from large folios faster.
+const WRITE_BYTES: usize = 1 << 20;
+
 /// Passes on what it reads.
 pub(super) struct Verified<'f, R> {
     reader: R,
     to: &'f Staged,
+    /// What has been read and not written yet: less than [`WRITE_BYTES`].
+    unwritten: Vec<u8>,
     fetching: &'f Fetching<'f>,
     hash: Sha256,
     /// Why the file cannot be written.
@@ -73,6 +79,7 @@ impl<'f, R: Read> Verified<'f, R> {
         Self {
             reader,
             to,
+            unwritten: Vec::with_capacity(WRITE_BYTES),
             fetching,
             hash: Sha256::new(),
             write_error: None,
@@ -81,10 +88,14 @@ impl<'f, R: Read> Verified<'f, R> {
 
     /// The tree that was `parsed`, if all that was read has the hash `expected` and has been written.
     pub(super) fn finish(
-        self,
+        mut self,
         parsed: Result<NarTree, NarError>,
         expected: &NarHash,
     ) -> Result<NarTree, VerifyError> {
+        // After an error nobody uses the file.
+        if parsed.is_ok() {
+            self.write_error = self.write_error.take().or(self.flush().err());
+        }
         if let Some(error) = self.write_error {
             return Err(self.to.write_error(error).into());
         }
@@ -95,6 +106,24 @@ impl<'f, R: Read> Verified<'f, R> {
             false => Err(VerifyError::Hash),
         }
     }
+
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(WRITE_BYTES - self.unwritten.len()));
+            self.unwritten.extend_from_slice(now);
+            if self.unwritten.len() == WRITE_BYTES {
+                self.flush()?;
+            }
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.file().write_all(&self.unwritten)?;
+        self.unwritten.clear();
+        Ok(())
+    }
 }
 
 impl<R: Read> Read for Verified<'_, R> {
@@ -102,7 +131,7 @@ impl<R: Read> Read for Verified<'_, R> {
         let len = self.reader.read(buf)?;
         self.hash.update(&buf[..len]);
         self.fetching.wrote(len);
-        if let Err(error) = self.to.file().write_all(&buf[..len]) {
+        if let Err(error) = self.write(&buf[..len]) {
             let kind = error.kind();
             self.write_error = Some(error);
             return Err(kind.into());
