@@ -8,7 +8,7 @@
 }:
 
 let
-  inherit (lib) concatStringsSep literalExpression mapAttrs' mapAttrsToList mkIf mkOption nameValuePair optional types;
+  inherit (lib) concatStringsSep literalExpression mapAttrs' mapAttrsToList mkIf mkOption nameValuePair optional optionals types;
 
   cfg = config.services.lazystore;
 
@@ -39,6 +39,14 @@ let
       default = true;
       description = "Whether the disk contains the closure's registration, for the guest's `nix-store --load-db`.";
     };
+    keepPlans = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether to keep what was found in store paths in /var/cache/lazystore/<name>, so that a restarted server lists no
+        directories again.
+      '';
+    };
     extraArgs = mkOption {
       type = types.listOf types.str;
       default = [ ];
@@ -53,7 +61,7 @@ let
   quote = argument: builtins.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON argument);
 
   serve =
-    one:
+    name: one:
     [
       "serve"
       "--closure-info"
@@ -62,6 +70,8 @@ let
       builtins.storeDir
     ]
     ++ optional one.registration "--with-registration"
+    # The directory is made by the package's unit (CacheDirectory=).
+    ++ optionals one.keepPlans [ "--plan-dir" "/var/cache/lazystore/${name}" ]
     ++ one.extraArgs;
 
   # An empty value removes the values of the package's unit.
@@ -75,7 +85,7 @@ let
         EnvironmentFile = [ "" ];
         ExecStart = [
           ""
-          "${cfg.package}/bin/lazystore ${concatStringsSep " " (map quote (serve one))}"
+          "${cfg.package}/bin/lazystore ${concatStringsSep " " (map quote (serve name one))}"
         ];
       };
     };

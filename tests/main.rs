@@ -40,6 +40,7 @@ mod nbd;
 mod nix_store;
 mod oracles;
 mod packaging;
+mod plan_dir;
 mod plans;
 mod readback;
 mod recording;

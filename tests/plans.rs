@@ -22,7 +22,7 @@ const BLOCK: u64 = 4096;
 const WALKS: [&str; 4] = ["statx", "getdents64", "readlinkat", "openat2"];
 
 /// Three paths with small and large files, many directories and symlinks.
-fn new_store() -> SmallStore {
+pub(crate) fn new_store() -> SmallStore {
     let store = SmallStore::new(&["aaa-one", "bbb-two", "ccc-three"]);
     for (seed, name) in ["aaa-one", "ccc-three"].into_iter().enumerate() {
         let path = store.store().join(name);
@@ -41,7 +41,7 @@ fn new_store() -> SmallStore {
 }
 
 /// All metadata that a guest can look at: what `find` reads.
-fn metadata(image: &Image) -> Vec<Range<u64>> {
+pub(crate) fn metadata(image: &Image) -> Vec<Range<u64>> {
     let regions = (0..).zip(image.space().regions());
     let used = regions.map(|(index, region)| {
         let blocks = image.usage(index).unwrap().meta_blocks;
@@ -51,14 +51,14 @@ fn metadata(image: &Image) -> Vec<Range<u64>> {
 }
 
 /// Reads block by block, as a guest does.
-fn scan(client: &mut Client, ranges: &[Range<u64>]) -> Vec<Result<Vec<u8>, i32>> {
+pub(crate) fn scan(client: &mut Client, ranges: &[Range<u64>]) -> Vec<Result<Vec<u8>, i32>> {
     let blocks = ranges.iter().cloned().flat_map(|range| range.step_by(4096));
     blocks
         .map(|at| client.read(0, &[(at, 4096)]).remove(0))
         .collect()
 }
 
-fn expected(image: &Image, ranges: &[Range<u64>]) -> Vec<Vec<u8>> {
+pub(crate) fn expected(image: &Image, ranges: &[Range<u64>]) -> Vec<Vec<u8>> {
     let blocks = ranges.iter().cloned().flat_map(|range| range.step_by(4096));
     let read = |at| {
         let mut block = vec![0; 4096];
@@ -203,7 +203,11 @@ fn a_planner_that_is_killed_is_missed_by_nobody() {
 }
 
 /// Every byte of the used disk is right, or cannot be read; returns how many blocks cannot.
-fn right_or_not_there(server: &Server, ranges: &[Range<u64>], right: &[Vec<u8>]) -> usize {
+pub(crate) fn right_or_not_there(
+    server: &Server,
+    ranges: &[Range<u64>],
+    right: &[Vec<u8>],
+) -> usize {
     let mut client = Client::start(&server.socket, 1);
     let read = scan(&mut client, ranges);
     let pairs = read.iter().zip(right);
@@ -217,7 +221,7 @@ fn right_or_not_there(server: &Server, ranges: &[Range<u64>], right: &[Vec<u8>])
     failed.count()
 }
 
-fn data(image: &Image) -> Vec<Range<u64>> {
+pub(crate) fn data(image: &Image) -> Vec<Range<u64>> {
     let regions = (0..).zip(image.space().regions());
     let used = regions.map(|(index, region)| {
         let blocks = image.usage(index).unwrap().data_blocks;

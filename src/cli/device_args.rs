@@ -1,6 +1,7 @@
 //! Arguments of all subcommands that serve a disk.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -21,6 +22,10 @@ pub struct DeviceArgs {
     /// Poll for further requests up to this long before sleeping, as long as polling pays off; 0 disables polling
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 200, value_parser = whole::<u64>(0..=1000))]
     poll_us: u64,
+    /// Keep the layouts of store paths in DIR, which is created if necessary, so that later servers need not list directories.
+    /// DIR must belong to this user; at most 256 MiB are kept
+    #[arg(long, value_name = "DIR", help_heading = "Disk")]
+    pub plan_dir: Option<PathBuf>,
     /// Do not confine the serving processes: for debugging, or to find out whether confinement causes a failure
     #[arg(long)]
     no_sandbox: bool,

@@ -206,6 +206,7 @@ impl ServeArgs {
             report: None,
             status: self.watch.status.clone(),
             metrics: self.watch.metrics_file.clone(),
+            plan_dir: self.device.plan_dir.clone(),
             prefetch: records.prefetch.clone(),
             fetched: None,
         })

@@ -91,6 +91,7 @@ impl Image {
                 source: HOST,
                 identity: None,
                 nar_size: None,
+                nar_hash: None,
             }],
             plans: Plans::new(1, attributes, options.plan_cache_bytes),
             root: None,
@@ -223,6 +224,7 @@ impl Found {
                 source,
                 identity: None,
                 nar_size: None,
+                nar_hash: None,
             },
         }
     }
@@ -244,6 +246,7 @@ impl Remote<'_> {
                 source: self.source,
                 identity: None,
                 nar_size: path.nar_size,
+                nar_hash: path.nar_hash,
             },
         }
     }
@@ -267,6 +270,7 @@ fn examine(
                     source: HOST,
                     identity,
                     nar_size: path.nar_size,
+                    nar_hash: path.nar_hash,
                 },
             }),
             Err(error) if error.is_not_found() => {
@@ -358,6 +362,7 @@ impl<'a> Sizing<'a> {
                 source,
                 identity,
                 nar_size,
+                ..
             } = self.origins[indexes[at]];
             let tree = PathTree {
                 source: &self.sources[source],

@@ -9,6 +9,7 @@ mod data;
 mod error;
 mod fingerprint;
 mod footprint;
+mod kept;
 mod locate;
 mod plans;
 mod prefetch;
@@ -47,6 +48,7 @@ pub use builtin::{DIR as BUILTIN_DIR, REGISTRATION as REGISTRATION_NAME};
 pub use error::{ImageError, ReadError};
 pub use fingerprint::{Fingerprint, NotAFingerprint};
 pub use footprint::{Footprint, Touched};
+pub use kept::{PlanDir, PlanDirError};
 pub use locate::Usage;
 pub use prefetch::Prefetched;
 pub use publisher::Publisher;
@@ -109,6 +111,8 @@ struct Origin {
     identity: Option<Identity>,
     /// Registered length of its NAR.
     nar_size: Option<u64>,
+    /// Registered hash of its NAR.
+    nar_hash: Option<[u8; 32]>,
 }
 
 /// The rest of a range that is being visited.

@@ -206,6 +206,7 @@ impl Plans {
                 path: path.tree.display_path(),
             };
             self.give_up(region, &error, &mut growing);
+            found.ask(region, Wish::Removal);
             return Err(error);
         }
         let adopted = slot.adopted.get_or_init(|| found);
@@ -348,7 +349,6 @@ impl Plans {
     }
 
     /// What every plan is made with.
-    #[cfg(test)]
     pub(super) fn attributes(&self) -> Attributes {
         self.attributes
     }

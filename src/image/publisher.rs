@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
 
+use super::kept::{Keeper, PlanDir};
 use super::plans::Need;
 use super::published::{
     DirRecord, FileRecord, Header, Parts, Requests, SUSPECT, TOP, Wish, entry_at, table_bytes,
@@ -36,6 +37,8 @@ pub struct Publisher {
     /// Of the mapping, so far.
     used: usize,
     states: Vec<State>,
+    /// Where plans are kept for later servers.
+    keeper: Option<Keeper>,
 }
 
 /// How far a path has got.
@@ -98,7 +101,13 @@ impl Publisher {
             states: std::iter::repeat_with(|| State::Begun)
                 .take(paths)
                 .collect(),
+            keeper: None,
         }
+    }
+
+    /// Plans are loaded from there instead of walking paths, and written there for later servers.
+    pub fn keep_in(&mut self, dir: PlanDir) {
+        self.keeper = Some(Keeper::new(dir));
     }
 
     /// As if it were time to try all again.
@@ -128,23 +137,67 @@ impl Publisher {
         }
     }
 
-    /// Publishes some of what is asked for; false if there is nothing to do. Plans come first.
+    /// Publishes some of what is asked for; false if there is nothing to do. Plans that somebody waits for come first, then
+    /// those that were kept.
     pub(super) fn turn(&mut self, image: &Image) -> bool {
+        self.publish_due(image)
+            || self.publish_some_kept(image)
+            || self.read_some_small_files(image)
+            || self.forget_wrong(image)
+            || self.keeper.as_mut().is_some_and(Keeper::prune)
+    }
+
+    fn regions(&self) -> impl Iterator<Item = (u32, &State)> + Clone {
+        (0..).zip(&self.states)
+    }
+
+    fn publish_due(&mut self, image: &Image) -> bool {
         let now = Instant::now();
-        let regions = (0..).take(self.states.len());
-        let due = regions
-            .clone()
-            .zip(&self.states)
+        let due = self
+            .regions()
             .filter(|(region, state)| state.is_due(now) && self.requests.has(*region, Wish::Plan));
         let due: Vec<u32> = due.map(|(region, _)| region).collect();
         for region in &due {
             let state = self.publish(image, *region);
             self.states[*region as usize] = state;
         }
-        if !due.is_empty() {
-            return true;
+        !due.is_empty()
+    }
+
+    /// A VM finds these before it asks for them.
+    fn publish_some_kept(&mut self, image: &Image) -> bool {
+        // The rest is for what is asked for.
+        if self.used > self.map.len_bytes() / 2 {
+            return false;
         }
-        let unread = regions.zip(&self.states).find(|(region, state)| {
+        let count = u32::try_from(self.states.len()).unwrap_or(u32::MAX);
+        let keeper = self.keeper.as_mut();
+        let regions = keeper.map_or(0..0, |keeper| keeper.next_regions(image, count));
+        for region in regions.clone() {
+            let is_begun = matches!(self.states[region as usize], State::Begun);
+            let state = is_begun.then(|| self.publish_kept(image, region)).flatten();
+            if let Some(state) = state {
+                self.states[region as usize] = state;
+            }
+        }
+        !regions.is_empty()
+    }
+
+    /// Has the kept plans removed that somebody found to be wrong.
+    fn forget_wrong(&mut self, image: &Image) -> bool {
+        let Some(keeper) = &mut self.keeper else {
+            return false;
+        };
+        for region in (0..).take(self.states.len()) {
+            if self.requests.has(region, Wish::Removal) {
+                keeper.forget(image, region);
+            }
+        }
+        false
+    }
+
+    fn read_some_small_files(&mut self, image: &Image) -> bool {
+        let unread = self.regions().find(|(region, state)| {
             matches!(state, State::Published(_)) && self.requests.has(*region, Wish::SmallFiles)
         });
         let Some((region, _)) = unread else {
@@ -161,10 +214,26 @@ impl Publisher {
         if !image.is_of_host(region) {
             return State::Done;
         }
+        let kept = self.publish_kept(image, region);
+        kept.unwrap_or_else(|| self.publish_walked(image, region))
+    }
+
+    /// None if no plan was kept that can be used.
+    fn publish_kept(&mut self, image: &Image, region: u32) -> Option<State> {
+        let plan = self.keeper.as_mut()?.load(image, region)?;
+        let written = self.write(&plan, image.space().region(region), region);
+        Some(Self::published(image, region, written))
+    }
+
+    fn publish_walked(&mut self, image: &Image, region: u32) -> State {
         let here = image.space().region(region);
         let written = image.with_plan(IoMode::Blocking, region, Need::All, |plan| {
-            let since = self.requests.since();
-            (!is_modified(plan, since)).then(|| self.write(plan, here, region))
+            if is_modified(plan, self.requests.since()) {
+                return None;
+            }
+            let keeper = self.keeper.as_ref();
+            let file = keeper.and_then(|keeper| keeper.file(image, region, plan));
+            Some((self.write(plan, here, region), file))
         });
         match written {
             Ok(None) => {
@@ -172,17 +241,25 @@ impl Publisher {
                 image.plans.drop_plan(region);
                 self.states[region as usize].failed_again()
             }
-            Ok(Some(Some(progress))) => {
-                // From now on this process reads it as all others do.
-                let _ = image.published(IoMode::Blocking, region);
-                State::Published(Box::new(progress))
-            }
-            Ok(Some(None)) => {
-                tracing::debug!(region, "no room for one more plan that all could read");
-                State::Done
+            Ok(Some((written, file))) => {
+                if let (Some(keeper), Some(file)) = (&mut self.keeper, file) {
+                    keeper.save(&file);
+                }
+                Self::published(image, region, written)
             }
             Err(error) => self.fail(region, &error),
         }
+    }
+
+    /// How far a path has got whose plan was written, or for which there was no room.
+    fn published(image: &Image, region: u32, written: Option<Progress>) -> State {
+        let Some(progress) = written else {
+            tracing::debug!(region, "no room for one more plan that all could read");
+            return State::Done;
+        };
+        // From now on this process reads it as all others do.
+        let _ = image.published(IoMode::Blocking, region);
+        State::Published(Box::new(progress))
     }
 
     fn fail(&mut self, region: u32, error: &ReadError) -> State {

@@ -138,6 +138,11 @@ impl Image {
         let tree = self.tree(region);
         // Nothing is a file that has no path: what is opened then is a directory, and an error.
         let host_path = || path.path(tree.name, file).unwrap_or_default();
-        tree.open(id, file.stamp(), mode, host_path)
+        let opened = tree.open(id, file.stamp(), mode, host_path);
+        opened.inspect_err(|error| {
+            if error.contradicts_plan() {
+                path.ask(region, Wish::Removal);
+            }
+        })
     }
 }

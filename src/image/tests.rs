@@ -1,3 +1,4 @@
+mod kept;
 mod nar_size;
 mod published;
 mod wide;

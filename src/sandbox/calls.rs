@@ -79,9 +79,12 @@ pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
         Process::FuseWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, FETCHER],
         Process::Prefetcher => &[RUNTIME, THREADS_ONLY, STORE, FETCHER],
         Process::Planner => &[RUNTIME, THREADS_ONLY, STORE],
-        Process::Listener => &[RUNTIME, STORE, RECORD, SOCKET, MESSAGES, PARENT, NOTIFY],
+        Process::PlanKeeper => &[RUNTIME, THREADS_ONLY, STORE, FILES],
+        Process::Listener => &[
+            RUNTIME, STORE, FILES, RECORD, SOCKET, MESSAGES, PARENT, NOTIFY,
+        ],
         Process::Mounter => &[
-            RUNTIME, STORE, RECORD, SOCKET, MESSAGES, PARENT, NOTIFY, MOUNTS,
+            RUNTIME, STORE, FILES, RECORD, SOCKET, MESSAGES, PARENT, NOTIFY, MOUNTS,
         ],
     }
 }
@@ -93,7 +96,8 @@ pub(super) fn fatal(process: Process) -> &'static [&'static [Call]] {
         | Process::NbdWorker
         | Process::FuseWorker
         | Process::Prefetcher
-        | Process::Planner => &[FATAL, SIGNALS_BY_DESCRIPTOR, FATAL_IN_WORKERS, NAMESPACES],
+        | Process::Planner
+        | Process::PlanKeeper => &[FATAL, SIGNALS_BY_DESCRIPTOR, FATAL_IN_WORKERS, NAMESPACES],
         Process::Listener => &[FATAL, SIGNALS_BY_DESCRIPTOR],
         // If mount(2) fails, fuser tries to execute fusermount3. That must fail with an error, not kill the process.
         Process::Mounter => &[],
@@ -206,6 +210,15 @@ const STORE: &[Call] = &[
     Call::any(libc::SYS_readahead),
 ];
 
+/// Replacing, removing and marking files; opening them is part of [`STORE`].
+const FILES: &[Call] = &[
+    Call::any(libc::SYS_unlinkat),
+    // rename(3) uses this on architectures without SYS_rename.
+    Call::any(libc::SYS_renameat),
+    Call::any(libc::SYS_renameat2),
+    Call::any(libc::SYS_utimensat),
+];
+
 /// Rewriting a recording through its open descriptor.
 const RECORD: &[Call] = &[Call::any(libc::SYS_ftruncate)];
 
@@ -248,10 +261,6 @@ const PARENT: &[Call] = &[
     Call::any(libc::SYS_socketpair),
     Call::any(libc::SYS_signalfd4),
     Call::any(libc::SYS_openat),
-    Call::any(libc::SYS_unlinkat),
-    // rename(3) uses this on architectures without SYS_rename.
-    Call::any(libc::SYS_renameat),
-    Call::any(libc::SYS_renameat2),
     Call::any(libc::SYS_prctl),
     Call::any(libc::SYS_prlimit64),
     Call::any(libc::SYS_capget),

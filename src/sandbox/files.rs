@@ -67,11 +67,13 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
         | Process::FuseWorker
         | Process::Prefetcher
         | Process::Planner => rules,
+        Process::PlanKeeper => allow_plans(rules, reach)?,
         Process::Listener | Process::Mounter => {
             let rules = allow(rules, THREADS.as_ref(), AccessFs::ReadDir.into())?;
             let remove = AccessFs::RemoveFile | AccessFs::RemoveDir;
             let mut dirs = reach.cleaned_dirs.iter();
             let rules = dirs.try_fold(rules, |rules, dir| allow(rules, dir, remove))?;
+            let rules = allow_plans(rules, reach)?;
             let write = AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::Truncate;
             let mut dirs = reach.written_dirs.iter();
             dirs.try_fold(rules, |rules, dir| {
@@ -99,6 +101,16 @@ fn allow_store(
         }
     }
     Ok(rules)
+}
+
+/// Allows reading and replacing files in the directory with plans. It is an open descriptor: in the jail it has no path.
+fn allow_plans(rules: RulesetCreated, reach: &Reach<'_>) -> Result<RulesetCreated, SandboxError> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let write = AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::RemoveFile;
+    match reach.plan_dir {
+        Some(dir) => Ok(rules.add_rule(PathBeneath::new(dir, read | write))?),
+        None => Ok(rules),
+    }
 }
 
 fn allow(

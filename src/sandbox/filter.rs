@@ -87,7 +87,7 @@ fn compile(
 mod tests {
     use super::*;
 
-    const PROCESSES: [Process; 7] = [
+    const PROCESSES: [Process; 8] = [
         Process::Listener,
         Process::Mounter,
         Process::VhostWorker,
@@ -95,6 +95,7 @@ mod tests {
         Process::FuseWorker,
         Process::Prefetcher,
         Process::Planner,
+        Process::PlanKeeper,
     ];
 
     #[test]
@@ -135,6 +136,8 @@ mod tests {
             (Process::Listener, Process::Prefetcher),
             (Process::Listener, Process::Planner),
             (Process::Mounter, Process::Planner),
+            (Process::Listener, Process::PlanKeeper),
+            (Process::Mounter, Process::PlanKeeper),
         ];
         for (parent, worker) in parents {
             let parents = allowed(parent);

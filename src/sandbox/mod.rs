@@ -55,6 +55,8 @@ pub enum Process {
     Prefetcher,
     /// Plans paths for all others.
     Planner,
+    /// A planner that keeps plans in a directory.
+    PlanKeeper,
 }
 
 impl Process {
@@ -66,6 +68,7 @@ impl Process {
                 | Self::FuseWorker
                 | Self::Prefetcher
                 | Self::Planner
+                | Self::PlanKeeper
         )
     }
 }
@@ -89,6 +92,8 @@ pub struct Reach<'a> {
     pub cleaned_dirs: Vec<PathBuf>,
     /// Directories in which the listener writes, replaces and removes its own files.
     pub written_dirs: Vec<PathBuf>,
+    /// The directory in which a [`Process::PlanKeeper`] reads, writes, replaces and removes files. Its parent needs it, too.
+    pub plan_dir: Option<BorrowedFd<'a>>,
 }
 
 /// Confines the calling process, which must have one thread.

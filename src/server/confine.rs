@@ -1,12 +1,13 @@
 //! Which process gives up what, and when: the parent before it says that it is ready, a worker before it meets a client.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, fstat};
 use rustix::stdio::stderr;
 
 use super::ServeOptions;
-use crate::image::Image;
+use crate::image::{Image, PlanDir};
 use crate::sandbox::jail::Cell;
 use crate::sandbox::{self, PATHS_MAX, Process, Reach, SandboxError};
 
@@ -45,6 +46,7 @@ pub(super) fn confine(
     status: &[&Path],
     logs_to_file: bool,
     cell: Option<&Cell>,
+    plan_dir: Option<&PlanDir>,
 ) -> Result<(), SandboxError> {
     if !options.sandbox {
         return Ok(());
@@ -55,12 +57,13 @@ pub(super) fn confine(
             Some(_) => Vec::new(),
             None => paths(process, image, options),
         },
-        writes_file: options.record.is_some() || logs_to_file,
+        writes_file: options.record.is_some() || logs_to_file || process == Process::PlanKeeper,
         memory_bytes: memory_bytes(image),
         counts_threads: cell.is_some_and(|cell| cell.counts_threads),
         any_owner: image.is_tree(),
         cleaned_dirs: cleaned_dirs(image, options, status),
         written_dirs: written_dirs(options),
+        plan_dir: plan_dir.map(AsFd::as_fd),
     };
     sandbox::confine(process, &reach)
 }
@@ -81,7 +84,8 @@ fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<
         | Process::NbdWorker
         | Process::FuseWorker
         | Process::Prefetcher
-        | Process::Planner => options.fuse.is_some(),
+        | Process::Planner
+        | Process::PlanKeeper => options.fuse.is_some(),
     };
     if !is_first || image.is_tree() {
         return Vec::new();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::device::fuse::FuseError;
 use crate::device::nbd::TlsError;
+use crate::image::PlanDirError;
 use crate::process::ProcessError;
 use crate::sandbox::SandboxError;
 
@@ -123,6 +124,9 @@ pub enum ServeError {
     /// The disk cannot be mounted as a file.
     #[error(transparent)]
     Fuse(#[from] FuseError),
+    /// Plans cannot be kept.
+    #[error(transparent)]
+    PlanDir(#[from] PlanDirError),
     /// A process cannot be started or watched.
     #[error(transparent)]
     Process(#[from] ProcessError),

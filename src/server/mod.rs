@@ -92,6 +92,8 @@ pub struct ServeOptions {
     pub report: Option<ReportOptions>,
     /// A file with metrics in Prometheus' text format.
     pub metrics: Option<PathBuf>,
+    /// Where plans of store paths are kept for later servers. Made if it is not there.
+    pub plan_dir: Option<PathBuf>,
     /// What to read in advance.
     pub prefetch: Option<Recording>,
     /// What is fetched meanwhile from binary caches.

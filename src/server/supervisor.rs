@@ -29,7 +29,7 @@ use super::status::{MetricsFile, StatusPoint};
 use super::workers::{Outcome, Worker};
 use super::{ServeEvent, ServeOptions};
 use crate::device::meter::Meter;
-use crate::image::Image;
+use crate::image::{Image, PlanDir};
 use crate::process::{self, Child, ENDING, End, Signals, stop_all};
 use crate::sandbox::jail::Cell;
 use crate::sandbox::{Process, SandboxError};
@@ -65,6 +65,8 @@ pub fn serve(
     let record = options.record.as_deref().map(RecordFile::open);
     let report = options.report.clone();
     let report = report.map(|report| ReportFile::new(report, &image));
+    // A tree may change at any time: nothing is kept of it.
+    let plan_dir = options.plan_dir.as_deref().filter(|_| !image.is_tree());
     let places = status::places(options, &inherited);
     let mut server = Server {
         endpoints: endpoint::all(&image, options, inherited)?,
@@ -78,6 +80,7 @@ pub fn serve(
         nowhere: Muted::nowhere().map_err(ServeError::host("open /dev/null"))?,
         record: record.transpose()?,
         report: report.transpose()?,
+        plan_dir: plan_dir.map(PlanDir::open).transpose()?,
         image,
         options,
         logs_to_file: log_is_file(),
@@ -120,6 +123,8 @@ struct Server<'o> {
     report: Option<ReportFile>,
     jail: JailState,
     planner: Planner,
+    /// Where the planner keeps plans. No other process that reads the disk has it.
+    plan_dir: Option<PlanDir>,
     prefetcher: Option<Child>,
     status: StatusPoint,
     metrics: Option<MetricsFile>,
@@ -166,7 +171,7 @@ impl Server<'_> {
         (self.on_event)(ServeEvent::Ready(&sockets));
         self.happened("ready");
         if !self.is_furnishing() {
-            self.start_prefetch();
+            self.start_readers();
         }
         Ok(Step::GoOn)
     }
@@ -405,6 +410,7 @@ impl Server<'_> {
     fn take_endpoint(&mut self, index: usize) -> Option<Endpoint> {
         self.signals.leave_to_parent();
         self.status.leave_to_parent();
+        self.plan_dir = None;
         drop(std::mem::take(&mut self.workers));
         let mut own = None;
         for (other, endpoint) in std::mem::take(&mut self.endpoints).into_iter().enumerate() {
@@ -470,6 +476,7 @@ impl Server<'_> {
             &status,
             self.logs_to_file,
             cell,
+            self.plan_dir.as_ref(),
         )
     }
 

@@ -104,6 +104,15 @@ impl SourceError {
         )
     }
 
+    /// Whether something else lies at the path of a file than what was planned.
+    pub fn contradicts_plan(&self) -> bool {
+        match self {
+            Self::Changed { .. } => true,
+            Self::Io { errno, .. } => matches!(*errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP),
+            _ => false,
+        }
+    }
+
     /// Whether the path does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(

@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub use destination::{Destination, DestinationError};
 pub use error::{Awaits, SourceError};
 pub use file_cache::FileId;
-pub use host::{HostFile, HostTree, Identity};
+pub use host::{HostFile, HostTree, Identity, Mark};
 pub use memory::MemoryTree;
 pub use remote::{NarFile, RemotePath, RemoteTree};
 

@@ -13,7 +13,7 @@ use crate::common::tool;
 const USER: &str = "{ services.lazystore.disks = {
     web = { closure = [ (import ./tests/nix/pkgs.nix { }).guest ]; };
     db = { closure = [ (import ./tests/nix/pkgs.nix { }).guest ]; socket = \"/run/vms/db.sock\"; group = \"vms\";
-           mode = \"0600\"; registration = false; extraArgs = [ \"--label\" \"a $b %c\" ]; }; }; }";
+           mode = \"0600\"; registration = false; keepPlans = false; extraArgs = [ \"--label\" \"a $b %c\" ]; }; }; }";
 
 fn host(user: &str) -> Value {
     evaluated("host", &[("hostUser", user)])
@@ -41,6 +41,8 @@ fn each_disk_has_a_socket_and_a_service_of_the_package() {
             name == "web",
             "{start}"
         );
+        let plans = format!("\"--plan-dir\" \"/var/cache/lazystore/{name}\"");
+        assert_eq!(start.contains(&plans), name == "web", "{start}");
         let listens = &host["sockets"][&unit];
         assert_eq!(listens["overrideStrategy"], "asDropin");
         assert_eq!(listens["wantedBy"], json!(["sockets.target"]));

@@ -233,6 +233,7 @@ fn attempt(name: &str, outside: &Path) -> Result<(), Errno> {
         counts_threads: std::env::var_os(JAILED).is_some() && !geteuid().is_root(),
         any_owner: false,
         written_dirs: Vec::new(),
+        plan_dir: None,
         cleaned_dirs: Vec::new(),
     };
     if let Some(process) = confined_as(&std::env::var(PROCESS).unwrap_or_default()) {

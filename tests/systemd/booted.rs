@@ -91,9 +91,17 @@ fn install(container: &Container) {
     let package = debian_package(dir.path());
     fs::copy(package, container.path("tmp/lazystore.deb")).unwrap();
     container.run("dpkg -i /tmp/lazystore.deb");
-    container.run(
-        "mkdir -p /etc/lazystore && echo 'CLOSURE=--tree /usr/share' >/etc/lazystore/web.conf",
-    );
+    // A store: plans of other directories are not kept. Nothing in it is opened, which the container does not allow (openat2).
+    container.run("mkdir -p /nix/store/aaa-empty /etc/lazystore");
+    container.run("echo /nix/store/aaa-empty >/nix/store-paths");
+    let hash = "0".repeat(64);
+    container.run(&format!(
+        "printf '%s\\n' /nix/store/aaa-empty sha256:{hash} 10000 '' 0 >/nix/registration"
+    ));
+    let closure = "--store-paths /nix/store-paths --registration /nix/registration";
+    container.run(&format!(
+        "echo 'CLOSURE={closure}' >/etc/lazystore/web.conf"
+    ));
     container.run("systemctl daemon-reload && systemctl enable --now lazystore@web.socket");
 }
 
@@ -126,6 +134,11 @@ fn the_package_serves_a_disk_on_a_booted_system_and_leaves_nothing() {
         assert!(status.contains(line), "{line} is not in {status}");
     }
 
+    let planner = container.run("grep -lx planner /proc/[0-9]*/comm");
+    let open = planner.trim().replace("/comm", "/fd");
+    let open = container.run(&format!("ls -l {open}"));
+    assert!(open.contains("/var/cache/"), "it keeps plans: {open}");
+
     // A server that is killed is replaced.
     container.run(&format!("kill -KILL {pid}"));
     assert_serves(&socket);
@@ -143,6 +156,8 @@ fn the_package_serves_a_disk_on_a_booted_system_and_leaves_nothing() {
         container.run("grep -x lazystore /proc/[0-9]*/comm || true"),
         ""
     );
+    container.run("systemctl clean --what=cache lazystore@web");
+    assert_eq!(container.run("ls /var/cache/private/lazystore"), "");
     container.run("rm /etc/lazystore/web.conf && dpkg --purge lazystore");
     assert_eq!(
         container.run("find /etc /usr /var/lib/systemd -name '*lazystore*'"),

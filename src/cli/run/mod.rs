@@ -256,6 +256,7 @@ fn serve_options(
         report: None,
         status: None,
         metrics: None,
+        plan_dir: args.vm.device.plan_dir.clone(),
         prefetch: records.prefetch.clone(),
         fetched: None,
     }

@@ -360,8 +360,7 @@ impl Plan {
         self.hash_nodes(0..1, &mut hasher);
         let first = hasher.finish();
         let rest = self.dirs.iter().map(|dir| {
-            let children = dir.first_child..dir.first_child + dir.children;
-            self.hash_nodes(children, &mut hasher);
+            self.hash_nodes(dir.children(), &mut hasher);
             hasher.finish()
         });
         std::iter::once(first).chain(rest).collect()
@@ -401,6 +400,11 @@ impl Dir {
     /// Its node.
     pub fn node(&self) -> NodeIndex {
         self.node
+    }
+
+    /// Nodes of its children, in name order.
+    pub fn children(&self) -> Range<NodeIndex> {
+        self.first_child..self.first_child + self.children
     }
 
     /// Node of the child with index `child` in name order.

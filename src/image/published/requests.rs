@@ -1,7 +1,7 @@
 //! What processes that serve the disk would like to have published.
 //!
 //! It lies in memory that all of them write to. What one that has fallen to its guest writes there makes the publisher plan
-//! more of the closure's paths, and nothing else.
+//! more of the closure's paths, or has the next server walk them again, and nothing else.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -18,10 +18,12 @@ pub(in crate::image) enum Wish {
     Plan = 1,
     /// What its small files hold, too.
     SmallFiles = 2,
+    /// That no later server uses this plan: it does not say what is there.
+    Removal = 4,
 }
 
 /// Wishes for a path are so many bits of a word.
-const BITS: u32 = 2;
+const BITS: u32 = 4;
 const PER_WORD: u32 = u32::BITS / BITS;
 
 /// All wishes, and a bell that is rung for each.

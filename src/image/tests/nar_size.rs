@@ -9,7 +9,7 @@ pub(super) fn registered(dir: &std::path::Path, nar_size: u64) -> Image {
     let path = StorePath {
         name: b"a"[..].into(),
         nar_size: Some(nar_size),
-        nar_hash: None,
+        nar_hash: Some([7; 32]),
     };
     let closure = Closure {
         dir: dir.to_owned(),
@@ -24,7 +24,7 @@ pub(super) fn rightly_registered(dir: &std::path::Path) -> Image {
     registered(dir, nar_size_of(dir))
 }
 
-fn nar_size_of(dir: &std::path::Path) -> u64 {
+pub(super) fn nar_size_of(dir: &std::path::Path) -> u64 {
     let image = store_image(dir, &ImageOptions::default());
     let size = image.with_plan(IoMode::Blocking, 0, Need::All, nar::size_bytes);
     size.unwrap()

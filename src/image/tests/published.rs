@@ -5,13 +5,13 @@ use super::*;
 use crate::image::published::Wish;
 
 /// A disk of the same store that reads what `publisher` publishes.
-fn reader_of(image: &Image, dir: &std::path::Path) -> Image {
+pub(super) fn reader_of(image: &Image, dir: &std::path::Path) -> Image {
     let reader = rightly_registered(dir);
     reader.plans.share(image.plans.shared().unwrap());
     reader
 }
 
-fn publish_all(image: &Image, publisher: &mut Publisher) {
+pub(super) fn publish_all(image: &Image, publisher: &mut Publisher) {
     let shared = image.plans.shared().unwrap();
     for wish in [Wish::Plan, Wish::SmallFiles] {
         shared.ask(0, wish);
@@ -24,7 +24,7 @@ fn begun(image: &Image) -> u64 {
 }
 
 /// What is used of region 0 by the plan of `image`.
-fn all_used(image: &Image) -> Vec<(u64, usize)> {
+pub(super) fn all_used(image: &Image) -> Vec<(u64, usize)> {
     let usage = image.usage(0).unwrap();
     let region = image.space().region(0);
     let part = |start: u32, blocks: u32| {
@@ -41,7 +41,7 @@ fn all_used(image: &Image) -> Vec<(u64, usize)> {
 }
 
 /// Every kind of thing that has data blocks or lies after its inode.
-fn full_store() -> tempfile::TempDir {
+pub(super) fn full_store() -> tempfile::TempDir {
     let dir = deep_store();
     let long = "t".repeat(4095);
     std::os::unix::fs::symlink(long, dir.path().join("a/lib/long")).unwrap();

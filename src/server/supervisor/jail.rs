@@ -144,7 +144,7 @@ impl Server<'_> {
             (None, _) => warn_of_no_jail(&*Reason::from("it takes too long to make them")),
         }
         if self.is_ready {
-            self.start_prefetch();
+            self.start_readers();
         }
     }
 

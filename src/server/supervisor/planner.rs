@@ -79,17 +79,26 @@ impl Server<'_> {
     }
 
     /// Its life.
-    fn become_planner(&mut self, publisher: Publisher) -> u8 {
+    fn become_planner(&mut self, mut publisher: Publisher) -> u8 {
+        let plan_dir = self.plan_dir.take();
         self.take_endpoint(usize::MAX);
+        self.plan_dir = plan_dir;
         self.image.remote().map(RemoteTree::forget_control);
         // For those who look at processes.
         let _ = rustix::thread::set_name(c"planner");
         // It only costs more otherwise.
         let _ = setpriority_process(None, NICE);
         let jail = std::mem::replace(&mut self.jail, JailState::None);
-        if let Err(error) = self.confine_worker(Process::Planner, jail) {
+        let profile = match self.plan_dir {
+            Some(_) => Process::PlanKeeper,
+            None => Process::Planner,
+        };
+        if let Err(error) = self.confine_worker(profile, jail) {
             tracing::error!("{error}");
             return 1;
+        }
+        if let Some(dir) = self.plan_dir.take() {
+            publisher.keep_in(dir);
         }
         publisher.run(&self.image)
     }

@@ -6,8 +6,16 @@ use super::jail::JailState;
 use crate::sandbox::Process;
 
 impl Server<'_> {
+    /// Starts the processes that read before there is a VM.
+    pub(super) fn start_readers(&mut self) {
+        if self.plan_dir.is_some() {
+            self.start_planner();
+        }
+        self.start_prefetch();
+    }
+
     /// Has another process read in advance, so that this one keeps its one thread and answers at once.
-    pub(super) fn start_prefetch(&mut self) {
+    fn start_prefetch(&mut self) {
         if self.options.prefetch.is_none() {
             return;
         }

@@ -66,7 +66,28 @@ pub struct Identity {
     is_settled: bool,
 }
 
+/// Tells a file from whatever is put in its place later, after a reboot of the host, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Inode number.
+    pub inode: u64,
+    /// Whole seconds of the ctime.
+    pub ctime_sec: i64,
+    /// Nanoseconds of the ctime.
+    pub ctime_nsec: u32,
+}
+
 impl Identity {
+    /// None if the file is so new that another one could still get the same ctime.
+    pub fn mark(&self) -> Option<Mark> {
+        let (ctime_sec, ctime_nsec) = self.changed;
+        self.is_settled.then_some(Mark {
+            inode: self.inode,
+            ctime_sec,
+            ctime_nsec,
+        })
+    }
+
     /// Whether this is the same file as `other`, which was found earlier. The inode number alone is not enough:
     /// overlayfs over several file systems (without `xino`) and some FUSE file systems give a directory a new number
     /// after it has left the inode cache (Linux `fs/overlayfs/inode.c`, `ovl_map_inode`). So a file with the same ctime

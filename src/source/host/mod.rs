@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-pub use directory::Identity;
+pub use directory::{Identity, Mark};
 pub use file::HostFile;
 
 use super::file_cache::{FileCache, FileId};

@@ -1,0 +1,157 @@
+//! Plans that are kept for the next server. Here each disk, with its publisher, is one.
+
+use std::path::{Path, PathBuf};
+
+use super::nar_size::{deep_store, nar_size_of, registered, rightly_registered};
+use super::published::{all_used, full_store, publish_all, reader_of};
+use super::*;
+use crate::image::published::Wish;
+
+/// One server: a disk, and the one who publishes plans of it.
+fn server(dir: &Path, plans: &Path) -> (Image, Publisher) {
+    let image = rightly_registered(dir);
+    let mut publisher = image.share_plans().unwrap();
+    publisher.keep_in(PlanDir::open(plans).unwrap());
+    (image, publisher)
+}
+
+/// The only file in a directory.
+fn only_file(plans: &Path) -> Option<PathBuf> {
+    let files = fs::read_dir(plans).ok()?;
+    let files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() < 2, "{files:?}");
+    files.into_iter().next()
+}
+
+/// Has a server keep the plan of path `a`, once it is old enough.
+fn keep(dir: &Path, plans: &Path) -> PathBuf {
+    loop {
+        let (image, mut publisher) = server(dir, plans);
+        publish_all(&image, &mut publisher);
+        if let Some(file) = only_file(plans) {
+            return file;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+/// How often a new server walks path `a`; nobody has asked for it, unless it is asked for here.
+fn walks_of_next(dir: &Path, plans: &Path) -> u64 {
+    let (image, mut publisher) = server(dir, plans);
+    while publisher.turn(&image) {}
+    publish_all(&image, &mut publisher);
+    let reader = reader_of(&image, dir);
+    for (at, len) in all_used(&rightly_registered(dir)) {
+        assert!(read(&reader, at, len) == read(&rightly_registered(dir), at, len));
+    }
+    assert_eq!(reader.plans_begun(), 0);
+    image.plans_begun()
+}
+
+#[test]
+fn a_kept_plan_reads_as_one_that_was_walked_and_is_there_before_anybody_asks() {
+    let (dir, temp) = (full_store(), tempfile::tempdir().unwrap());
+    let plans = temp.path().join("plans");
+    keep(dir.path(), &plans);
+    let (image, mut publisher) = server(dir.path(), &plans);
+    while publisher.turn(&image) {}
+    let reader = reader_of(&image, dir.path());
+    for (at, len) in all_used(&rightly_registered(dir.path())) {
+        let right = read(&rightly_registered(dir.path()), at, len);
+        assert!(read(&reader, at, len) == right);
+    }
+    assert_eq!((reader.plans_begun(), image.plans_begun()), (0, 0));
+}
+
+#[test]
+fn a_damaged_file_is_walked_again_and_replaced() {
+    let (dir, temp) = (full_store(), tempfile::tempdir().unwrap());
+    let plans = temp.path().join("plans");
+    let file = keep(dir.path(), &plans);
+    let whole = fs::read(&file).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    for damaged in [&whole[..whole.len() / 2], &flipped, b"", &[0; 300]] {
+        fs::write(&file, damaged).unwrap();
+        assert_eq!(walks_of_next(dir.path(), &plans), 1);
+        assert!(fs::read(&file).unwrap() == whole);
+        assert_eq!(walks_of_next(dir.path(), &plans), 0);
+    }
+}
+
+/// The same names and sizes, another directory.
+#[test]
+fn a_replaced_path_is_walked_again() {
+    let (dir, temp) = (deep_store(), tempfile::tempdir().unwrap());
+    let plans = temp.path().join("plans");
+    keep(dir.path(), &plans);
+    let (path, copy) = (dir.path().join("a"), temp.path().join("copy"));
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&path, &copy])
+        .status();
+    assert!(copied.unwrap().success());
+    fs::remove_dir_all(&path).unwrap();
+    fs::rename(&copy, &path).unwrap();
+    assert_eq!(walks_of_next(dir.path(), &plans), 1);
+}
+
+/// It is kept under the same label as the right one.
+#[test]
+fn a_plan_of_another_length_than_registered_is_not_used() {
+    let (dir, temp) = (deep_store(), tempfile::tempdir().unwrap());
+    let plans = temp.path().join("plans");
+    keep(dir.path(), &plans);
+    let image = registered(dir.path(), 8);
+    let mut publisher = image.share_plans().unwrap();
+    publisher.keep_in(PlanDir::open(&plans).unwrap());
+    publish_all(&image, &mut publisher);
+    assert!(image.plans.shared().unwrap().is_suspect(0));
+}
+
+/// Otherwise every later server would give the same errors.
+#[test]
+fn a_plan_that_was_found_wrong_is_not_kept() {
+    let (dir, temp) = (full_store(), tempfile::tempdir().unwrap());
+    let plans = temp.path().join("plans");
+    let file = keep(dir.path(), &plans);
+    let size = nar_size_of(dir.path());
+    let (one, aside) = (
+        dir.path().join("a/many/file-of-299"),
+        temp.path().join("aside"),
+    );
+    fs::rename(&one, &aside).unwrap();
+    let image = registered(dir.path(), size);
+    let mut publisher = image.share_plans().unwrap();
+    publisher.keep_in(PlanDir::open(&plans).unwrap());
+    while publisher.turn(&image) {}
+    let reader = registered(dir.path(), size);
+    reader.plans.share(image.plans.shared().unwrap());
+    let data = image.space().region(0).data.start;
+    let len = BLOCK_LEN_USIZE * 400;
+    let at = u64::from(data) * BLOCK_LEN_BYTES;
+    assert!(reader.read_exact_at(&mut vec![0; len], at).is_err());
+    while publisher.turn(&image) {}
+    assert!(!file.exists());
+    // Once for each server, whoever asks how often.
+    fs::rename(&aside, &one).unwrap();
+    let file = keep(dir.path(), &plans);
+    image.plans.shared().unwrap().ask(0, Wish::Removal);
+    while publisher.turn(&image) {}
+    assert!(file.exists());
+}
+
+#[test]
+fn what_cannot_be_written_is_not_missed() {
+    let (dir, temp) = (deep_store(), tempfile::tempdir().unwrap());
+    let plans = temp.path().join("plans");
+    let file = keep(dir.path(), &plans);
+    // A directory in its place: neither to be read nor to be replaced.
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    fs::write(file.join("x"), "").unwrap();
+    for _ in 0..2 {
+        assert_eq!(walks_of_next(dir.path(), &plans), 1);
+    }
+    assert_eq!(only_file(&plans), Some(file), "nothing is left behind");
+}
