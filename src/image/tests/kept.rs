@@ -102,7 +102,7 @@ fn a_plan_of_another_length_than_registered_is_not_used() {
     let (dir, temp) = (deep_store(), tempfile::tempdir().unwrap());
     let plans = temp.path().join("plans");
     keep(dir.path(), &plans);
-    let image = registered(dir.path(), 8);
+    let image = registered(dir.path(), nar_size_of(dir.path()) + 8);
     let mut publisher = image.share_plans().unwrap();
     publisher.keep_in(PlanDir::open(&plans).unwrap());
     publish_all(&image, &mut publisher);
