@@ -2,6 +2,7 @@
 
 pub mod client;
 mod endpoint;
+mod exports;
 mod guest;
 mod hostile;
 mod pki;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -10,7 +11,7 @@ use super::errors::{CacheError, CliError};
 use super::numbers::whole;
 use super::{limits, pins};
 use crate::cache::FetcherProcess;
-use crate::closure::{Closure, Graph, Source, StoreLocation};
+use crate::closure::{Closure, Graph, Pins, Source, StoreLocation};
 use crate::erofs::format::LABEL_LEN_MAX;
 use crate::image::{Fingerprint, Image, ImageOptions};
 
@@ -38,7 +39,7 @@ pub struct ClosureArgs {
     #[arg(long, conflicts_with = "tree")]
     with_registration: bool,
     /// Fail unless the disk has this fingerprint, as printed by `lazystore fingerprint`
-    #[arg(long, value_name = "FINGERPRINT", value_parser = Fingerprint::from_str, conflicts_with = "tree")]
+    #[arg(long, value_name = "FINGERPRINT", value_parser = Fingerprint::from_str, requires = "SourceArgs", conflicts_with = "tree")]
     expect: Option<Fingerprint>,
     #[command(flatten)]
     cache: CacheArgs,
@@ -89,6 +90,16 @@ struct ImageArgs {
     plan_cache: usize,
 }
 
+/// A closure whose paths are known.
+#[derive(Debug)]
+pub struct Found {
+    graph: Graph,
+    location: StoreLocation,
+    options: ImageOptions,
+    expected: Option<Fingerprint>,
+    fetcher: Option<FetcherProcess>,
+}
+
 /// A loaded closure and its disk.
 #[derive(Debug)]
 pub struct Loaded {
@@ -103,7 +114,8 @@ pub struct Loaded {
 }
 
 impl ClosureArgs {
-    /// The same options for another closure: the output of closureInfo, or a store path.
+    /// The same options for another closure: the output of closureInfo, or a store path. No fingerprint is expected of
+    /// it.
     pub fn with_closure(&self, closure: &Path) -> Self {
         let is_info = closure.join("store-paths").is_file();
         let closure = closure.to_owned();
@@ -120,6 +132,7 @@ impl ClosureArgs {
                 tree: None,
             },
             registration: None,
+            expect: None,
             ..self.clone()
         }
     }
@@ -137,12 +150,35 @@ impl ClosureArgs {
         Ok(loaded)
     }
 
+    /// Whether a closure is named.
+    pub fn is_given(&self) -> bool {
+        let SourceArgs {
+            roots,
+            all,
+            closure_info,
+            store_paths,
+            tree,
+        } = &self.source;
+        let option = closure_info.is_some() || store_paths.is_some() || tree.is_some();
+        !roots.is_empty() || *all || option
+    }
+
     /// Loads the closure and lays out its disk. At most `max_open_files` of the store's files are kept open, or fewer
     /// if the process's limits require it. With `shows_progress`, fetches are shown on the terminal.
     ///
     /// # Errors
     /// The closure cannot be loaded, or its disk cannot be laid out.
     pub fn load(&self, max_open_files: usize, shows_progress: bool) -> Result<Loaded, CliError> {
+        let found = self.find(max_open_files, shows_progress)?;
+        let pins = Found::hold(&[&found]);
+        found.lay_out(&pins)
+    }
+
+    /// Finds the paths of the closure.
+    ///
+    /// # Errors
+    /// The closure cannot be loaded.
+    pub fn find(&self, max_open_files: usize, shows_progress: bool) -> Result<Found, CliError> {
         let mut options = self.image.options();
         options.max_open_files = options.max_open_files.min(max_open_files);
         let location = StoreLocation {
@@ -160,28 +196,13 @@ impl ClosureArgs {
         if self.with_registration {
             options.registration = Some(graph.registration()?.into());
         }
-        // Pin the paths before Image::new checks that they exist, so that they cannot disappear in between.
-        let pins = pins::hold(&graph, &location, options.max_open_files / 2);
-        options.max_open_files -= pins.open_files();
-        options.pins = pins.into();
-        let image = Image::new(&graph.closure, &options)?;
-        self.check_expected(&image)?;
-        Ok(Loaded {
-            closure: graph.closure,
+        Ok(Found {
+            graph,
+            location,
             options,
-            image,
+            expected: self.expect.clone(),
             fetcher,
         })
-    }
-
-    fn check_expected(&self, image: &Image) -> Result<(), CliError> {
-        match (&self.expect, image.fingerprint()) {
-            (Some(expected), Some(found)) if expected != found => Err(CliError::OtherDisk {
-                expected: expected.clone(),
-                found: found.clone(),
-            }),
-            _ => Ok(()),
-        }
     }
 
     fn source(&self) -> Source {
@@ -202,6 +223,46 @@ impl ClosureArgs {
             },
             SourceArgs { all: true, .. } => Source::All,
             SourceArgs { roots, .. } => Source::Roots(roots.clone()),
+        }
+    }
+}
+
+impl Found {
+    /// Protects closures, all of the same store, from garbage collection. To be called before
+    /// [`lay_out`](Self::lay_out) checks that their paths exist, so that they cannot disappear in between.
+    pub fn hold(all: &[&Self]) -> Arc<Pins> {
+        let Some(first) = all.first() else {
+            return Arc::default();
+        };
+        let graphs: Vec<_> = all.iter().map(|found| &found.graph).collect();
+        let max = first.options.max_open_files / 2;
+        pins::hold(&graphs, &first.location, max).into()
+    }
+
+    /// Lays out the disk of the closure, which `pins` protect.
+    ///
+    /// # Errors
+    /// Paths are missing, the closure does not fit on a disk, or another disk was expected.
+    pub fn lay_out(mut self, pins: &Arc<Pins>) -> Result<Loaded, CliError> {
+        self.options.max_open_files -= pins.open_files();
+        self.options.pins = Arc::clone(pins);
+        let image = Image::new(&self.graph.closure, &self.options)?;
+        self.check_expected(&image)?;
+        Ok(Loaded {
+            closure: self.graph.closure,
+            options: self.options,
+            image,
+            fetcher: self.fetcher,
+        })
+    }
+
+    fn check_expected(&self, image: &Image) -> Result<(), CliError> {
+        match (&self.expected, image.fingerprint()) {
+            (Some(expected), Some(found)) if expected != found => Err(CliError::OtherDisk {
+                expected: expected.clone(),
+                found: found.clone(),
+            }),
+            _ => Ok(()),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::closure::{ClosureError, Fault, Input, RootFault};
 use crate::device::fuse::FuseError;
 use crate::erofs::layout::LayoutError;
 use crate::image::{ImageError, ReadError};
-use crate::server::{ServeError, SocketError};
+use crate::server::{DisksError, ServeError, SocketError};
 
 /// Advice in parentheses after an error, or nothing.
 pub struct Hint(Option<String>);
@@ -45,6 +45,7 @@ pub fn serve(error: &ServeError) -> &'static str {
         ServeError::Socket(SocketError::NotEncrypted { .. }) => {
             ": encrypt with --nbd-tls DIR, or serve at a loopback address, such as 127.0.0.1, or at unix:PATH"
         }
+        ServeError::Disks(DisksError::NoMain) => ": name a closure besides --export",
         ServeError::Record { .. } => ": choose another file for --record",
         ServeError::Sandbox(_) => "; --no-sandbox serves without",
         _ => "",

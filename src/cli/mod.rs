@@ -9,6 +9,7 @@ mod closure_args;
 mod device_args;
 mod doctor;
 mod errors;
+mod export_args;
 mod fingerprint;
 mod help;
 mod hints;

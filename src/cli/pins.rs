@@ -2,16 +2,26 @@
 
 use crate::closure::{Graph, Pins, StoreLocation, StorePath};
 
-/// Protects the paths of `graph` with at most `max` descriptors and, for a chroot store, with temporary roots. Logs one
-/// warning about the paths that are not protected.
-pub fn hold(graph: &Graph, location: &StoreLocation, max: usize) -> Pins {
-    let roots = graph.minimal_roots();
+/// Protects the paths of `graphs`, all of the same store, with at most `max` descriptors and, for a chroot store, with
+/// temporary roots. Logs one warning about the paths that are not protected.
+///
+/// A process has one file of temporary roots, so the paths of all its closures have to be held together.
+pub fn hold(graphs: &[&Graph], location: &StoreLocation, max: usize) -> Pins {
+    let Some(first) = graphs.first() else {
+        return Pins::default();
+    };
+    let mut roots: Vec<_> = graphs
+        .iter()
+        .flat_map(|graph| graph.minimal_roots())
+        .collect();
+    roots.sort_by(|a, b| a.name.cmp(&b.name));
+    roots.dedup_by(|a, b| a.name == b.name);
     if roots.len() > max {
         let (left, all) = (roots.len() - max, roots.len());
         // With known references, only paths without referrers need a descriptor.
-        let advice = match graph.references {
-            Some(_) => "raise the limit of open files (ulimit -n, LimitNOFILE=)",
-            None => {
+        let advice = match graphs.iter().all(|graph| graph.references.is_some()) {
+            true => "raise the limit of open files (ulimit -n, LimitNOFILE=)",
+            false => {
                 "raise the limit of open files (ulimit -n, LimitNOFILE=), or pass a registration"
             }
         };
@@ -20,7 +30,7 @@ pub fn hold(graph: &Graph, location: &StoreLocation, max: usize) -> Pins {
         );
     }
     let names = roots.iter().map(|root| &*root.name);
-    let mut pins = Pins::hold(&graph.closure.dir, names, max);
+    let mut pins = Pins::hold(&first.closure.dir, names, max);
     if location.store_root.is_some() && location.database().exists() {
         register(&mut pins, &roots, location);
     }

@@ -22,9 +22,9 @@ pub fn qemu_options(socket: &Path) -> String {
     )
 }
 
-/// QEMU options for the disk at the NBD socket `socket`, ready to paste. The user must replace `DIR` with the directory of
-/// `ca-cert.pem` on the VM's host.
-pub fn qemu_nbd(socket: &SocketName, is_encrypted: bool) -> String {
+/// QEMU options for the disk at the NBD socket `socket`, ready to paste; for the one called `export`, if a client has to
+/// choose. The user must replace `DIR` with the directory of `ca-cert.pem` on the VM's host.
+pub fn qemu_nbd(socket: &SocketName, is_encrypted: bool, export: Option<&str>) -> String {
     let server = match socket {
         SocketName::Path(path) => format!("type=unix,server.path={}", qemu_escape(path)),
         SocketName::Tcp(at) => format!(
@@ -41,8 +41,10 @@ pub fn qemu_nbd(socket: &SocketName, is_encrypted: bool) -> String {
         ),
         _ => ("", ""),
     };
+    let export = export.map(|name| format!(",export={}", escape(name)));
+    let export = export.unwrap_or_default();
     format!(
-        "{object}-blockdev driver=nbd,node-name=store,read-only=on,server.{server}{tls}
+        "{object}-blockdev driver=nbd,node-name=store,read-only=on,server.{server}{tls}{export}
 -device virtio-blk-pci,drive=store
 "
     )
@@ -56,7 +58,11 @@ pub fn qemu_drive(image: &Path) -> String {
 
 /// Escapes a path for a QEMU option, in which a comma is written twice.
 pub fn qemu_escape(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
+    escape(&path.display().to_string())
+}
+
+fn escape(text: &str) -> String {
+    text.replace(',', ",,")
 }
 
 #[cfg(test)]

@@ -17,14 +17,14 @@ use crate::image::recording::Recording;
 pub struct RecordArgs {
     /// Prefetch what FILE, a recording, lists. If FILE does not exist or the closure has changed, record in FILE what
     /// the first VM reads
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "prefetch"])]
+    #[arg(long, value_name = "FILE", requires = "SourceArgs", conflicts_with_all = ["record", "prefetch"])]
     recording: Option<PathBuf>,
     /// Record in FILE what the first VM reads, for --prefetch; without a socket, what is read from the mounted file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "SourceArgs")]
     record: Option<PathBuf>,
     /// Read what FILE, made with --record, lists into the host's page cache in advance; paths outside this closure are
     /// skipped
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "SourceArgs")]
     prefetch: Option<PathBuf>,
 }
 

@@ -16,7 +16,7 @@ use crate::server::ReportOptions;
 pub struct ReportFileArgs {
     /// Write to FILE when the first VM reads what of each store path: as HTML if FILE ends with .html, otherwise as
     /// JSON for `lazystore report`
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "SourceArgs")]
     report: Option<PathBuf>,
 }
 

@@ -4,14 +4,14 @@ use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{ArgGroup, Args};
 
-use super::closure_args::{ClosureArgs, Loaded};
+use super::closure_args::ClosureArgs;
 use super::device_args::DeviceArgs;
 use super::errors::CliError;
+use super::export_args::{self, ExportArg, LoadedDisks};
 use super::help;
 use super::limit_args::LimitArgs;
 use super::log;
@@ -24,13 +24,15 @@ use super::systemd::Systemd;
 use super::watch_args::WatchArgs;
 use crate::device::fuse::FuseOptions;
 use crate::server::{
-    ClientKind, InheritedSocket, NbdPlace, NbdTls, ServeError, ServeEvent, ServeOptions,
+    ClientKind, Disks, InheritedSocket, NbdPlace, NbdTls, ServeError, ServeEvent, ServeOptions,
     SocketName, serve,
 };
 
-/// Arguments of `lazystore serve`.
+/// Arguments of `lazystore serve`. A closure is required, the main one or one of --export.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = help::long(EXAMPLES, HELP))]
+#[command(mut_group("SourceArgs", |main| main.required(false)))]
+#[command(group = ArgGroup::new("disks").args(DISKS).required(true).multiple(true))]
 pub struct ServeArgs {
     #[command(flatten)]
     closure: ClosureArgs,
@@ -55,6 +57,16 @@ pub struct ServeArgs {
     once: bool,
 }
 
+/// What names a closure: the arguments of the group `SourceArgs`, and --export.
+const DISKS: [&str; 6] = [
+    "roots",
+    "all",
+    "closure_info",
+    "store_paths",
+    "tree",
+    "exports",
+];
+
 const EXAMPLES: &str = "\
 Examples:
   lazystore serve ./result --vhost-user /run/vm/store.sock
@@ -63,6 +75,7 @@ Examples:
   lazystore serve --closure-info ./closure-info --fuse /run/vm/store
   lazystore serve ./result --nbd unix:/run/vm/store.nbd
   lazystore serve ./result --nbd 0.0.0.0:10809 --nbd-tls /etc/pki/lazystore
+  lazystore serve --nbd unix:/run/vm/store.nbd --export web=./web --export db=./db
   systemd-socket-activate -l /run/vm/store.sock lazystore serve ./result";
 
 const HELP: &str = "\
@@ -77,16 +90,25 @@ systemd (LISTEN_FDS) are served without an option.";
 struct TransportArgs {
     /// Serve a vhost-user-blk device at SOCKET; may be given several times
     // Management tools pass --socket-path (QEMU's docs/interop/vhost-user.rst).
-    #[arg(long, value_name = "SOCKET", alias = "socket-path")]
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        alias = "socket-path",
+        requires = "SourceArgs"
+    )]
     vhost_user: Vec<PathBuf>,
     /// Serve a vhost-user-blk device at the inherited listening socket with descriptor NUMBER
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(RawFd).range(3..))]
+    #[arg(long, value_name = "NUMBER", requires = "SourceArgs", value_parser = clap::value_parser!(RawFd).range(3..))]
     fd: Option<RawFd>,
     /// Serve the disk over NBD at a Unix socket, unix:PATH, or a TCP port, HOST:PORT; may be given several times. For VMMs
     /// without shared memory. Without --nbd-tls, HOST must be a loopback address: localhost, 127.0.0.1 or [::1]. PORT 0
     /// selects a free port, which is printed to stdout
     #[arg(long, value_name = "PLACE")]
     nbd: Vec<NbdPlace>,
+    /// Serve a further closure over NBD, as the export NAME; may be given several times. CLOSURE is a store path, a link to
+    /// one, or the output of closureInfo. The closure without a name is the export nix-store, and the default
+    #[arg(long = "export", value_name = "NAME=CLOSURE", requires = "nbd", conflicts_with_all = ["tree", "from"])]
+    exports: Vec<ExportArg>,
     /// Require TLS at the TCP ports of --nbd, with server-cert.pem and server-key.pem in DIR
     #[arg(long, value_name = "DIR", requires = "nbd")]
     nbd_tls: Option<PathBuf>,
@@ -94,7 +116,7 @@ struct TransportArgs {
     #[arg(long, requires = "nbd_tls")]
     nbd_verify_peer: bool,
     /// Serve the disk as the file nix-store.img in a FUSE file system mounted at DIR
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "SourceArgs")]
     fuse: Option<PathBuf>,
 }
 
@@ -141,22 +163,21 @@ struct FuseArgs {
 pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let inherited = args.transports.inherited()?;
     args.check_places()?;
-    let Loaded {
-        closure,
-        image,
-        fetcher,
-        ..
-    } = args.closure.load(usize::MAX, log::is_read_live())?;
-    let records = args.recording.records(&closure)?;
+    let loaded = args.load()?;
+    let main = loaded.main.as_ref();
+    let records = main.map(|main| args.recording.records(&main.closure));
+    let records = records.transpose()?.unwrap_or_default();
     let mut options = args.options(&records)?;
-    options.report = args.report.options(&closure, start);
-    options.fetched = fetcher.as_ref().map(|fetcher| fetcher.meter().clone());
-    let systemd = Systemd::of(&closure);
-    let disk = image.fingerprint().map(ToString::to_string);
-    let served = serve(Arc::new(image), &options, inherited, |event| {
+    options.report = main.and_then(|main| args.report.options(&main.closure, start));
+    let fetcher = main.and_then(|main| main.fetcher.as_ref());
+    options.fetched = fetcher.map(|fetcher| fetcher.meter().clone());
+    let systemd = Systemd::of(&loaded.closures());
+    // The process that fetches must live as long as the disk is read.
+    let (disks, _fetcher) = loaded.into_disks()?;
+    let served = serve(disks.clone(), &options, inherited, |event| {
         if let ServeEvent::Ready(sockets) = event {
-            announce(sockets, &options, start);
-            tracing::info!(disk, "ready");
+            announce(sockets, &disks, &options, start);
+            log_ready(&disks);
         }
         systemd.tell(event);
     });
@@ -166,6 +187,12 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
 }
 
 impl ServeArgs {
+    fn load(&self) -> Result<LoadedDisks, CliError> {
+        let exports = &self.transports.exports;
+        export_args::check_names(&self.closure, exports)?;
+        LoadedDisks::load(&self.closure, exports, log::is_read_live())
+    }
+
     fn check_places(&self) -> Result<(), CliError> {
         let sockets = self.transports.vhost_user.iter();
         let sockets = sockets.map(|path| Place::new("--vhost-user", path));
@@ -214,7 +241,12 @@ impl ServeArgs {
 }
 
 /// Announces readiness: one line per endpoint on stdout for programs, and QEMU options on stderr for people.
-fn announce(sockets: &[(ClientKind, SocketName)], options: &ServeOptions, start: Instant) {
+fn announce(
+    sockets: &[(ClientKind, SocketName)],
+    disks: &Disks,
+    options: &ServeOptions,
+    start: Instant,
+) {
     let millis = start.elapsed().as_secs_f64() * 1e3;
     let file = options.fuse.as_ref().map(FuseOptions::image_path);
     let places = sockets.iter().map(|(_, name)| name.to_string());
@@ -230,10 +262,26 @@ fn announce(sockets: &[(ClientKind, SocketName)], options: &ServeOptions, start:
     let nbd = first(ClientKind::Nbd).map(|(_, name)| name);
     for hint in [
         socket.map(qemu_options),
-        nbd.map(|name| qemu_nbd(name, options.nbd_tls.is_some())),
+        nbd.map(|name| qemu_nbd(name, options.nbd_tls.is_some(), needed_name(disks))),
         file.as_deref().map(qemu_drive),
     ] {
         log::hint(&hint.unwrap_or_default());
+    }
+}
+
+/// The name that a client has to ask for: of the first disk, if there is none that needs no name.
+fn needed_name(disks: &Disks) -> Option<&str> {
+    let exports = disks.exports();
+    let first = exports.all().first().map(|export| export.name.as_str());
+    first.filter(|_| exports.default_export().is_none())
+}
+
+fn log_ready(disks: &Disks) {
+    let has_several = !disks.told_apart().is_empty();
+    for export in disks.exports().all() {
+        let disk = export.image.fingerprint().map(ToString::to_string);
+        let export = has_several.then(|| export.name.as_str());
+        tracing::info!(export, disk, "ready");
     }
 }
 

@@ -12,10 +12,11 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    pub fn of(closure: &Closure) -> Self {
-        let what = match &closure.contents {
-            Contents::StorePaths(paths) => counted(paths.len(), "path"),
-            Contents::Tree => "a tree".to_owned(),
+    /// For a server of the disks of `closures`.
+    pub fn of(closures: &[&Closure]) -> Self {
+        let what = match closures {
+            [closure] => contents(closure),
+            several => counted(several.len(), "disk"),
         };
         Self { what }
     }
@@ -40,5 +41,12 @@ impl Systemd {
             ServeEvent::Vms(count) => format!("serving {}; {}", self.what, counted(count, "VM")),
             ServeEvent::Stopping => "stopping".to_owned(),
         }
+    }
+}
+
+fn contents(closure: &Closure) -> String {
+    match &closure.contents {
+        Contents::StorePaths(paths) => counted(paths.len(), "path"),
+        Contents::Tree => "a tree".to_owned(),
     }
 }

@@ -106,8 +106,8 @@ impl Publisher {
     }
 
     /// Plans are loaded from there instead of walking paths, and written there for later servers.
-    pub fn keep_in(&mut self, dir: PlanDir) {
-        self.keeper = Some(Keeper::new(dir));
+    pub fn keep_in(&mut self, dir: impl Into<Arc<PlanDir>>) {
+        self.keeper = Some(Keeper::new(dir.into()));
     }
 
     /// As if it were time to try all again.

@@ -7,6 +7,7 @@ use rustix::fs::{FileType, fstat};
 use rustix::stdio::stderr;
 
 use super::ServeOptions;
+use super::disks::Disks;
 use crate::image::{Image, PlanDir};
 use crate::sandbox::jail::Cell;
 use crate::sandbox::{self, PATHS_MAX, Process, Reach, SandboxError};
@@ -15,11 +16,11 @@ use crate::sandbox::{self, PATHS_MAX, Process, Reach, SandboxError};
 const MEMORY_BYTES: u64 = 2 << 30;
 
 /// Says what this kernel lacks for confining processes.
-pub(super) fn warn_of_missing_protections(image: &Image, options: &ServeOptions) {
+pub(super) fn warn_of_missing_protections(disks: &Disks, options: &ServeOptions) {
     if !options.sandbox {
         return;
     }
-    let paths = image.space().regions().len();
+    let paths = disks.path_count();
     if paths > PATHS_MAX {
         tracing::warn!(
             "{paths} store paths are too many to be let in one by one ({PATHS_MAX} are not): workers may read all of the \
@@ -37,11 +38,11 @@ pub(super) fn log_is_file() -> bool {
     log == Ok(FileType::RegularFile)
 }
 
-/// Confines a process that is about to serve `image`, unless that is not wanted. With `logs_to_file` it may make files
+/// Confines a process that is about to serve one of `disks`, unless that is not wanted. With `logs_to_file` it may make files
 /// longer; in a `cell` of the jail it sees nothing but what is served.
 pub(super) fn confine(
     process: Process,
-    image: &Image,
+    disks: &Disks,
     options: &ServeOptions,
     status: &[&Path],
     logs_to_file: bool,
@@ -52,30 +53,32 @@ pub(super) fn confine(
         return Ok(());
     }
     let reach = Reach {
-        store: image.store_dir(),
+        store: disks.any().store_dir(),
         paths: match cell {
             Some(_) => Vec::new(),
-            None => paths(process, image, options),
+            None => paths(process, disks, options),
         },
         writes_file: options.record.is_some() || logs_to_file || process == Process::PlanKeeper,
-        memory_bytes: memory_bytes(image),
+        memory_bytes: memory_bytes(disks),
         counts_threads: cell.is_some_and(|cell| cell.counts_threads),
-        any_owner: image.is_tree(),
-        cleaned_dirs: cleaned_dirs(image, options, status),
+        any_owner: disks.is_tree(),
+        cleaned_dirs: cleaned_dirs(disks, options, status),
         written_dirs: written_dirs(options),
         plan_dir: plan_dir.map(AsFd::as_fd),
     };
     sandbox::confine(process, &reach)
 }
 
-/// Several times what a worker has been seen to take: stacks of its threads, long reads, the plans, one very large plan.
-fn memory_bytes(image: &Image) -> u64 {
-    MEMORY_BYTES + 4 * image.plan_cache_bytes() as u64
+/// Several times what a process has been seen to take: stacks of its threads, long reads, the plans, one very large plan.
+/// One process plans the paths of all disks.
+fn memory_bytes(disks: &Disks) -> u64 {
+    let plans = disks.images().map(|image| image.plan_cache_bytes() as u64);
+    MEMORY_BYTES + 4 * plans.sum::<u64>()
 }
 
 /// What of the store is served, for the process that is confined first. Those that it starts inherit that, and the kernel
 /// would only have more to look up.
-fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<&'i [u8]> {
+fn paths<'d>(process: Process, disks: &'d Disks, options: &ServeOptions) -> Vec<&'d [u8]> {
     let is_first = match process {
         Process::Listener => true,
         Process::Mounter => false,
@@ -87,19 +90,19 @@ fn paths<'i>(process: Process, image: &'i Image, options: &ServeOptions) -> Vec<
         | Process::Planner
         | Process::PlanKeeper => options.fuse.is_some(),
     };
-    if !is_first || image.is_tree() {
-        return Vec::new();
+    match is_first && !disks.is_tree() {
+        true => disks.paths(),
+        false => Vec::new(),
     }
-    let regions = image.space().regions().iter();
-    regions.map(|region| &*region.name).collect()
 }
 
 /// Where the parent, or its caller, removes something at the end.
-fn cleaned_dirs(image: &Image, options: &ServeOptions, status: &[&Path]) -> Vec<PathBuf> {
+fn cleaned_dirs(disks: &Disks, options: &ServeOptions, status: &[&Path]) -> Vec<PathBuf> {
     let removed = options.socket_files().chain(status.iter().copied());
     let removed = removed.chain(options.private_dir.as_deref());
     let removed = removed.chain(options.record.as_deref());
-    removed.chain(image.pins_file()).map(dir_of).collect()
+    let pins = disks.images().filter_map(Image::pins_file);
+    removed.chain(pins).map(dir_of).collect()
 }
 
 fn written_dirs(options: &ServeOptions) -> Vec<PathBuf> {

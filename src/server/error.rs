@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use super::disks::DisksError;
 use crate::device::fuse::FuseError;
 use crate::device::nbd::TlsError;
 use crate::image::PlanDirError;
@@ -118,6 +119,9 @@ pub enum ServeError {
     /// A socket cannot be served.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// These disks cannot be served, or not in this way.
+    #[error(transparent)]
+    Disks(#[from] DisksError),
     /// There is nothing to encrypt with.
     #[error(transparent)]
     Tls(#[from] TlsError),

@@ -1,4 +1,4 @@
-//! The processes that serve a disk: one that listens, and a worker for each connection or mount.
+//! The processes that serve disks: one that listens, and a worker for each connection or mount.
 //!
 //! A frontend can truncate the file behind its shared memory, and then a process that touches a ring dies of SIGBUS. So
 //! the process that owns the endpoints touches no guest's memory: it has one thread, and forks a worker for every
@@ -8,6 +8,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `disks` | what is served: a main disk, and others that NBD clients choose by name |
 //! | `endpoint` | where clients find the disk: sockets, a FUSE mount; how their workers run |
 //! | `supervisor` | the parent: waits for events, starts workers, ends everything |
 //! | `workers` | the workers of VMs: what they tell, and how they ended |
@@ -28,6 +29,7 @@ mod activation;
 mod boot_report;
 mod confine;
 mod descriptors;
+mod disks;
 mod endpoint;
 mod error;
 mod listener;
@@ -48,11 +50,13 @@ pub use activation::{InheritedSocket, SocketName};
 pub use boot_report::{
     BootReport, FORMAT as REPORT_FORMAT, PathReport, ReportOptions, Totals as ReportTotals,
 };
+pub use disks::{Disks, DisksError};
 pub use error::{ServeError, SocketError};
 pub use listener::SocketAccess;
 pub use nbd_place::{NbdPlace, NbdTls, NotAPlace, TcpPlace};
 pub use status::{
-    ClientKind, ClientStatus, STATUS_SUFFIX, ServerStatus, prometheus_text, status_path,
+    ClientKind, ClientStatus, ExportStatus, STATUS_SUFFIX, ServerStatus, prometheus_text,
+    status_path,
 };
 pub use supervisor::serve;
 

@@ -15,11 +15,12 @@ use super::report::{Reporter, Word};
 use crate::image::recording::Recording;
 use crate::image::{Image, Start};
 
-/// A file that a worker fills.
+/// A file that a worker fills with what is read from the main disk.
 ///
 /// Whose turn it is, is decided by a pipe: it holds one byte, and the worker that reads it records. All workers have its
 /// end, so a client that only connects, or never reads, takes nothing.
 pub(super) struct RecordFile {
+    image: Arc<Image>,
     file: File,
     turn: PipeReader,
     give: PipeWriter,
@@ -31,19 +32,29 @@ const AT_ITS_END: u8 = b'1';
 
 impl RecordFile {
     /// Makes the file if it is not there, and leaves what is in it until there is something to record.
-    pub(super) fn open(path: &Path) -> Result<Self, ServeError> {
+    pub(super) fn open(path: &Path, image: Arc<Image>) -> Result<Self, ServeError> {
         let opened = File::options().append(true).create(true).open(path);
         let file = opened.map_err(|source| ServeError::Record {
             path: path.to_owned(),
             source,
         })?;
         let (turn, give) = turn_pipe().map_err(ServeError::host("create a pipe"))?;
-        Ok(Self { file, turn, give })
+        Ok(Self {
+            image,
+            file,
+            turn,
+            give,
+        })
     }
 
-    /// In a worker that was just forked: records what is read from `image`, if nobody else does by then.
-    pub(super) fn record(self, image: &Image, reporter: Arc<Reporter>) {
-        let Self { file, mut turn, .. } = self;
+    /// In a worker that was just forked: records what is read, if nobody else does by then.
+    pub(super) fn record(self, reporter: Arc<Reporter>) {
+        let Self {
+            image,
+            file,
+            mut turn,
+            ..
+        } = self;
         image.record_to(file, move || {
             let mut byte = [0];
             turn.read_exact(&mut byte).ok()?;

@@ -23,6 +23,8 @@ const PIPE_BYTES: usize = 64 << 10;
 pub(super) enum Word {
     /// It has taken the connection from the socket's queue.
     Accepted,
+    /// The client reads the disk with this index.
+    Chose(usize),
     /// The client has sent a first message.
     Spoke,
     /// It is the one that records what its client reads.
@@ -51,6 +53,7 @@ impl fmt::Display for Word {
         };
         match self {
             Self::Accepted => f.write_str("accepted"),
+            Self::Chose(index) => write!(f, "chose {index}"),
             Self::Spoke => f.write_str("spoke"),
             Self::Records => f.write_str("records"),
             Self::Mounted => f.write_str("mounted"),
@@ -73,6 +76,7 @@ impl Word {
         let (name, rest) = line.split_once(' ').unwrap_or((line, ""));
         Some(match name {
             "accepted" => Self::Accepted,
+            "chose" => Self::Chose(rest.parse().ok()?),
             "spoke" => Self::Spoke,
             "records" => Self::Records,
             "mounted" => Self::Mounted,
@@ -191,6 +195,7 @@ mod tests {
         };
         let words = [
             Word::Accepted,
+            Word::Chose(usize::MAX),
             Word::Spoke,
             Word::Records,
             Word::Mounted,
@@ -230,7 +235,7 @@ mod tests {
     fn lies_and_floods_are_bounded() {
         let (mut reports, mut writer) = pipe().unwrap();
         assert_eq!(
-            reports.take_lines(b"nonsense\nleft 1 2\nleft x y z\nspo"),
+            reports.take_lines(b"nonsense\nleft 1 2\nleft x y z\nchose -1\nchose\nspo"),
             []
         );
         assert_eq!(reports.take_lines(b"ke\n"), [Word::Spoke]);

@@ -7,11 +7,11 @@ mod jail;
 mod mount;
 mod planner;
 mod prefetch;
+mod start;
 mod status;
 mod wait;
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,21 +19,18 @@ use nix::sys::signal::Signal;
 
 use super::activation::InheritedSocket;
 use super::boot_report::ReportFile;
-use super::confine::{confine, log_is_file, warn_of_missing_protections};
-use super::endpoint::{self, Endpoint, MountEndpoint, WorkerContext};
+use super::confine::{log_is_file, warn_of_missing_protections};
+use super::disks::Disks;
+use super::endpoint::{self, Endpoint, MountEndpoint};
 use super::error::ServeError;
 use super::mute::Muted;
 use super::recording::RecordFile;
-use super::report::{self, Reporter};
 use super::status::{MetricsFile, StatusPoint};
 use super::workers::{Outcome, Worker};
 use super::{ServeEvent, ServeOptions};
-use crate::device::meter::Meter;
-use crate::image::{Image, PlanDir};
-use crate::process::{self, Child, ENDING, End, Signals, stop_all};
-use crate::sandbox::jail::Cell;
-use crate::sandbox::{Process, SandboxError};
-use crate::source::RemoteTree;
+use crate::image::PlanDir;
+use crate::process::{Child, ENDING, End, Signals, stop_all};
+use crate::sandbox::Process;
 use jail::JailState;
 use planner::Planner;
 use status::Left;
@@ -45,16 +42,16 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Clients of one socket at a time that have not said anything yet; further ones wait, and those of other sockets do not.
 const SILENT_MAX: usize = 64;
 
-/// Serves `image` until a signal asks for the end, with `once` until the first VM has gone, or until there is nothing to
+/// Serves `disks` until a signal asks for the end, with `once` until the first VM has gone, or until there is nothing to
 /// serve any more because someone unmounted the file. `inherited` sockets are served like those of the options.
 ///
 /// `on_event` is told what happens. The process must have one thread.
 ///
 /// # Errors
-/// When a socket cannot be made, the file cannot be mounted at the start, the process has several threads, or, with
-/// `once`, the worker ended badly.
+/// When a main disk is needed and there is none, a socket cannot be made, the file cannot be mounted at the start, the
+/// process has several threads, or, with `once`, the worker ended badly.
 pub fn serve(
-    image: Arc<Image>,
+    disks: Disks,
     options: &ServeOptions,
     inherited: Vec<InheritedSocket>,
     mut on_event: impl FnMut(ServeEvent<'_>),
@@ -62,14 +59,16 @@ pub fn serve(
     // Before the sockets exist: a signal must not leave them behind.
     let signals = Signals::block(&[Signal::SIGUSR1, Signal::SIGUSR2])?;
     let started = Instant::now();
-    let record = options.record.as_deref().map(RecordFile::open);
+    let main = || disks.main().map(Arc::clone);
+    let record = options.record.as_deref();
+    let record = record.map(|path| RecordFile::open(path, main()?));
     let report = options.report.clone();
-    let report = report.map(|report| ReportFile::new(report, &image));
+    let report = report.map(|report| ReportFile::new(report, main()?));
     // A tree may change at any time: nothing is kept of it.
-    let plan_dir = options.plan_dir.as_deref().filter(|_| !image.is_tree());
+    let plan_dir = options.plan_dir.as_deref().filter(|_| !disks.is_tree());
     let places = status::places(options, &inherited);
     let mut server = Server {
-        endpoints: endpoint::all(&image, options, inherited)?,
+        endpoints: endpoint::all(&disks, options, inherited)?,
         status: StatusPoint::bind(places),
         metrics: options
             .metrics
@@ -81,7 +80,7 @@ pub fn serve(
         record: record.transpose()?,
         report: report.transpose()?,
         plan_dir: plan_dir.map(PlanDir::open).transpose()?,
-        image,
+        disks,
         options,
         logs_to_file: log_is_file(),
         signals,
@@ -111,7 +110,7 @@ enum Step {
 }
 
 struct Server<'o> {
-    image: Arc<Image>,
+    disks: Disks,
     options: &'o ServeOptions,
     /// Log lines go to a regular file, which workers then make longer.
     logs_to_file: bool,
@@ -145,7 +144,7 @@ struct Server<'o> {
 impl Server<'_> {
     /// Mounts, confines this process, and says that all is there.
     fn start(&mut self) -> Result<Step, ServeError> {
-        warn_of_missing_protections(&self.image, self.options);
+        warn_of_missing_protections(&self.disks, self.options);
         self.start_jail();
         if let Some(index) = self.mount_index() {
             if self.turn_while(Self::is_furnishing)? == Step::End {
@@ -298,8 +297,7 @@ impl Server<'_> {
         let now = Instant::now();
         let mut outcomes = Vec::new();
         let (endpoints, record) = (&mut self.endpoints, &mut self.record);
-        let (report, image) = (&mut self.report, &self.image);
-        let left = &mut self.left;
+        let (report, left) = (&mut self.report, &mut self.left);
         self.workers.retain_mut(|worker| {
             let Some(outcome) = worker.outcome() else {
                 return true;
@@ -324,7 +322,7 @@ impl Server<'_> {
                 _ => {}
             }
             if let Some(report) = report {
-                report.ended(worker, &outcome, image);
+                report.ended(worker, &outcome);
             }
             // The word of one that was served may be lost; a client that broke the protocol at once had no disk.
             if worker.has_spoken || outcome == Outcome::Served {
@@ -346,138 +344,6 @@ impl Server<'_> {
             .iter_mut()
             .filter(late)
             .for_each(Worker::turn_away);
-    }
-
-    /// Starts a worker for a client that waits at a socket. What fails is tried again later: the client waits on.
-    fn start_worker(&mut self, index: usize) {
-        let (now, vm) = (Instant::now(), self.next_vm);
-        let Some(socket) = self.endpoints[index].socket_mut() else {
-            return;
-        };
-        let name = socket.name().clone();
-        let meter = socket.meter();
-        let unlogged = socket.starts(vm, now);
-        if let Some(connections @ 1..) = unlogged {
-            tracing::warn!(socket = %name, connections, "connections that came and went were not logged");
-        }
-        let is_muted = unlogged.is_none();
-        let started = meter.map_err(ServeError::from).and_then(|meter| {
-            let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
-            let of_role = meter.clone();
-            let role =
-                |server: &mut Self| server.become_vm_worker(index, reporter, of_role, is_muted);
-            Ok((self.spawn_reader(role)?, reports, meter))
-        });
-        match started {
-            Ok((child, reports, meter)) => {
-                self.next_vm += 1;
-                let place = (index, name);
-                let worker = Worker::new(child, vm, place, reports, meter, now, is_muted);
-                self.workers.push(worker);
-            }
-            Err(error) => {
-                if !is_muted {
-                    tracing::error!(socket = %name, "cannot start a worker, so a client waits: {error}");
-                }
-                if let Some(socket) = self.endpoints[index].socket_mut() {
-                    socket.back_off(now);
-                }
-            }
-        }
-    }
-
-    /// Starts a process that reads the disk.
-    fn spawn_reader(&mut self, role: impl FnOnce(&mut Self) -> u8) -> Result<Child, ServeError> {
-        self.start_planner();
-        let remote = self.image.remote();
-        let connection = remote.map(RemoteTree::connect).transpose();
-        // Without one, what is not on this host is an I/O error, and the rest is served.
-        let connection = connection.unwrap_or_else(|error| {
-            tracing::error!("a new process cannot ask for paths to be fetched: {error}");
-            None
-        });
-        let child = process::spawn(Signal::SIGKILL, || {
-            if let Some(remote) = self.image.remote() {
-                connection.into_iter().for_each(|end| remote.attach(end));
-                remote.forget_control();
-            }
-            role(self)
-        })?;
-        Ok(child)
-    }
-
-    /// In a worker: takes its endpoint, and lets go of all else that is the parent's.
-    fn take_endpoint(&mut self, index: usize) -> Option<Endpoint> {
-        self.signals.leave_to_parent();
-        self.status.leave_to_parent();
-        self.plan_dir = None;
-        drop(std::mem::take(&mut self.workers));
-        let mut own = None;
-        for (other, endpoint) in std::mem::take(&mut self.endpoints).into_iter().enumerate() {
-            match other == index {
-                true => own = Some(endpoint),
-                // It leads to other VMs.
-                false => endpoint.leave_to_parent(),
-            }
-        }
-        own
-    }
-
-    /// The life of a VM's worker.
-    fn become_vm_worker(
-        &mut self,
-        index: usize,
-        reporter: Reporter,
-        meter: Meter,
-        is_muted: bool,
-    ) -> u8 {
-        let muted = is_muted.then(|| Muted::new(&self.nowhere).ok()).flatten();
-        let reporter = Arc::new(reporter);
-        if let Some(record) = self.record.take() {
-            record.record(&self.image, Arc::clone(&reporter));
-        }
-        if let Some(report) = self.report.take() {
-            report.note(&self.image, Some(self.next_vm));
-        }
-        self.serve_endpoint(index, reporter, meter, muted)
-    }
-
-    fn serve_endpoint(
-        &mut self,
-        index: usize,
-        reporter: Arc<Reporter>,
-        meter: Meter,
-        muted: Option<Muted>,
-    ) -> u8 {
-        let (is_alone, once) = (self.endpoints.len() == 1, self.options.once);
-        let Some(endpoint) = self.take_endpoint(index) else {
-            return 1;
-        };
-        let profile = endpoint.profile();
-        let jail = std::mem::replace(&mut self.jail, JailState::None);
-        let context = WorkerContext {
-            image: Arc::clone(&self.image),
-            reporter,
-            meter,
-            confine: Box::new(move || self.confine_worker(profile, jail)),
-        };
-        match endpoint {
-            Endpoint::VhostUser(socket) | Endpoint::Nbd(socket) => socket.serve(context, muted),
-            Endpoint::Fuse(mount) => mount.serve(context, once && is_alone),
-        }
-    }
-
-    fn confine(&self, profile: Process, cell: Option<&Cell>) -> Result<(), SandboxError> {
-        let status: Vec<&Path> = self.status.paths().collect();
-        confine(
-            profile,
-            &self.image,
-            self.options,
-            &status,
-            self.logs_to_file,
-            cell,
-            self.plan_dir.as_ref(),
-        )
     }
 
     /// Ends everything.
@@ -508,7 +374,7 @@ impl Server<'_> {
             metrics.remove();
         }
         if let Some(report) = self.report.as_mut().filter(|_| self.is_ready) {
-            report.write(&self.image);
+            report.write();
         }
         for worker in detached {
             if let Some(mount) = self.endpoints.iter_mut().find_map(Endpoint::mount_mut) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::activation::SocketName;
+use super::disks::Disks;
 use super::endpoint::EXIT_SILENT;
 use super::report::{Reports, Word};
 use crate::device::Stats;
@@ -24,6 +25,9 @@ pub(super) struct Worker {
     pub(super) endpoint: usize,
     /// Where it is connected, for log lines.
     pub(super) socket: SocketName,
+    disks: Disks,
+    /// Index of the disk that its client has chosen, as far as the worker is to be believed.
+    chosen: Option<usize>,
     reports: Reports,
     /// What it serves.
     pub(super) meter: Meter,
@@ -43,6 +47,16 @@ pub(super) struct Worker {
     is_muted: bool,
     stats: Option<Stats>,
     failure: Option<String>,
+}
+
+/// Where a client connects, and what it can choose from there.
+pub(super) struct Place {
+    /// Index of the endpoint.
+    pub(super) endpoint: usize,
+    /// Its name.
+    pub(super) socket: SocketName,
+    /// All disks.
+    pub(super) disks: Disks,
 }
 
 /// What a worker has told.
@@ -72,17 +86,24 @@ impl Worker {
     pub(super) fn new(
         child: Child,
         vm: u64,
-        (endpoint, socket): (usize, SocketName),
+        place: Place,
         reports: Reports,
         meter: Meter,
         started: Instant,
         is_muted: bool,
     ) -> Self {
+        let Place {
+            endpoint,
+            socket,
+            disks,
+        } = place;
         Self {
             child,
             vm,
             endpoint,
             socket,
+            disks,
+            chosen: None,
             reports,
             meter,
             started,
@@ -99,6 +120,12 @@ impl Worker {
 
     pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.reports.as_fd()
+    }
+
+    /// What the disk is called that its client has chosen, if there are several.
+    pub(super) fn export(&self) -> Option<&str> {
+        let export = self.disks.told_apart().get(self.chosen?)?;
+        Some(export.name.as_str())
     }
 
     /// When its client must have spoken; none once it has, or was turned away.
@@ -120,11 +147,12 @@ impl Worker {
                     self.has_accepted = true;
                     news.accepted = true;
                 }
+                Word::Chose(index) => self.chosen = Some(index),
                 Word::Spoke if !self.has_spoken => {
                     self.has_spoken = true;
                     news.spoke = true;
                     if !self.is_muted {
-                        tracing::info!(socket = %self.socket, vm = self.vm, "a VM has connected");
+                        self.log_connected();
                     }
                 }
                 Word::Records => self.records = true,
@@ -134,6 +162,11 @@ impl Worker {
             }
         }
         news
+    }
+
+    fn log_connected(&self) {
+        let (socket, export) = (&self.socket, self.export());
+        tracing::info!(%socket, export, vm = self.vm, "a VM has connected");
     }
 
     /// Ends it, because its client says nothing.
@@ -176,21 +209,22 @@ impl Worker {
         if self.is_muted && lived < LONG_LIFE {
             return;
         }
+        let (pid, end) = (self.child.pid().as_raw(), self.child.end());
         let (socket, vm, seconds) = (&self.socket, self.vm, lived.as_secs_f64());
-        let pid = self.child.pid().as_raw();
-        match (outcome, self.child.end(), &self.failure) {
+        let export = self.export();
+        match (outcome, end, &self.failure) {
             (Outcome::Served, ..) => self.log_stats(seconds),
             (Outcome::Silent, ..) if self.was_turned_away => {
                 tracing::warn!(%socket, seconds, "a client said nothing and was disconnected");
             }
             (Outcome::Silent, ..) => tracing::debug!(%socket, "a client left without a word"),
             (_, Some(End::Killed(signal)), _) => tracing::error!(
-                %socket, vm, pid, seconds,
+                %socket, export, vm, pid, seconds,
                 "worker {pid} was killed by {signal}; its VM may reconnect"
             ),
-            (_, _, Some(reason)) => tracing::error!(%socket, vm, seconds, "{reason}"),
+            (_, _, Some(reason)) => tracing::error!(%socket, export, vm, seconds, "{reason}"),
             (Outcome::Failed { how }, ..) => {
-                tracing::error!(%socket, vm, seconds, how, "the worker of a VM ended badly");
+                tracing::error!(%socket, export, vm, seconds, how, "the worker of a VM ended badly");
             }
         }
     }
@@ -199,6 +233,7 @@ impl Worker {
         let stats = self.stats.unwrap_or_default();
         tracing::info!(
             socket = %self.socket,
+            export = self.export(),
             vm = self.vm,
             requests = stats.requests,
             bytes = stats.bytes,

@@ -65,16 +65,29 @@ impl SmallStore {
 
     /// Writes the lists; `sizes` replaces NAR sizes.
     pub fn register(&self, sizes: &BTreeMap<&str, u64>) {
+        let names: Vec<_> = self.names.iter().map(String::as_str).collect();
+        self.write_lists(self.root(), &names, sizes);
+    }
+
+    /// Writes the lists of some of its paths into a directory of their own; returns that.
+    pub fn part(&self, dir: &str, names: &[&str]) -> PathBuf {
+        let dir = self.root().join(dir);
+        fs::create_dir(&dir).unwrap();
+        self.write_lists(&dir, names, &BTreeMap::new());
+        dir
+    }
+
+    fn write_lists(&self, dir: &Path, names: &[&str], sizes: &BTreeMap<&str, u64>) {
         let (mut list, mut registration) = (String::new(), String::new());
-        for name in &self.names {
+        for name in names {
             let size = nar::size_bytes(&self.store().join(name));
-            let size = sizes.get(name.as_str()).copied().unwrap_or(size);
+            let size = sizes.get(name).copied().unwrap_or(size);
             list += &format!("/nix/store/{name}\n");
             let hash = "0".repeat(64);
             registration += &format!("/nix/store/{name}\nsha256:{hash}\n{size}\n\n0\n");
         }
-        fs::write(self.root().join("store-paths"), list).unwrap();
-        fs::write(self.root().join("registration"), registration).unwrap();
+        fs::write(dir.join("store-paths"), list).unwrap();
+        fs::write(dir.join("registration"), registration).unwrap();
     }
 
     pub fn root(&self) -> &Path {
@@ -97,11 +110,16 @@ impl SmallStore {
 
     /// A disk of its own.
     pub fn image(&self) -> Image {
+        self.image_of(self.root())
+    }
+
+    /// The disk of the paths in the lists in `dir`.
+    pub fn image_of(&self, dir: &Path) -> Image {
         let location = StoreLocation {
             store_root: Some(self.root().to_owned()),
             ..StoreLocation::default()
         };
-        let source = Source::ClosureInfo(self.root().to_owned());
+        let source = Source::ClosureInfo(dir.to_owned());
         let closure = Closure::load(&source, &location).unwrap();
         Image::new(&closure, &ImageOptions::default()).unwrap()
     }

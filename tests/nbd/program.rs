@@ -23,9 +23,15 @@ pub struct Program {
 
 /// Serves a tree at a Unix socket.
 pub fn serve(tree: &Path, extra: &[&str]) -> Unix {
+    serve_closure(&["--tree", tree.to_str().unwrap()], extra)
+}
+
+/// Serves any closure at a Unix socket.
+pub fn serve_closure(closure: &[&str], extra: &[&str]) -> Unix {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("store.nbd");
-    let mut program = serve_at(tree, &[&format!("unix:{}", socket.display())], extra);
+    let place = format!("unix:{}", socket.display());
+    let mut program = try_serve_closure(closure, &[&place], extra).unwrap();
     assert_eq!(program.places, [socket.to_str().unwrap()]);
     program._dir = Some(dir);
     Unix { program, socket }
@@ -106,7 +112,17 @@ pub struct Unix {
 
 impl Unix {
     pub fn client(&self) -> Client {
-        Client::start(UnixStream::connect(&self.socket).unwrap(), "nix-store")
+        self.client_of("nix-store")
+    }
+
+    /// A client of the disk `export`.
+    pub fn client_of(&self, export: &str) -> Client {
+        Client::start(UnixStream::connect(&self.socket).unwrap(), export)
+    }
+
+    /// As NBD's own programs name a disk.
+    pub fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket.display())
     }
 }
 

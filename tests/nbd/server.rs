@@ -23,7 +23,7 @@ pub fn options() -> NbdOptions {
 
 pub fn export(name: &str, image: Arc<Image>) -> Export {
     Export {
-        name: name.to_owned(),
+        name: name.parse().unwrap(),
         description: format!("the disk {name}"),
         image,
     }
@@ -58,7 +58,7 @@ impl Server {
                         &exports,
                         &options(),
                         options().meter().unwrap(),
-                        || (),
+                        |_| (),
                     )
                 });
             }
@@ -96,7 +96,7 @@ pub fn single(dir: &Path, options: &NbdOptions) -> (UnixStream, Single) {
     let options = options.clone();
     let end = thread::spawn(move || {
         let meter = options.meter().unwrap();
-        serve_connection(theirs.into(), &exports, &options, meter, || ())
+        serve_connection(theirs.into(), &exports, &options, meter, |_| ())
     });
     (ours, Single { image, end })
 }

@@ -25,6 +25,7 @@ pub use vmm::VmmError;
 
 use crate::closure::ClosureError;
 use crate::device::fuse::FuseError;
+use crate::device::nbd::ExportName;
 use crate::image::{Fingerprint, ImageError, ReadError};
 use crate::process::ProcessError;
 use crate::server::ServeError;
@@ -137,6 +138,14 @@ pub enum CliError {
         /// The other option.
         second: &'static str,
     },
+    /// Two disks have the same name.
+    #[error(
+        "two exports have the name \"{name}\": choose another name for one of them with --export"
+    )]
+    SameName {
+        /// That name.
+        name: ExportName,
+    },
     /// --nbd-tls without a TCP port to encrypt.
     #[error(
         "--nbd-tls encrypts at TCP ports, and there is none: add --nbd HOST:PORT, or leave it out"
@@ -202,9 +211,10 @@ impl CliError {
     /// 2 if the command line contradicts itself, otherwise 1.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::GivenTwice { .. } | Self::Hidden { .. } | Self::NothingToEncrypt => {
-                ExitCode::from(EXIT_USAGE)
-            }
+            Self::GivenTwice { .. }
+            | Self::Hidden { .. }
+            | Self::SameName { .. }
+            | Self::NothingToEncrypt => ExitCode::from(EXIT_USAGE),
             _ => ExitCode::FAILURE,
         }
     }

@@ -13,7 +13,6 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -30,7 +29,9 @@ use super::record_args::{RecordArgs, Records};
 use super::report_args::ReportFileArgs;
 use crate::device::fuse::{FuseOptions, clear_mount};
 use crate::process::{self, Child, End, Signals};
-use crate::server::{Limits, NbdPlace, ServeEvent, ServeOptions, SocketAccess, serve};
+use crate::server::{
+    Disks, Limits, NbdPlace, ServeError, ServeEvent, ServeOptions, SocketAccess, serve,
+};
 pub use private_dir::PrivateDir;
 use snapshot::{Snapshot, SnapshotArgs};
 use supervise::{GRACE, Start};
@@ -212,7 +213,8 @@ fn run_server(
     options.report = args.report.options(&closure, start);
     options.fetched = fetcher.as_ref().map(|fetcher| fetcher.meter().clone());
     let mut was_used = false;
-    let served = serve(Arc::new(image), &options, Vec::new(), |event| match event {
+    let disks = Disks::new(Some(image), []).map_err(ServeError::from)?;
+    let served = serve(disks, &options, Vec::new(), |event| match event {
         // A write fails only if the parent is gone, and then this process ends soon, too.
         ServeEvent::Ready(_) => _ = events.write_all(&[supervise::READY]),
         ServeEvent::Vms(1..) if !was_used => {

@@ -150,15 +150,15 @@ fn json(
     let clients = now.clients.iter().map(|client| {
         let rates = table::Rates::of(before, client, seconds);
         json!({
-            "vm": client.vm, "kind": client.kind, "place": client.place, "since_sec": client.since_sec,
-            "age_ms": client.age_ms, "requests": client.requests, "bytes": client.bytes, "errors": client.errors,
+            "vm": client.vm, "kind": client.kind, "place": client.place, "export": client.export,
+            "since_sec": client.since_sec, "age_ms": client.age_ms, "requests": client.requests, "bytes": client.bytes, "errors": client.errors,
             "waiting": client.in_flight, "plans": client.plans, "requests_per_s": rates.requests,
             "bytes_per_s": rates.bytes, "p50_us": rates.p50_us, "p99_us": rates.p99_us,
         })
     });
     json!({
         "status_socket": point.display().to_string(), "pid": now.pid, "version": now.version,
-        "disk": now.disk, "since_sec": now.since_sec, "age_ms": now.age_ms, "paths": now.paths,
+        "disk": now.disk, "exports": now.exports, "since_sec": now.since_sec, "age_ms": now.age_ms, "paths": now.paths,
         "vms": clients.collect::<Vec<_>>(),
         "left": {"vms": now.left, "requests": now.left_requests, "bytes": now.left_bytes, "errors": now.left_errors},
         "fetched": now.fetched,

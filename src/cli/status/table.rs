@@ -81,15 +81,23 @@ pub fn text(point: &Path, before: &ServerStatus, now: &ServerStatus, seconds: f6
         .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: [usize; 11] = std::array::from_fn(width);
-    let places = std::iter::once("PLACE").chain(now.clients.iter().map(|client| &*client.place));
+    let places = std::iter::once("PLACE".to_owned()).chain(now.clients.iter().map(place));
     for (row, place) in rows.iter().zip(places) {
         for (cell, width) in row.iter().zip(widths) {
             out += &format!("{cell:>width$}  ");
         }
-        out += place;
+        out += &place;
         out.push('\n');
     }
     out
+}
+
+/// Where a client is connected, and the disk that it has chosen there.
+fn place(client: &ClientStatus) -> String {
+    match &client.export {
+        Some(export) => format!("{} ({export})", client.place),
+        None => client.place.clone(),
+    }
 }
 
 /// A line about fetches from binary caches.

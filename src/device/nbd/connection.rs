@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::error::NbdError;
-use super::exports::Exports;
+use super::exports::{Export, Exports};
 use super::input::Input;
 use super::negotiation::{Encryption, Negotiation, Session, Step};
 use super::options::NbdOptions;
@@ -25,7 +25,7 @@ pub enum Served {
 /// Serves one of `exports` to the client at the other end of `socket`, a connected stream socket, until the client
 /// leaves.
 ///
-/// `on_start` is called once a disk is chosen.
+/// `on_start` is called with the disk that the client has chosen, before its first request is taken.
 ///
 /// # Errors
 /// When the client breaks the protocol or takes too long to begin, or the connection fails. A client that simply goes
@@ -35,14 +35,14 @@ pub fn serve_connection(
     exports: &Exports,
     options: &NbdOptions,
     meter: Meter,
-    on_start: impl FnOnce(),
+    on_start: impl FnOnce(&Export),
 ) -> Result<Served, NbdError> {
     let stream = Stream::plain(socket)?;
     let mut input = Input::new();
     match negotiate(stream, &mut input, exports, options)? {
         None => Ok(Served::Nobody),
         Some((stream, session)) => {
-            on_start();
+            on_start(&session.export);
             let transmission = Transmission::new(stream, session, options, meter);
             transmission.run(input).map(Served::Client)
         }

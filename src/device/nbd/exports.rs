@@ -1,5 +1,8 @@
 //! The disks of a server, by name.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::image::Image;
@@ -7,49 +10,218 @@ use crate::image::Image;
 /// Longest name, and longest string of any kind (`doc/proto.md`, "Values": strings).
 pub const NAME_LEN_MAX_BYTES: usize = 4096;
 
+/// Name of a disk: not empty, at most [`NAME_LEN_MAX_BYTES`], without control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportName(Cow<'static, str>);
+
+/// Why a text is no name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAName {
+    /// Clients ask for the default export by an empty name.
+    #[error("the name of an export is empty")]
+    Empty,
+    /// The protocol has no longer strings.
+    #[error(
+        "the name of an export has {len_bytes} bytes, and NBD has room for {NAME_LEN_MAX_BYTES}"
+    )]
+    TooLong {
+        /// Its length.
+        len_bytes: usize,
+    },
+    /// Names appear in logs and on terminals.
+    #[error("the name of an export contains a control character")]
+    Control,
+}
+
+/// Why disks cannot be told apart by their names.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExportsError {
+    /// There is nothing to read.
+    #[error("there is no disk to export")]
+    None,
+    /// Two disks have the same name.
+    #[error("two exports have the name \"{name}\"")]
+    SameName {
+        /// That name.
+        name: ExportName,
+    },
+    /// A description is longer than a string of the protocol.
+    #[error("the description of export \"{name}\" is longer than {NAME_LEN_MAX_BYTES} bytes")]
+    LongDescription {
+        /// Whose it is.
+        name: ExportName,
+    },
+}
+
 /// A disk and what it is called.
 #[derive(Debug, Clone)]
 pub struct Export {
-    /// UTF-8, and not longer than [`NAME_LEN_MAX_BYTES`].
-    pub name: String,
+    /// Its name.
+    pub name: ExportName,
     /// One line for people.
     pub description: String,
     /// The disk.
     pub image: Arc<Image>,
 }
 
-/// Disks that clients choose from. The first one is also what a client gets that asks for none by name.
+/// Disks that clients choose from: at least one, no two with the same name.
 #[derive(Debug, Clone)]
-pub struct Exports(Vec<Export>);
+pub struct Exports {
+    all: Arc<[Export]>,
+    has_default: bool,
+}
+
+impl FromStr for ExportName {
+    type Err = NotAName;
+
+    fn from_str(text: &str) -> Result<Self, NotAName> {
+        match text.len() {
+            0 => Err(NotAName::Empty),
+            len_bytes if len_bytes > NAME_LEN_MAX_BYTES => Err(NotAName::TooLong { len_bytes }),
+            _ if text.contains(char::is_control) => Err(NotAName::Control),
+            _ => Ok(Self(Cow::Owned(text.to_owned()))),
+        }
+    }
+}
+
+impl ExportName {
+    /// The name of a disk that needs none.
+    pub const MAIN: Self = Self(Cow::Borrowed("nix-store"));
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for ExportName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 impl Exports {
-    /// None if there is no disk, a name is too long, or two are the same.
-    pub fn new(all: Vec<Export>) -> Option<Self> {
-        let is_fine = |(index, export): (usize, &Export)| {
-            export.name.len() <= NAME_LEN_MAX_BYTES
-                && export.description.len() <= NAME_LEN_MAX_BYTES
-                && all[..index].iter().all(|other| other.name != export.name)
-        };
-        let fine = !all.is_empty() && all.iter().enumerate().all(is_fine);
-        fine.then_some(Self(all))
+    /// The first disk is the default: what a client gets that asks for none by name.
+    ///
+    /// # Errors
+    /// There is no disk, two have the same name, or a description is too long.
+    pub fn new(all: Vec<Export>) -> Result<Self, ExportsError> {
+        if all.is_empty() {
+            return Err(ExportsError::None);
+        }
+        for (index, export) in all.iter().enumerate() {
+            let name = || export.name.clone();
+            if export.description.len() > NAME_LEN_MAX_BYTES {
+                return Err(ExportsError::LongDescription { name: name() });
+            }
+            if all[..index].iter().any(|other| other.name == export.name) {
+                return Err(ExportsError::SameName { name: name() });
+            }
+        }
+        Ok(Self {
+            all: all.into(),
+            has_default: true,
+        })
     }
 
-    /// One disk.
-    pub fn one(name: &str, description: &str, image: Arc<Image>) -> Option<Self> {
-        Self::new(vec![Export {
-            name: name.to_owned(),
-            description: description.to_owned(),
-            image,
-        }])
+    /// The same disks, each of which a client has to ask for by its name.
+    #[must_use]
+    pub fn without_default(self) -> Self {
+        Self {
+            has_default: false,
+            ..self
+        }
     }
 
-    pub(super) fn all(&self) -> &[Export] {
-        &self.0
+    /// All disks, in the order in which they are listed.
+    pub fn all(&self) -> &[Export] {
+        &self.all
+    }
+
+    /// The disk for clients that ask for none by name.
+    pub fn default_export(&self) -> Option<&Export> {
+        self.all.first().filter(|_| self.has_default)
+    }
+
+    /// Place of a disk among all of them.
+    pub fn index_of(&self, name: &ExportName) -> Option<usize> {
+        self.all.iter().position(|export| export.name == *name)
     }
 
     /// Which one `name` is.
     pub(super) fn find(&self, name: &[u8]) -> Option<&Export> {
-        let named = self.0.iter().find(|export| export.name.as_bytes() == name);
-        named.or_else(|| self.0.first().filter(|_| name.is_empty()))
+        match name {
+            [] => self.default_export(),
+            name => self
+                .all
+                .iter()
+                .find(|export| export.name.as_bytes() == name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::testing::tree_image;
+
+    fn export(name: &str) -> Export {
+        let dir = tempfile::tempdir().unwrap();
+        Export {
+            name: name.parse().unwrap(),
+            description: String::new(),
+            image: Arc::new(tree_image(dir.path())),
+        }
+    }
+
+    #[test]
+    fn names_fit_the_protocol_and_a_terminal() {
+        let longest = "n".repeat(NAME_LEN_MAX_BYTES);
+        for name in ["a", "web server/1", "größer", &longest] {
+            assert_eq!(name.parse::<ExportName>().unwrap().as_str(), name);
+        }
+        let len_bytes = NAME_LEN_MAX_BYTES + 1;
+        for (name, error) in [
+            ("", NotAName::Empty),
+            (&*"n".repeat(len_bytes), NotAName::TooLong { len_bytes }),
+            ("a\nb", NotAName::Control),
+            ("a\u{9b}b", NotAName::Control),
+        ] {
+            assert_eq!(name.parse::<ExportName>(), Err(error));
+        }
+    }
+
+    #[test]
+    fn each_disk_has_a_name_of_its_own() {
+        assert_eq!(Exports::new(Vec::new()).unwrap_err(), ExportsError::None);
+        let twice = Exports::new(vec![export("a"), export("b"), export("a")]);
+        let name = "a".parse().unwrap();
+        assert_eq!(twice.unwrap_err(), ExportsError::SameName { name });
+        let mut long = export("a");
+        long.description = "d".repeat(NAME_LEN_MAX_BYTES + 1);
+        let error = Exports::new(vec![long]).unwrap_err();
+        assert!(matches!(error, ExportsError::LongDescription { .. }));
+    }
+
+    #[test]
+    fn the_first_disk_is_the_default_unless_there_is_none() {
+        let found = |exports: &Exports, name: &[u8]| {
+            let found = exports.find(name)?;
+            exports.index_of(&found.name)
+        };
+        let exports = Exports::new(vec![export("a"), export("b")]).unwrap();
+        let named = exports.clone().without_default();
+        assert_eq!((found(&exports, b""), found(&named, b"")), (Some(0), None));
+        for exports in [exports, named] {
+            assert_eq!(found(&exports, b"a"), Some(0));
+            assert_eq!(found(&exports, b"b"), Some(1));
+            for name in [b"c".as_slice(), b"A", b"aa", b"a\0"] {
+                assert_eq!(found(&exports, name), None);
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! The server greets, the client answers with flags, and then sends options until one of them starts the transmission.
 
 use super::error::NbdError;
-use super::exports::{Export, Exports};
+use super::exports::{Export, ExportName, Exports};
 use super::option::{ClientOption, ContextQuery, Wanted, parse};
 use super::wire::{
     BASE_ALLOCATION, BASE_ALLOCATION_ID, GREETING_MAGIC, OPTION_LEN_BYTES, OPTION_MAGIC,
@@ -87,7 +87,7 @@ pub struct Negotiation<'e> {
     padding: bool,
     structured: bool,
     /// Name of the disk whose allocation the client wants to know.
-    context_of: Option<String>,
+    context_of: Option<ExportName>,
     options: u32,
 }
 
@@ -321,7 +321,7 @@ impl<'e> Negotiation<'e> {
     /// `INFO` and `GO`: what there is to say of a disk.
     fn tell(&self, number: u32, wanted: &Wanted, out: &mut Vec<u8>) -> Option<&'e Export> {
         let Some(export) = self.exports.find(&wanted.name) else {
-            unknown_export(number, out);
+            unknown_export(number, &wanted.name, out);
             return None;
         };
         let len = export.image.len_bytes().to_be_bytes();
@@ -355,8 +355,9 @@ impl<'e> Negotiation<'e> {
 
     fn list(&self, number: u32, out: &mut Vec<u8>) {
         for export in self.exports.all() {
-            let len = u32::try_from(export.name.len()).unwrap_or(0).to_be_bytes();
-            let parts = [&len, export.name.as_bytes(), export.description.as_bytes()];
+            let name = export.name.as_bytes();
+            let len = u32::try_from(name.len()).unwrap_or(0).to_be_bytes();
+            let parts = [&len, name, export.description.as_bytes()];
             reply(out, number, option_reply::SERVER, &parts);
         }
         reply(out, number, option_reply::ACK, &[]);
@@ -364,7 +365,7 @@ impl<'e> Negotiation<'e> {
 
     fn list_contexts(&self, number: u32, query: &ContextQuery, out: &mut Vec<u8>) {
         if self.exports.find(&query.name).is_none() {
-            return unknown_export(number, out);
+            return unknown_export(number, &query.name, out);
         }
         if query.is_empty || query.base || query.base_allocation {
             context(out, number, 0);
@@ -379,7 +380,7 @@ impl<'e> Negotiation<'e> {
             return reply_error(out, number, option_reply::ERR_INVALID, words);
         }
         let Some(export) = self.exports.find(&query.name) else {
-            return unknown_export(number, out);
+            return unknown_export(number, &query.name, out);
         };
         if query.base_allocation {
             self.context_of = Some(export.name.clone());
@@ -408,7 +409,7 @@ fn context(out: &mut Vec<u8>, number: u32, id: u32) {
 }
 
 /// A `SET_META_CONTEXT` that fails leaves no context, either.
-fn malformed(number: u32, context_of: &mut Option<String>, out: &mut Vec<u8>) {
+fn malformed(number: u32, context_of: &mut Option<ExportName>, out: &mut Vec<u8>) {
     if number == option::SET_META_CONTEXT {
         *context_of = None;
     }
@@ -416,8 +417,11 @@ fn malformed(number: u32, context_of: &mut Option<String>, out: &mut Vec<u8>) {
     reply_error(out, number, option_reply::ERR_INVALID, words);
 }
 
-fn unknown_export(number: u32, out: &mut Vec<u8>) {
-    let words = "there is no export of that name";
+fn unknown_export(number: u32, name: &[u8], out: &mut Vec<u8>) {
+    let words = match name {
+        [] => "there is no default export: ask for one by its name",
+        _ => "there is no export of that name",
+    };
     reply_error(out, number, option_reply::ERR_UNKNOWN, words);
 }
 

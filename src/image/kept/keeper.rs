@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::format::{self, FILE_MAX_BYTES};
 use super::{PlanDir, tree};
@@ -21,7 +22,7 @@ const PATHS_AT_ONCE: u32 = 32;
 /// Reads and writes kept plans.
 #[derive(Debug)]
 pub(in crate::image) struct Keeper {
-    dir: PlanDir,
+    dir: Arc<PlanDir>,
     /// The region that is looked for next, without anybody having asked.
     next: u32,
     /// How many plans were found, and whether that was told.
@@ -43,7 +44,7 @@ pub(in crate::image) struct KeptFile {
 }
 
 impl Keeper {
-    pub(in crate::image) fn new(dir: PlanDir) -> Self {
+    pub(in crate::image) fn new(dir: Arc<PlanDir>) -> Self {
         Self {
             dir,
             next: 0,

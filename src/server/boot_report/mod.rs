@@ -1,6 +1,6 @@
 //! What a VM read, from its first request to its leaving: the report of a boot.
 //!
-//! It is about one VM, the first that reads more than the superblock, or about the readers of the mount. A worker that dies
+//! It is about the main disk and one VM, the first that reads more than the superblock, or about the readers of the mount. A worker that dies
 //! and is replaced goes on with the same report.
 
 mod html;
@@ -106,6 +106,7 @@ pub struct PathReport {
 
 /// A report that is being made.
 pub(super) struct ReportFile {
+    image: Arc<Image>,
     options: ReportOptions,
     footprint: Arc<Footprint>,
     /// Of the VM's workers that have ended.
@@ -120,9 +121,10 @@ pub(super) struct ReportFile {
 const MOUNT: u64 = u64::MAX;
 
 impl ReportFile {
-    pub(super) fn new(options: ReportOptions, image: &Image) -> Result<Self, ServeError> {
+    pub(super) fn new(options: ReportOptions, image: Arc<Image>) -> Result<Self, ServeError> {
         let footprint = Footprint::new(image.space(), options.start)?;
         let mut report = Self {
+            image,
             options,
             footprint: footprint.into(),
             meters: Vec::new(),
@@ -135,8 +137,8 @@ impl ReportFile {
     }
 
     /// In a worker that was just forked, for a VM or the mount: has what is read noted, if nobody else reads before.
-    pub(super) fn note(self, image: &Image, vm: Option<u64>) {
-        image.note_in(self.footprint, vm.unwrap_or(MOUNT));
+    pub(super) fn note(self, vm: Option<u64>) {
+        self.image.note_in(self.footprint, vm.unwrap_or(MOUNT));
     }
 
     /// A worker of the mount has been started.
@@ -152,7 +154,7 @@ impl ReportFile {
     }
 
     /// A VM's worker has ended. With the VM's leaving the report is complete.
-    pub(super) fn ended(&mut self, worker: &Worker, outcome: &Outcome, image: &Image) {
+    pub(super) fn ended(&mut self, worker: &Worker, outcome: &Outcome) {
         if self.is_written || self.footprint.reader() != Some(worker.vm) {
             return;
         }
@@ -163,7 +165,7 @@ impl ReportFile {
         }
         if *outcome == Outcome::Served {
             self.happened("left");
-            self.write(image);
+            self.write();
         } else {
             self.happened("worker replaced");
             self.footprint.give_to_next();
@@ -171,13 +173,13 @@ impl ReportFile {
     }
 
     /// Writes it, unless that was done.
-    pub(super) fn write(&mut self, image: &Image) {
+    pub(super) fn write(&mut self) {
         if self.is_written {
             return;
         }
         self.is_written = true;
         let file = &self.options.file;
-        let report = self.report(image);
+        let report = self.report();
         let text = match is_page(file) {
             true => html::page(&report),
             false => format!("{}\n", serde_json::json!(report)),
@@ -195,9 +197,10 @@ impl ReportFile {
         });
     }
 
-    fn report(&self, image: &Image) -> BootReport {
-        let regions = image.space().regions().iter();
-        let touched = self.footprint.paths(image.space());
+    fn report(&self) -> BootReport {
+        let space = self.image.space();
+        let regions = space.regions().iter();
+        let touched = self.footprint.paths(space);
         let sizes = &self.options.nar_sizes;
         let size = |name: &[u8]| sizes.get(name).copied();
         let paths: Vec<PathReport> = regions

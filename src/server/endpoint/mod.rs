@@ -1,7 +1,7 @@
-//! Where clients find the disk.
+//! Where clients find the disks.
 //!
-//! An endpoint owns what it listens on or has mounted, knows the sandbox profile of its workers, and how they run. To add
-//! one: a variant here, a file next to `socket`, a [`Process`] in `sandbox`.
+//! An endpoint owns what it listens on or has mounted and what it serves there, knows the sandbox profile of its workers,
+//! and how they run. To add one: a variant here, a file next to `socket`, a [`Process`] in `sandbox`.
 
 mod mount;
 mod socket;
@@ -15,6 +15,7 @@ pub(super) use mount::{MountEndpoint, MountNews};
 pub(super) use socket::{EXIT_SILENT, SocketDevice, SocketEndpoint};
 
 use super::activation::{InheritedSocket, SocketName};
+use super::disks::Disks;
 use super::error::{ServeError, SocketError};
 use super::listener::ListeningSocket;
 use super::nbd_place::NbdPlace;
@@ -25,13 +26,12 @@ use crate::device::fuse::FuseOptions;
 use crate::device::meter::Meter;
 use crate::device::nbd::{NbdOptions, TlsConfig};
 use crate::device::vhost_blk::DeviceOptions;
-use crate::image::Image;
 use crate::sandbox::{Process, SandboxError};
 
 /// As many reads as a VMM has under way, nearly always.
 const FETCH_WAITERS: usize = 32;
 
-/// A place where clients find the disk.
+/// A place where clients find a disk.
 pub(super) enum Endpoint {
     /// A vhost-user-blk socket: a worker for each connection.
     VhostUser(SocketEndpoint),
@@ -114,7 +114,6 @@ impl Endpoint {
 
 /// What a worker has of its server.
 pub(super) struct WorkerContext<'c> {
-    pub(super) image: Arc<Image>,
     pub(super) reporter: Arc<Reporter>,
     /// Where it counts what it serves.
     pub(super) meter: Meter,
@@ -124,10 +123,42 @@ pub(super) struct WorkerContext<'c> {
 
 /// Makes sockets and adds those that are there already; nothing is mounted yet.
 pub(super) fn all(
-    image: &Image,
+    disks: &Disks,
     options: &ServeOptions,
     inherited: Vec<InheritedSocket>,
 ) -> Result<Vec<Endpoint>, ServeError> {
+    let mut endpoints = vhost_user_sockets(disks, options, inherited)?;
+    let tls = options.nbd_tls.as_ref();
+    let tls = tls.map(|tls| TlsConfig::read(&tls.dir, tls.verify_peer));
+    let tls = tls.transpose()?;
+    for place in &options.nbd {
+        let (socket, name) = nbd_socket(place, options, &endpoints)?;
+        // Who may connect to a file is settled by its permissions.
+        let tls = tls.clone().filter(|_| place.path().is_none());
+        let device = SocketDevice::Nbd {
+            exports: disks.exports().clone(),
+            options: nbd_options(disks, &options.device, tls),
+        };
+        endpoints.push(Endpoint::Nbd(SocketEndpoint::new(socket, name, device)));
+    }
+    if let Some(fuse) = options.fuse.clone() {
+        let threads = waiting_threads(disks, fuse.threads);
+        let fuse = FuseOptions { threads, ..fuse };
+        let mount = MountEndpoint::new(fuse, Arc::clone(disks.main()?));
+        endpoints.push(Endpoint::Fuse(mount));
+    }
+    Ok(endpoints)
+}
+
+fn vhost_user_sockets(
+    disks: &Disks,
+    options: &ServeOptions,
+    inherited: Vec<InheritedSocket>,
+) -> Result<Vec<Endpoint>, ServeError> {
+    if options.sockets.is_empty() && inherited.is_empty() {
+        return Ok(Vec::new());
+    }
+    let image = disks.main()?;
     let mut sockets: Vec<(SocketName, ListeningSocket)> = inherited
         .into_iter()
         .map(|socket| (socket.name(), socket.into()))
@@ -140,31 +171,15 @@ pub(super) fn all(
         let socket = ListeningSocket::bind(path, options.access)?;
         sockets.push((SocketName::Path(path.clone()), socket));
     }
-    let mut endpoints = Vec::new();
-    if !sockets.is_empty() {
-        let device = descriptors::afford(&options.device, image.max_open_files())?;
-        endpoints.extend(sockets.into_iter().map(|(name, socket)| {
-            let device = SocketDevice::VhostUser(device.clone());
-            Endpoint::VhostUser(SocketEndpoint::new(socket, name, device))
-        }));
-    }
-    let tls = options.nbd_tls.as_ref();
-    let tls = tls.map(|tls| TlsConfig::read(&tls.dir, tls.verify_peer));
-    let tls = tls.transpose()?;
-    for place in &options.nbd {
-        let (socket, name) = nbd_socket(place, options, &endpoints)?;
-        // Who may connect to a file is settled by its permissions.
-        let tls = tls.clone().filter(|_| place.path().is_none());
-        let device = SocketDevice::Nbd(nbd_options(image, &options.device, tls));
-        endpoints.push(Endpoint::Nbd(SocketEndpoint::new(socket, name, device)));
-    }
-    let mount = options.fuse.clone().map(|fuse| FuseOptions {
-        threads: waiting_threads(image, fuse.threads),
-        ..fuse
-    });
-    let mount = mount.map(MountEndpoint::new);
-    endpoints.extend(mount.map(Endpoint::Fuse));
-    Ok(endpoints)
+    let device = descriptors::afford(&options.device, image.max_open_files())?;
+    let endpoint = |(name, socket)| {
+        let device = SocketDevice::VhostUser {
+            image: Arc::clone(image),
+            options: device.clone(),
+        };
+        Endpoint::VhostUser(SocketEndpoint::new(socket, name, device))
+    };
+    Ok(sockets.into_iter().map(endpoint).collect())
 }
 
 /// Listens at `place`, which none of `others` may do.
@@ -198,16 +213,16 @@ fn nbd_socket(
 
 /// Threads that wait for what they read. Where that may have to be fetched, which takes seconds, there must be some left for
 /// other reads.
-fn waiting_threads(image: &Image, wanted: NonZeroUsize) -> NonZeroUsize {
-    match (image.remote(), NonZeroUsize::new(FETCH_WAITERS)) {
+fn waiting_threads(disks: &Disks, wanted: NonZeroUsize) -> NonZeroUsize {
+    match (disks.remote(), NonZeroUsize::new(FETCH_WAITERS)) {
         (Some(_), Some(waiters)) => wanted.max(waiters),
         _ => wanted,
     }
 }
 
-fn nbd_options(image: &Image, device: &DeviceOptions, tls: Option<TlsConfig>) -> NbdOptions {
+fn nbd_options(disks: &Disks, device: &DeviceOptions, tls: Option<TlsConfig>) -> NbdOptions {
     NbdOptions {
-        threads: waiting_threads(image, device.threads),
+        threads: waiting_threads(disks, device.threads),
         poll: device.poll,
         tls,
         ..NbdOptions::default()

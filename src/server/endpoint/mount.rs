@@ -21,6 +21,7 @@ use crate::device::fuse::{
     Change, End as MountEnd, FuseError, FuseOptions, MountPoint, Mounted, Readers, check_device,
 };
 use crate::device::meter::Meter;
+use crate::image::Image;
 use crate::process::{Child, End, EndRequest, exit_now};
 
 /// Pause before the first attempt to mount again, and the longest one: each is twice the one before.
@@ -33,6 +34,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Where the file is mounted, and by which process.
 pub(in super::super) struct MountEndpoint {
+    image: Arc<Image>,
     options: FuseOptions,
     state: State,
     /// The next pause.
@@ -82,8 +84,9 @@ pub(in super::super) enum MountNews {
 }
 
 impl MountEndpoint {
-    pub(in super::super) fn new(options: FuseOptions) -> Self {
+    pub(in super::super) fn new(options: FuseOptions, image: Arc<Image>) -> Self {
         Self {
+            image,
             options,
             state: State::Idle,
             pause: RETRY,
@@ -183,7 +186,7 @@ impl MountEndpoint {
                         worker.failure = Some(reason);
                     }
                 }
-                Word::Accepted | Word::Spoke | Word::Records | Word::Left(_) => {}
+                Word::Accepted | Word::Chose(_) | Word::Spoke | Word::Records | Word::Left(_) => {}
             }
         }
         news
@@ -299,7 +302,6 @@ impl MountEndpoint {
     /// The worker's life. With `once` until the last reader has closed the file, else until someone unmounts it.
     pub(in super::super) fn serve(self, context: WorkerContext<'_>, once: bool) -> u8 {
         let WorkerContext {
-            image,
             reporter,
             meter,
             confine,
@@ -315,7 +317,7 @@ impl MountEndpoint {
             reporter.tell(&Word::Failed(reason));
             1
         };
-        let mounted = match Mounted::mount(image, &self.options, Arc::clone(&readers)) {
+        let mounted = match Mounted::mount(self.image, &self.options, Arc::clone(&readers)) {
             Ok(mounted) => mounted,
             Err(error) => return fail(error.to_string()),
         };

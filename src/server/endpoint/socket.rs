@@ -18,7 +18,7 @@ use super::super::report::{Reporter, Word};
 use super::super::throttle::Throttle;
 use super::WorkerContext;
 use crate::device::meter::Meter;
-use crate::device::nbd::{self, Exports, NbdOptions};
+use crate::device::nbd::{self, Export, Exports, NbdOptions};
 use crate::device::vhost_blk::{BlkDevice, DeviceOptions, Served, serve_connection};
 use crate::image::Image;
 use crate::process::{EndRequest, ProcessError, Waited, exit_now};
@@ -41,14 +41,17 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long a worker's threads may take to come back once the frontend has left; then the process ends without them.
 const COME_BACK_MS: u16 = 5_000;
 
-/// What the disk is called over NBD; a client need not ask for it by name.
-const EXPORT_NAME: &str = "nix-store";
-
-/// What the clients of a socket speak.
+/// What the clients of a socket speak, and what they read.
 #[derive(Debug, Clone)]
 pub(in super::super) enum SocketDevice {
-    VhostUser(DeviceOptions),
-    Nbd(NbdOptions),
+    VhostUser {
+        image: Arc<Image>,
+        options: DeviceOptions,
+    },
+    Nbd {
+        exports: Exports,
+        options: NbdOptions,
+    },
 }
 
 /// A socket with its limits.
@@ -92,8 +95,8 @@ impl SocketEndpoint {
     /// Counters for the next worker.
     pub(in super::super) fn meter(&self) -> Result<Meter, ProcessError> {
         match &self.device {
-            SocketDevice::VhostUser(device) => device.meter(),
-            SocketDevice::Nbd(options) => options.meter(),
+            SocketDevice::VhostUser { options, .. } => options.meter(),
+            SocketDevice::Nbd { options, .. } => options.meter(),
         }
     }
 
@@ -144,16 +147,18 @@ impl SocketEndpoint {
     /// The worker's life: one connection, from accept to the client's leaving.
     pub(in super::super) fn serve(self, context: WorkerContext<'_>, muted: Option<Muted>) -> u8 {
         match self.device.clone() {
-            SocketDevice::VhostUser(device) => self.serve_vhost_user(&device, context, muted),
-            SocketDevice::Nbd(options) => {
+            SocketDevice::VhostUser { image, options } => {
+                self.serve_vhost_user(image, &options, context, muted)
+            }
+            SocketDevice::Nbd { exports, options } => {
                 let _muted = muted;
-                self.serve_nbd(&options, context)
+                self.serve_nbd(&exports, &options, context)
             }
         }
     }
 
     /// SIGTERM simply ends it.
-    fn serve_nbd(self, options: &NbdOptions, context: WorkerContext<'_>) -> u8 {
+    fn serve_nbd(self, exports: &Exports, options: &NbdOptions, context: WorkerContext<'_>) -> u8 {
         let listener = self.into_listener();
         let reporter = &context.reporter;
         if let Err(error) = (context.confine)() {
@@ -172,12 +177,14 @@ impl SocketEndpoint {
         // One connection, and no way to another one.
         drop(listener);
         reporter.tell(&Word::Accepted);
-        let Some(exports) = exports(Arc::clone(&context.image)) else {
-            return 1;
-        };
         let meter = context.meter.clone();
-        let on_start = || reporter.tell(&Word::Spoke);
-        match nbd::serve_connection(client.socket, &exports, options, meter, on_start) {
+        let on_start = |chosen: &Export| {
+            if let Some(index) = exports.index_of(&chosen.name) {
+                reporter.tell(&Word::Chose(index));
+            }
+            reporter.tell(&Word::Spoke);
+        };
+        match nbd::serve_connection(client.socket, exports, options, meter, on_start) {
             Ok(nbd::Served::Client(stats)) => {
                 reporter.tell(&Word::Left(stats));
                 0
@@ -192,12 +199,12 @@ impl SocketEndpoint {
 
     fn serve_vhost_user(
         self,
+        image: Arc<Image>,
         device: &DeviceOptions,
         context: WorkerContext<'_>,
         muted: Option<Muted>,
     ) -> u8 {
         let WorkerContext {
-            image,
             reporter,
             meter,
             confine,
@@ -252,10 +259,6 @@ fn accept(listener: &OwnedFd) -> io::Result<NbdClient> {
     let from = from.and_then(|from| SocketAddr::try_from(from).ok());
     let from = from.map_or(String::new(), |from| format!(" (from {from})"));
     Ok(NbdClient { socket, from })
-}
-
-fn exports(image: Arc<Image>) -> Option<Exports> {
-    Exports::one(EXPORT_NAME, "a Nix store, EROFS", image)
 }
 
 /// A thread that tells the parent that the client has spoken, and at the end what was served, and sees to it that there is

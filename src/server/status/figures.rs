@@ -38,6 +38,9 @@ pub struct ClientStatus {
     pub kind: ClientKind,
     /// Its socket, or the file.
     pub place: String,
+    /// The disk that it has chosen by name, if the server has several.
+    #[serde(default)]
+    pub export: Option<String>,
     /// Since when it is served: seconds since 1970.
     pub since_sec: u64,
     /// For how long, in milliseconds.
@@ -56,6 +59,17 @@ pub struct ClientStatus {
     pub times: Vec<(u64, u64)>,
 }
 
+/// One of several disks of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportStatus {
+    /// Its name.
+    pub name: String,
+    /// Its fingerprint.
+    pub disk: Option<String>,
+    /// Store paths on it.
+    pub paths: u64,
+}
+
 /// A server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
@@ -63,14 +77,17 @@ pub struct ServerStatus {
     pub pid: u32,
     /// Its version.
     pub version: String,
-    /// The disk's fingerprint; none of a tree.
+    /// Fingerprint of the main disk; a tree has none.
     #[serde(default)]
     pub disk: Option<String>,
+    /// All disks, if there are several.
+    #[serde(default)]
+    pub exports: Vec<ExportStatus>,
     /// When it started: seconds since 1970.
     pub since_sec: u64,
     /// How long ago that was, in milliseconds.
     pub age_ms: u64,
-    /// Store paths on the disk.
+    /// Store paths, each once, however many disks have it.
     pub paths: u64,
     /// Who is connected.
     pub clients: Vec<ClientStatus>,

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-pub use figures::{ClientKind, ClientStatus, ServerStatus};
+pub use figures::{ClientKind, ClientStatus, ExportStatus, ServerStatus};
 pub(super) use metrics::MetricsFile;
 pub use prometheus::text as prometheus_text;
 

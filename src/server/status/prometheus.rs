@@ -102,7 +102,7 @@ fn totals(out: &mut String, status: &ServerStatus) {
         (
             "store_paths",
             "gauge",
-            "Store paths on the disk.",
+            "Store paths that are served.",
             status.paths,
         ),
         ("vms", "gauge", "Connected VMs and other clients.", vms),
@@ -187,7 +187,10 @@ fn labels(vm: &ClientStatus) -> String {
             .replace('\n', "\\n")
     };
     let (number, kind, place) = (vm.vm, vm.kind.name(), escaped(&vm.place));
-    format!("vm=\"{number}\",kind=\"{kind}\",place=\"{place}\"")
+    let export = vm.export.as_deref().map(escaped);
+    let export = export.map(|name| format!(",export=\"{name}\""));
+    let export = export.unwrap_or_default();
+    format!("vm=\"{number}\",kind=\"{kind}\",place=\"{place}\"{export}")
 }
 
 fn histogram(out: &mut String, name: &str, vm: &ClientStatus) {

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use rustix::process::Pid;
 
 use super::Server;
+use crate::image::Image;
 use crate::process::{self, Child, End};
 use crate::sandbox::jail::{self, Contents, Furniture, Jail};
 use crate::sandbox::{self, PATHS_MAX, Process, SandboxError};
@@ -67,7 +68,7 @@ impl Server<'_> {
     fn make_namespaces(&mut self) -> Result<JailState, Reason> {
         let (mut ours, theirs) = UnixStream::pair()?;
         let mut furnisher = process::spawn(Signal::SIGKILL, || self.become_furnisher(theirs))?;
-        let jail = map_furnisher(&mut ours, &furnisher, self.image.is_tree());
+        let jail = map_furnisher(&mut ours, &furnisher, self.disks.is_tree());
         if jail.is_err() {
             furnisher.stop(Duration::ZERO);
         }
@@ -102,14 +103,14 @@ impl Server<'_> {
     }
 
     fn furniture(&self) -> Furniture<'_> {
-        let paths = self.image.space().regions().len();
-        let contents = match self.image.is_tree() || paths > PATHS_MAX {
+        let disks = &self.disks;
+        let contents = match disks.is_tree() || disks.path_count() > PATHS_MAX {
             true => Contents::All,
-            false => Contents::Entries(self.image.host_paths().collect()),
+            false => Contents::Entries(disks.host_paths()),
         };
         Furniture {
-            store: self.image.store_path(),
-            opened: self.image.store_dir(),
+            store: disks.any().store_path(),
+            opened: disks.any().store_dir(),
             contents,
         }
     }
@@ -154,13 +155,15 @@ impl Server<'_> {
         profile: Process,
         jail: JailState,
     ) -> Result<(), SandboxError> {
-        self.image.leave_pins();
+        self.disks.images().for_each(Image::leave_pins);
         let cell = match jail {
             JailState::Furnished(jail) => Some(jail.enter()?),
             JailState::None | JailState::Furnishing { .. } => None,
         };
         if let Some(cell) = &cell {
-            self.image.move_to(&cell.store)?;
+            // Of all disks: a descriptor of the host's store would lead out of the jail.
+            let mut images = self.disks.images();
+            images.try_for_each(|image| image.move_to(&cell.store))?;
         }
         self.confine(profile, cell.as_ref())
     }

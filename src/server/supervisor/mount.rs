@@ -48,10 +48,10 @@ impl Server<'_> {
         let is_alone = self.endpoints.len() == 1;
         let reporter = Arc::new(reporter);
         if let Some(record) = self.record.take().filter(|_| is_alone) {
-            record.record(&self.image, Arc::clone(&reporter));
+            record.record(Arc::clone(&reporter));
         }
         if let Some(report) = self.report.take() {
-            report.note(&self.image, None);
+            report.note(None);
         }
         self.serve_endpoint(index, reporter, meter, None)
     }

@@ -1,14 +1,17 @@
 //! The process that plans paths for all others, so that a further VM walks nothing.
 
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::process::setpriority_process;
 
+use super::super::disks::Disks;
 use super::Server;
 use super::jail::JailState;
-use crate::image::Publisher;
-use crate::process::{self, Child, ProcessError};
+use crate::image::{Image, Publisher};
+use crate::process::{self, Child, ProcessError, exit_now};
 use crate::sandbox::Process;
 use crate::source::RemoteTree;
 
@@ -62,7 +65,8 @@ impl Planner {
 impl Server<'_> {
     /// Starts it unless it is there. To be called before a process is started that reads the disk.
     pub(super) fn start_planner(&mut self) {
-        let is_wanted = !self.image.is_tree() && self.image.plan_cache_bytes() > 0;
+        let has_cache = self.disks.any().plan_cache_bytes() > 0;
+        let is_wanted = has_cache && !self.disks.is_tree();
         if !is_wanted || !self.planner.may_start() {
             return;
         }
@@ -73,17 +77,18 @@ impl Server<'_> {
     }
 
     fn spawn_planner(&mut self) -> Result<Child, ProcessError> {
-        let publisher = self.image.share_plans()?;
+        let publishers = self.disks.images().map(Image::share_plans);
+        let publishers = publishers.collect::<Result<_, _>>()?;
         // In this process the closure is dropped, and with it what is written through: no other process may have that.
-        process::spawn(Signal::SIGKILL, || self.become_planner(publisher))
+        process::spawn(Signal::SIGKILL, || self.become_planner(publishers))
     }
 
     /// Its life.
-    fn become_planner(&mut self, mut publisher: Publisher) -> u8 {
+    fn become_planner(&mut self, mut publishers: Vec<Publisher>) -> u8 {
         let plan_dir = self.plan_dir.take();
         self.take_endpoint(usize::MAX);
         self.plan_dir = plan_dir;
-        self.image.remote().map(RemoteTree::forget_control);
+        self.disks.remote().map(RemoteTree::forget_control);
         // For those who look at processes.
         let _ = rustix::thread::set_name(c"planner");
         // It only costs more otherwise.
@@ -97,9 +102,29 @@ impl Server<'_> {
             tracing::error!("{error}");
             return 1;
         }
-        if let Some(dir) = self.plan_dir.take() {
-            publisher.keep_in(dir);
+        if let Some(dir) = self.plan_dir.take().map(Arc::new) {
+            // Its files belong to paths, whichever disks these are on.
+            let keep = |publisher: &mut Publisher| publisher.keep_in(Arc::clone(&dir));
+            publishers.iter_mut().for_each(keep);
         }
-        publisher.run(&self.image)
+        publish(&self.disks, publishers)
     }
+}
+
+/// Publishes the plans of all disks, for ever: of each further one from a thread of its own.
+fn publish(disks: &Disks, publishers: Vec<Publisher>) -> u8 {
+    let mut all = publishers.into_iter().zip(disks.images());
+    let Some((first, its_image)) = all.next() else {
+        return 1;
+    };
+    thread::scope(|scope| {
+        for (publisher, image) in all {
+            let thread = thread::Builder::new().name("planner".to_owned());
+            if let Err(error) = thread.spawn_scoped(scope, move || publisher.run(image)) {
+                tracing::error!("cannot start a thread: {error}");
+                exit_now(1);
+            }
+        }
+        first.run(its_image)
+    })
 }

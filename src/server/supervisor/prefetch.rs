@@ -33,8 +33,8 @@ impl Server<'_> {
             tracing::error!("{error}");
             return 1;
         }
-        if let Some(recording) = &self.options.prefetch {
-            prefetch(&self.image, recording);
+        if let (Some(recording), Ok(image)) = (&self.options.prefetch, self.disks.main()) {
+            prefetch(image, recording);
         }
         0
     }

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::super::activation::{InheritedSocket, SocketName};
 use super::super::endpoint::Endpoint;
-use super::super::status::{ClientKind, ClientStatus, ServerStatus, status_path};
+use super::super::status::{ClientKind, ClientStatus, ExportStatus, ServerStatus, status_path};
 use super::super::workers::Worker;
 use super::{ServeOptions, Server};
 use crate::cache::FetchMeter;
 use crate::device::Stats;
 use crate::device::meter::Meter;
+use crate::device::nbd::Export;
 
 /// Where a status can be asked for: next to everything that has a place.
 pub(super) fn places(options: &ServeOptions, inherited: &[InheritedSocket]) -> Vec<PathBuf> {
@@ -76,6 +77,7 @@ impl Server<'_> {
             tracing::info!(
                 vm = vm.vm,
                 place = vm.place,
+                export = vm.export,
                 requests = vm.requests,
                 bytes = vm.bytes,
                 errors = vm.errors,
@@ -111,10 +113,11 @@ impl Server<'_> {
         ServerStatus {
             pid: process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            disk: self.image.fingerprint().map(ToString::to_string),
+            disk: self.disks.main_fingerprint().map(ToString::to_string),
+            exports: self.disks.told_apart().iter().map(export_status).collect(),
             since_sec: unix_sec(self.started),
             age_ms: age_ms(self.started),
-            paths: self.image.space().regions().len() as u64,
+            paths: self.disks.path_count() as u64,
             clients,
             left: self.left.count,
             left_requests: self.left.stats.requests,
@@ -127,13 +130,11 @@ impl Server<'_> {
     fn client(&self, worker: &Worker) -> Option<ClientStatus> {
         let kind = self.endpoints.get(worker.endpoint)?.kind();
         let place = worker.socket.to_string();
-        Some(status_of(
-            worker.vm,
-            kind,
-            place,
-            worker.started,
-            &worker.meter,
-        ))
+        let status = status_of(worker.vm, kind, place, worker.started, &worker.meter);
+        Some(ClientStatus {
+            export: worker.export().map(str::to_owned),
+            ..status
+        })
     }
 
     fn file_status(&self) -> Option<ClientStatus> {
@@ -158,6 +159,7 @@ fn status_of(
         vm,
         kind,
         place,
+        export: None,
         since_sec: unix_sec(since),
         age_ms: age_ms(since),
         requests: 0,
@@ -169,6 +171,14 @@ fn status_of(
     };
     status.set_figures(&meter.figures());
     status
+}
+
+fn export_status(export: &Export) -> ExportStatus {
+    ExportStatus {
+        name: export.name.to_string(),
+        disk: export.image.fingerprint().map(ToString::to_string),
+        paths: export.image.space().regions().len() as u64,
+    }
 }
 
 fn unix_sec(at: Instant) -> u64 {

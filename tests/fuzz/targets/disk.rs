@@ -13,10 +13,15 @@ const WARM_BYTES: usize = 1 << 20;
 
 /// The disk of a directory with files of a few sizes. The directory is gone again: its files stay open.
 pub fn disk() -> Arc<Image> {
+    disk_like(0)
+}
+
+/// The same with other bytes in the files for each `seed`.
+pub fn disk_like(seed: usize) -> Arc<Image> {
     let tree = tempfile::tempdir().unwrap();
     for (index, len) in [0usize, 1, 700, 4096, 5000, 20_000].into_iter().enumerate() {
         let content: Vec<u8> = (0..len)
-            .map(|at| (at * 31 + index).to_le_bytes()[0])
+            .map(|at| (at * 31 + index + 7 * seed).to_le_bytes()[0])
             .collect();
         std::fs::write(tree.path().join(format!("file{index}")), content).unwrap();
     }

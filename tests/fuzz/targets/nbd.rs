@@ -14,7 +14,7 @@ use lazystore::device::nbd::{Export, Exports};
 use lazystore::image::Image;
 use lazystore::source::IoMode;
 
-use super::disk::disk;
+use super::disk::disk_like;
 use super::input::Input;
 
 #[path = "nbd/replies.rs"]
@@ -59,16 +59,15 @@ pub fn run(data: &[u8]) {
 }
 
 fn two_disks() -> Exports {
-    let image = disk();
-    let export = |name: &str| Export {
-        name: name.to_owned(),
+    let export = |name: &str, seed| Export {
+        name: name.parse().unwrap(),
         description: "a disk".to_owned(),
-        image: Arc::clone(&image),
+        image: disk_like(seed),
     };
-    Exports::new(vec![export("a"), export("b")]).unwrap()
+    Exports::new(vec![export("a", 0), export("b", 1)]).unwrap()
 }
 
-/// What a well-behaved client has agreed on.
+/// What a well-behaved client has agreed on: about one disk with structured replies, about the other without.
 fn a_session(exports: &Exports, structured: bool) -> Session {
     let option =
         |number: u32, data: &[u8]| option(number, u32::try_from(data.len()).unwrap(), data);
@@ -80,7 +79,11 @@ fn a_session(exports: &Exports, structured: bool) -> Session {
             b"\0\0\0\x01a\0\0\0\x01\0\0\0\x0fbase:allocation",
         ));
     }
-    bytes.extend(option(7, b"\0\0\0\x01a\0\0"));
+    let go = match structured {
+        true => b"\0\0\0\x01a\0\0",
+        false => b"\0\0\0\x01b\0\0",
+    };
+    bytes.extend(option(7, go));
     let session = negotiate(exports, Encryption::NotOffered, &bytes, bytes.len()).unwrap();
     assert_eq!(
         (session.structured, session.base_allocation),
@@ -152,6 +155,8 @@ fn negotiate(
             Ok(Step::Chosen(count, session)) => {
                 assert!(!in_clear);
                 assert!(count <= end - start);
+                let export = asked_for(exports, &bytes[start..start + count]);
+                assert!(Arc::ptr_eq(&session.export.image, &export.image));
                 assert!(session.structured || !session.base_allocation);
                 return Some(session);
             }
@@ -164,6 +169,20 @@ fn negotiate(
                 return None;
             }
         }
+    }
+}
+
+/// The disk that an option, `EXPORT_NAME` or `GO`, asks for.
+fn asked_for<'e>(exports: &'e Exports, option: &[u8]) -> &'e Export {
+    let (header, data) = option.split_at(16);
+    let name = match header[11] {
+        1 => data,
+        _ => &data[4..][..usize::from(data[3])],
+    };
+    match name {
+        b"" | b"a" => &exports.all()[0],
+        b"b" => &exports.all()[1],
+        other => panic!("there is no {}", other.escape_ascii()),
     }
 }
 

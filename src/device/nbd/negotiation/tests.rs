@@ -8,7 +8,12 @@ use crate::image::testing::tree_image;
 
 fn exports() -> Exports {
     let dir = tempfile::tempdir().unwrap();
-    Exports::one("store", "a disk", Arc::new(tree_image(dir.path()))).unwrap()
+    let export = Export {
+        name: "store".parse().unwrap(),
+        description: "a disk".to_owned(),
+        image: Arc::new(tree_image(dir.path())),
+    };
+    Exports::new(vec![export]).unwrap()
 }
 
 fn option_bytes(number: u32, data: &[u8]) -> Vec<u8> {

@@ -12,7 +12,7 @@ fn session(structured: bool, base_allocation: bool) -> Session {
     let export = EXPORT.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         Export {
-            name: String::new(),
+            name: "store".parse().unwrap(),
             description: String::new(),
             image: Arc::new(tree_image(dir.path())),
         }

@@ -1,0 +1,135 @@
+//! Further disks for NBD clients, by name.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::closure_args::{ClosureArgs, Found, Loaded};
+use super::errors::CliError;
+use crate::cache::FetcherProcess;
+use crate::closure::Closure;
+use crate::device::nbd::{ExportName, NotAName};
+use crate::server::{Disks, ServeError};
+
+/// `NAME=CLOSURE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportArg {
+    /// What clients ask for.
+    pub name: ExportName,
+    /// A store path, a link to one, or the output of closureInfo.
+    closure: PathBuf,
+}
+
+impl FromStr for ExportArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, closure)) if !closure.is_empty() => Ok(Self {
+                name: name.parse().map_err(|fault: NotAName| fault.to_string())?,
+                closure: closure.into(),
+            }),
+            _ => Err("write NAME=CLOSURE, such as web=./result".to_owned()),
+        }
+    }
+}
+
+/// Fails if two disks have the same name.
+///
+/// # Errors
+/// They have.
+pub fn check_names(main: &ClosureArgs, exports: &[ExportArg]) -> Result<(), CliError> {
+    let main = main.is_given().then_some(&ExportName::MAIN);
+    let names: Vec<_> = main
+        .into_iter()
+        .chain(exports.iter().map(|export| &export.name))
+        .collect();
+    let mut repeated = (1..names.len()).filter(|index| names[..*index].contains(&names[*index]));
+    match repeated.next() {
+        Some(index) => Err(CliError::SameName {
+            name: names[index].clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The main closure, if one is named, and those of `--export`, with their disks.
+pub struct LoadedDisks {
+    /// The main closure.
+    pub main: Option<Loaded>,
+    /// The others.
+    pub exports: Vec<(ExportName, Loaded)>,
+}
+
+impl LoadedDisks {
+    /// Loads closures and lays out their disks; those of `exports` with the same options as `main`.
+    ///
+    /// # Errors
+    /// A closure cannot be loaded, or its disk cannot be laid out.
+    pub fn load(
+        main: &ClosureArgs,
+        exports: &[ExportArg],
+        shows_progress: bool,
+    ) -> Result<Self, CliError> {
+        let find = |args: &ClosureArgs| args.find(usize::MAX, shows_progress);
+        let main_found = main.is_given().then(|| find(main)).transpose()?;
+        let others = exports.iter().map(|export| {
+            let found = find(&main.with_closure(&export.closure))?;
+            Ok((export.name.clone(), found))
+        });
+        let others: Vec<_> = others.collect::<Result<_, CliError>>()?;
+        let all = main_found
+            .iter()
+            .chain(others.iter().map(|(_, found)| found));
+        let pins = Found::hold(&all.collect::<Vec<_>>());
+        let lay_out = |found: Found| found.lay_out(&pins);
+        let others = others.into_iter();
+        let others = others.map(|(name, found)| Ok((name, lay_out(found)?)));
+        Ok(Self {
+            main: main_found.map(lay_out).transpose()?,
+            exports: others.collect::<Result<_, CliError>>()?,
+        })
+    }
+
+    /// All closures.
+    pub fn closures(&self) -> Vec<&Closure> {
+        let exports = self.exports.iter().map(|(_, loaded)| loaded);
+        let all = self.main.iter().chain(exports);
+        all.map(|loaded| &loaded.closure).collect()
+    }
+
+    /// What a server needs of them, and the process that fetches paths of the main closure.
+    ///
+    /// # Errors
+    /// The disks cannot be served together.
+    pub fn into_disks(self) -> Result<(Disks, Option<FetcherProcess>), ServeError> {
+        let (main, fetcher) = match self.main {
+            Some(main) => (Some(main.image), main.fetcher),
+            None => (None, None),
+        };
+        let exports = self.exports.into_iter();
+        let exports = exports.map(|(name, loaded)| (name, loaded.image));
+        Ok((Disks::new(main, exports)?, fetcher))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_is_a_name_and_a_closure() {
+        let export: ExportArg = "web=./a=b".parse().unwrap();
+        assert_eq!(export.name.as_str(), "web");
+        assert_eq!(export.closure, PathBuf::from("./a=b"));
+        for (wrong, words) in [
+            ("", "NAME=CLOSURE"),
+            ("web", "NAME=CLOSURE"),
+            ("web=", "NAME=CLOSURE"),
+            ("=./a", "empty"),
+            ("a\tb=./a", "control character"),
+        ] {
+            let said = wrong.parse::<ExportArg>().unwrap_err();
+            assert!(said.contains(words), "{said}");
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! `lazystore serve --nbd PLACE --export NAME=CLOSURE`: several disks, by name.
+
+mod tools;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lazystore::image::Image;
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
+
+use super::client::*;
+use super::program::{Unix, serve_closure};
+use crate::common::proc::planner;
+use crate::common::process::{stderr_of, wait_for};
+use crate::common::small_store::{SmallStore, fill};
+use crate::watching::told;
+
+const BLOCK: u64 = 4096;
+
+/// Closures by the names of their exports; the first one is the main closure. All of them have one path in common, and the
+/// first two disks have the same layout.
+const CLOSURES: [(&str, [&str; 2]); 3] = [
+    ("nix-store", ["aaa-shared", "bbb-main"]),
+    ("web", ["aaa-shared", "ccc-web"]),
+    ("db", ["aaa-shared", "ddd-db"]),
+];
+
+struct Fixture {
+    store: SmallStore,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let store = SmallStore::new(&["aaa-shared", "bbb-main", "ccc-web", "ddd-db"]);
+        // A larger disk than the others.
+        fill(&store.store().join("ddd-db"), 3, &[("large", &[3_000_000])]);
+        for (name, paths) in CLOSURES {
+            store.part(name, &paths);
+        }
+        Self { store }
+    }
+
+    fn root(&self) -> &str {
+        self.store.root().to_str().unwrap()
+    }
+
+    fn info(&self, name: &str) -> PathBuf {
+        self.store.root().join(name)
+    }
+
+    fn image(&self, name: &str) -> Image {
+        self.store.image_of(&self.info(name))
+    }
+
+    fn main(&self) -> Vec<String> {
+        let info = self.info(CLOSURES[0].0).display().to_string();
+        vec!["--closure-info".to_owned(), info]
+    }
+
+    fn exports(&self) -> Vec<String> {
+        let others = CLOSURES[1..].iter();
+        let export = |name| format!("--export={name}={}", self.info(name).display());
+        others.map(|(name, _)| export(name)).collect()
+    }
+
+    fn serve(&self, closures: &[String], extra: &[&str]) -> Unix {
+        let closures = closures.iter().map(String::as_str);
+        let args: Vec<_> = closures.chain(["--store-root", self.root()]).collect();
+        serve_closure(&args, extra)
+    }
+
+    fn serve_all(&self, extra: &[&str]) -> Unix {
+        self.serve(&[self.main(), self.exports()].concat(), extra)
+    }
+
+    /// Reads all disks through new clients that are there at the same time; whether no worker planned a path by itself.
+    fn reads_all_as_planned(&self, server: &Unix) -> bool {
+        let mut clients = CLOSURES.map(|(name, _)| (name, server.client_of(name)));
+        for (name, client) in &mut clients {
+            assert_reads(client, &self.image(name));
+        }
+        let vms = told(&server.socket)["vms"].clone();
+        vms.as_array().unwrap().iter().all(|vm| vm["plans"] == 0)
+    }
+}
+
+/// Reads all that there is on a disk, and nothing after its end.
+fn assert_reads(client: &mut Client, image: &Image) {
+    assert_eq!(client.len_bytes, image.len_bytes());
+    let used = (0..)
+        .zip(image.space().regions())
+        .flat_map(|(index, region)| {
+            let usage = image.usage(index).unwrap();
+            [
+                (region.meta.start, usage.meta_blocks),
+                (region.data.start, usage.data_blocks),
+            ]
+        });
+    let root = (0, image.space().regions()[0].meta.start);
+    for (start, blocks) in used.chain([root]).filter(|(_, blocks)| *blocks > 0) {
+        let (offset, len) = (BLOCK * u64::from(start), BLOCK * u64::from(blocks));
+        let mut expected = vec![0; usize::try_from(len).unwrap()];
+        image.read_exact_at(&mut expected, offset).unwrap();
+        let read = client.read(0, offset, expected.len()).unwrap();
+        assert!(read == expected, "{len} bytes at {offset}");
+    }
+    let end = image.len_bytes();
+    assert_eq!(client.read(0, end, 4096), Err(EINVAL));
+}
+
+/// Which plans are whose is settled anew when the process that makes them is started again.
+#[test]
+fn each_name_leads_to_its_own_disk_and_to_no_other() {
+    let fixture = Fixture::new();
+    let server = fixture.serve_all(&[]);
+    let lens = CLOSURES.map(|(name, _)| fixture.image(name).len_bytes());
+    assert!(lens[0] == lens[1] && lens[1] < lens[2], "{lens:?}");
+    let is_planned = || fixture.reads_all_as_planned(&server).then_some(());
+    wait_for("all paths to be planned", is_planned);
+    let first = planner(server.pid()).unwrap();
+    kill(first, Signal::SIGKILL).unwrap();
+    wait_for("another planner", || {
+        is_planned();
+        planner(server.pid()).filter(|pid| *pid != first)
+    });
+    wait_for("all paths to be planned again", is_planned);
+}
+
+/// Names and descriptions that a server lists.
+fn listed(server: &Unix) -> Vec<(String, String)> {
+    let answers = Client::connect(&server.socket).option(OPT_LIST, &[]);
+    let (last, exports) = answers.split_last().unwrap();
+    assert_eq!(last.kind, ACK);
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let both = exports.iter().map(|answer| {
+        let (len, rest) = answer.data.split_first_chunk().unwrap();
+        let len = usize::try_from(u32::from_be_bytes(*len)).unwrap();
+        (text(&rest[..len]), text(&rest[len..]))
+    });
+    both.collect()
+}
+
+#[test]
+fn all_disks_are_listed_and_the_main_one_is_the_default() {
+    let fixture = Fixture::new();
+    let server = fixture.serve_all(&[]);
+    let listed = listed(&server);
+    for ((name, description), (expected, _)) in listed.iter().zip(CLOSURES) {
+        assert_eq!(name, expected);
+        let fingerprint = fixture.image(name).fingerprint().unwrap().to_string();
+        assert!(description.ends_with(&fingerprint), "{description}");
+    }
+    assert_eq!(listed.len(), CLOSURES.len());
+    let mut client = Client::connect(&server.socket);
+    let told = client.option(OPT_INFO, &wanted("", &[1]));
+    assert_eq!(told[1].data, b"\0\x01nix-store");
+    for unknown in ["nix-stor", "Web", "web/", "no such"] {
+        let answers = client.option(OPT_GO, &wanted(unknown, &[]));
+        assert_eq!(answers.last().unwrap().kind, UNKNOWN, "{unknown}");
+    }
+    client.begin("");
+    assert_reads(&mut client, &fixture.image("nix-store"));
+}
+
+#[test]
+fn without_a_main_disk_a_client_has_to_choose() {
+    let fixture = Fixture::new();
+    let mut server = fixture.serve(&fixture.exports(), &[]);
+    let names: Vec<_> = listed(&server).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["web", "db"]);
+    let mut client = Client::connect(&server.socket);
+    for option in [OPT_INFO, OPT_GO] {
+        for name in ["", "nix-store"] {
+            let answers = client.option(option, &wanted(name, &[]));
+            assert_eq!(answers.last().unwrap().kind, UNKNOWN, "{name}");
+        }
+    }
+    client.begin("db");
+    assert_reads(&mut client, &fixture.image("db"));
+    let mut oldest = Client::connect(&server.socket);
+    oldest.send_option(OPT_EXPORT_NAME, b"");
+    assert!(oldest.is_at_end());
+    let mut oldest = Client::connect(&server.socket);
+    oldest.send_option(OPT_EXPORT_NAME, b"web");
+    let len_bytes = u64::from_be_bytes(oldest.bytes());
+    assert_eq!(len_bytes, fixture.image("web").len_bytes());
+    kill(server.pid(), Signal::SIGTERM).unwrap();
+    server.child.wait().unwrap();
+    // The options for QEMU name a disk, too.
+    let said = stderr_of(&mut server.child);
+    assert!(said.contains("store.nbd,export=web\n"), "{said}");
+}
+
+/// What `serve` says of arguments with which it does not begin.
+fn refused(args: &[&str], code: i32) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
+    let output = command.arg("serve").args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    let is_error = |line: &&str| line.starts_with("error: ") || line.starts_with("lazystore: ");
+    assert_eq!(said.lines().filter(is_error).count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn names_that_are_none_are_refused() {
+    let fixture = Fixture::new();
+    let nbd = [
+        "--nbd",
+        "unix:/nowhere/store.nbd",
+        "--store-root",
+        fixture.root(),
+    ];
+    let web = fixture.info("web").display().to_string();
+    let longest = "n".repeat(4096);
+    for (name, words) in [
+        ("", "the name of an export is empty"),
+        (&*format!("{longest}n"), "4097 bytes"),
+        ("a\nb", "control character"),
+    ] {
+        let export = format!("--export={name}={web}");
+        let said = refused(&[&nbd[..], &[&export]].concat(), 2);
+        assert!(said.contains(words), "{said}");
+    }
+    for export in ["--export=web", "--export=web="] {
+        let said = refused(&[&nbd[..], &[export]].concat(), 2);
+        assert!(said.contains("write NAME=CLOSURE"), "{said}");
+    }
+    let (main, of_main) = (fixture.main(), format!("--export=nix-store={web}"));
+    let main: Vec<_> = main.iter().map(String::as_str).collect();
+    let of_web = format!("--export=web={web}");
+    for exports in [&[&*of_web, &of_web][..], &[&main[..], &[&of_main]].concat()] {
+        let said = refused(&[&nbd[..], exports].concat(), 2);
+        assert!(said.contains("two exports have the name"), "{said}");
+    }
+    // A long name is no reason, nor is the name of a main disk that there is not.
+    let exports = [of_main, format!("--export={longest}={web}")];
+    let server = fixture.serve(&exports, &[]);
+    assert_reads(&mut server.client_of(&longest), &fixture.image("web"));
+}
+
+#[test]
+fn what_needs_another_disk_or_nbd_is_refused() {
+    let fixture = Fixture::new();
+    let (main, exports) = (fixture.main(), fixture.exports());
+    let main: Vec<_> = main.iter().map(String::as_str).collect();
+    let exports: Vec<_> = exports.iter().map(String::as_str).collect();
+    let nbd = ["--nbd", "unix:/nowhere/store.nbd"];
+    let without_nbd = [&main[..], &exports, &["--vhost-user", "/nowhere/socket"]].concat();
+    let said = refused(&without_nbd, 2);
+    assert!(said.contains("--nbd <PLACE>"), "{said}");
+    for more in [
+        ["--vhost-user", "/nowhere/socket"],
+        ["--fuse", "/nowhere"],
+        ["--fd", "3"],
+        ["--record", "/nowhere/file"],
+        ["--prefetch", "/nowhere/file"],
+        ["--report", "/nowhere/file"],
+        ["--expect", "0123456789abcdfghijklmnpqrsvwxyz"],
+    ] {
+        let said = refused(&[&nbd[..], &exports, &more].concat(), 2);
+        assert!(said.contains("<ROOT"), "{said}");
+    }
+    for other in [
+        ["--tree", fixture.root()],
+        ["--from", "https://cache.nixos.org"],
+    ] {
+        let said = refused(&[&nbd[..], &exports, &other].concat(), 2);
+        assert!(said.contains("cannot be used with"), "{said}");
+        assert!(said.contains(other[0]), "{said}");
+    }
+    let said = refused(&nbd, 2);
+    assert!(said.contains("--export <NAME=CLOSURE>"), "{said}");
+    let said = refused(&[&nbd[..], &["--export=web=/nowhere/web"]].concat(), 1);
+    assert!(said.contains("/nowhere/web"), "{said}");
+}
+
+fn status(socket: &Path, format: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
+    let args = ["--interval", "0.05", "--format", format];
+    let output = command.arg("status").arg(socket).args(args).output();
+    String::from_utf8(output.unwrap().stdout).unwrap()
+}
+
+/// Values of `export` in a log, by message.
+fn exports_in(log: &str) -> BTreeMap<String, Vec<Value>> {
+    let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let fields = &line["fields"];
+        let message = fields["message"].as_str().unwrap().to_owned();
+        found
+            .entry(message)
+            .or_default()
+            .push(fields["export"].clone());
+    }
+    found
+}
+
+#[test]
+fn status_metrics_and_log_tell_what_a_client_has_chosen() {
+    let fixture = Fixture::new();
+    let mut server = fixture.serve_all(&["--log-format", "json"]);
+    let mut client = server.client_of("web");
+    client.read(0, 0, 4096).unwrap();
+    let now = told(&server.socket);
+    assert_eq!(now["vms"][0]["export"], "web");
+    // The shared path is one.
+    assert_eq!(now["paths"], 4);
+    let exports = CLOSURES.map(|(name, paths)| {
+        let disk = fixture.image(name).fingerprint().unwrap().to_string();
+        json!({"name": name, "disk": disk, "paths": paths.len()})
+    });
+    assert_eq!(now["exports"], json!(exports));
+    assert_eq!(now["disk"], exports[0]["disk"]);
+    assert!(status(&server.socket, "text").contains("store.nbd (web)\n"));
+    let metrics = status(&server.socket, "prometheus");
+    assert!(metrics.contains(",export=\"web\"} 4096\n"), "{metrics}");
+    kill(server.pid(), Signal::SIGUSR1).unwrap();
+    drop(client);
+    wait_for("the client to leave", || {
+        (told(&server.socket)["left"]["vms"] == 1).then_some(())
+    });
+    kill(server.pid(), Signal::SIGTERM).unwrap();
+    server.child.wait().unwrap();
+    let logged = exports_in(&stderr_of(&mut server.child));
+    assert_eq!(logged["ready"], CLOSURES.map(|(name, _)| name));
+    for message in [
+        "a VM has connected",
+        "status of a VM",
+        "a VM has disconnected",
+    ] {
+        assert_eq!(logged[message], ["web"], "{message}");
+    }
+}
+
+#[test]
+fn where_there_is_one_disk_nothing_is_told_apart() {
+    let fixture = Fixture::new();
+    let mut server = fixture.serve(&fixture.main(), &["--log-format", "json"]);
+    let client = server.client();
+    let now = told(&server.socket);
+    assert_eq!(
+        (&now["exports"], &now["vms"][0]["export"]),
+        (&json!([]), &Value::Null)
+    );
+    assert!(!status(&server.socket, "prometheus").contains("export="));
+    drop(client);
+    kill(server.pid(), Signal::SIGTERM).unwrap();
+    server.child.wait().unwrap();
+    let logged = exports_in(&stderr_of(&mut server.child));
+    assert!(logged.contains_key("a VM has connected"));
+    assert!(logged.values().flatten().all(Value::is_null), "{logged:?}");
+}
+
+/// Of a chroot store: the file of a process is written once, and a second closure's would replace that of the first.
+#[test]
+fn the_paths_of_all_closures_are_held_against_garbage_collection() {
+    let fixture = Fixture::new();
+    let state = fixture.store.root().join("nix/var/nix");
+    fs::create_dir_all(state.join("db")).unwrap();
+    fs::write(state.join("db/db.sqlite"), "").unwrap();
+    let mut server = fixture.serve_all(&[]);
+    let file = state.join(format!("temproots/{}", server.pid()));
+    let roots = String::from_utf8(fs::read(&file).unwrap()).unwrap();
+    let mut held: Vec<_> = roots.split_terminator('\0').collect();
+    held.sort_unstable();
+    let paths = ["aaa-shared", "bbb-main", "ccc-web", "ddd-db"];
+    assert_eq!(held, paths.map(|name| format!("/nix/store/{name}")));
+    kill(server.pid(), Signal::SIGTERM).unwrap();
+    assert!(server.child.wait().unwrap().success());
+    assert!(!file.exists());
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+/// It is confined before it knows what its client chooses.
+#[test]
+#[ignore = "needs root"]
+fn a_worker_sees_the_paths_of_all_closures_and_nothing_else() {
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.store.store().join("eee-not-served")).unwrap();
+    let server = fixture.serve_all(&[]);
+    let mut client = server.client_of("web");
+    assert_reads(&mut client, &fixture.image("web"));
+    let worker = PathBuf::from(format!("/proc/{}", server.workers()[0]));
+    let served = ["aaa-shared", "bbb-main", "ccc-web", "ddd-db"];
+    assert_eq!(names(&worker.join("root")), ["store"]);
+    assert_eq!(names(&worker.join("root/store")), served);
+    // All disks have a descriptor of the store, and none leads out of the jail.
+    let open = fs::read_dir(worker.join("fd")).unwrap();
+    let open = open.map(|entry| entry.unwrap().path());
+    let dirs = open.filter(|link| fs::metadata(link).is_ok_and(|file| file.is_dir()));
+    let dirs: Vec<_> = dirs.map(|link| fs::read_link(link).unwrap()).collect();
+    assert_eq!(dirs, vec![PathBuf::from("/store"); CLOSURES.len()]);
+}
