@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -43,24 +43,8 @@ impl Fixture {
             ranges,
             right,
         };
-        fixture.settle();
+        fixture.store.settle();
         fixture
-    }
-
-    /// Waits until every ctime in the store is so long ago that nothing can get the same one any more.
-    fn settle(&self) {
-        wait_for("an old store", || {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            let limit = now.unwrap() - Duration::from_secs(4);
-            let mut paths = fs::read_dir(self.store.store()).unwrap();
-            let is_old = |path: &Path| {
-                let ctime = fs::symlink_metadata(path).unwrap().ctime();
-                u64::try_from(ctime).unwrap() < limit.as_secs()
-            };
-            paths
-                .all(|path| is_old(&path.unwrap().path()))
-                .then_some(())
-        });
     }
 
     fn plans(&self) -> PathBuf {
@@ -250,7 +234,7 @@ fn a_replaced_path_is_never_served_from_an_old_plan() {
     let see = |fixture: &mut Fixture| {
         fixture.image = fixture.store.image();
         fixture.right = expected(&fixture.image, &fixture.ranges);
-        fixture.settle();
+        fixture.store.settle();
         let server = fixture.start();
         fixture.check(&server);
     };

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use lazystore::closure::{Closure, Source, StoreLocation};
 use lazystore::erofs::layout::space::Region;
@@ -12,6 +14,7 @@ use lazystore::image::{Image, ImageOptions};
 use tempfile::TempDir;
 
 use super::nar;
+use super::process::wait_for;
 
 /// Unit of EROFS.
 const BLOCK: u64 = 4096;
@@ -96,6 +99,23 @@ impl SmallStore {
 
     pub fn store(&self) -> PathBuf {
         self.root().join("nix/store")
+    }
+
+    /// Waits until every ctime of a path is so long ago that nothing can get the same one any more: plans are kept from then
+    /// on.
+    pub fn settle(&self) {
+        wait_for("an old store", || {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let limit = now.unwrap() - Duration::from_secs(4);
+            let mut paths = fs::read_dir(self.store()).unwrap();
+            let is_old = |path: &Path| {
+                let ctime = fs::symlink_metadata(path).unwrap().ctime();
+                u64::try_from(ctime).unwrap() < limit.as_secs()
+            };
+            paths
+                .all(|path| is_old(&path.unwrap().path()))
+                .then_some(())
+        });
     }
 
     /// The options that serve it.

@@ -129,6 +129,24 @@ fn each_name_leads_to_its_own_disk_and_to_no_other() {
     wait_for("all paths to be planned again", is_planned);
 }
 
+/// Files with plans are of paths: disks that have a path in common share one.
+#[test]
+fn plans_of_all_disks_are_kept_in_one_directory() {
+    let fixture = Fixture::new();
+    fixture.store.settle();
+    let dir = tempfile::tempdir().unwrap();
+    let kept = dir.path().join("plans");
+    for _ in 0..2 {
+        let server = fixture.serve_all(&["--plan-dir", kept.to_str().unwrap()]);
+        wait_for("all paths to be planned", || {
+            fixture.reads_all_as_planned(&server).then_some(())
+        });
+        wait_for("all plans to be kept", || {
+            (names(&kept).len() == 4).then_some(())
+        });
+    }
+}
+
 /// Names and descriptions that a server lists.
 fn listed(server: &Unix) -> Vec<(String, String)> {
     let answers = Client::connect(&server.socket).option(OPT_LIST, &[]);
