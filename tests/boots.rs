@@ -45,7 +45,7 @@ fn a_mark_that_never_comes_is_one_sentence() {
     assert_eq!(code, 1);
     assert_eq!(
         stderr,
-        "lazystore: boot 1 did not say \"login:\" within 2 s: its last line was \"hello\"; is its console on stdout?\n"
+        "lazystore: boot 1 did not print \"login:\" within 2 s: its last line was \"hello\"; is its console on stdout?\n"
     );
 }
 

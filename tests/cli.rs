@@ -330,7 +330,7 @@ fn opened_inside(trace: &str) -> Vec<String> {
     let opens = trace
         .lines()
         .filter(|line| line.contains("open") || line.contains("getdents"));
-    // The path itself is held against garbage collection, by a descriptor that cannot read.
+    // The path itself is protected from garbage collection by a descriptor that cannot read.
     let held = |line: &str| line.contains("\"aaa-one\", ") && line.contains("O_PATH");
     opens
         .filter(|line| line.contains("aaa-one") && !held(line))

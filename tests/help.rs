@@ -151,7 +151,7 @@ fn rust_log_that_is_not_understood_is_mentioned() {
         .output()
         .unwrap();
     assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("RUST_LOG is not understood"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("RUST_LOG is malformed"));
 }
 
 #[test]

@@ -175,7 +175,7 @@ fn a_special_file_in_a_store_path_is_an_error_that_names_the_path() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("/path: holds a device, socket or FIFO"),
+        error.contains("/path: contains a device, socket or FIFO"),
         "{error}"
     );
 }

@@ -1,4 +1,4 @@
-//! Closures of which some paths are not on this host: narinfos tell what they are and what they refer to.
+//! Closures that are partly not on this host: narinfos from binary caches describe the missing paths and their references.
 
 mod walk;
 
@@ -16,27 +16,27 @@ use crate::closure::{
 use walk::Walk;
 pub use walk::WalkError;
 
-/// A closure, and what of it is not on the host.
+/// A closure, and the paths of it that are not on the host.
 #[derive(Debug)]
 pub struct PartlyRemote {
-    /// All of it.
+    /// All paths of the closure.
     pub graph: Graph,
-    /// Those paths that have to be fetched, sorted.
+    /// The paths that have to be fetched, sorted by name.
     pub remote: Vec<Fetchable>,
 }
 
-/// Why a closure cannot be found out.
+/// Why a closure cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteClosureError {
-    /// What the host says of it.
+    /// The part of the closure that is on the host.
     #[error(transparent)]
     Closure(#[from] ClosureError),
-    /// What caches say of it.
+    /// The part that is described by narinfos.
     #[error(transparent)]
     Walk(#[from] WalkError),
-    /// A cache has another build than the registration says.
+    /// The NAR hash of a cache differs from the registered one.
     #[error(
-        "{path}: the binary cache has a NAR of another hash than the registration says, which is another build"
+        "{path}: the NAR hash of the binary cache differs from the registered one, so it is another build"
     )]
     OtherBuild {
         /// The store path.
@@ -45,10 +45,10 @@ pub enum RemoteClosureError {
 }
 
 impl PartlyRemote {
-    /// The paths `roots`, base names, and all that they refer to. What is valid on the host is taken from there.
+    /// Returns the closure of `roots` (base names). Paths that are valid on the host are taken from there.
     ///
     /// # Errors
-    /// No cache has a path, or says something of it that is not to be believed.
+    /// No cache has a valid narinfo for a path.
     pub fn of_roots(
         roots: &[Box<[u8]>],
         location: &StoreLocation,
@@ -76,7 +76,7 @@ impl PartlyRemote {
         Ok(Self { graph, remote })
     }
 
-    /// The paths of `graph`, with what of them is not on the host.
+    /// Returns the paths of `graph`, and which of them are not on the host.
     ///
     /// # Errors
     /// As [`of_roots`](Self::of_roots); or a cache has another build of a path than `graph` says.
@@ -102,7 +102,7 @@ impl PartlyRemote {
             sources,
             store_dir: &location.store_dir,
             stops: &HashSet::new(),
-            // The list says what is on the disk.
+            // The list alone determines what is on the disk.
             follows_references: false,
         };
         let narinfos = walk.narinfos(&absent)?;
@@ -122,7 +122,7 @@ impl PartlyRemote {
     }
 }
 
-/// Sorted by their names: this numbers them.
+/// Sorts the paths by name; their positions become their numbers.
 fn fetchable<'n>(narinfos: impl Iterator<Item = &'n Narinfo>) -> Vec<Fetchable> {
     let mut all: Vec<_> = narinfos
         .map(|narinfo| Fetchable {

@@ -22,44 +22,44 @@ use crate::source::remote::protocol::{Found, NOT_VERIFIED, Part, Wanted, pieces_
 use pieces::InPieces;
 use verified::{Received, Verified, VerifyError};
 
-/// How often a failure of a server that may pass is tried again.
+/// Retries after a temporary failure of a server.
 const RETRIES: Retries = Retries(4);
 
-/// How often a NAR is fetched that somebody removes before it is opened: `lazystore cache prune` spares it, people may not.
-const REMOVALS_BORNE: u32 = 4;
+/// Attempts to fetch a NAR that is removed before it can be opened: `lazystore cache prune` spares it, but people may not.
+const REMOVALS_MAX: u32 = 4;
 
 /// A path that can be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetchable {
     /// Base name of the store path.
     pub name: Box<[u8]>,
-    /// SHA-256 of its NAR, which is believed.
+    /// SHA-256 of its NAR, already trusted.
     pub nar_hash: NarHash,
     /// Length of its NAR.
     pub nar_size: u64,
 }
 
-/// Where to fetch from, and where to.
+/// What to fetch, from where and to where.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Binary caches, and the directory.
+    /// The binary caches, and the cache directory.
     pub sources: Sources,
     /// The logical store directory.
     pub store_dir: PathBuf,
-    /// By their numbers.
+    /// The paths; their positions are their numbers.
     pub paths: Arc<[Fetchable]>,
-    /// How much NARs may take in the directory.
+    /// How many bytes of NARs the directory may hold.
     pub limit_bytes: u64,
     /// Counts what is fetched.
     pub meter: FetchMeter,
-    /// Whether a line on a terminal says how far fetching is.
+    /// Whether a progress line is shown on a terminal.
     pub shows_progress: bool,
 }
 
-/// Why something cannot be had.
+/// Why a tree or NAR cannot be provided.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotFetch {
-    /// The cache directory.
+    /// The cache directory failed.
     #[error(transparent)]
     Dir(#[from] DirError),
     /// No cache has it.
@@ -68,27 +68,27 @@ pub enum CannotFetch {
         /// Their URLs.
         caches: String,
     },
-    /// Each cache failed.
+    /// Every cache failed.
     #[error("{reason}")]
     Failed {
-        /// What the last one said, or the first that had it.
+        /// The first failure.
         reason: String,
     },
-    /// Its listing and its NAR do not fit.
+    /// The listing and the NAR differ.
     #[error("{reason}")]
     Contradicted {
-        /// In a sentence.
+        /// A sentence that explains it.
         reason: String,
     },
-    /// There is no such path.
+    /// The request was for a path or piece that does not exist.
     #[error("the disk has no path of this number")]
     NoSuchPath,
-    /// Nobody can fetch it.
+    /// No thread can be started.
     #[error("cannot start a thread to fetch it")]
     NoThread,
 }
 
-/// Fetches.
+/// Fetches trees and NARs.
 #[derive(Debug, Clone)]
 pub struct Fetcher {
     plan: Plan,
@@ -97,7 +97,7 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// Fetches as `plan` says. Reads certificates.
+    /// Creates a fetcher for `plan`. Reads the certificates now.
     pub fn new(plan: Plan) -> Self {
         let http = Http::new(&plan.sources.http);
         Self {
@@ -107,10 +107,10 @@ impl Fetcher {
         }
     }
 
-    /// What `wanted` names, open for reading, fetched if need be.
+    /// Returns what `wanted` names, open for reading. Fetches it if necessary.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// It cannot be provided.
     pub fn get(&self, wanted: Wanted) -> Result<Found, CannotFetch> {
         if let Some(kept) = self.kept(wanted) {
             return kept;
@@ -127,7 +127,7 @@ impl Fetcher {
         }
     }
 
-    /// What `wanted` names if it is in the cache directory, or the reason why it never will be.
+    /// Returns what `wanted` names if it is in the cache directory, or the error if it can never be provided.
     pub fn kept(&self, wanted: Wanted) -> Option<Result<Found, CannotFetch>> {
         let Some(path) = self.plan.paths.get(wanted.path as usize) else {
             return Some(Err(CannotFetch::NoSuchPath));
@@ -145,9 +145,9 @@ impl Fetcher {
                 let tree = self.plan.sources.dir.tree(&path.nar_hash)?;
                 Some(Ok(not_verified(tree.into_file())))
             }
-            Part::Nar | Part::Piece(_) => match self.begun(wanted) {
+            Part::Nar | Part::Piece(_) => match self.kept_partial(wanted) {
                 None => self.kept_nar(path).transpose(),
-                begun => begun.map(Ok),
+                kept_partial => kept_partial.map(Ok),
             },
         }
     }
@@ -160,7 +160,7 @@ impl Fetcher {
         Ok(digest.map(|digest| Found::File { digest, file }))
     }
 
-    /// Begins to count in this process, which now fetches.
+    /// Starts counting in this process, which is the fetcher from now on.
     pub(super) fn begin(&self) {
         self.plan.meter.restart();
         if self.plan.shows_progress {
@@ -168,12 +168,12 @@ impl Fetcher {
         }
     }
 
-    /// Counts what is fetched.
+    /// Returns the counters.
     pub(super) fn meter(&self) -> &FetchMeter {
         &self.plan.meter
     }
 
-    /// The store path of a number, for messages.
+    /// Returns the store path of a number, for messages.
     pub fn path_name(&self, number: u32) -> String {
         let path = self.plan.paths.get(number as usize);
         let name = path.map_or_else(String::new, |path| shown(&path.name));
@@ -184,7 +184,7 @@ impl Fetcher {
         let dir = &self.plan.sources.dir;
         {
             let _lock = dir.lock(&path.nar_hash)?;
-            // Another server may have been faster.
+            // Another server may have fetched it meanwhile.
             let is_known = dir.tree(&path.nar_hash).is_some()
                 || dir.nar(&path.nar_hash, path.nar_size).is_some();
             if !is_known && let Some(tree) = self.listing(path) {
@@ -200,7 +200,7 @@ impl Fetcher {
         })
     }
 
-    /// The tree that a cache's listing says the path has; none if no cache has a listing that can be used.
+    /// Returns the tree from the first usable listing of a cache, if any.
     fn listing(&self, path: &Fetchable) -> Option<NarTree> {
         let mut caches = self.plan.sources.caches.iter();
         caches.find_map(|cache| self.listing_of(cache, path))
@@ -219,7 +219,7 @@ impl Fetcher {
             }
             Err(error) => {
                 let url = cache.url();
-                tracing::warn!("{url}/{name} is not used, and the NAR is fetched instead: {error}");
+                tracing::warn!("cannot use {url}/{name}, fetching the NAR instead: {error}");
                 None
             }
         }
@@ -228,24 +228,24 @@ impl Fetcher {
     fn nar(&self, path: &Fetchable) -> Result<Found, CannotFetch> {
         let dir = &self.plan.sources.dir;
         let _lock = dir.lock(&path.nar_hash)?;
-        for _ in 0..REMOVALS_BORNE {
-            // Another server may have been faster.
+        for _ in 0..REMOVALS_MAX {
+            // Another server may have fetched it meanwhile.
             if let Some(kept) = self.kept_nar(path)? {
                 return Ok(kept);
             }
             let tree = match dir.nar(&path.nar_hash, path.nar_size) {
-                // It was verified before, and its tree removed.
+                // It was verified before, but its tree was removed.
                 Some(file) => read_again(&file, path)?,
                 None => self.download(path)?,
             };
             self.settle(path, &tree)?;
         }
         self.kept_nar(path)?.ok_or_else(|| CannotFetch::Failed {
-            reason: "something removes it from the cache directory again and again".to_owned(),
+            reason: "another program keeps removing it from the cache directory".to_owned(),
         })
     }
 
-    /// Holds the tree of a NAR against the one that was handed out.
+    /// Compares the tree of a NAR with the tree that was handed out.
     fn settle(&self, path: &Fetchable, tree: &NarTree) -> Result<(), CannotFetch> {
         let dir = &self.plan.sources.dir;
         match dir.settle_tree(&path.nar_hash, &tree.to_packed())? {
@@ -253,8 +253,8 @@ impl Fetcher {
             Settled::Contradicted => {
                 let caches = self.urls();
                 let reason = format!(
-                    "its listing contradicts its NAR, so that no file of it is served: a binary cache lies ({caches}); \
-                     lazystore cache prune forgets it"
+                    "its listing contradicts its NAR, so nothing of it is served: a binary cache is broken or malicious \
+                     ({caches}); lazystore cache prune forgets it"
                 );
                 dir.contradict(&path.nar_hash, &reason)?;
                 Err(CannotFetch::Contradicted { reason })
@@ -268,9 +268,9 @@ impl Fetcher {
         for cache in self.plan.sources.caches.iter() {
             match self.download_from(cache, path) {
                 Ok(tree) => return Ok(tree),
-                Err(CannotFetch::Failed { reason: said }) => {
-                    tracing::warn!("{}: {said}", shown(&path.name));
-                    reason.get_or_insert(said);
+                Err(CannotFetch::Failed { reason: failure }) => {
+                    tracing::warn!("{}: {failure}", shown(&path.name));
+                    reason.get_or_insert(failure);
                 }
                 Err(CannotFetch::Nowhere { .. }) => {}
                 Err(error) => return Err(error),
@@ -320,7 +320,7 @@ impl Fetcher {
         Ok(tree)
     }
 
-    /// The narinfo of `path` in `cache`, which must be of the same NAR as the one that is believed.
+    /// Returns the narinfo of `path` in `cache`. Its NAR must be the trusted one.
     fn narinfo(&self, cache: &BinaryCache, path: &Fetchable) -> Result<Narinfo, CannotFetch> {
         let located = self.plan.sources.located(&self.plan.store_dir);
         let narinfo = located.in_cache(&self.http, cache, &path.name);
@@ -341,7 +341,7 @@ impl Fetcher {
         Ok(narinfo)
     }
 
-    /// Writes the NAR to the directory while it is read; it gets its name when its hash is right.
+    /// Writes the NAR to the directory while parsing it, and gives it its final name if the hash is right.
     fn verify(
         &self,
         narinfo: &Narinfo,
@@ -367,7 +367,7 @@ impl Fetcher {
         let removed = self.plan.sources.dir.make_room(self.plan.limit_bytes)?;
         if removed.gone.files > 0 {
             let (files, bytes) = (removed.gone.files, removed.gone.bytes);
-            tracing::debug!(files, bytes, "removed what was used longest ago");
+            tracing::debug!(files, bytes, "removed the least recently used files");
         }
         Ok(())
     }
@@ -385,7 +385,7 @@ fn not_verified(file: File) -> Found {
     }
 }
 
-/// The tree of a NAR that has been verified.
+/// Parses a NAR that was verified before.
 fn read_again(file: &File, path: &Fetchable) -> Result<NarTree, CannotFetch> {
     let reader = std::io::BufReader::new(file);
     NarTree::parse(reader, path.nar_size).map_err(|error| CannotFetch::Failed {

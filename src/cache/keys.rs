@@ -1,38 +1,38 @@
-//! Who is believed, and what is asked of caches.
+//! Which narinfos are trusted.
 
 use std::sync::Arc;
 
 use crate::closure::narinfo::{Narinfo, NarinfoError, PublicKey, Trust, Untrusted};
 
-/// Vouchers that no key can be called.
+/// Vouchers that cannot be confused with a key.
 const CONTENT_ADDRESSED: &str = "content-addressed";
 const UNCHECKED: &str = "unchecked";
 
-/// Which narinfos are believed.
+/// Which narinfos are trusted.
 #[derive(Debug, Clone)]
 pub enum Keys {
-    /// Those that one of these keys signed, and those whose store path follows from their NAR.
+    /// Those signed by one of these keys, and those whose store path is derived from the NAR's content.
     Trusted(Arc<[PublicKey]>),
-    /// All.
+    /// All, without verifying signatures.
     Unchecked,
 }
 
-/// Why a narinfo is of no use.
+/// Why a narinfo cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadNarinfo {
-    /// It is malformed, or of another path.
+    /// It is malformed, or describes another path.
     #[error(transparent)]
     Malformed(#[from] NarinfoError),
-    /// Nobody vouches for it.
+    /// No trusted key signed it.
     #[error(transparent)]
     Untrusted(#[from] Untrusted),
 }
 
 impl Keys {
-    /// Says why `narinfo`, of `store_dir`, is to be believed, in words that [`accepts`](Self::accepts) knows.
+    /// Returns who vouches for `narinfo` of the store `store_dir`; [`accepts`](Self::accepts) understands the result.
     ///
     /// # Errors
-    /// Nobody vouches for it.
+    /// No trusted key signed it.
     pub fn vouch(&self, narinfo: &Narinfo, store_dir: &[u8]) -> Result<String, Untrusted> {
         let Self::Trusted(keys) = self else {
             return Ok(UNCHECKED.to_owned());
@@ -49,7 +49,7 @@ impl Keys {
         }
     }
 
-    /// Whether what was found to be so by `voucher`, what [`vouch`](Self::vouch) said then, is still to be believed.
+    /// Returns whether `voucher`, an earlier result of [`vouch`](Self::vouch), is still trusted.
     pub fn accepts(&self, voucher: &str) -> bool {
         match self {
             Self::Unchecked => true,

@@ -1,4 +1,4 @@
-//! What a process that fetches has done, counted in memory that its server sees, and a line on a terminal about it.
+//! Counters of the fetcher process, in memory shared with its server, and a progress line on a terminal.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use zerocopy::FromZeros;
 
 use crate::process::{ProcessError, Shared};
 
-/// How often the line is written.
+/// How often the progress line is redrawn.
 pub(super) const LINE_EVERY: Duration = Duration::from_millis(200);
 
-/// Counters. They outlive the process that counts, and its successor goes on.
+/// The counters. They outlive the fetcher process; its successor continues them.
 #[derive(Debug, FromZeros)]
 #[repr(C)]
 struct Counters {
@@ -27,39 +27,39 @@ struct Counters {
     failures: AtomicU64,
 }
 
-/// What was fetched so far.
+/// The counts so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FetchFigures {
-    /// Store paths that are being fetched.
+    /// Store paths being fetched.
     pub fetching: u64,
-    /// Listings that were fetched.
+    /// Listings fetched.
     pub listings: u64,
-    /// NARs that were fetched and verified.
+    /// NARs fetched and verified.
     pub nars: u64,
-    /// Bytes of NARs that came from binary caches, as they were compressed there.
+    /// Bytes of NARs received from binary caches, compressed as they were sent.
     pub received_bytes: u64,
-    /// Bytes of NARs that were written.
+    /// Bytes of NARs written.
     pub nar_bytes: u64,
-    /// How many there will be when all that is being fetched has come.
+    /// Bytes of NARs written once all current fetches are complete.
     pub expected_bytes: u64,
-    /// What could not be had.
+    /// Failed fetches.
     pub failures: u64,
 }
 
-/// The counters of a server's process that fetches.
+/// The counters of a server's fetcher process.
 #[derive(Debug, Clone)]
 pub struct FetchMeter(Arc<Shared<Counters>>);
 
 impl FetchMeter {
-    /// Counters in memory that is shared with children.
+    /// Creates counters in memory shared with child processes.
     ///
     /// # Errors
-    /// When there is no memory left.
+    /// No memory is left.
     pub fn new() -> Result<Self, ProcessError> {
         Ok(Self(Arc::new(Shared::new(1)?)))
     }
 
-    /// What was fetched so far. The process that fetches may have written anything there.
+    /// Returns the counts so far. The values are not trusted: the fetcher process can write anything.
     pub fn figures(&self) -> FetchFigures {
         let load = |one: &AtomicU64| one.load(Ordering::Relaxed);
         let counters = self.counters();
@@ -78,7 +78,7 @@ impl FetchMeter {
         &self.0[0]
     }
 
-    /// A process begins to fetch, perhaps after another one has died at it.
+    /// Starts counting in a new process, whose predecessor may have died during fetches.
     pub(super) fn restart(&self) {
         let counters = self.counters();
         counters.fetching.store(0, Ordering::Relaxed);
@@ -90,7 +90,7 @@ impl FetchMeter {
         add(&self.counters().listings, 1);
     }
 
-    /// A NAR of which pieces were fetched has been verified.
+    /// Counts a NAR fetched in pieces that has been verified.
     pub(super) fn got_nar(&self) {
         add(&self.counters().nars, 1);
     }
@@ -103,7 +103,7 @@ impl FetchMeter {
         add(&self.counters().received_bytes, len_bytes as u64);
     }
 
-    /// A NAR of `nar_size` bytes is about to be fetched, until the value is dropped.
+    /// Counts a NAR of `nar_size` bytes as being fetched until the result is dropped.
     pub(super) fn begin_nar(&self, nar_size: u64) -> Fetching<'_> {
         let counters = self.counters();
         add(&counters.fetching, 1);
@@ -115,10 +115,10 @@ impl FetchMeter {
         }
     }
 
-    /// Shows on a terminal, as long as this process lives, how far it is.
+    /// Shows the progress on a terminal while this process lives.
     pub(super) fn show(&self) {
         let meter = self.clone();
-        // Without the thread there is no line, and nothing else is lost.
+        // Without the thread only the progress line is missing.
         let _ = thread::Builder::new()
             .name("progress".to_owned())
             .spawn(move || {
@@ -139,7 +139,7 @@ impl FetchMeter {
     }
 }
 
-/// What was fetched since `before`, when nothing was being fetched.
+/// Describes the progress since `before`, when nothing was being fetched.
 fn progress(before: &FetchFigures, now: &FetchFigures) -> String {
     let paths = match now.fetching {
         1 => "1 store path".to_owned(),
@@ -152,7 +152,7 @@ fn progress(before: &FetchFigures, now: &FetchFigures) -> String {
     )
 }
 
-/// Rounded down to a tenth.
+/// Formats bytes in MB, rounded down to a tenth.
 fn megabytes(bytes: u64) -> String {
     format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
 }
@@ -180,7 +180,7 @@ impl Fetching<'_> {
 }
 
 impl Drop for Fetching<'_> {
-    /// What was written twice, after a broken connection, or not at all, is not expected any more.
+    /// Corrects the expected bytes by what was written twice, after a broken connection, or not at all.
     fn drop(&mut self) {
         let written = self.written.load(Ordering::Relaxed);
         let expected = &self.counters.expected_bytes;
@@ -189,7 +189,7 @@ impl Drop for Fetching<'_> {
     }
 }
 
-/// A line of a terminal that is written again and again.
+/// A line of a terminal that is redrawn.
 #[derive(Default)]
 pub(super) struct ProgressLine {
     is_shown: bool,
@@ -198,7 +198,7 @@ pub(super) struct ProgressLine {
 impl ProgressLine {
     pub(super) fn show(&mut self, text: &str) {
         self.is_shown = true;
-        // In one piece, for others write there, too. Nobody may be there to read it.
+        // In one write, because other processes write there too. Errors are ignored: the terminal may be gone.
         let _ = io::stderr().write_all(format!("\r\x1b[K{text}").as_bytes());
     }
 
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_fetched_is_counted_and_a_failure_leaves_nothing_expected() {
+    fn fetches_are_counted_and_a_failure_leaves_nothing_expected() {
         let meter = FetchMeter::new().unwrap();
         let first = meter.begin_nar(10_000_000);
         first.wrote(10_000_000);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_died_fetches_nothing_any_more() {
+    fn a_restart_forgets_the_fetches_of_the_dead_process() {
         let meter = FetchMeter::new().unwrap();
         let fetching = meter.begin_nar(100);
         fetching.wrote(40);

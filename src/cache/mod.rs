@@ -1,19 +1,20 @@
-//! Binary caches: store paths that are not on this host are fetched when they are needed.
+//! Binary caches. Store paths that are not on this host are fetched when they are needed.
 //!
 //! | module | what it does |
 //! |---|---|
 //! | `transport` | files of a cache: in a directory, over HTTP, in S3 |
-//! | `keys` | which narinfos are believed |
-//! | `dir` | the cache directory: what was fetched, for the next start and for other servers |
+//! | `keys` | which narinfos are trusted |
+//! | `dir` | the cache directory: fetched files, for later starts and other servers |
 //! | `narinfos` | narinfos of single paths |
-//! | `sources` | caches, keys and the directory together |
+//! | `sources` | the caches, keys and cache directory together |
 //! | `closure` | closures by narinfos |
-//! | `fetch` | trees and NARs, verified |
-//! | `meter` | how much was fetched, and a line on a terminal about it |
-//! | `fetcher` | the process that fetches, and the one that keeps it alive |
+//! | `fetch` | fetches and verifies trees and NARs |
+//! | `meter` | counters, and a progress line on a terminal |
+//! | `fetcher` | the fetcher process, and the keeper that restarts it |
 //!
-//! What is served is verified: a NAR against the hash of a narinfo that somebody vouches for. Only names, sizes and targets of
-//! symlinks may come from a listing, for which nobody vouches; a path whose NAR shows another tree is an I/O error for good.
+//! Only verified data is served: the hash of a NAR must match a narinfo that a trusted key vouches for. Names, sizes and
+//! symlink targets may come from a listing, which nothing vouches for; if the NAR then has another tree, the path fails with
+//! I/O errors for good.
 
 mod closure;
 mod dir;

@@ -1,4 +1,4 @@
-//! Narinfos of single store paths: kept ones, and those of caches.
+//! Narinfos of single store paths, kept or fetched.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -9,15 +9,15 @@ use super::transport::{BinaryCache, FetchError, Http, Retries};
 use crate::closure::narinfo::{NARINFO_MAX_BYTES, Narinfo, NarinfoError};
 use crate::closure::{HASH_DIGITS, shown};
 
-/// How often a failure of a server that may pass is tried again.
+/// Retries after a temporary failure of a server.
 const RETRIES: Retries = Retries(3);
 
-/// What finds narinfos.
+/// Looks up narinfos.
 #[derive(Debug, Clone, Copy)]
 pub struct Located<'n> {
     /// Where they are kept. They never change, so a kept one is as good as a new one.
     pub dir: &'n CacheDir,
-    /// Which are believed.
+    /// Which narinfos are trusted.
     pub keys: &'n Keys,
     /// The logical store directory.
     pub store_dir: &'n Path,
@@ -29,7 +29,7 @@ pub enum NoNarinfo {
     /// No cache has it.
     #[error("no binary cache has it")]
     NotFound,
-    /// A cache has one that is of no use.
+    /// A cache has one that cannot be used.
     #[error("{cache}: {bad}")]
     Bad {
         /// URL of the cache.
@@ -40,13 +40,13 @@ pub enum NoNarinfo {
     /// A cache failed.
     #[error("{0}")]
     Failed(FetchError),
-    /// The cache directory.
+    /// The cache directory failed.
     #[error(transparent)]
     Dir(#[from] DirError),
 }
 
 impl Located<'_> {
-    /// The narinfo of the store path `name` that is kept, if it is to be believed.
+    /// Returns the kept narinfo of the store path `name`, if it is trusted.
     pub fn kept(&self, name: &[u8]) -> Option<Narinfo> {
         self.read_kept(name).map(|(narinfo, _)| narinfo)
     }
@@ -54,16 +54,16 @@ impl Located<'_> {
     fn read_kept(&self, name: &[u8]) -> Option<(Narinfo, String)> {
         let stored = self.dir.narinfo(&digits(name))?;
         let narinfo = self.parse(&stored.text, name).ok()?;
-        // The directory is its owner's alone: a signature that was checked need not be checked again.
+        // Only the owner can write to the directory, so signatures are not checked again.
         let accepted = self.keys.accepts(&stored.voucher)
             || self.keys.vouch(&narinfo, self.store_bytes()).is_ok();
         accepted.then_some((narinfo, stored.from))
     }
 
-    /// The narinfo of the store path `name` in the first of `caches` that has a good one, which is kept.
+    /// Returns the narinfo of the store path `name` from the first of `caches` that has a valid one, and keeps it.
     ///
     /// # Errors
-    /// None has. If one has a bad one or fails, that is the error.
+    /// No cache has a valid one. If a cache has an invalid one or fails, that is the error.
     pub fn fetch(
         &self,
         http: &Http,
@@ -84,10 +84,10 @@ impl Located<'_> {
         Err(first_error.unwrap_or(NoNarinfo::NotFound))
     }
 
-    /// The narinfo of the store path `name` in `cache`: the kept one, if it is from there.
+    /// Returns the narinfo of the store path `name` in `cache`: the kept one, if it came from there.
     ///
     /// # Errors
-    /// It has none, or a bad one, or fails.
+    /// The cache has none or an invalid one, or fails.
     pub fn in_cache(
         &self,
         http: &Http,
@@ -135,7 +135,7 @@ impl Located<'_> {
     }
 }
 
-/// The digits of a base name that are its hash: what caches call a store path by.
+/// Returns the hash digits of a base name, by which caches name a store path.
 pub fn digits(name: &[u8]) -> String {
     shown(&name[..name.len().min(HASH_DIGITS)])
 }

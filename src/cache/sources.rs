@@ -1,4 +1,4 @@
-//! Where store paths come from that are not on this host.
+//! Where store paths that are not on this host come from.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,23 +8,23 @@ use super::keys::Keys;
 use super::narinfos::Located;
 use super::transport::{BinaryCache, HttpOptions};
 
-/// Binary caches, and where what they have is kept.
+/// Binary caches, and the directory that keeps what was fetched from them.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// Keeps what was fetched.
+    /// The cache directory.
     pub dir: CacheDir,
-    /// Asked in this order.
+    /// The caches, in the order in which they are asked.
     pub caches: Arc<[BinaryCache]>,
-    /// Which narinfos are believed.
+    /// Which narinfos are trusted.
     pub keys: Keys,
-    /// How to ask.
+    /// Options of HTTP requests.
     pub http: HttpOptions,
-    /// Whether stderr is a terminal, on which a line says how many narinfos have been found.
+    /// Whether to show the number of found narinfos on stderr, a terminal.
     pub shows_progress: bool,
 }
 
 impl Sources {
-    /// Finds narinfos of paths in `store_dir`, the logical store directory.
+    /// Returns the lookup of narinfos for `store_dir`, the logical store directory.
     pub fn located<'s>(&'s self, store_dir: &'s Path) -> Located<'s> {
         Located {
             dir: &self.dir,

@@ -38,8 +38,8 @@ pub struct CacheArgs {
     /// Trust binary caches without signatures
     #[arg(long, requires = "from", conflicts_with = "trusted_public_key")]
     no_check_signatures: bool,
-    /// Serve files of NARs that the binary cache URL, one of --from, does not compress, when their parts have come, before the whole
-    /// NAR has and could be verified; may be given several times
+    /// Serve files of uncompressed NARs of the binary cache URL, one of --from, as soon as the parts that are read have been
+    /// fetched, before the whole NAR can be verified; may be given several times
     #[arg(long, value_name = "URL", requires = "from")]
     trust_ranges: Vec<String>,
     #[command(flatten)]
@@ -159,7 +159,7 @@ impl CacheArgs {
     fn mark_trusted(&self, caches: &mut [BinaryCache]) -> Result<(), CacheError> {
         for url in &self.trust_ranges {
             let cache = caches.iter_mut().find(|cache| cache.url() == url);
-            let cache = cache.ok_or_else(|| CacheError::NotAsked { url: url.clone() })?;
+            let cache = cache.ok_or_else(|| CacheError::NotInFrom { url: url.clone() })?;
             cache.trust_parts();
         }
         Ok(())
@@ -185,7 +185,7 @@ impl CacheDirArgs {
         Ok(CacheDir::open(&path).map_err(CacheError::from)?)
     }
 
-    /// Its path; `None` if neither an option nor the environment names one.
+    /// Returns its path; `None` if neither an option nor the environment names one.
     fn path(&self) -> Option<PathBuf> {
         if let Some(dir) = &self.cache_dir {
             return Some(dir.clone());

@@ -109,7 +109,7 @@ pub struct Loaded {
     pub options: ImageOptions,
     /// The disk.
     pub image: Image,
-    /// The process that fetches from binary caches. It must live as long as the disk is read.
+    /// The fetcher process. It must live as long as the disk is read.
     pub fetcher: Option<FetcherProcess>,
 }
 
@@ -285,9 +285,9 @@ impl ImageArgs {
 fn parse_label(text: &str) -> Result<String, String> {
     match text.len() {
         1..=LABEL_LEN_MAX => Ok(text.to_owned()),
-        0 => Err("it is empty, but the guest mounts the disk by its label".to_owned()),
+        0 => Err("it must not be empty, because the guest mounts the disk by its label".to_owned()),
         len => Err(format!(
-            "it has {len} bytes, and EROFS has room for {LABEL_LEN_MAX}"
+            "it has {len} bytes, but EROFS allows at most {LABEL_LEN_MAX}"
         )),
     }
 }

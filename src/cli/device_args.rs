@@ -52,7 +52,7 @@ fn parse_serial(text: &str) -> Result<String, String> {
     match text.len() {
         ..=LEN_MAX => Ok(text.to_owned()),
         len => Err(format!(
-            "it has {len} bytes, and the device has room for {LEN_MAX}"
+            "it has {len} bytes, but the device allows at most {LEN_MAX}"
         )),
     }
 }

@@ -4,7 +4,7 @@
 
 use clap::Command;
 
-/// The text for `after_long_help`.
+/// Returns the text for `after_long_help`.
 pub fn long(examples: &str, notes: &str) -> String {
     format!("{examples}\n\n{notes}")
 }
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn help_is_taken_apart() {
+    fn help_is_split_into_examples_and_notes() {
         let examples = "Examples:\n  a\n  b";
         let both = Command::new("x")
             .after_help(examples)

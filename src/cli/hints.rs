@@ -47,7 +47,7 @@ pub fn serve(error: &ServeError) -> &'static str {
         }
         ServeError::Disks(DisksError::NoMain) => ": name a closure besides --export",
         ServeError::Record { .. } => ": choose another file for --record",
-        ServeError::Sandbox(_) => "; --no-sandbox serves without",
+        ServeError::Sandbox(_) => "; --no-sandbox disables confinement",
         _ => "",
     }
 }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_outside_the_store_gets_advice_that_fits() {
+    fn a_root_outside_the_store_gets_matching_advice() {
         assert_eq!(
             advice("/nix/store/"),
             "for every path of the store pass --all"

@@ -18,7 +18,7 @@ pub struct LimitArgs {
 }
 
 impl LimitArgs {
-    /// The limits for the server.
+    /// Returns the limits for the server.
     pub fn limits(&self) -> Limits {
         Limits {
             max_vms: usize::try_from(self.max_vms).unwrap_or(usize::MAX),

@@ -43,7 +43,7 @@ pub fn init(verbose: u8, format: LogFormat) {
         .with_ansi(format == LogFormat::Text && text::is_coloured(&io::stderr()))
         .with_writer(|| Stderr);
     let registry = tracing_subscriber::registry().with(filter);
-    // If there is a subscriber already, the library is used by another program, and its subscriber stays.
+    // If a program that uses the library has set a subscriber already, it stays.
     let _ = match format {
         LogFormat::Text => registry
             .with(lines.without_time().with_target(false))
@@ -52,7 +52,7 @@ pub fn init(verbose: u8, format: LogFormat) {
     };
     if wrong {
         tracing::warn!(
-            "RUST_LOG is not understood: write, for example, RUST_LOG=debug or RUST_LOG=lazystore=trace"
+            "RUST_LOG is malformed: write, for example, RUST_LOG=debug or RUST_LOG=lazystore=trace"
         );
     }
 }
@@ -71,7 +71,7 @@ pub fn fatal(error: &dyn std::error::Error) {
     let _ = Stderr.write_all(format!("{name} {error}\n").as_bytes());
 }
 
-/// Writes each log line to stderr in one piece.
+/// Writes each log line to stderr with one system call.
 struct Stderr;
 
 impl Write for Stderr {
@@ -93,7 +93,7 @@ pub fn hint(lines: &str) {
     }
 }
 
-/// Whether a person may be watching stderr: it is a terminal.
+/// Returns whether a person may be watching stderr, that is, it is a terminal.
 pub fn is_read_live() -> bool {
     !is_json() && io::stderr().is_terminal()
 }

@@ -72,24 +72,24 @@ impl NixConf {
         Some(value.as_str()).filter(|value| !value.is_empty())
     }
 
-    /// URLs of binary caches, in order of preference.
+    /// Returns the URLs of binary caches, in order of preference.
     pub fn substituters(&self) -> Vec<String> {
         let urls = self.get("substituters").unwrap_or(DEFAULT_SUBSTITUTER);
         urls.split_ascii_whitespace().map(str::to_owned).collect()
     }
 
-    /// The trusted keys, if configured.
+    /// Returns the trusted keys, if configured.
     pub fn trusted_public_keys(&self) -> Option<String> {
         self.get("trusted-public-keys").map(str::to_owned)
     }
 
-    /// The file with CA certificates, if configured or set in the environment.
+    /// Returns the file with CA certificates, if configured or set in the environment.
     pub fn certificates(&self) -> Option<PathBuf> {
         let variable = env::var_os("NIX_SSL_CERT_FILE").map(PathBuf::from);
         variable.or_else(|| self.get("ssl-cert-file").map(PathBuf::from))
     }
 
-    /// The logins in its netrc file.
+    /// Returns the logins in its netrc file.
     pub fn logins(&self) -> Vec<Login> {
         let file = self.get("netrc-file").unwrap_or("/etc/nix/netrc");
         netrc(&fs::read_to_string(file).unwrap_or_default())
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_settings_win_and_extra_ones_add() {
+    fn later_settings_win_and_extra_settings_append() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(
             dir.path().join("more.conf"),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_includes_itself_ends() {
+    fn a_file_may_include_itself() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("nix.conf");
         fs::write(&file, "include nix.conf\nextra-substituters = x\n").unwrap();

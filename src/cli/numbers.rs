@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 
-/// A parser for whole numbers in `range` that fit `N`.
+/// Returns a parser for whole numbers in `range` that fit `N`.
 pub fn whole<N: TryFrom<u64>>(
     range: RangeInclusive<u64>,
 ) -> impl Fn(&str) -> Result<N, String> + Clone {
@@ -14,7 +14,7 @@ pub fn whole<N: TryFrom<u64>>(
     }
 }
 
-/// A parser for whole numbers from 1 to `max`.
+/// Returns a parser for whole numbers from 1 to `max`.
 pub fn positive(max: u64) -> impl Fn(&str) -> Result<NonZeroUsize, String> + Clone {
     move |text| {
         let number = whole::<usize>(1..=max)(text)?;
@@ -22,7 +22,7 @@ pub fn positive(max: u64) -> impl Fn(&str) -> Result<NonZeroUsize, String> + Clo
     }
 }
 
-/// A parser for sizes in bytes: `500`, `20GB`, `1.5 GiB`.
+/// Returns a parser for sizes in bytes: `500`, `20GB`, `1.5 GiB`.
 pub fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 9] = [
         ("kB", 1000),

@@ -26,7 +26,7 @@ pub fn hold(graphs: &[&Graph], location: &StoreLocation, max: usize) -> Pins {
             }
         };
         tracing::warn!(
-            "{left} of {all} store paths are not held against garbage collection: {advice}"
+            "{left} of {all} store paths are not protected from garbage collection: {advice}"
         );
     }
     let names = roots.iter().map(|root| &*root.name);
@@ -46,7 +46,7 @@ fn register(pins: &mut Pins, roots: &[&StorePath], location: &StoreLocation) {
     let state_dir = location.state_dir();
     if let Err(error) = pins.register(&state_dir, &paths) {
         tracing::warn!(
-            "nothing of {} is held against garbage collection: {}/temproots cannot be written to: {error}",
+            "no path of {} is protected from garbage collection: cannot write to {}/temproots: {error}",
             location.physical_dir().display(),
             state_dir.display()
         );

@@ -64,7 +64,7 @@ pub fn check(files: &[Place], mount: Option<&Path>) -> Result<(), CliError> {
 /// Checks that `dir` is empty. A FUSE mount left by another server is accepted, since the server replaces it.
 fn check_empty(dir: &Path) -> Result<(), CliError> {
     let is_fuse = rustix::fs::statfs(dir).is_ok_and(|stat| stat.f_type == FUSE_SUPER_MAGIC);
-    // If the directory cannot be listed, mounting it gives the better error.
+    // If the directory cannot be listed, mounting gives a better error.
     let is_empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
     match is_fuse || is_empty {
         true => Ok(()),
@@ -81,38 +81,38 @@ const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 mod tests {
     use super::*;
 
-    fn said(files: &[(&'static str, &Path)], mount: Option<&Path>) -> String {
+    fn message(files: &[(&'static str, &Path)], mount: Option<&Path>) -> String {
         let files: Vec<_> = files.iter().map(|(o, p)| Place::new(o, p)).collect();
         check(&files, mount).map_or_else(|error| error.to_string(), |()| String::new())
     }
 
     #[test]
-    fn places_are_compared_without_links() {
+    fn paths_are_compared_with_links_resolved() {
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().join("real");
         fs::create_dir(&real).unwrap();
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("real", &link).unwrap();
         let (one, other) = (real.join("x.sock"), link.join("./x.sock"));
-        let text = said(&[("--record", &one), ("--vhost-user", &other)], None);
+        let text = message(&[("--record", &one), ("--vhost-user", &other)], None);
         assert!(text.contains("--record and --vhost-user"), "{text}");
-        let text = said(&[("--vhost-user", &one), ("--vhost-user", &other)], None);
+        let text = message(&[("--vhost-user", &one), ("--vhost-user", &other)], None);
         assert!(text.contains("twice with --vhost-user"), "{text}");
         assert_eq!(
-            said(&[("--record", &one), ("--vhost-user", &link)], None),
+            message(&[("--record", &one), ("--vhost-user", &link)], None),
             ""
         );
-        let text = said(&[("--vhost-user", &other)], Some(&real));
+        let text = message(&[("--vhost-user", &other)], Some(&real));
         assert!(text.contains("would be hidden"), "{text}");
     }
 
     #[test]
     fn a_mount_must_not_hide_files() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(said(&[], Some(dir.path())), "");
-        assert_eq!(said(&[], Some(&dir.path().join("absent"))), "");
+        assert_eq!(message(&[], Some(dir.path())), "");
+        assert_eq!(message(&[], Some(&dir.path().join("absent"))), "");
         fs::write(dir.path().join("file"), "").unwrap();
-        let text = said(&[], Some(dir.path()));
+        let text = message(&[], Some(dir.path()));
         assert!(text.contains("is not empty"), "{text}");
     }
 }

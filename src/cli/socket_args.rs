@@ -70,7 +70,7 @@ mod tests {
     fn groups_have_names_and_numbers() {
         assert_eq!(group_id("root").unwrap(), 0);
         assert_eq!(group_id("12345").unwrap(), 12345);
-        let said = group_id("no-such-group").unwrap_err().to_string();
-        assert!(said.contains("no-such-group"), "{said}");
+        let message = group_id("no-such-group").unwrap_err().to_string();
+        assert!(message.contains("no-such-group"), "{message}");
     }
 }

@@ -11,7 +11,7 @@ pub fn counted(count: impl TryInto<u64>, what: &str) -> String {
     }
 }
 
-/// A number of bytes in decimal units, as disks and networks count: `512 bytes`, `10.4 MB`.
+/// Returns a number of bytes in decimal units, as disks and networks count: `512 bytes`, `10.4 MB`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
     if count < 1000 {
@@ -49,7 +49,7 @@ pub fn without_errno(text: &str) -> String {
     out
 }
 
-/// Whether to use colours on `stream`: it is a terminal with colours, and NO_COLOR (no-color.org) is not set.
+/// Returns whether to use colours on `stream`: it is a terminal with colours, and NO_COLOR (no-color.org) is not set.
 pub fn is_coloured(stream: &impl IsTerminal) -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_thing_is_not_plural() {
+    fn counts_have_a_plural() {
         assert_eq!(counted(1_u64, "path"), "1 path");
         assert_eq!(counted(0_usize, "path"), "0 paths");
         assert_eq!(counted(-1, "path"), "many paths");
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_are_words() {
+    fn errno_numbers_are_removed() {
         let error = std::io::Error::from_raw_os_error(2);
         assert_eq!(
             without_errno(&format!("a: {error}; b: {error}")),

@@ -83,7 +83,7 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, CliError> {
     })
 }
 
-/// A progress bar, if stderr is a terminal. Its length is the sum of NAR sizes, which slightly exceeds the contents.
+/// Returns a progress bar, if stderr is a terminal. Its length is the sum of NAR sizes, which slightly exceeds the contents.
 fn progress_bar(closure: &Closure, sample: Option<NonZeroUsize>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -20,7 +20,7 @@ pub struct WatchArgs {
 }
 
 impl WatchArgs {
-    /// The files to be created.
+    /// Returns the files to be created.
     pub fn places(&self) -> impl Iterator<Item = Place> {
         let status = self.status.iter().map(|path| Place::new("--status", path));
         let metrics = self.metrics_file.iter();

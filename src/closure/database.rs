@@ -92,7 +92,7 @@ pub(super) fn load(
     })
 }
 
-/// Base names of all valid paths in the database `file`.
+/// Returns the base names of all valid paths in the database `file`.
 pub(super) fn names(
     file: &Path,
     store_dir: StoreDir<'_>,
@@ -280,7 +280,7 @@ impl Walk<'_> {
         }
     }
 
-    /// The index of the path `id`; appends it if it is new.
+    /// Returns the index of the path `id`; appends it if it is new.
     fn index_of(&mut self, id: i64) -> usize {
         let ids = &mut self.ids;
         *self.indexes.entry(id).or_insert_with(|| {
@@ -369,7 +369,7 @@ mod tests {
 
     use super::*;
 
-    /// A closed database in WAL mode, whose path has characters that are special in a URI.
+    /// Returns a closed database in WAL mode, whose path has characters that are special in a URI.
     fn database() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a?b#c%41 d.sqlite");

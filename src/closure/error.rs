@@ -14,7 +14,7 @@ pub enum Input {
 }
 
 impl Input {
-    /// The path of the file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         match self {
             Self::StorePaths(path) | Self::Registration(path) => path,

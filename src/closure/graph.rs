@@ -30,8 +30,8 @@ pub struct GraphNode {
     pub references: Vec<Box<[u8]>>,
 }
 
-/// Base names of all paths that are valid on the host. Empty if the host has no Nix database, or one that this user may
-/// not read.
+/// Returns the base names of all paths that are valid on the host. Empty if the host has no Nix database, or one that this user
+/// may not read.
 ///
 /// # Errors
 /// The database is malformed or reading it fails.
@@ -76,7 +76,7 @@ impl Graph {
         }
     }
 
-    /// The closure of the valid paths `names`, from the Nix database.
+    /// Returns the closure of the valid paths `names`, from the Nix database.
     ///
     /// # Errors
     ///
@@ -109,7 +109,7 @@ impl Graph {
         found_graph(found, location)
     }
 
-    /// Its paths, each with the base names of its references.
+    /// Returns its paths, each with the base names of its references.
     pub fn into_nodes(self) -> Vec<GraphNode> {
         let Contents::StorePaths(paths) = self.closure.contents else {
             return Vec::new();
@@ -129,7 +129,7 @@ impl Graph {
         nodes.collect()
     }
 
-    /// A small set of paths whose closure is the whole closure. All paths if the references are unknown; empty for a
+    /// Returns a small set of paths whose closure is the whole closure. All paths if the references are unknown; empty for a
     /// tree.
     pub fn minimal_roots(&self) -> Vec<&StorePath> {
         let Contents::StorePaths(paths) = &self.closure.contents else {
@@ -144,7 +144,7 @@ impl Graph {
         }
     }
 
-    /// The closure's registration for `nix-store --load-db`, in the format of closureInfo: sorted by name, hashes in
+    /// Returns the closure's registration for `nix-store --load-db`, in the format of closureInfo: sorted by name, hashes in
     /// nix32, without derivers. It depends only on registered data.
     ///
     /// # Errors
@@ -239,7 +239,7 @@ fn ask_nix(
 ) -> Result<Graph, ClosureError> {
     let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
     let answer = nix_store::ask(roots, location, store_dir)
-        .map_err(|said| unreadable(file.into(), &format!("{error}; {said}")))?;
+        .map_err(|reason| unreadable(file.into(), &format!("{error}; {reason}")))?;
     let list = Input::StorePaths("<nix-store --query --requisites>".into());
     let registration = Input::Registration("<nix-store --dump-db>".into());
     super::read_lists(

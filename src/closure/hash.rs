@@ -56,7 +56,7 @@ pub fn encode(hash: &[u8]) -> String {
     (0..(hash.len() * 8).div_ceil(5)).rev().map(digit).collect()
 }
 
-/// Whether `digit` belongs to Nix's base32 alphabet.
+/// Returns whether `digit` belongs to Nix's base32 alphabet.
 pub(super) fn is_nix32(digit: u8) -> bool {
     NIX32_DIGITS.value(digit).is_some()
 }
@@ -151,7 +151,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_notation_of_a_hash_denotes_the_same() {
+    fn every_notation_decodes_to_the_same_hash() {
         for [base16, nix32, base64] in VECTORS {
             let hash = decode(base16.as_bytes()).unwrap();
             let hex: String = hash.iter().map(|b| format!("{b:02x}")).collect();
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_sha256() {
+    fn other_texts_are_not_hashes() {
         let [base16, nix32, base64] = VECTORS[0];
         let long = "0".repeat(128);
         let not_hashes = [
@@ -201,7 +201,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_decodes(hash in any::<[u8; 32]>()) {
+        fn encoded_hashes_decode(hash in any::<[u8; 32]>()) {
             prop_assert_eq!(decode(encode(&hash).as_bytes()), Some(hash));
         }
 

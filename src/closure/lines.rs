@@ -23,17 +23,17 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// The name of the file.
+    /// Returns the name of the file.
     pub(super) fn input(&self) -> &Input {
         &self.input
     }
 
-    /// The current line, without its newline.
+    /// Returns the current line, without its newline.
     pub(super) fn line(&self) -> &[u8] {
         &self.line
     }
 
-    /// The number of the current line, counted from 1.
+    /// Returns the number of the current line, counted from 1.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
@@ -70,12 +70,12 @@ impl<R: BufRead> Lines<R> {
         Ok(skipped)
     }
 
-    /// An error about the current line.
+    /// Returns an error about the current line.
     pub(super) fn malformed(&self, fault: Fault) -> ClosureError {
         self.malformed_at(self.number, fault)
     }
 
-    /// An error about the line with number `line`.
+    /// Returns an error about the line with number `line`.
     pub(super) fn malformed_at(&self, line: u64, fault: Fault) -> ClosureError {
         ClosureError::Malformed {
             input: self.input.clone(),

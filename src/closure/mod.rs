@@ -83,7 +83,7 @@ impl Default for StoreLocation {
 }
 
 impl StoreLocation {
-    /// The directory on the host that holds the store paths.
+    /// Returns the directory on the host that holds the store paths.
     ///
     /// It may not exist.
     pub fn physical_dir(&self) -> PathBuf {
@@ -94,7 +94,7 @@ impl StoreLocation {
         root.join(self.store_dir.strip_prefix("/").unwrap_or(&self.store_dir))
     }
 
-    /// The logical store path with the base name `name`.
+    /// Returns the logical store path with the base name `name`.
     pub fn store_path(&self, name: &[u8]) -> Vec<u8> {
         StoreDir::new(self.store_dir.as_os_str().as_bytes()).path_of(name)
     }

@@ -26,7 +26,7 @@ impl<'a> StoreDir<'a> {
         Self(&dir[..end])
     }
 
-    /// The base name of the store path `path`, or the reason why it is not a store path.
+    /// Returns the base name of the store path `path`, or the reason why it is not a store path.
     pub(super) fn name_of<'p>(&self, path: &'p [u8]) -> Result<&'p [u8], Fault> {
         let rest = path
             .strip_prefix(self.0)
@@ -48,12 +48,12 @@ impl<'a> StoreDir<'a> {
         Ok(name)
     }
 
-    /// The directory without trailing slashes.
+    /// Returns the directory without trailing slashes.
     pub(super) fn as_bytes(&self) -> &'a [u8] {
         self.0
     }
 
-    /// The store path with base name `name`.
+    /// Returns the store path with base name `name`.
     pub(super) fn path_of(&self, name: &[u8]) -> Vec<u8> {
         let mut path = Vec::new();
         self.push_path(name, &mut path);
@@ -67,7 +67,7 @@ impl<'a> StoreDir<'a> {
         text.extend_from_slice(name);
     }
 
-    /// The store path with base name `name`, for messages.
+    /// Returns the store path with base name `name`, for messages.
     pub(super) fn shown_path(&self, name: &[u8]) -> String {
         format!("{}/{}", shown(self.0), shown(name))
     }
@@ -83,7 +83,7 @@ impl<'a> StoreDir<'a> {
     }
 }
 
-/// Whether Nix itself would accept this base name: 32 hash digits, a dash, and a restricted set of characters (Nix,
+/// Returns whether Nix itself would accept this base name: 32 hash digits, a dash, and a restricted set of characters (Nix,
 /// `src/libstore/path.cc`). This excludes commas, spaces and newlines, which separate names in narinfos and
 /// fingerprints.
 pub(crate) fn is_nix_name(name: &[u8]) -> bool {
@@ -97,7 +97,7 @@ pub(crate) fn is_nix_name(name: &[u8]) -> bool {
         })
 }
 
-/// The first 8 bytes of `name`, zero-padded, as a number that sorts like the bytes.
+/// Returns the first 8 bytes of `name`, zero-padded, as a number that sorts like the bytes.
 pub(super) fn head(name: &[u8]) -> u64 {
     let mut head = [0; 8];
     let len = name.len().min(head.len());
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_are_elsewhere() {
+    fn paths_outside_the_store_are_refused() {
         let elsewhere = [
             "/",
             "a",
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_file_system_takes() {
+    fn names_that_no_file_can_have_are_refused() {
         let long = format!("/nix/store/{}", "x".repeat(256));
         let expected = format!("the name of {long} has 256 bytes, and a file name has at most 255");
         assert_eq!(fault(long.as_bytes()), expected);

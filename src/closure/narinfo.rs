@@ -129,7 +129,7 @@ impl Narinfo {
         })
     }
 
-    /// The text that is signed: `1;<store path>;sha256:<nix32>;<NAR size>;<references>`, the references being sorted
+    /// Returns the text that is signed: `1;<store path>;sha256:<nix32>;<NAR size>;<references>`, the references being sorted
     /// store paths separated by commas.
     pub fn fingerprint(&self, store_dir: &[u8]) -> Vec<u8> {
         let store_dir = StoreDir::new(store_dir);
@@ -180,7 +180,7 @@ impl Narinfo {
         }
     }
 
-    /// Whether the store path is computed from the hash of the NAR. With other kinds of content addresses (`text:`,
+    /// Returns whether the store path is computed from the hash of the NAR. With other kinds of content addresses (`text:`,
     /// flat files, other algorithms, references to itself) the path does not authenticate the NAR hash, so they need a
     /// signature.
     fn is_content_addressed(&self, store_dir: StoreDir<'_>) -> bool {

@@ -57,10 +57,10 @@ fn run(args: &[&str], paths: &[Vec<u8>], location: &StoreLocation) -> Result<Vec
     if output.status.success() {
         return Ok(output.stdout);
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rfind(|line| !line.trim().is_empty());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let last = stderr.lines().rfind(|line| !line.trim().is_empty());
     Err(format!(
-        "nix-store says: {}",
+        "nix-store failed: {}",
         last.unwrap_or("nothing").trim()
     ))
 }

@@ -63,12 +63,12 @@ impl Pins {
         Ok(())
     }
 
-    /// The file of temporary roots, if there is one. Dropping the pins removes it.
+    /// Returns the file of temporary roots, if there is one. Dropping the pins removes it.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
-    /// Number of descriptors held.
+    /// Returns the number of descriptors held.
     pub fn open_files(&self) -> usize {
         self.held().fds.len()
     }
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn temporary_roots_are_locked_and_go_with_their_owner() {
+    fn temporary_roots_are_locked_and_removed_with_their_owner() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(format!("temproots/{}", std::process::id()));
         let mut pins = Pins::default();

@@ -13,20 +13,20 @@ pub struct References {
 }
 
 impl References {
-    /// The sorted references of path `index`; may include `index`.
+    /// Returns the sorted references of path `index`; may include `index`.
     pub fn of(&self, index: u32) -> &[u32] {
         let index = index as usize;
         &self.targets[self.starts[index]..self.starts[index + 1]]
     }
 
-    /// The first reference to a path outside the closure: the referrer and the path.
+    /// Returns the first reference to a path outside the closure: the referrer and the path.
     pub(super) fn outside(&self) -> Option<(u32, &[u8])> {
         let (from, path) = self.outside.as_ref()?;
         Some((*from, path))
     }
 
-    /// Paths from which all others are reachable: the smallest such set if there are no cycles. Protecting these from
-    /// garbage collection protects the closure.
+    /// Returns the paths from which all others are reachable: the smallest such set if there are no cycles. Protecting these
+    /// from garbage collection protects the closure.
     pub fn minimal_roots(&self) -> Vec<u32> {
         let count = self.starts.len().saturating_sub(1);
         let mut referenced = vec![false; count];
@@ -114,12 +114,12 @@ impl<'a> Index<'a> {
         Self { names, heads }
     }
 
-    /// The index of the store path `path` in `store_dir`, if it is listed.
+    /// Returns the index of the store path `path` in `store_dir`, if it is listed.
     pub(super) fn find_path(&self, path: &[u8], store_dir: StoreDir<'_>) -> Option<usize> {
         self.find(store_dir.name_of(path).ok()?, 0)
     }
 
-    /// The index of `name`, if it is listed. `guess` is tried first.
+    /// Returns the index of `name`, if it is listed. `guess` is tried first.
     pub(super) fn find(&self, name: &[u8], guess: usize) -> Option<usize> {
         if self.names.get(guess).is_some_and(|next| **next == *name) {
             return Some(guess);
@@ -171,7 +171,7 @@ mod tests {
         }
 
         #[test]
-        fn names_are_found_where_they_are(
+        fn names_are_found_at_their_index(
             names in proptest::collection::btree_set("[ab]{0,2}(aaaaaaaa)?[ab]{1,3}", 1..30),
             other in "[ab]{0,2}(aaaaaaaa)?[ab]{1,3}",
             guess in 0..40_usize,

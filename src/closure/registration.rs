@@ -86,7 +86,7 @@ impl<R: BufRead> Parser<'_, R> {
         Ok(true)
     }
 
-    /// The index of the store path on the current line, if it is listed.
+    /// Returns the index of the store path on the current line, if it is listed.
     fn listed(&mut self) -> Result<Option<usize>, ClosureError> {
         let path = self.lines.line();
         if path.is_empty() {

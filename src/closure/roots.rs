@@ -12,7 +12,7 @@ use super::name::StoreDir;
 /// Maximum number of symlinks followed in one path, as in Linux (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// The base names of the store paths that `roots` resolve to. The store paths may not exist.
+/// Returns the base names of the store paths that `roots` resolve to. The store paths may not exist.
 ///
 /// # Errors
 /// A root does not resolve to a store path, or `location` has a relative store directory.
@@ -25,7 +25,7 @@ pub fn root_names(
     names.collect()
 }
 
-/// The base name of the store path that `root` resolves to.
+/// Returns the base name of the store path that `root` resolves to.
 ///
 /// Symlinks are followed one by one until the first store path; that path itself is not accessed. A path that starts
 /// with the logical store directory is a store path even if the store is physically elsewhere. In a chroot store,
@@ -104,7 +104,7 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    /// The directory that the absolute `target` of a symlink in `dir` is relative to.
+    /// Returns the directory that the absolute `target` of a symlink in `dir` is relative to.
     fn root_of(&self, dir: &Path, target: &Path) -> PathBuf {
         match &self.chroot {
             Some(chroot) if dir.starts_with(chroot) && !target.starts_with(chroot) => {
@@ -115,7 +115,7 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// The components of `path` in reverse order, for use as a stack.
+/// Returns the components of `path` in reverse order, for use as a stack.
 fn components(path: &Path) -> Vec<PathBuf> {
     let kept = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(PathBuf::from(name)),
@@ -127,7 +127,7 @@ fn components(path: &Path) -> Vec<PathBuf> {
     components
 }
 
-/// The target of the symlink `path`; `None` if it is not a symlink.
+/// Returns the target of the symlink `path`; `None` if it is not a symlink.
 fn link_target(path: &Path) -> io::Result<Option<PathBuf>> {
     match path.read_link() {
         Ok(target) => Ok(Some(target)),
@@ -145,7 +145,7 @@ mod tests {
 
     const NAME: &str = "00000000000000000000000000000000-hello";
 
-    /// A chroot store in DIR/root, and links to it.
+    /// Returns a chroot store in DIR/root, and links to it.
     fn fixture() -> (tempfile::TempDir, StoreLocation) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_leads_to_a_store_path() {
+    fn all_kinds_of_roots_resolve() {
         let (dir, location) = fixture();
         let inside = format!("nix/store/{NAME}");
         for root in [
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_is_a_link_itself() {
+    fn a_store_directory_may_be_a_symlink() {
         let (dir, mut location) = fixture();
         let other = dir.path().join("other");
         fs::create_dir_all(other.join("nix")).unwrap();
@@ -207,17 +207,17 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_lead_there() {
+    fn other_paths_are_refused() {
         let (dir, location) = fixture();
-        let said = |root: &Path| store_path(root, &location).unwrap_err().to_string();
+        let message = |root: &Path| store_path(root, &location).unwrap_err().to_string();
         let path = |name: &str| dir.path().join(name);
         let shown = path("root/nix").display().to_string();
         assert_eq!(
-            said(&path("root/nix")),
+            message(&path("root/nix")),
             format!("{shown} is not in the store /nix/store")
         );
-        assert!(said(Path::new("/nix/store")).contains("is not in the store"));
-        assert!(said(&path("absent/x")).ends_with("No such file or directory (os error 2)"));
-        assert!(said(&path("loop")).ends_with("it is a loop of symlinks"));
+        assert!(message(Path::new("/nix/store")).contains("is not in the store"));
+        assert!(message(&path("absent/x")).ends_with("No such file or directory (os error 2)"));
+        assert!(message(&path("loop")).ends_with("it is a loop of symlinks"));
     }
 }

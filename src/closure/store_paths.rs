@@ -6,7 +6,7 @@ use super::error::ClosureError;
 use super::lines::Lines;
 use super::name::StoreDir;
 
-/// The base names of the listed store paths, sorted and without duplicates; at least one.
+/// Returns the base names of the listed store paths, sorted and without duplicates; at least one.
 ///
 /// Empty lines and one slash at the end of a line are ignored.
 pub(super) fn read<R: BufRead>(
@@ -63,17 +63,17 @@ mod tests {
 
     #[test]
     fn refuses_a_list_with_carriage_returns() {
-        let said = parse(b"/nix/store/a\n/nix/store/b\r\n").unwrap_err();
+        let message = parse(b"/nix/store/a\n/nix/store/b\r\n").unwrap_err();
         assert!(
-            said.contains("line 2: the line ends with a carriage return"),
-            "{said}"
+            message.contains("line 2: the line ends with a carriage return"),
+            "{message}"
         );
-        assert!(!said.contains('\r'), "{said:?}");
+        assert!(!message.contains('\r'), "{message:?}");
         assert_eq!(parse(b"/nix/store/a\rb"), names(&[b"a\rb"]));
     }
 
     #[test]
-    fn refuses_what_is_outside_the_store_and_says_on_which_line() {
+    fn refuses_paths_outside_the_store_and_names_the_line() {
         let expected = "store-paths /x/store-paths, line 3: /tmp/foo is not directly inside the store directory \
                         /nix/store";
         assert_eq!(parse(b"/nix/store/a\n\n/tmp/foo\n").unwrap_err(), expected);
@@ -121,7 +121,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_returned_are_sorted_file_names(text in "(/nix/store/[a-c/.\u{0}]{0,4}\n?){0,6}") {
+        fn results_are_sorted_file_names(text in "(/nix/store/[a-c/.\u{0}]{0,4}\n?){0,6}") {
             if let Ok(names) = parse(text.as_bytes()) {
                 prop_assert!(names.is_sorted_by(|a, b| a < b) && !names.is_empty());
                 prop_assert!(names.iter().all(|n| !n.is_empty() && !n.contains(&b'/') && !n.contains(&0)));

@@ -83,7 +83,7 @@ fn a_list_without_registration_has_no_sizes() {
 }
 
 #[test]
-fn a_physical_store_lies_beneath_its_root() {
+fn a_physical_store_is_below_its_root() {
     let mut location = StoreLocation::default();
     assert_eq!(location.physical_dir(), Path::new("/nix/store"));
     location.store_root = Some("/mnt".into());
@@ -152,7 +152,7 @@ fn files_that_cannot_be_read() {
 }
 
 #[test]
-fn standard_input_is_named_so() {
+fn errors_name_standard_input() {
     let input = Input::StorePaths("<stdin>".into());
     let error = store_paths::read(Lines::new(input, &b"x\n"[..]), StoreDir::new(b"/nix/store"))
         .unwrap_err();
@@ -198,7 +198,7 @@ fn a_tree_is_a_directory_or_a_symlink_to_one() {
 }
 
 #[test]
-fn a_tree_that_is_none() {
+fn a_tree_that_is_not_a_directory_is_refused() {
     let dir = directory(&[("file", "")]);
     let (file, absent) = (dir.path().join("file"), dir.path().join("absent"));
     let expected = format!("the tree {} is not a directory", file.display());

@@ -32,7 +32,7 @@ impl Packing {
         Self { starts, last_len }
     }
 
-    /// Number of blocks before the last one. `i_size` counts them as full.
+    /// Returns the number of blocks before the last one. `i_size` counts them as full.
     pub fn full_blocks(&self) -> u32 {
         // Cannot saturate: entry indexes have 32 bits, and there are fewer blocks than entries.
         u32::try_from(self.starts.len() - 1).unwrap_or(u32::MAX)
@@ -88,7 +88,7 @@ impl Dots {
         }))
     }
 
-    /// The entries in block `block` of a directory with `children` children; `starts` as in [`Packing`].
+    /// Returns the entries in block `block` of a directory with `children` children; `starts` as in [`Packing`].
     pub fn in_block(
         self,
         starts: &[u32],
@@ -100,7 +100,7 @@ impl Dots {
         (first..end.unwrap_or(children + 2)).map(move |index| self.entry(index))
     }
 
-    /// The entry at position `index`.
+    /// Returns the entry at position `index`.
     pub fn entry(self, index: u32) -> EntryRef {
         let (dot, dot_dot) = (self.before_dot, self.before_dot_dot + 1);
         match index {

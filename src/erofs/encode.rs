@@ -234,7 +234,7 @@ pub struct InodeFields {
 }
 
 impl InodeFields {
-    /// A directory with `i_size` `size`.
+    /// Creates a directory with `i_size` `size`.
     pub fn directory(nlink: u32, size: u64, block_addr: u32, nid: u64) -> Self {
         Self {
             mode: ModeType::Directory as u16 | 0o555,

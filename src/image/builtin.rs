@@ -12,13 +12,13 @@ pub const DIR: &str = ".lazystore";
 /// Name of the file in it.
 pub const REGISTRATION: &str = "registration";
 
-/// The directory with `text` as the registration.
+/// Returns the directory with `text` as the registration.
 pub(super) fn tree(text: &Arc<[u8]>) -> MemoryTree {
     let path = [DIR, REGISTRATION].join("/");
     MemoryTree::with_file(path.as_bytes(), Arc::clone(text))
 }
 
-/// The directory's position among the sorted `names`.
+/// Returns the directory's position among the sorted `names`.
 ///
 /// # Errors
 /// [`ImageError::BuiltinName`] if one of them has its name.
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_where_the_disk_says_it_is() {
+    fn the_text_is_at_the_address_in_its_inode() {
         let dir = store();
         let limit = usize::try_from(INLINE_LIMIT_BYTES).unwrap();
         for len in [1, limit, limit + 1, 4096, 300_001] {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closure_that_has_such_a_name_is_refused() {
+    fn a_closure_with_a_path_of_that_name_is_refused() {
         let dir = store();
         fs::write(dir.path().join(DIR), "").unwrap();
         let closure = crate::closure::Closure {

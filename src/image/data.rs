@@ -1,4 +1,4 @@
-//! From a range of a path's data to pieces.
+//! Splits a range of a path's data into pieces.
 
 use std::ops::Range;
 
@@ -41,7 +41,7 @@ impl Image {
         Ok(())
     }
 
-    /// What a range of a region's data consists of.
+    /// Returns the extents of a range of a region's data.
     fn extents(
         &self,
         plan: &Plan,
@@ -87,7 +87,7 @@ pub(super) enum Extent {
 /// A block has at most two pieces; longer reads may have more.
 pub(super) type Extents = SmallVec<[Extent; 2]>;
 
-/// What range `wanted` of a path's data consists of; `of_file` says it of a part of a file.
+/// Returns the extents of the range `wanted` of a path's data. `of_file` converts each part of a file.
 pub(super) fn collect_extents<F, E>(
     placed: impl Iterator<Item = Placed<F>>,
     wanted: Range<u64>,

@@ -29,27 +29,27 @@ pub enum ReadError {
         /// What is wrong with it.
         source: LayoutError,
     },
-    /// A path is not what was registered.
+    /// A path does not match its registration.
     #[error(
-        "{}: its files make a NAR of {found} bytes, and {registered} are registered: they or the registration are wrong",
+        "{}: its files make a NAR of {found} bytes, but {registered} are registered: the files or the registration are wrong",
         path.display(),
     )]
     NarSize {
         /// The store path, on the host.
         path: PathBuf,
-        /// The length that its NAR should have.
+        /// The registered length of its NAR.
         registered: u64,
-        /// The length that it would have.
+        /// The length of the NAR of its files.
         found: u64,
     },
-    /// What was published of a path makes no sense.
-    #[error("{}: the plan that all processes share is damaged", path.display())]
+    /// The published plan of a path is malformed.
+    #[error("{}: the plan shared by all processes is corrupt", path.display())]
     Damaged {
         /// The store path, on the host.
         path: PathBuf,
     },
-    /// A path has changed since it was served before.
-    #[error("{}: other files, or of other sizes or mtimes, than were served before", path.display())]
+    /// A path has changed since it was planned before.
+    #[error("{}: its files, their sizes or mtimes have changed since they were served before", path.display())]
     Replaced {
         /// The store path, on the host.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// The path at fault, if any.
+    /// Returns the path at fault, if any.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::OutOfRange { .. } => None,
@@ -69,7 +69,7 @@ impl ReadError {
         }
     }
 
-    /// Whether it stays so until something is done about the path on the host: another try may succeed then.
+    /// Returns whether the error persists until the path on the host is repaired; a retry may then succeed.
     pub(super) fn lasts(&self) -> bool {
         match self {
             Self::Layout { .. }
@@ -115,9 +115,7 @@ pub enum ImageError {
     #[error(transparent)]
     TooBig(#[from] TooBig),
     /// A path has the same name as the directory for the registration.
-    #[error(
-        "the registration cannot be put on the disk: the closure has a path named .lazystore itself"
-    )]
+    #[error("cannot put the registration on the disk: the closure has a path named .lazystore")]
     BuiltinName,
     /// Paths of the closure do not exist.
     #[error(

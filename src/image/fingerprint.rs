@@ -37,7 +37,7 @@ pub struct Fingerprint {
 pub struct NotAFingerprint;
 
 impl Fingerprint {
-    /// The fingerprint of the disk `image`, which consists of `paths`.
+    /// Returns the fingerprint of the disk `image`, which consists of `paths`.
     pub(super) fn new(image: &Image, paths: &[StorePath], options: &ImageOptions) -> Self {
         let mut hash = Hash(Sha256::new());
         hash.number(LAYOUT_VERSION);
@@ -61,7 +61,7 @@ impl Fingerprint {
         }
     }
 
-    /// Whether some path has no NAR hash. Only name, type and size of such a path are covered.
+    /// Returns whether some path has no NAR hash. Only name, type and size of such a path are covered.
     pub fn is_weak(&self) -> bool {
         self.is_weak
     }

@@ -61,7 +61,7 @@ pub struct Touched {
 }
 
 impl Footprint {
-    /// An empty footprint. Times are relative to `start`.
+    /// Creates an empty footprint. Times are relative to `start`.
     ///
     /// # Errors
     /// There is no memory left.
@@ -110,7 +110,7 @@ impl Footprint {
         }
     }
 
-    /// The reader whose reads are recorded, if any.
+    /// Returns the reader whose reads are recorded, if any.
     pub fn reader(&self) -> Option<u64> {
         let reader = self.reader.first()?.load(Ordering::Relaxed);
         (reader > 0).then_some(reader)
@@ -136,17 +136,17 @@ impl Footprint {
         }
     }
 
-    /// Time of the first read of the superblock.
+    /// Returns the time of the first read of the superblock.
     pub fn superblock(&self) -> Option<Duration> {
         self.marks.get(SUPERBLOCK)?.when().map(|(first, _)| first)
     }
 
-    /// Time of the first read of the root directory, which only happens when the disk is mounted.
+    /// Returns the time of the first read of the root directory, which only happens when the disk is mounted.
     pub fn root(&self) -> Option<Duration> {
         self.marks.get(ROOT)?.when().map(|(first, _)| first)
     }
 
-    /// Times of the first and the last read of anything.
+    /// Returns the times of the first and the last read of anything.
     pub fn all(&self) -> Option<(Duration, Duration)> {
         let all = self.marks.iter().filter_map(Mark::when);
         all.reduce(|(first, last), (other_first, other_last)| {
@@ -154,7 +154,7 @@ impl Footprint {
         })
     }
 
-    /// Reads of each path, in the order of the disk's regions.
+    /// Returns the reads of each path, in the order of the disk's regions.
     pub fn paths(&self, space: &Space) -> Vec<Touched> {
         let marks = self.marks.iter().skip(REGIONS);
         let touched = |(mark, region): (&Mark, &crate::erofs::layout::space::Region)| Touched {
@@ -210,7 +210,7 @@ impl Mark {
     }
 }
 
-/// The index of the mark of the part that `block` belongs to, and the exclusive end of that part.
+/// Returns the index of the mark of the part that `block` belongs to, and the exclusive end of that part.
 fn part(space: &Space, block: u32) -> (Option<usize>, u32) {
     let of = |region: u32| REGIONS + region as usize;
     match space.area(block) {
@@ -222,7 +222,7 @@ fn part(space: &Space, block: u32) -> (Option<usize>, u32) {
     }
 }
 
-/// The indexes of the words with bits of `blocks`, and the masks of these bits.
+/// Returns the indexes of the words with bits of `blocks`, and the masks of these bits.
 fn words(blocks: Range<u32>) -> impl Iterator<Item = (usize, u64)> {
     let Range { start, end } = blocks;
     let words = start / BITS..end.div_ceil(BITS);
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_is_noted_with_its_path() {
+    fn reads_are_recorded_for_their_path() {
         let store = tempfile::tempdir().unwrap();
         fs::create_dir(store.path().join("a")).unwrap();
         fs::write(store.path().join("a/file"), vec![1; 10 * 4096]).unwrap();

@@ -52,7 +52,7 @@ impl Image {
         self.locate(nid_offset(nid))
     }
 
-    /// How much of its ranges the path of region `region` uses. Plans the whole path.
+    /// Returns how much of its ranges the path of region `region` uses. Plans the whole path.
     ///
     /// # Errors
     /// The path cannot be planned.

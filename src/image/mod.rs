@@ -420,7 +420,7 @@ impl Image {
         }
     }
 
-    /// What another process has published of a region.
+    /// Returns the plan of a region that another process has published, if any.
     fn published(&self, mode: IoMode, region: u32) -> Result<Option<&PublishedPath>, ReadError> {
         self.plans.published(&self.wanted(region), mode)
     }
@@ -459,7 +459,7 @@ impl Piece<'_> {
     }
 }
 
-/// Adds to a metadata block what its small files hold.
+/// Inserts the contents of small files into a metadata block.
 fn fill(
     mut block: Block,
     files: impl IntoIterator<Item = (File, Range<usize>)>,

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_is_left_out() {
+    fn absent_paths_and_blocks_are_skipped() {
         let store = tempfile::tempdir().unwrap();
         fs::write(store.path().join("b"), vec![1; 20_000]).unwrap();
         let image = store_image(store.path(), &ImageOptions::default());

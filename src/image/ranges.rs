@@ -33,7 +33,7 @@ impl Image {
     }
 }
 
-/// The runs of a plan. Adjacent files are merged into one run.
+/// Returns the runs of a plan. Adjacent files are merged into one run.
 fn runs(plan: &Plan) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for &(start, index) in plan.data_from(0) {

@@ -41,10 +41,10 @@ enum RecordError {
     #[error("cannot write the recording any further: {0}")]
     Io(#[from] io::Error),
     #[error(
-        "the recording is cut off at {LIMIT_BYTES} bytes: the VM touches more than is worth reading in advance"
+        "the recording ends at its limit of {LIMIT_BYTES} bytes: the VM reads more than is worth prefetching"
     )]
     Full,
-    #[error("somebody else records")]
+    #[error("another process is recording")]
     NotItsTurn,
 }
 
@@ -152,7 +152,7 @@ impl Log {
         }
     }
 
-    /// The number of a region in the file. Appends the line that defines it if it is new.
+    /// Returns the number of a region in the file. Appends the line that defines it if it is new.
     fn number(&mut self, space: &Space, region: u32, lines: &mut Vec<u8>) -> usize {
         let next = self.numbers.len();
         *self.numbers.entry(region).or_insert_with(|| {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn each_block_is_written_down_once_and_in_order() {
+    fn each_block_is_recorded_once_and_in_order() {
         let store = store();
         let out = tempfile::NamedTempFile::new().unwrap();
         fs::write(out.path(), "of old").unwrap();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_appended_by_whose_turn_it_is() {
+    fn only_the_process_whose_turn_it_is_appends_a_part() {
         let store = store();
         let out = tempfile::NamedTempFile::new().unwrap();
         for start in [Some(Start::Anew), None, Some(Start::AtItsEnd)] {

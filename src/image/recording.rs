@@ -36,7 +36,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// The block range of this part of a region.
+    /// Returns the block range of this part of a region.
     pub(super) fn range(self, region: &Region) -> &Range<u32> {
         match self {
             Self::Meta => &region.meta,
@@ -115,7 +115,7 @@ impl Recording {
     }
 }
 
-/// The lines that end with a newline.
+/// Returns the lines that end with a newline.
 fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|byte| *byte == b'\n')
         .filter_map(|line| line.strip_suffix(b"\n"))
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_of_two_parts() {
+    fn a_recording_of_two_parts_is_parsed() {
         let text = "lazystore recording 1\n# disk x\n+ a-x\nm 0 0 3\n+ b-y\nd 1 7 1\n\
                     lazystore recording 1\n+ c-z\nd 0 0 2\nd 0 9 9";
         let recording = Recording::parse(text.as_bytes()).unwrap();
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_recording_is_told_with_its_line() {
+    fn errors_name_the_malformed_line() {
         assert_eq!(wrong_line(""), 1);
         assert_eq!(wrong_line("lazystore recording 1"), 1);
         assert_eq!(wrong_line("something else\n"), 1);
@@ -199,7 +199,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(
+        fn written_recordings_are_parsed(
             touches in proptest::collection::vec((0..3_usize, any::<bool>(), 0..1000_u32, 1..1000_u32), 0..50)
         ) {
             let touches: Vec<Touch> = touches
@@ -214,7 +214,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+        fn any_bytes_are_parsed_or_refused(bytes: Vec<u8>) {
             let _ = Recording::parse(&bytes);
             let _ = Recording::parse(&[b"lazystore recording 1\n", &bytes[..]].concat());
         }

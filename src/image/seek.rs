@@ -25,7 +25,7 @@ struct Stretch {
 }
 
 impl Image {
-    /// The first offset at or after `offset` that is of the wanted kind, or `None` if there is none.
+    /// Returns the first offset at or after `offset` that is of the wanted kind, or `None` if there is none.
     ///
     /// Also `None` if `offset` is beyond the end of the disk. A path that cannot be planned counts as data, so that
     /// copying it fails instead of producing zeros.
@@ -43,7 +43,7 @@ impl Image {
         (wanted == Seek::Hole && offset < len_bytes).then_some(len_bytes)
     }
 
-    /// The stretch that starts at `block`.
+    /// Returns the stretch that starts at `block`.
     fn stretch(&self, block: u32) -> Stretch {
         match self.space().area(block) {
             Area::Superblock => data_until(block + 1),
@@ -66,7 +66,7 @@ impl Image {
     }
 }
 
-/// The stretch that starts at `block` in `range`, of which the first `used` blocks are in use.
+/// Returns the stretch that starts at `block` in `range`, of which the first `used` blocks are in use.
 fn part(block: u32, range: &std::ops::Range<u32>, used: Result<u32, ReadError>) -> Stretch {
     let used = used.unwrap_or(u32::MAX);
     let end = range.start.saturating_add(used).min(range.end);
@@ -103,7 +103,7 @@ mod tests {
         dir
     }
 
-    /// All data ranges, found by alternately seeking data and holes.
+    /// Returns all data ranges, found by alternately seeking data and holes.
     fn data_ranges(image: &Image) -> Vec<(u64, u64)> {
         let mut ranges = Vec::new();
         let mut at = 0;
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_of_16_tib_has_little_data_and_only_zeros_elsewhere() {
+    fn a_disk_of_16_tib_has_little_data_and_zeros_elsewhere() {
         let dir = store();
         let image = tree_image(dir.path());
         let ranges = data_ranges(&image);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_zero_is_data() {
+    fn blocks_that_are_not_zero_are_data() {
         let dir = store();
         let image = store_image(dir.path(), &ImageOptions::default());
         let data_start = u64::from(DATA_ARENA_START) * BLOCK_LEN_BYTES;
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_a_hole_and_nothing_is_after_it() {
+    fn the_end_is_a_hole_and_nothing_follows_it() {
         let dir = store();
         let image = store_image(dir.path(), &ImageOptions::default());
         let len = image.len_bytes();

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Image, ImageOptions};
 use crate::closure::{Closure, Contents, StorePath};
 
-/// The disk of `--tree dir`.
+/// Returns the disk of `--tree dir`.
 pub fn tree_image(dir: &Path) -> Image {
     let closure = Closure {
         dir: dir.to_owned(),
@@ -15,7 +15,7 @@ pub fn tree_image(dir: &Path) -> Image {
     Image::new(&closure, &ImageOptions::default()).unwrap()
 }
 
-/// The disk of all entries of `dir` as store paths without a registration.
+/// Returns the disk of all entries of `dir` as store paths without a registration.
 pub fn store_image(dir: &Path, options: &ImageOptions) -> Image {
     use std::os::unix::ffi::OsStrExt;
     let mut paths: Vec<StorePath> = std::fs::read_dir(dir)

@@ -34,7 +34,7 @@ fn small_store() -> tempfile::TempDir {
     dir
 }
 
-/// The parts of the disk where there may be something.
+/// The ranges of the disk that may be in use.
 fn used(image: &Image) -> Vec<(u64, usize)> {
     let regions = image.space().regions();
     let meta_end = regions.last().unwrap().meta.end;
@@ -59,16 +59,16 @@ fn any_split_of_a_range_gives_the_same_bytes() {
         let (start, bytes) = &whole[part];
         let from = from % bytes.len();
         let to = (from + len).min(bytes.len());
-        // A disk of its own: what was planned before must not matter.
+        // A separate disk, so that earlier plans do not matter.
         let fresh = store_image(dir.path(), &ImageOptions::default());
         let got = read(&fresh, start + from as u64, to - from);
         prop_assert!(got == bytes[from..to]);
     });
 }
 
-/// So nobody has to put reads of a file together: [`Image::visit`] hands out each file once.
+/// So readers need not coalesce: [`Image::visit`] passes each file once.
 #[test]
-fn no_piece_continues_the_file_of_the_piece_before() {
+fn no_two_consecutive_pieces_continue_one_file() {
     let dir = small_store();
     for image in [
         store_image(dir.path(), &ImageOptions::default()),
@@ -92,7 +92,7 @@ fn no_piece_continues_the_file_of_the_piece_before() {
 }
 
 #[test]
-fn evicted_plans_are_derived_again_identically() {
+fn evicted_plans_are_rebuilt_identically() {
     let dir = small_store();
     let roomy = store_image(dir.path(), &ImageOptions::default());
     let options = ImageOptions {
@@ -109,7 +109,7 @@ fn evicted_plans_are_derived_again_identically() {
     assert!(tight.plans.total_bytes() < roomy.plans.total_bytes());
 }
 
-/// A guest that keeps the inodes of the first plan must not read another file's bytes through the second.
+/// A guest that caches inodes of the first plan must not read another file's bytes by the second plan.
 #[test]
 fn a_path_that_changed_after_its_plan_was_dropped_is_a_fault() {
     let dir = small_store();
@@ -132,8 +132,13 @@ fn a_path_that_changed_after_its_plan_was_dropped_is_a_fault() {
         fs::write(&file, vec![1; len]).unwrap();
         let error = image.read_exact_at(&mut [0; 512], at).unwrap_err();
         assert!(matches!(error, ReadError::Replaced { .. }), "{error}");
-        assert!(error.to_string().contains("/a: other files"), "{error}");
-        // As it was: everything works again.
+        assert!(
+            error
+                .to_string()
+                .contains("/a: its files, their sizes or mtimes have changed"),
+            "{error}"
+        );
+        // After the original contents are restored, everything works again.
         if let Some(content) = was {
             fs::write(&file, content).unwrap();
             let open = fs::File::options().write(true).open(&file).unwrap();
@@ -146,7 +151,7 @@ fn a_path_that_changed_after_its_plan_was_dropped_is_a_fault() {
     }
 }
 
-/// A path with a registered size that its second directory outgrows: a guest can read what came before.
+/// A path that has the registered size but whose second directory does not fit. A guest can read what was planned before that.
 fn outgrown_store() -> (tempfile::TempDir, Image) {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("a/sub")).unwrap();
@@ -172,7 +177,7 @@ fn a_path_that_changed_after_a_layout_error_is_a_fault() {
     assert!(matches!(read, Err(ReadError::Replaced { .. })), "{buf:?}");
 }
 
-/// Puts a path in the place of `a` whose files have the same names, sizes and mtimes, and other bytes.
+/// Replaces `a` by a path whose files have the same names, sizes and mtimes but other bytes.
 fn replace_with_a_twin(dir: &std::path::Path) {
     let twin = small_store();
     let (old, new) = (dir.join("a"), twin.path().join("a"));
@@ -195,11 +200,11 @@ fn is_replaced(result: Result<(), ReadError>) -> bool {
 }
 
 #[test]
-fn a_path_that_was_replaced_by_its_like_is_a_fault() {
+fn a_path_replaced_by_a_similar_one_is_a_fault() {
     let dir = small_store();
     let image = store_image(dir.path(), &ImageOptions::default());
     let data = u64::from(image.space().regions()[0].data.start) * BLOCK_LEN_BYTES;
-    // One of two files with data blocks is open, and stays what it was.
+    // One of the two files with data blocks is open, so it does not change.
     let first = read(&image, data, 512);
     replace_with_a_twin(dir.path());
     assert_eq!(read(&image, data, 512), first);
@@ -215,14 +220,14 @@ fn a_path_that_was_replaced_by_its_like_is_a_fault() {
         is_replaced(result)
     });
     assert_eq!(small_files.count(), 1);
-    // The old one again: nothing is wrong any more.
+    // After the original is restored, reads succeed again.
     fs::remove_dir_all(dir.path().join("a")).unwrap();
     fs::rename(dir.path().join("old"), dir.path().join("a")).unwrap();
     read(&image, data, 16384);
 }
 
 #[test]
-fn a_path_that_was_replaced_before_it_was_walked_is_a_fault() {
+fn a_path_replaced_before_it_was_walked_is_a_fault() {
     let dir = small_store();
     let (sized, dropped) = (
         nar_size::rightly_registered(dir.path()),
@@ -240,20 +245,20 @@ fn a_path_that_was_replaced_before_it_was_walked_is_a_fault() {
 }
 
 #[test]
-fn a_path_that_cannot_be_laid_out_is_not_walked_at_every_read() {
+fn a_path_that_cannot_be_laid_out_is_walked_only_once() {
     let (_dir, image) = outgrown_store();
     let begun = || image.plans.begun.load(std::sync::atomic::Ordering::Relaxed);
     for _ in 0..10 {
         let outgrown = image.usage(0).unwrap_err();
         assert!(matches!(outgrown, ReadError::Layout { .. }), "{outgrown}");
-        // Nobody has to wait to be told.
+        // The error is known, so no reader waits.
         assert!(matches!(read_now(&image, 0), Err(ReadError::Layout { .. })));
     }
     assert_eq!(begun(), 1);
 }
 
 #[test]
-fn the_last_block_of_a_file_is_zero_behind_its_end() {
+fn the_last_block_of_a_file_is_zero_after_its_end() {
     let dir = small_store();
     let image = store_image(dir.path(), &ImageOptions::default());
     let region = &image.space().regions()[1];
@@ -281,7 +286,7 @@ fn a_read_outside_the_disk_is_an_error() {
 }
 
 #[test]
-fn faults_pass_when_the_store_is_whole_again() {
+fn faults_end_when_the_store_is_repaired() {
     let dir = small_store();
     let image = store_image(dir.path(), &ImageOptions::default());
     let region = &image.space().regions()[1];
@@ -321,7 +326,7 @@ fn a_missing_path_is_named() {
 }
 
 #[test]
-fn eight_first_readers_plan_a_path_once() {
+fn eight_concurrent_readers_plan_a_path_once() {
     let dir = small_store();
     let image = tree_image(dir.path());
     let start = std::sync::Barrier::new(8);
@@ -341,7 +346,7 @@ fn eight_first_readers_plan_a_path_once() {
     assert_eq!(begun, 1);
 }
 
-/// A disk of three paths of which only the last stays planned.
+/// A disk of three paths that keeps only the last plan.
 fn forgetful(dir: &std::path::Path) -> Image {
     let options = ImageOptions {
         plan_cache_bytes: 0,
@@ -350,14 +355,14 @@ fn forgetful(dir: &std::path::Path) -> Image {
     store_image(dir, &options)
 }
 
-/// Reads the first data block of a region if all that takes is in memory.
+/// Reads the first data block of a region without waiting.
 fn read_now(image: &Image, region: usize) -> Result<(), ReadError> {
     let start = u64::from(image.space().regions()[region].data.start) * BLOCK_LEN_BYTES;
     image.visit_with(IoMode::NoWait, start, BLOCK_LEN_BYTES, &mut |_| Ok(()))
 }
 
 #[test]
-fn a_path_that_is_being_planned_stalls_no_reader_of_another() {
+fn planning_a_path_does_not_block_readers_of_others() {
     let dir = small_store();
     let image = forgetful(dir.path());
     let planned = u64::from(image.space().regions()[1].data.start) * BLOCK_LEN_BYTES;
@@ -371,7 +376,7 @@ fn a_path_that_is_being_planned_stalls_no_reader_of_another() {
                 read_now(image, 0),
                 Err(ReadError::Source(SourceError::WouldBlock(Awaits::Lookup)))
             ));
-            // Not only without waiting: with nothing else in the way either.
+            // This read does not need to wait, and no lock blocks it either.
             read_now(image, 1).unwrap();
             assert_eq!(read(image, planned, 512), [7; 512]);
         });
@@ -379,7 +384,7 @@ fn a_path_that_is_being_planned_stalls_no_reader_of_another() {
 }
 
 #[test]
-fn plans_take_no_more_than_the_cache_allows_and_one_path() {
+fn plans_take_at_most_the_cache_limit_plus_one_path() {
     let dir = tempfile::tempdir().unwrap();
     for path in 0..20 {
         let path = dir.path().join(format!("{path}"));

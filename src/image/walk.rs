@@ -54,7 +54,7 @@ pub(super) fn stride(tree: &PathTree<'_>, planner: &mut Planner) -> Result<(), R
     Ok(())
 }
 
-/// Plans `tree` whole, however big it is; its NAR must have `nar_size` bytes if that is known.
+/// Plans all of `tree`, without a size limit. If `nar_size` is known, the tree's NAR must have that length.
 pub(super) fn plan_whole(
     tree: &PathTree<'_>,
     attributes: Attributes,
@@ -69,8 +69,7 @@ pub(super) fn plan_whole(
     Ok(planner.into_plan())
 }
 
-/// Makes sure that a complete plan is that of the path that was registered. Something else may have been put into it, or
-/// taken out, before it was walked.
+/// Checks a complete plan against the registered NAR size: files may have been added or removed before the tree was walked.
 pub(super) fn check_nar_size(
     tree: &PathTree<'_>,
     plan: &Plan,

@@ -27,7 +27,7 @@ pub enum End {
 }
 
 impl End {
-    /// The status as a shell's `$?`: the exit code, or 128 plus the signal number.
+    /// Returns the status as a shell's `$?`: the exit code, or 128 plus the signal number.
     pub fn shell_code(self) -> u8 {
         match self {
             Self::Exited(code) => code,
@@ -49,12 +49,12 @@ impl Child {
         Self { pid, end: None }
     }
 
-    /// Its PID.
+    /// Returns its PID.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// How it ended; `None` while it is running.
+    /// Returns how it ended; `None` while it is running.
     pub fn end(&mut self) -> Option<End> {
         if self.end.is_none() {
             self.end = match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    /// A child that was started by the standard library but is reaped by [`Child`].
+    /// Returns a child that was started by the standard library but is reaped by [`Child`].
     #[expect(clippy::zombie_processes, reason = "Child waits for it")]
     fn shell(script: &str) -> Child {
         let child = Command::new("sh")
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_told_as_a_shell_tells_them() {
+    fn ends_have_the_codes_of_a_shell() {
         let ends =
             ["exit 0", "exit 7", "kill -TERM $$"].map(|script| await_end(&mut shell(script)));
         let expected = [End::Exited(0), End::Exited(7), End::Killed(Signal::SIGTERM)];
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_ignores_the_request_is_killed() {
+    fn a_child_that_ignores_sigterm_is_killed() {
         let mut child = shell("trap '' TERM; while :; do sleep 1; done");
         let end = child.stop(Duration::from_millis(50));
         // SIGTERM may arrive before the shell ignores it.

@@ -1,4 +1,4 @@
-//! Memory that one process writes to and others only read, however hard they try.
+//! Memory that one process writes and that other processes cannot make writable.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,19 +10,19 @@ use rustix::process::{Resource, getrlimit};
 
 use super::ProcessError;
 
-const ACTION: &str = "share memory that others cannot write to";
+const ACTION: &str = "share memory that others can only read";
 
-/// Makes `len_bytes` of zeros: a mapping to write through, and one to read through.
+/// Creates zeroed shared memory of `len_bytes`: a writable and a read-only mapping.
 ///
-/// After this nobody gets another mapping to write through, not even from the second one (memfd_create(2),
-/// `F_SEAL_FUTURE_WRITE`); and no descriptor is left. So a process that drops the first one before it forks has children
-/// that can only read. Pages that nobody has written to take no memory.
+/// Afterwards nobody can create another writable mapping, not even from the read-only one (memfd_create(2),
+/// `F_SEAL_FUTURE_WRITE`), and no descriptor is left. So if a process drops the writable mapping before it forks, its children
+/// can only read. Untouched pages take no memory.
 ///
 /// # Errors
-/// When the kernel is older than Linux 5.1, or has no memory or addresses left.
+/// The kernel is older than Linux 5.1, or has no memory or address space left.
 pub fn sealed(len_bytes: usize) -> Result<(WriteMap, ReadMap), ProcessError> {
     let len = len_bytes as u64;
-    // Beyond that the kernel would end this process with SIGXFSZ.
+    // Exceeding this limit would kill the process with SIGXFSZ.
     if getrlimit(Resource::Fsize)
         .current
         .is_some_and(|max| max < len)
@@ -41,11 +41,11 @@ pub fn sealed(len_bytes: usize) -> Result<(WriteMap, ReadMap), ProcessError> {
     Ok((WriteMap(write), ReadMap(read)))
 }
 
-/// A mapping to read through. What lies there may change at any time.
+/// The read-only mapping. The contents may change at any time.
 #[derive(Debug)]
 pub struct ReadMap(Map);
 
-/// The mapping to write through.
+/// The writable mapping.
 #[derive(Debug)]
 pub struct WriteMap(Map);
 
@@ -56,7 +56,7 @@ struct Map {
 }
 
 #[allow(unsafe_code)]
-// SAFETY: it gives out copies, and atomics; the mapping belongs to no thread.
+// SAFETY: only copies and atomics are handed out, and a mapping is not tied to a thread.
 unsafe impl Send for Map {}
 #[allow(unsafe_code)]
 // SAFETY: as above.
@@ -77,18 +77,19 @@ impl Map {
         }
     }
 
-    /// Where `len` bytes from `at` on begin, if there are so many.
+    /// Returns a pointer to `len` bytes at offset `at`, or `None` if they are not inside the mapping.
     #[allow(unsafe_code)]
     fn at(&self, at: usize, len: usize) -> Option<*mut u8> {
         at.checked_add(len).filter(|end| *end <= self.len_bytes)?;
-        // SAFETY: it is inside the mapping.
+        // SAFETY: the offset is inside the mapping.
         Some(unsafe { self.start.as_ptr().add(at) })
     }
 
     #[allow(unsafe_code)]
     fn word(&self, at: usize) -> Option<&AtomicU64> {
         let word = self.at(at, size_of::<AtomicU64>())?.cast::<AtomicU64>();
-        // SAFETY: it is inside the mapping, which lives as long as `self`, and aligned. Such words are used as atomics only.
+        // SAFETY: the word is inside the mapping, which lives as long as `self`, and aligned. Such words are only accessed as
+        // atomics.
         word.is_aligned().then(|| unsafe { &*word })
     }
 }
@@ -96,30 +97,30 @@ impl Map {
 impl Drop for Map {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
-        // SAFETY: nobody has a reference to it any more. Other processes have mappings of their own.
+        // SAFETY: all references borrow from `self`, so none is left. Other processes have their own mappings.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len_bytes) };
     }
 }
 
 impl ReadMap {
-    /// Length of the mapping.
+    /// Returns the length of the mapping.
     pub fn len_bytes(&self) -> usize {
         self.0.len_bytes
     }
 
-    /// Copies what lies at `at`; none if that is outside.
+    /// Copies the bytes at offset `at`. Returns `None` if they are not inside the mapping.
     #[allow(unsafe_code)]
     pub fn read(&self, at: usize, to: &mut [u8]) -> Option<()> {
         let from = self.0.at(at, to.len())?;
-        // SAFETY: both are so long, and `to` is memory of this process alone. Another process may write there meanwhile: any
-        // bytes are bytes, and who reads what is still being written does not use it.
+        // SAFETY: both have this length, and `to` is private memory. Another process may write to the source meanwhile; any
+        // bytes are valid, and readers discard bytes that are still being written.
         unsafe { ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), to.len()) };
         Some(())
     }
 
-    /// A word, and with it all that was written before [`WriteMap::store`] wrote it; none if it is outside or not aligned.
+    /// Loads a word with acquire ordering, paired with [`WriteMap::store`]. Returns `None` if it is outside or not aligned.
     pub fn load(&self, at: usize) -> Option<u64> {
-        // Of memory that cannot be written to, only relaxed loads are known not to write.
+        // For read-only memory, only relaxed loads are guaranteed not to write.
         let value = self.0.word(at)?.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         Some(value)
@@ -127,23 +128,23 @@ impl ReadMap {
 }
 
 impl WriteMap {
-    /// Writes `bytes` at `at`; none if that is outside.
+    /// Writes `bytes` at offset `at`. Returns `None` if they do not fit there.
     #[allow(unsafe_code)]
     pub fn write(&self, at: usize, bytes: &[u8]) -> Option<()> {
         let to = self.0.at(at, bytes.len())?;
-        // SAFETY: both are so long, and `bytes` is no part of the mapping, of which no references are given out. Those who read
-        // meanwhile copy.
+        // SAFETY: both have this length, and `bytes` is not part of the mapping, to which no references are handed out.
+        // Concurrent readers only copy.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         Some(())
     }
 
-    /// Writes a word, after all that was written before.
+    /// Stores a word with release ordering, after all earlier writes.
     pub fn store(&self, at: usize, value: u64) -> Option<()> {
         self.0.word(at)?.store(value, Ordering::Release);
         Some(())
     }
 
-    /// Length of the mapping.
+    /// Returns the length of the mapping.
     pub fn len_bytes(&self) -> usize {
         self.0.len_bytes
     }
@@ -154,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_can_be_read_inside_the_mapping_only() {
+    fn reads_and_writes_stay_inside_the_mapping() {
         let (write, read) = sealed(8192).unwrap();
         write.write(4096, b"plan").unwrap();
         write.store(8, 7).unwrap();
@@ -172,15 +173,15 @@ mod tests {
         assert_eq!(read.load(4), None, "not aligned");
     }
 
-    /// What an intruder in a process with the second mapping may try.
+    /// Tries what an attacker could try in a process with the read-only mapping.
     #[test]
     #[allow(unsafe_code)]
-    fn the_mapping_to_read_through_can_never_be_written_through() {
+    fn the_read_only_mapping_can_never_be_made_writable() {
         let (write, read) = sealed(4096).unwrap();
         drop(write);
         let start = read.0.start.as_ptr().cast();
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: it is refused, or changes what this test alone has mapped.
+        // SAFETY: the call fails, or changes only what this test has mapped.
         let allowed = unsafe { libc::mprotect(start, 4096, access) };
         let errno = io::Error::last_os_error().raw_os_error();
         assert_eq!((allowed, errno), (-1, Some(libc::EACCES)));

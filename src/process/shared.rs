@@ -50,7 +50,7 @@ impl<T: FromZeros + Sync> Shared<T> {
     }
 }
 
-/// Length of the mapping; at least 1, because mmap(2) rejects 0. Page alignment is enough for every `T` used here.
+/// Returns the length of the mapping; at least 1, because mmap(2) rejects 0. Page alignment is enough for every `T` used here.
 fn len_bytes<T>(count: usize) -> Option<usize> {
     const { assert!(align_of::<T>() <= 4096) };
     let len_bytes = size_of::<T>().max(1).checked_mul(count.max(1))?;
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_begins_with_zeros_and_may_be_empty_or_far_too_long() {
+    fn memory_is_zeroed_and_lengths_are_checked() {
         let shared = Shared::<AtomicU64>::new(10_000).unwrap();
         assert_eq!(shared.len(), 10_000);
         assert!(shared.iter().all(|one| one.load(Ordering::Relaxed) == 0));

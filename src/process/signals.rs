@@ -66,7 +66,7 @@ impl Signals {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
-    /// The pending signals. `SIGCHLD` is consumed but not returned, so check all children after this call.
+    /// Returns the pending signals. `SIGCHLD` is consumed but not returned, so check all children after this call.
     pub fn take(&self) -> Vec<Received> {
         let next = || self.fd.as_ref()?.read_signal().ok().flatten();
         std::iter::from_fn(next)
@@ -155,7 +155,7 @@ fn received(info: &siginfo) -> Option<Received> {
     })
 }
 
-/// Whether this process was started with `signal` ignored (`SigIgn` in proc(5)). Needed because a blocked signal is
+/// Returns whether this process was started with `signal` ignored (`SigIgn` in proc(5)). Needed because a blocked signal is
 /// delivered to a signalfd even if it is ignored.
 fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

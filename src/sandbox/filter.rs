@@ -108,7 +108,7 @@ mod tests {
 
     /// `compile` would lose an unconditional entry if the same list also had the call with conditions.
     #[test]
-    fn a_call_has_conditions_in_all_lists_or_in_none() {
+    fn a_call_is_conditional_in_all_lists_or_in_none() {
         for process in PROCESSES {
             for list in [allowed(process), calls::fatal(process).concat()] {
                 for call in &list {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_leaves_its_workers_all_they_need() {
+    fn a_listener_may_make_all_calls_of_its_workers() {
         let parents = [
             (Process::Listener, Process::VhostWorker),
             (Process::Listener, Process::NbdWorker),

@@ -289,7 +289,7 @@ fn map_ids(dir: &str, all_ids: bool) -> io::Result<Ids> {
     }
 }
 
-/// An identity mapping of all ids in `map`. A line has the first id inside, the first id outside, and the count.
+/// Returns an identity mapping of all ids in `map`. A line has the first id inside, the first id outside, and the count.
 fn all_of(map: &str) -> io::Result<String> {
     let own = fs::read_to_string(format!("/proc/self/{map}"))?;
     let lines = own.lines().filter_map(|line| {

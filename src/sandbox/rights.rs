@@ -71,7 +71,7 @@ pub(super) fn drop_all_but_files_of(dir: &Path) -> Result<(), SandboxError> {
     })
 }
 
-/// Whether this process may call mount(2) and needs no set-user-ID program for that.
+/// Returns whether this process may call mount(2) and needs no set-user-ID program for that.
 pub(super) fn may_mount() -> Result<bool, SandboxError> {
     Ok(held()?.effective.contains(CapabilitySet::SYS_ADMIN))
 }
@@ -104,7 +104,7 @@ fn held() -> Result<CapabilitySets, SandboxError> {
     capabilities(None).map_err(SandboxError::host("look at capabilities"))
 }
 
-/// The capabilities that `process` needs. A listener also needs those of its workers.
+/// Returns the capabilities that `process` needs. A listener also needs those of its workers.
 fn necessary(process: Process, reach: &Reach<'_>) -> CapabilitySet {
     let mut sets = CapabilitySet::empty();
     if reach.any_owner {
@@ -120,7 +120,7 @@ fn necessary(process: Process, reach: &Reach<'_>) -> CapabilitySet {
     sets
 }
 
-/// Whether `dir` belongs to another user. Root then needs CAP_DAC_OVERRIDE to write there.
+/// Returns whether `dir` belongs to another user. Root then needs CAP_DAC_OVERRIDE to write there.
 fn is_foreign(dir: &Path) -> bool {
     !fs::metadata(dir).is_ok_and(|metadata| metadata.uid() == geteuid().as_raw())
 }

@@ -77,7 +77,7 @@ impl<R: BufRead> BrotliReader<R> {
         if self.ended {
             return match at_end {
                 true => Ok(0),
-                false => Err(invalid("there is more after the end of the brotli stream")),
+                false => Err(invalid("trailing garbage after the brotli stream")),
             };
         }
         let (mut left, mut read, mut room, mut written) = (input.len(), 0, to.len(), 0);
@@ -96,7 +96,7 @@ impl<R: BufRead> BrotliReader<R> {
             BrotliResult::ResultSuccess => self.ended = true,
             BrotliResult::ResultFailure => return Err(invalid("the brotli stream is corrupt")),
             BrotliResult::NeedsMoreInput if at_end && written == 0 => {
-                let fault = "the brotli stream is cut short";
+                let fault = "the brotli stream is truncated";
                 return Err(Error::new(ErrorKind::UnexpectedEof, fault));
             }
             BrotliResult::NeedsMoreInput | BrotliResult::NeedsMoreOutput => {}

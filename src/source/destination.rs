@@ -110,7 +110,7 @@ impl Destination<'_> {
         }
     }
 
-    /// The next `len_bytes` free bytes, limited to what one system call can fill.
+    /// Returns the next `len_bytes` free bytes, limited to what one system call can fill.
     fn front(&self, len_bytes: u64) -> Result<Few<VolatileSlice<'_>>, DestinationError> {
         let mut front = Few::new();
         let mut rest = len_bytes;

@@ -22,7 +22,7 @@ pub enum SourceError {
     /// A system call failed.
     #[error("{}: cannot {action}: {errno}", path.display())]
     Io {
-        /// Where.
+        /// The path.
         path: PathBuf,
         /// What was attempted, as a verb.
         action: &'static str,
@@ -30,24 +30,24 @@ pub enum SourceError {
         errno: Errno,
     },
     /// The call would wait for something that its [`IoMode`](super::IoMode) excludes.
-    #[error("a disk or the network has to be waited for")]
+    #[error("the data is not in memory yet")]
     WouldBlock(Awaits),
     /// The file has changed since it was planned.
     #[error("{}: its type, size or mtime changed while it was served", path.display())]
     Changed {
-        /// Where.
+        /// The path.
         path: PathBuf,
     },
     /// The directory could not be listed when it was planned.
     #[error("{}: could not be listed", path.display())]
     Unlisted {
-        /// Where.
+        /// The path.
         path: PathBuf,
     },
     /// The store path was replaced after the server started.
-    #[error("{}: replaced while it was served (restart lazystore to serve what lies there now)", path.display())]
+    #[error("{}: replaced while it was served (restart lazystore to serve its current contents)", path.display())]
     Replaced {
-        /// Where.
+        /// The path.
         path: PathBuf,
     },
     /// The store path cannot be fetched.
@@ -60,7 +60,7 @@ pub enum SourceError {
     },
     /// The fetched NAR does not match the listing that the path was planned with.
     #[error(
-        "{}: the listing that a binary cache gave for it contradicts its NAR, so nothing of it is served (lazystore cache prune removes what was fetched of it)",
+        "{}: the listing of a binary cache contradicts the NAR, so nothing of the path is served (lazystore cache prune removes the fetched files)",
         path.display()
     )]
     Contradicted {
@@ -73,7 +73,7 @@ pub enum SourceError {
     /// The file ended early.
     #[error("{}: shorter than when it was planned", path.display())]
     Shrank {
-        /// Where.
+        /// The path.
         path: PathBuf,
     },
 }

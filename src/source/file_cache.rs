@@ -23,7 +23,7 @@ pub(super) struct FileCache<V> {
 }
 
 impl<V: Clone> FileCache<V> {
-    /// A cache of at most `max_files` files, but at least one.
+    /// Creates a cache of at most `max_files` files, but at least one.
     pub(super) fn new(max_files: usize) -> Self {
         let shards = max_files.clamp(1, SHARDS);
         let each = NonZeroUsize::new(max_files / shards).unwrap_or(NonZeroUsize::MIN);
@@ -35,7 +35,7 @@ impl<V: Clone> FileCache<V> {
         }
     }
 
-    /// Maximum number of files.
+    /// Returns the maximum number of files.
     pub(super) fn max_files(&self) -> usize {
         self.max_files
     }

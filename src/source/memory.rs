@@ -16,14 +16,14 @@ pub struct MemoryTree {
 }
 
 impl MemoryTree {
-    /// A tree with one file.
+    /// Creates a tree with one file.
     pub fn with_file(path: &[u8], bytes: Arc<[u8]>) -> Self {
         Self {
             files: BTreeMap::from([(path.to_vec(), bytes)]),
         }
     }
 
-    /// Attributes of `path`.
+    /// Returns the attributes of `path`.
     ///
     /// # Errors
     /// It does not exist.
@@ -37,7 +37,7 @@ impl MemoryTree {
             .ok_or_else(|| not_found(path))
     }
 
-    /// The entries of the directory at `path`, sorted by name.
+    /// Returns the entries of the directory at `path`, sorted by name.
     ///
     /// # Errors
     /// It is not a directory.
@@ -60,7 +60,7 @@ impl MemoryTree {
         Ok(listing)
     }
 
-    /// The contents of the file at `path`.
+    /// Returns the contents of the file at `path`.
     ///
     /// # Errors
     /// It is not a file.
@@ -68,7 +68,7 @@ impl MemoryTree {
         self.files.get(path).cloned().ok_or_else(|| not_found(path))
     }
 
-    /// All files below the directory `dir`, with paths relative to it.
+    /// Returns all files below the directory `dir`, with paths relative to it.
     fn beneath<'t>(&'t self, dir: &'t [u8]) -> impl Iterator<Item = (&'t [u8], &'t Arc<[u8]>)> {
         self.files.iter().filter_map(move |(path, bytes)| {
             let rest = path.strip_prefix(dir)?.strip_prefix(b"/")?;

@@ -100,7 +100,7 @@ impl PathTree<'_> {
         }
     }
 
-    /// Makes sure that listing it waits for nothing but disks.
+    /// Makes sure that listing it waits for nothing except disks.
     ///
     /// # Errors
     /// It cannot be fetched; [`SourceError::WouldBlock`] according to `mode`.

@@ -1,10 +1,10 @@
-//! The tree in a NAR, and where in the NAR each file's bytes are.
+//! The tree in a NAR, and the offsets of the file contents.
 //!
-//! A NAR is canonical (Nix thesis, figure 5.2): its tree decides every byte of it but the contents of files. So the
-//! offsets follow from names, sizes and executable bits, and a listing (the `.ls` file of a binary cache) gives the same
-//! [`NarTree`] as the NAR itself. Listings are not signed: whoever planned with one compares it with its NAR later.
+//! A NAR is canonical (Nix thesis, figure 5.2): the tree determines all its bytes except file contents. So the offsets follow
+//! from names, sizes and executable bits, and a listing (the `.ls` file of a binary cache) gives the same [`NarTree`] as the
+//! NAR. Listings are not signed, so a tree from a listing must be compared with the NAR later.
 //!
-//! Nothing here recurses, and what is kept in memory is bounded by the size that the NAR is said to have.
+//! Nothing here recurses, and memory use is bounded by the declared size of the NAR.
 
 mod builder;
 mod error;
@@ -23,28 +23,28 @@ pub use error::{ListingError, NarError, PackedError, TreeFault};
 pub use listing::LISTING_MAX_BYTES;
 pub use packed::PACKED_MAX_BYTES;
 
-/// More nodes than this, in one store path, are refused: each takes 36 bytes of memory and its name.
+/// Maximum number of nodes in a store path. Each takes 36 bytes of memory plus its name.
 pub const NODES_MAX: usize = 1 << 22;
 
-/// More names and targets of symlinks than this, in bytes, are refused. What has a million files has some 20 MiB.
+/// Maximum total length of names and symlink targets, in bytes. A million files have about 20 MiB.
 pub const NAMES_MAX_BYTES: usize = 64 << 20;
 
-/// A tree as a NAR holds it. Two are equal if their NARs differ at most in what the files contain.
+/// The tree of a NAR. Two trees are equal if their NARs differ at most in file contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarTree {
-    /// In the order of the NAR: a directory, then its entries with all that is beneath them. The first is the root.
+    /// In the order of the NAR: a directory, then each entry with its subtree. The first node is the root.
     nodes: Box<[Node]>,
-    /// For each directory one run of indices into `nodes`, sorted by the bytes of the names.
+    /// For each directory a run of indices into `nodes`, sorted by name (as bytes).
     children: Box<[u32]>,
-    /// Names, and targets of symlinks.
+    /// Names and symlink targets.
     bytes: Box<[u8]>,
     nar_size: u64,
 }
 
-/// Kept small: a store path can have hundreds of thousands.
+/// Kept small, because a store path can have hundreds of thousands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Node {
-    /// Where its name begins in the tree's bytes.
+    /// Offset of its name in the tree's `bytes`.
     name_start: u32,
     name_len: u8,
     payload: Payload,
@@ -59,20 +59,20 @@ enum Payload {
         offset: u64,
         executable: bool,
     },
-    /// Its run in the tree's `children`.
+    /// Its run of the tree's `children`.
     Directory { first: u32, count: u32 },
-    /// Its target in the tree's bytes.
+    /// Its target in the tree's `bytes`.
     Symlink { start: u32, len: u16 },
 }
 
-/// What lies at a path of a [`NarTree`].
+/// A node of a [`NarTree`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NarNode<'t> {
     /// A regular file.
     Regular {
         /// Its length.
         size_bytes: u64,
-        /// Where its bytes begin in the NAR.
+        /// Offset of its contents in the NAR.
         offset: u64,
         /// Its executable bit.
         executable: bool,
@@ -81,43 +81,43 @@ pub enum NarNode<'t> {
     Directory,
     /// A symbolic link.
     Symlink {
-        /// What it points to.
+        /// The target.
         target: &'t [u8],
     },
 }
 
 impl NarTree {
-    /// Parses a NAR of `nar_size` bytes in one pass. Contents of files are read and dropped: give a reader that hashes
-    /// or writes what is read through it. At most one byte more than `nar_size` is read.
+    /// Parses a NAR of `nar_size` bytes in one pass. File contents are read and dropped; use a reader that hashes or stores
+    /// what passes through it. Reads at most one byte more than `nar_size`.
     ///
     /// # Errors
-    /// The reader fails, the NAR is not canonical, its names are no file names, or it has another size.
+    /// The reader fails, the NAR is not canonical, a name is not a file name, or the size differs.
     pub fn parse(reader: impl Read, nar_size: u64) -> Result<Self, NarError> {
         parser::parse(reader, nar_size)
     }
 
-    /// Parses a listing, the JSON text of a `.ls` file, of a NAR of `nar_size` bytes. Entries may be in any order, and
+    /// Parses a listing (the JSON text of a `.ls` file) of a NAR of `nar_size` bytes. Entries may be in any order, and
     /// `narOffset` may be missing.
     ///
     /// # Errors
-    /// It is no listing or longer than [`LISTING_MAX_BYTES`], its names are no file names, an offset is not where a
-    /// NAR has it, or the NAR of this tree would have another size. [`ListingError::Lossy`] if a name has U+FFFD in it:
-    /// JSON has no names but UTF-8, and this is what some servers make of others. Then only the NAR tells the names.
+    /// It is not a listing or longer than [`LISTING_MAX_BYTES`], a name is not a file name, or an offset or the size of the NAR
+    /// does not match the tree. [`ListingError::Lossy`] if a name contains U+FFFD, by which some servers replace bytes that are
+    /// not UTF-8: only the NAR has the real name.
     pub fn from_listing(json: &[u8], nar_size: u64) -> Result<Self, ListingError> {
         listing::parse(json, nar_size)
     }
 
-    /// How many bytes the NAR has.
+    /// Returns the size of the NAR in bytes.
     pub fn nar_size(&self) -> u64 {
         self.nar_size
     }
 
-    /// How many files, directories and symlinks there are, the root among them.
+    /// Returns the number of nodes, including the root.
     pub fn node_count(&self) -> usize {
         self.nodes.len()
     }
 
-    /// What lies at `path`, which is relative to the root: empty for the root itself. Symlinks are not followed.
+    /// Returns the node at `path`, relative to the root; empty for the root itself. Does not follow symlinks.
     pub fn node(&self, path: &[u8]) -> Option<NarNode<'_>> {
         let node = self.find(path)?;
         Some(match node.payload {
@@ -137,12 +137,12 @@ impl NarTree {
         })
     }
 
-    /// Attributes of what lies at `path`, as [`node`](Self::node).
+    /// Returns the attributes of the node at `path`; see [`node`](Self::node).
     pub fn stat(&self, path: &[u8]) -> Option<Stat> {
         self.find(path).map(Node::stat)
     }
 
-    /// The entries of the directory at `path`; none if there is no directory.
+    /// Returns the entries of the directory at `path`, or `None` if it is not a directory.
     pub fn list(&self, path: &[u8]) -> Option<Listing> {
         let Payload::Directory { .. } = self.find(path)?.payload else {
             return None;
@@ -155,7 +155,7 @@ impl NarTree {
         Some(listing)
     }
 
-    /// About how much memory it takes, in bytes.
+    /// Returns the approximate memory use in bytes.
     pub fn heap_bytes(&self) -> usize {
         size_of_val(&*self.nodes) + size_of_val(&*self.children) + self.bytes.len()
     }
@@ -187,7 +187,7 @@ impl NarTree {
         &self.bytes[node.name_start as usize..][..usize::from(node.name_len)]
     }
 
-    /// Empty unless it is a symlink.
+    /// Returns the target, empty if the node is not a symlink.
     fn target(&self, node: &Node) -> &[u8] {
         match node.payload {
             Payload::Symlink { start, len } => &self.bytes[start as usize..][..usize::from(len)],
@@ -197,7 +197,7 @@ impl NarTree {
 }
 
 impl Node {
-    /// Times and owners are those that [`Stat::of_kind`] has: a NAR keeps none.
+    /// Times and owners are those of [`Stat::of_kind`], because a NAR stores none.
     fn stat(&self) -> Stat {
         match self.payload {
             Payload::Regular {

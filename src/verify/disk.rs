@@ -146,7 +146,7 @@ impl<'a> Reader<'a> {
         now(self.fs.get_inode(nid))
     }
 
-    /// Names and inodes of the root directory. Entries whose inodes cannot be read are skipped (see
+    /// Returns the names and inodes of the root directory. Entries whose inodes cannot be read are skipped (see
     /// [`Reader::why_absent`]), up to `count` of them.
     pub(super) fn root_entries(&self, count: usize) -> Result<Vec<(Vec<u8>, Inode)>> {
         let mut entries = now(self.fs.read_dir("/"))?;
@@ -162,7 +162,7 @@ impl<'a> Reader<'a> {
         Ok(found)
     }
 
-    /// Why the root directory's entry `name` could not be read; `None` if there is no such entry.
+    /// Returns why the root directory's entry `name` could not be read; `None` if there is no such entry.
     pub(super) fn why_absent(&self, name: &[u8]) -> Option<Error> {
         match now(self.fs.open(at_root(name))) {
             Ok(_) | Err(Error::PathNotFound(_)) => None,
@@ -205,7 +205,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The next entry of a walk. The walk must not be used after an error.
+/// Returns the next entry of a walk. The walk must not be used after an error.
 pub(super) fn next(walk: &mut Walk<'_, '_>) -> Option<Result<WalkDirEntry>> {
     poll(walk.next_entry()).unwrap_or_else(|| Some(Err(waited())))
 }

@@ -27,14 +27,14 @@ impl HostDir {
         Ok(Self { fd: Arc::new(fd) })
     }
 
-    /// The directory `name` in this one.
+    /// Returns the directory `name` in this one.
     pub(super) fn dir(&self, name: &[u8]) -> Result<Self, Errno> {
         let flags = DIR_FLAGS | OFlags::NOFOLLOW;
         let fd = rustix::fs::openat(&*self.fd, name, flags, Mode::empty())?;
         Ok(Self { fd: Arc::new(fd) })
     }
 
-    /// All names except `.` and `..`, sorted by bytes.
+    /// Returns all names except `.` and `..`, sorted by bytes.
     pub(super) fn names(&self) -> Result<Vec<Vec<u8>>, Errno> {
         let mut names = Vec::new();
         for entry in Dir::read_from(&*self.fd)? {

@@ -69,7 +69,7 @@ pub enum VerifyError {
     #[error("the disk has no readable root directory: {0}")]
     Disk(#[source] erofs_rs::Error),
     /// The host's directory cannot be read.
-    #[error("{}: cannot be read to compare the disk with: {error}", path.display())]
+    #[error("cannot read {} to compare it with the disk: {error}", path.display())]
     Host {
         /// Its path.
         path: PathBuf,
@@ -136,7 +136,7 @@ pub fn verify(
     Ok(Report::new(paths, [root].into_iter().chain(builtin)))
 }
 
-/// The expected entries of the disk's root directory, by name.
+/// Returns the expected entries of the disk's root directory, by name.
 fn subjects(contents: &Contents, host_names: Vec<Vec<u8>>) -> BTreeMap<Vec<u8>, Subject> {
     let listed = match contents {
         Contents::Tree => host_names.into_iter().map(Subject::unregistered).collect(),
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_is_even_and_as_large_as_asked_for() {
+    fn a_sample_is_even_and_has_the_requested_size() {
         for (len, count) in [(10, 3), (10, 10), (3, 10), (1000, 7), (1, 1)] {
             let sample = evenly((0..len).collect(), NonZeroUsize::new(count).unwrap());
             assert_eq!(sample.len(), count.min(len));

@@ -54,7 +54,7 @@ impl Nar {
         self.string(b")");
     }
 
-    /// Hash and length.
+    /// Returns the hash and length.
     pub(super) fn finish(self) -> ([u8; 32], u64) {
         (self.hash.finalize().into(), self.len_bytes)
     }

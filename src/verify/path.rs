@@ -29,7 +29,7 @@ pub(super) struct Subject {
 }
 
 impl Subject {
-    /// The host directory to compare it with; `None` for a remote path.
+    /// Returns the host directory to compare it with; `None` for a remote path.
     fn host<'h>(&self, host: &'h HostDir) -> Option<&'h HostDir> {
         (!self.is_remote).then_some(host)
     }
@@ -269,7 +269,7 @@ impl<'t, 'a> Check<'t, 'a> {
         Some(stat)
     }
 
-    /// The value of a host result; an error is recorded as a difference.
+    /// Returns the value of a host result; an error is recorded as a difference.
     fn host_result<T>(&mut self, result: Result<T, Errno>) -> Option<T> {
         match result {
             Ok(value) => Some(value),

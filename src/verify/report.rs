@@ -103,7 +103,7 @@ pub struct PathReport {
 }
 
 impl PathReport {
-    /// The report of a path that cannot be read from the disk at all.
+    /// Returns the report of a path that cannot be read from the disk at all.
     pub(super) fn unreadable(name: &[u8], error: &dyn fmt::Display) -> Self {
         let mut report = Self {
             name: name.to_vec(),
@@ -156,7 +156,7 @@ impl Report {
         report
     }
 
-    /// Whether there are no differences.
+    /// Returns whether there are no differences.
     pub fn is_clean(&self) -> bool {
         self.faulty.is_empty()
     }

@@ -105,7 +105,7 @@ fn over_nbd_too() {
     drop(server);
 }
 
-/// The process that fetches.
+/// The fetcher process.
 pub fn fetcher(server: &Server) -> Option<Pid> {
     named("fetcher", &server.socket)
 }
@@ -202,6 +202,6 @@ fn the_process_that_fetches_is_confined() {
         (found == ["1", "2", "0000000000000000"]).then_some(())
     };
     // It confines itself before it asks anybody.
-    wait_for("the process that fetches to be confined", is_confined);
+    wait_for("the fetcher process to be confined", is_confined);
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
 }

@@ -199,7 +199,7 @@ fn a_server_that_gives_no_parts_or_wrong_ones_is_asked_for_the_whole_nar() {
         server.signal(Signal::SIGTERM);
         let (_, log) = server.end();
         assert!(
-            log.contains("all of its NAR is fetched instead") && log.contains(reason),
+            log.contains("fetching the whole NAR instead") && log.contains(reason),
             "{reason}: {log}"
         );
         fs::remove_dir_all(store.cache_dir()).unwrap();

@@ -1,4 +1,4 @@
-//! From roots along references, by narinfos: the kept ones first, and if one is missing all over again with the network.
+//! Follows references from the roots by narinfos. Uses kept narinfos only; if one is missing, starts over with the network.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
@@ -19,7 +19,7 @@ use crate::closure::{is_nix_name, shown};
 use crate::parallel;
 use crate::process::{self, ProcessError};
 
-/// Questions to caches at a time: each mostly waits for its answer.
+/// Concurrent requests to caches. Most of the time each waits for its response.
 const AT_ONCE: usize = 48;
 
 /// Narinfos by the names of their store paths.
@@ -28,33 +28,33 @@ pub(super) type Narinfos = HashMap<Box<[u8]>, Narinfo>;
 /// Why narinfos are missing.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
-    /// The process that asks caches cannot be started.
+    /// The fetcher process cannot be started.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// It cannot be heard.
-    #[error("cannot hear from the process that asks binary caches: {0}")]
+    /// The fetcher process could not be read from.
+    #[error("cannot read from the process that queries binary caches: {0}")]
     Pipe(#[from] io::Error),
-    /// It could not find one.
+    /// A narinfo could not be fetched.
     #[error("{0}")]
     Failed(String),
-    /// What it had found is not there.
-    #[error("narinfos vanish from the cache directory: is something else removing them?")]
+    /// A narinfo that was just fetched is missing.
+    #[error("narinfos disappeared from the cache directory: another program may be removing them")]
     Lost,
 }
 
-/// What is looked for.
+/// Parameters of the walk.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Walk<'w> {
     pub(super) sources: &'w Sources,
     pub(super) store_dir: &'w Path,
-    /// Names that are known already, with all that they refer to.
+    /// Names whose closure is already known; the walk stops there.
     pub(super) stops: &'w HashSet<Box<[u8]>>,
-    /// Whether what is referred to is looked for, too.
+    /// Whether references are followed.
     pub(super) follows_references: bool,
 }
 
 impl Walk<'_> {
-    /// The narinfos of `roots` and, perhaps, of all that they refer to.
+    /// Returns the narinfos of `roots` and, if references are followed, of their closures.
     pub(super) fn narinfos(&self, roots: &[Box<[u8]>]) -> Result<Narinfos, WalkError> {
         if let Some(all) = self.kept(roots) {
             return Ok(all);
@@ -63,7 +63,7 @@ impl Walk<'_> {
         self.kept(roots).ok_or(WalkError::Lost)
     }
 
-    /// None if one of them is not kept.
+    /// Returns `None` if a narinfo is not kept.
     fn kept(&self, roots: &[Box<[u8]>]) -> Option<Narinfos> {
         let located = self.located();
         let mut found = Narinfos::new();
@@ -84,7 +84,7 @@ impl Walk<'_> {
         Some(found)
     }
 
-    /// Those of `names` that have to be looked for, each once.
+    /// Returns the names that still have to be looked up, without duplicates.
     fn unknown(&self, names: &[Box<[u8]>], found: &Narinfos) -> Vec<Box<[u8]>> {
         let mut unknown = names.to_vec();
         unknown.retain(|name| !self.stops.contains(name) && !found.contains_key(name));
@@ -97,7 +97,8 @@ impl Walk<'_> {
         self.sources.located(self.store_dir)
     }
 
-    /// Has a process of its own fetch what is not kept: a client of HTTP starts threads, and this process has to go on forking.
+    /// Fetches missing narinfos in a child process: the HTTP client starts threads, and this process must stay single-threaded
+    /// to fork.
     fn fetch_apart(&self, roots: &[Box<[u8]>]) -> Result<(), WalkError> {
         let (mut told, mut teller) = io::pipe()?;
         let mut child = process::spawn(Signal::SIGKILL, || match self.fetch(roots) {
@@ -113,7 +114,7 @@ impl Walk<'_> {
         match child.wait() {
             process::End::Exited(0) => Ok(()),
             end if reason.is_empty() => Err(WalkError::Failed(format!(
-                "the process that asks binary caches ended badly ({end:?})"
+                "the process that queries binary caches failed ({end:?})"
             ))),
             _ => Err(WalkError::Failed(reason)),
         }
@@ -126,7 +127,7 @@ impl Walk<'_> {
         queue.add(self, roots);
         thread::scope(|scope| {
             if self.sources.shows_progress {
-                // Without the thread there is no line, and nothing else is lost.
+                // Without the thread only the progress line is missing.
                 let _ = thread::Builder::new().spawn_scoped(scope, || queue.show());
             }
             for _ in 0..AT_ONCE {
@@ -159,7 +160,7 @@ impl Walk<'_> {
         };
         if !is_nix_name(name) {
             return Err(fail(
-                &"it is not on this host, and its name is not one that a binary cache can have",
+                &"it is not on this host, and a binary cache cannot have a path of this name",
             ));
         }
         let located = self.located();
@@ -171,7 +172,7 @@ impl Walk<'_> {
     }
 }
 
-/// Names that are still to be looked for.
+/// Names that still have to be looked up.
 #[derive(Default)]
 struct Queue {
     state: Mutex<State>,
@@ -182,9 +183,9 @@ struct Queue {
 struct State {
     names: VecDeque<Box<[u8]>>,
     seen: HashSet<Box<[u8]>>,
-    /// How many are being looked for.
+    /// Lookups in progress.
     busy: usize,
-    /// Why one was not found: then nothing else is looked for.
+    /// Why a lookup failed. After a failure no further lookup starts.
     failed: Option<String>,
 }
 
@@ -199,7 +200,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// None when all have been found, or one has not.
+    /// Waits for a name to look up. Returns `None` when all lookups are done or one has failed.
     fn next(&self) -> Option<Box<[u8]>> {
         let mut state = self.lock();
         loop {
@@ -218,7 +219,7 @@ impl Queue {
         }
     }
 
-    /// Shows on a terminal how many have been found, until all are.
+    /// Shows the progress on a terminal until all lookups are done.
     fn show(&self) {
         let mut line = ProgressLine::default();
         let mut due = Instant::now() + LINE_EVERY;
@@ -230,7 +231,7 @@ impl Queue {
                 due = Instant::now() + LINE_EVERY;
                 let (all, open) = (state.seen.len(), state.names.len() + state.busy);
                 line.show(&format!(
-                    "asking binary caches for store paths: {} of {all}",
+                    "querying binary caches for store paths: {} of {all}",
                     all - open
                 ));
             }

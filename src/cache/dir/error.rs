@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[error("cache directory: cannot {action} {}: {error}", path.display())]
 pub struct DirError {
-    /// What was tried, as a verb.
+    /// The action that failed, as a verb.
     pub action: &'static str,
-    /// Where.
+    /// The file or directory.
     pub path: PathBuf,
-    /// What the host said.
+    /// The error of the host.
     pub error: io::Error,
 }
 

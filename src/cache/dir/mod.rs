@@ -1,19 +1,19 @@
-//! The cache directory: what was fetched, kept for the next start and for other servers.
+//! The cache directory: fetched files, kept for later starts and other servers.
 //!
-//! | directory | file | what it has |
+//! | directory | file name | content |
 //! |---|---|---|
-//! | `narinfos` | digits of the store path | a line with the cache that it came from, a line with who vouches for it, then the narinfo as it was fetched |
-//! | `trees` | NAR hash and `.claimed` | a packed tree that a listing gave; nobody vouches for it |
-//! | | `.verified` | a packed tree that a NAR was found to have |
-//! | | `.contradicted` | why the listing and the NAR do not fit |
+//! | `narinfos` | digits of the store path | a line with the cache that it came from, a line with its voucher, then the narinfo as fetched |
+//! | `trees` | NAR hash and `.claimed` | a packed tree from a listing, not verified |
+//! | | `.verified` | a packed tree from a verified NAR |
+//! | | `.contradicted` | how the listing and the NAR differ |
 //! | `nars` | NAR hash | an uncompressed NAR, verified |
-//! | `partial` | NAR hash, `-`, and a hash of what is believed | a NAR of which pieces have come; see `partial.rs` |
-//! | `locks` | NAR hash | locked while somebody fetches it |
-//! | `users` | any | NAR hashes that a server needs, one a line; locked as long as it lives |
-//! | `tmp` | any | being written; locked as long as somebody does |
+//! | `partial` | NAR hash, `-`, and a hash of the origin | a partly fetched NAR; see `partial.rs` |
+//! | `locks` | NAR hash | locked while a process fetches it |
+//! | `users` | any | NAR hashes that a server needs, one a line; locked while the server lives |
+//! | `tmp` | any | a file being written; locked by its writer |
 //!
-//! A file gets its name when it is complete, so a kill or a full disk leaves nothing torn. A tree that was handed out never
-//! changes: a guest may know inodes of it.
+//! A file gets its final name when it is complete, so a kill or a full disk never leaves a partial file there. A tree that was
+//! handed out never changes, because guests may have cached its inode numbers.
 
 mod error;
 mod partial;
@@ -48,16 +48,16 @@ const PARTIAL: &str = "partial";
 const LOCKS: &str = "locks";
 const USERS: &str = "users";
 const TMP: &str = "tmp";
-/// Stands for the store of a host that has none.
+/// An empty directory, which takes the place of the host's store if there is none.
 const EMPTY: &str = "empty";
 
-/// What a file of `narinfos` begins with, before the URL of the cache.
+/// The header of a file in `narinfos`, before the URL of the cache.
 const NARINFO_HEAD: &str = "lazystore narinfo 1 ";
 
 /// A SHA-256 of a NAR.
 pub type NarHash = [u8; 32];
 
-/// The cache directory. Clones are the same.
+/// The cache directory. Clones refer to the same directory.
 #[derive(Debug, Clone)]
 pub struct CacheDir {
     path: PathBuf,
@@ -68,23 +68,23 @@ pub struct CacheDir {
 pub struct StoredNarinfo {
     /// URL of the cache that it came from.
     pub from: String,
-    /// Who vouched for it when it was fetched: a public key, or what `Keys` have instead.
+    /// Who vouched for it when it was fetched: a public key, or one of the fixed words of `Keys`.
     pub voucher: String,
     /// Its text.
     pub text: Vec<u8>,
 }
 
-/// What there is of a path's tree.
+/// The kept tree of a path.
 #[derive(Debug)]
 pub enum StoredTree {
-    /// A listing says so.
+    /// From a listing, not verified.
     Claimed(File),
-    /// Its NAR has it.
+    /// From a verified NAR.
     Verified(File),
 }
 
 impl StoredTree {
-    /// The packed tree, claimed or verified.
+    /// Returns the packed tree, claimed or verified.
     pub fn into_file(self) -> File {
         match self {
             Self::Claimed(file) | Self::Verified(file) => file,
@@ -93,10 +93,10 @@ impl StoredTree {
 }
 
 impl CacheDir {
-    /// Opens the directory `path`, which is made if it is not there, for its owner alone.
+    /// Opens the directory `path`. Creates it if necessary, accessible to the owner only.
     ///
     /// # Errors
-    /// It cannot be made or written to.
+    /// The directory cannot be created or written to.
     pub fn open(path: &Path) -> Result<Self, DirError> {
         let path = std::path::absolute(path).map_err(DirError::host("use", path))?;
         let mut builder = DirBuilder::new();
@@ -106,25 +106,25 @@ impl CacheDir {
             builder.create(&dir).map_err(DirError::host("make", &dir))?;
         }
         let dir = Self { path };
-        // What processes that were killed have left.
+        // Remove what killed processes left behind.
         dir.remove_stale(TMP);
         dir.remove_stale(USERS);
-        // Finds out now that it cannot be written to.
+        // Fail now, not later, if the directory is not writable.
         dir.stage()?;
         Ok(dir)
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// An empty directory.
+    /// Returns the path of an empty directory.
     pub fn empty_dir(&self) -> PathBuf {
         self.path.join(EMPTY)
     }
 
-    /// The narinfo of the store path whose base name begins with `digits`, if it was fetched before.
+    /// Returns the kept narinfo of the store path whose base name begins with `digits`.
     pub fn narinfo(&self, digits: &str) -> Option<StoredNarinfo> {
         let mut bytes = Vec::new();
         let limit = NARINFO_MAX_BYTES as u64 + 4096;
@@ -140,7 +140,7 @@ impl CacheDir {
         })
     }
 
-    /// Keeps a narinfo, instead of another one perhaps.
+    /// Keeps a narinfo. Replaces an earlier one.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -148,11 +148,11 @@ impl CacheDir {
         let head = format!("{NARINFO_HEAD}{}\n{}\n", narinfo.from, narinfo.voucher);
         let bytes = [head.as_bytes(), &narinfo.text].concat();
         let path = self.path.join(NARINFOS).join(digits);
-        // If it were cut short it would be fetched again.
+        // Not synced: a truncated narinfo is fetched again.
         self.write(&bytes, &path)?.keep(&path)
     }
 
-    /// The tree of a NAR, if there is one.
+    /// Returns the kept tree of a NAR.
     pub fn tree(&self, hash: &NarHash) -> Option<StoredTree> {
         let verified = File::open(self.tree_file(hash, "verified"));
         let claimed = || File::open(self.tree_file(hash, "claimed"));
@@ -162,7 +162,7 @@ impl CacheDir {
         }
     }
 
-    /// Keeps what a listing says, unless something is known already. The NAR must be [locked](Self::lock).
+    /// Keeps a tree from a listing, unless a tree is kept already. The caller must hold the [lock](Self::lock) of the NAR.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -173,8 +173,8 @@ impl CacheDir {
         }
     }
 
-    /// Keeps the tree that a NAR was found to have, or says that it contradicts the one that was handed out. The NAR must be
-    /// [locked](Self::lock).
+    /// Keeps the tree of a verified NAR, or reports that it contradicts the tree that was handed out. The caller must hold the
+    /// [lock](Self::lock) of the NAR.
     ///
     /// # Errors
     /// The directory cannot be written to or read.
@@ -202,7 +202,7 @@ impl CacheDir {
         Ok(Settled::Same)
     }
 
-    /// Remembers that nothing of a NAR must be served, and why.
+    /// Records that nothing of a NAR may be served, and why.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -210,12 +210,12 @@ impl CacheDir {
         self.keep(reason.as_bytes(), &self.tree_file(hash, "contradicted"))
     }
 
-    /// Why nothing of a NAR must be served, if so.
+    /// Returns why nothing of a NAR may be served, if so.
     pub fn contradiction(&self, hash: &NarHash) -> Option<String> {
         fs::read_to_string(self.tree_file(hash, "contradicted")).ok()
     }
 
-    /// Digest of the tree that a NAR was found to have, if that is known.
+    /// Returns the digest of the tree of a verified NAR, if known.
     ///
     /// # Errors
     /// It cannot be read.
@@ -230,10 +230,10 @@ impl CacheDir {
         Ok(Some(Sha256::digest(&packed).into()))
     }
 
-    /// A NAR of `nar_size` bytes, open, if it is there. Opening it makes it the last one to be removed.
+    /// Opens a kept NAR of `nar_size` bytes. This counts as use, so the NAR is removed later than others.
     pub fn nar(&self, hash: &NarHash, nar_size: u64) -> Option<File> {
         let file = File::open(self.nar_file(hash)).ok()?;
-        // After a power failure there may be a name without all of its bytes.
+        // After a power failure the file may be shorter than the NAR.
         if file.metadata().ok()?.len() != nar_size {
             return None;
         }
@@ -241,7 +241,7 @@ impl CacheDir {
         Some(file)
     }
 
-    /// Gives a NAR that was verified its name.
+    /// Moves a verified NAR to its final name.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -249,7 +249,7 @@ impl CacheDir {
         staged.keep_synced(&self.nar_file(hash))
     }
 
-    /// A file to write to.
+    /// Creates a file to write to.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -257,7 +257,7 @@ impl CacheDir {
         Staged::new(&self.path.join(TMP))
     }
 
-    /// Waits until nobody else fetches this NAR, and keeps others from it as long as the file is open.
+    /// Waits until no other process fetches this NAR. The lock is held while the returned file is open.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -280,7 +280,7 @@ impl CacheDir {
         self.write(bytes, path)?.keep_synced(path)
     }
 
-    /// What is to be at `path`, without its name.
+    /// Writes the content of `path` to a staged file.
     fn write(&self, bytes: &[u8], path: &Path) -> Result<Staged, DirError> {
         let staged = self.stage()?;
         let written = staged.file().write_all_at(bytes, 0);
@@ -298,7 +298,7 @@ impl CacheDir {
         self.path.join(NARS).join(nix32(hash))
     }
 
-    /// Removes what a process that was killed has left: nobody locks it.
+    /// Removes files that no process has locked: killed processes left them behind.
     fn remove_stale(&self, part: &str) {
         let Ok(entries) = fs::read_dir(self.path.join(part)) else {
             return;
@@ -313,23 +313,23 @@ impl CacheDir {
     }
 }
 
-/// The first line of a text, and the rest.
+/// Returns the first line of a text, and the rest.
 fn line(text: &[u8]) -> Option<(String, &[u8])> {
     let end = text.iter().position(|byte| *byte == b'\n')?;
     let line = String::from_utf8(text[..end].to_vec()).ok()?;
     Some((line, &text[end + 1..]))
 }
 
-/// Whether a NAR has the tree that was handed out.
+/// Whether the tree of a NAR equals the tree that was handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// It has, or none was handed out.
+    /// They are equal, or none was handed out.
     Same,
-    /// It has another one.
+    /// They differ.
     Contradicted,
 }
 
-/// Sets the time of the last use. Not the mtime, by which readers tell that a file has changed.
+/// Sets the atime, which records the last use. The mtime stays, because readers detect changes of the file by it.
 fn touch(file: &File) {
     let keep = Timespec {
         tv_sec: 0,

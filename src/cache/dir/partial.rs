@@ -1,8 +1,8 @@
 //! Partly fetched NARs.
 //!
-//! The file holds the fetched pieces at their offsets in the NAR. After the end of the NAR comes one record per fetched piece: its
-//! number and its SHA-256. A piece is used only if it matches its record, so a piece that is torn by a kill, a full disk or a
-//! power failure is fetched again. The process that writes to the file holds a lock on it.
+//! The file holds the fetched pieces at their offsets in the NAR. After the end of the NAR comes one record per fetched piece:
+//! its number and its SHA-256. A piece is used only if it matches its record, so a piece that is torn by a kill, a full disk or
+//! a power failure is fetched again. The process that writes to the file holds a lock on it.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,7 +23,7 @@ use crate::source::remote::protocol::{PIECE_BYTES, pieces_of};
 const HASH_BYTES: usize = 32;
 const RECORD_BYTES: usize = 4 + HASH_BYTES;
 
-/// How often it is tried to lock a file that another server has, which may be about to end; and the pause between.
+/// Attempts to lock a file that another server has locked, in case that server is about to end; and the pause between them.
 const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
@@ -40,7 +40,7 @@ pub struct PartialNar {
 
 #[derive(Debug)]
 struct State {
-    /// By their numbers.
+    /// Indexed by piece number.
     pieces: Vec<Piece>,
     records: u64,
     is_revoked: bool,
@@ -55,7 +55,7 @@ enum Piece {
 }
 
 impl CacheDir {
-    /// Whether there is such a [`partial`](Self::partial) NAR already.
+    /// Returns whether a [`partial`](Self::partial) NAR of this origin exists.
     pub fn has_partial(&self, hash: &NarHash, origin: &str) -> bool {
         self.partial_file(hash, origin).exists()
     }
@@ -94,7 +94,7 @@ impl CacheDir {
     /// The directory cannot be written to.
     pub fn keep_partial(&self, hash: &NarHash, nar: &PartialNar) -> Result<(), DirError> {
         let path = self.nar_file(hash);
-        // Records are no part of it.
+        // Remove the records after the NAR.
         let done = nar
             .file
             .set_len(nar.nar_size)
@@ -110,7 +110,7 @@ impl CacheDir {
     }
 }
 
-/// Opens or creates the file at `path` and locks it; none if another process holds the lock.
+/// Opens or creates the file at `path` and locks it. Returns `None` if another process holds the lock.
 fn locked(path: &Path) -> io::Result<Option<File>> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
@@ -162,22 +162,22 @@ impl PartialNar {
         })
     }
 
-    /// The file, to be read from only.
+    /// Opens the file for reading only.
     ///
     /// # Errors
-    /// Somebody has removed it.
+    /// The file was removed.
     pub fn reader(&self) -> Result<File, DirError> {
         File::open(&self.path).map_err(DirError::host("read", &self.path))
     }
 
-    /// The bytes of a piece; none if it has none.
+    /// Returns the bytes of a piece, or `None` if there is no such piece.
     pub fn range(&self, piece: u32) -> Option<Range<u64>> {
         let start = u64::from(piece) * PIECE_BYTES;
         let end = self.nar_size.min(start.saturating_add(PIECE_BYTES));
         (start < end).then_some(start..end)
     }
 
-    /// Whether the piece was fetched and is intact.
+    /// Returns whether the piece was fetched and is intact.
     pub fn has(&self, piece: u32) -> bool {
         let Some(Piece::Recorded(hash)) = self.state(piece) else {
             return self.state(piece) == Some(Piece::Here);
@@ -192,12 +192,12 @@ impl PartialNar {
         is_whole
     }
 
-    /// Whether the piece is known to be intact, without reading it.
+    /// Returns whether the piece is known to be intact, without reading it.
     pub fn is_known(&self, piece: u32) -> bool {
         self.state(piece) == Some(Piece::Here)
     }
 
-    /// The next missing piece from `first` on, wrapping around at the end.
+    /// Returns the next missing piece from `first` on, wrapping around at the end.
     pub fn next_missing(&self, first: u32) -> Option<u32> {
         let state = self.lock();
         let count = u32::try_from(state.pieces.len()).unwrap_or(u32::MAX);
@@ -206,7 +206,7 @@ impl PartialNar {
         after.chain(before).find(is_missing)
     }
 
-    /// The number of fetched pieces, and of all pieces.
+    /// Returns the number of fetched pieces, and of all pieces.
     pub fn progress(&self) -> (usize, usize) {
         let state = self.lock();
         let missing = state
@@ -216,7 +216,7 @@ impl PartialNar {
         (state.pieces.len() - missing.count(), state.pieces.len())
     }
 
-    /// Writes a piece, whole.
+    /// Writes a whole piece.
     ///
     /// # Errors
     /// The disk is full, or the like.
@@ -225,7 +225,7 @@ impl PartialNar {
         let mut record = piece.to_le_bytes().to_vec();
         record.extend(Sha256::digest(bytes));
         let write = || {
-            // Held during both writes: a truncated file must not grow again.
+            // Locked during both writes: a truncated file must not grow again.
             let mut state = self.lock();
             if state.is_revoked {
                 return Err(io::ErrorKind::NotFound.into());
@@ -248,7 +248,7 @@ impl PartialNar {
         state.is_revoked = true;
         state.pieces.fill(Piece::Missing);
         if let Err(error) = self.file.set_len(0) {
-            tracing::error!("cannot cut {}: {error}", self.path.display());
+            tracing::error!("cannot truncate {}: {error}", self.path.display());
         }
         let _ = fs::remove_file(&self.path);
     }
@@ -270,7 +270,7 @@ impl PartialNar {
         }
     }
 
-    /// A state is whole between any two statements.
+    /// Every statement leaves the state consistent, so a poisoned lock is usable.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_kept_and_all_of_them_are_a_nar() {
+    fn pieces_are_kept_and_make_up_the_nar() {
         let (_temp, dir) = dir();
         let nar = dir.partial(&HASH, SIZE, "here").unwrap();
         assert_eq!((has(&nar), nar.range(3)), ([false; 3], None));
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_torn_is_missing() {
+    fn torn_pieces_are_missing() {
         let (_temp, dir) = dir();
         let nar = dir.partial(&HASH, SIZE, "here").unwrap();
         for number in 0..3_u8 {
@@ -339,7 +339,7 @@ mod tests {
         drop(nar);
         let whole = fs::read(&path).unwrap();
         let size = usize::try_from(SIZE).unwrap();
-        // The last record is cut, or zeros; a byte of a piece is another one.
+        // The last record is truncated, or zeroed; or a byte of the piece is changed.
         let mut zeros = whole.clone();
         zeros[size + 2 * RECORD_BYTES..].fill(0);
         let mut other = whole.clone();
@@ -349,7 +349,7 @@ mod tests {
             let nar = dir.partial(&HASH, SIZE, "here").unwrap();
             let expected = [bytes != &zeros[..], true, false];
             assert_eq!(has(&nar), expected);
-            // It is fetched again, and then it is there.
+            // After it is fetched again, the piece is present.
             nar.put(2, &piece(2, 100)).unwrap();
             drop(nar);
             let nar = dir.partial(&HASH, SIZE, "here").unwrap();
@@ -363,14 +363,14 @@ mod tests {
     }
 
     #[test]
-    fn two_servers_write_to_two_files_and_what_is_revoked_is_empty() {
+    fn servers_write_to_separate_files_and_a_revoked_file_is_empty() {
         let (_temp, dir) = dir();
         let one = dir.partial(&HASH, SIZE, "here").unwrap();
         let other = dir.partial(&HASH, SIZE, "here").unwrap();
         one.put(0, &piece(1, PIECE_BYTES)).unwrap();
         assert!(!other.has(0));
         let reader = one.reader().unwrap();
-        assert!(reader.write_at(b"x", 0).is_err(), "it can only be read");
+        assert!(reader.write_at(b"x", 0).is_err(), "the file is read-only");
         one.revoke();
         assert!(one.put(2, &piece(1, 100)).is_err() && !one.has(0));
         assert_eq!(reader.metadata().unwrap().len(), 0);

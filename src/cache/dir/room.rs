@@ -1,4 +1,4 @@
-//! How much there is, and what goes first.
+//! Disk usage, and the order of removal.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirEntry, Metadata};
@@ -12,13 +12,13 @@ use sha2::{Digest, Sha256};
 use super::{CacheDir, DirError, LOCKS, NARINFOS, NARS, PARTIAL, TREES};
 use crate::closure::{decode_hash, nix32};
 
-/// Narinfos and trees that nobody needs are kept so long after they were last read or made.
+/// How long unused narinfos and trees are kept after they were last read or written.
 const METADATA_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// What a part of the directory takes.
+/// The disk usage of a part of the directory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Files.
+    /// Number of files.
     pub files: u64,
     /// Bytes on the disk.
     pub bytes: u64,
@@ -27,15 +27,15 @@ pub struct Usage {
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// What went.
+    /// The removed NARs.
     pub gone: Usage,
-    /// What is left of NARs.
+    /// The NARs that are left.
     pub left: Usage,
-    /// What of that is in use.
+    /// The NARs among them that are in use.
     pub in_use: Usage,
 }
 
-/// A NAR of the directory.
+/// A NAR in the directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptNar {
     /// Its hash, in nix32.
@@ -44,11 +44,11 @@ pub struct KeptNar {
     pub bytes: u64,
     /// When it was last used.
     pub used: SystemTime,
-    /// A server that lives may need it.
+    /// Whether a live server may need it.
     pub is_in_use: bool,
 }
 
-/// A file that may go.
+/// A file that may be removed.
 struct Candidate {
     path: PathBuf,
     name: String,
@@ -57,8 +57,7 @@ struct Candidate {
 }
 
 impl CacheDir {
-    /// Removes NARs, those that were used longest ago first, until no more than `limit_bytes` are left or all that is left is
-    /// in use.
+    /// Removes the least recently used NARs until at most `limit_bytes` are left or all remaining NARs are in use.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -86,8 +85,8 @@ impl CacheDir {
         Ok(removed)
     }
 
-    /// [`make_room`](Self::make_room), and removes narinfos, trees and locks that nobody has needed for long, and all trees
-    /// that their NARs contradict, unless they are in use.
+    /// Like [`make_room`](Self::make_room); also removes narinfos, trees and locks that were unused for long, and all trees
+    /// that their NARs contradict. Never removes what is in use.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -112,7 +111,7 @@ impl CacheDir {
         Ok(removed)
     }
 
-    /// All NARs, the one that was used last first.
+    /// Returns all NARs, most recently used first.
     pub fn nars(&self) -> Vec<KeptNar> {
         let in_use = self.in_use();
         let mut files = self.files(NARS);
@@ -126,7 +125,7 @@ impl CacheDir {
         files.into_iter().map(nar).collect()
     }
 
-    /// Reads a NAR again; whether it still has its hash.
+    /// Reads a NAR and returns whether it still has its hash.
     ///
     /// # Errors
     /// It cannot be read.
@@ -145,7 +144,7 @@ impl CacheDir {
         Ok(nix32(&hash.finalize()) == nar.hash)
     }
 
-    /// Removes a NAR; it is fetched again when it is needed.
+    /// Removes a NAR. It is fetched again when it is needed.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -154,7 +153,7 @@ impl CacheDir {
         fs::remove_file(&path).map_err(DirError::host("remove", &path))
     }
 
-    /// Names of the store paths whose narinfos are kept, by the hashes of their NARs.
+    /// Returns the names of the store paths with a kept narinfo, by NAR hash.
     pub fn store_paths(&self) -> HashMap<String, String> {
         let field = |text: &str, key: &str| {
             let value = text.lines().find_map(|line| line.strip_prefix(key));
@@ -187,7 +186,7 @@ impl Candidate {
         })
     }
 
-    /// What it is named after: a NAR hash, or digits of a store path.
+    /// Returns the NAR hash or the store path digits in the file name.
     fn stem(&self) -> &str {
         self.name.split(['.', '-']).next().unwrap_or_default()
     }

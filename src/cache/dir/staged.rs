@@ -10,8 +10,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::DirError;
 
-/// A file without a name that anybody would look for; removed unless it is kept. It is locked, so that the next server
-/// knows that somebody writes it.
+/// A file with a temporary name, removed on drop unless it is kept. It is locked, so that other servers do not take it for a
+/// stale file.
 #[derive(Debug)]
 pub struct Staged {
     file: File,
@@ -28,45 +28,45 @@ impl Staged {
             match options.read(true).write(true).create_new(true).open(&path) {
                 Ok(file) => {
                     let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
-                    // Another server may have taken it for a stale one before it was locked.
+                    // Another server may have removed it as stale before it was locked.
                     if locked.is_ok() && path.exists() {
                         return Ok(Self { file, path });
                     }
                 }
-                // Of a process in another PID namespace.
+                // A process in another PID namespace uses the same name.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(DirError::host("write to", dir)(error)),
             }
         }
     }
 
-    /// To write to.
+    /// Returns the file to write to.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Where it is while it is written.
+    /// Returns the temporary path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// It could not be written to.
+    /// Wraps an error of writing to the file.
     pub fn write_error(&self, error: io::Error) -> DirError {
         DirError::host("write", &self.path)(error)
     }
 
-    /// What it is called while it is written.
+    /// Returns the temporary file name.
     pub(super) fn name(&self) -> &OsStr {
         self.path.file_name().unwrap_or_default()
     }
 
-    /// Gives it its name. After a power failure there may be a name without bytes.
+    /// Moves the file to its final name. After a power failure its content may be missing.
     pub(super) fn keep(self, path: &Path) -> Result<(), DirError> {
         fs::rename(&self.path, path).map_err(DirError::host("write", path))
-        // Dropping it removes a name that is not there any more.
+        // Dropping it then removes a name that no longer exists.
     }
 
-    /// The same when its bytes have reached the disk.
+    /// Like [`keep`](Self::keep), after syncing the content to the disk.
     pub(super) fn keep_synced(self, path: &Path) -> Result<(), DirError> {
         self.file
             .sync_data()

@@ -1,4 +1,4 @@
-//! Which NARs servers need: these are not removed.
+//! NARs that servers need. They are not removed.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -9,14 +9,14 @@ use rustix::fs::{FlockOperation, flock};
 use super::{CacheDir, DirError, NarHash, USERS};
 use crate::closure::nix32;
 
-/// The mark of a server; what it needs is kept as long as this, or a copy of it in another process, is open.
+/// The mark of a server. The NARs that it needs are kept while this, or a copy in another process, is open.
 #[derive(Debug)]
 pub struct User {
     _file: File,
 }
 
 impl CacheDir {
-    /// From now on the NARs `hashes` are in use.
+    /// Marks the NARs `hashes` as in use.
     ///
     /// # Errors
     /// The directory cannot be written to.
@@ -34,14 +34,14 @@ impl CacheDir {
         let mut file = staged.file();
         file.write_all(text.as_bytes())
             .map_err(DirError::host("write", &path))?;
-        // Its lock moves with it.
+        // The lock follows the file to its new name.
         let file = staged.file().try_clone();
         let file = file.map_err(DirError::host("lock", &path))?;
         staged.keep(&path)?;
         Ok(User { _file: file })
     }
 
-    /// What servers that live need, by the names of files.
+    /// Returns what live servers need, by file name.
     pub(super) fn in_use(&self) -> HashSet<String> {
         let entries = fs::read_dir(self.path.join(USERS)).into_iter().flatten();
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));

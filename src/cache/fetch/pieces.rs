@@ -1,7 +1,7 @@
-//! Fetches uncompressed NARs piece by piece, as they are read, from caches whose parts are trusted.
+//! Fetches uncompressed NARs piece by piece, as they are read, from caches that are trusted with `--trust-ranges`.
 //!
-//! Only a whole NAR can be verified. Until then one cache is trusted: its listing and the bytes it sends. Once half of the pieces
-//! have been fetched, the rest is fetched too, and the complete NAR is verified like any other.
+//! Only a whole NAR can be verified. Until then one cache is trusted: its listing and the bytes it sends. Once half of the
+//! pieces have been fetched, the rest is fetched too, and the complete NAR is verified like any other.
 
 use std::collections::HashMap;
 use std::io::{BufReader, Read};
@@ -18,31 +18,31 @@ use crate::closure::{nix32, shown};
 use crate::source::nar::{NarError, NarTree, PACKED_MAX_BYTES};
 use crate::source::remote::protocol::{Found, PIECE_BYTES, Part, Wanted};
 
-/// A shorter NAR is fetched whole.
+/// Shorter NARs are fetched whole.
 const NAR_MIN_BYTES: u64 = 8 * PIECE_BYTES;
 
-/// Pieces to read ahead when a piece is read right after the one before it.
+/// Pieces to read ahead when the previous piece has been fetched.
 const AHEAD: u32 = 2;
 
-/// The size of the cache directory is checked each time so many pieces have been fetched.
+/// How many pieces are fetched between two checks of the cache directory's size.
 const ROOM_EVERY: u32 = 16;
 
 /// How each NAR is fetched, by path number. Clones share the state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct InPieces(Arc<Mutex<HashMap<u32, Way>>>);
 
-/// How a NAR comes.
+/// How a NAR is fetched.
 #[derive(Debug, Clone)]
 enum Way {
     Whole,
     InPieces(Arc<Partial>),
 }
 
-/// A NAR that comes in pieces.
+/// A NAR that is fetched in pieces.
 #[derive(Debug)]
 pub(super) struct Partial {
     nar: PartialNar,
-    /// Which cache, as an index.
+    /// Index of the cache.
     cache: usize,
     /// The NAR's URL there.
     url: String,
@@ -51,16 +51,16 @@ pub(super) struct Partial {
     is_being_verified: AtomicBool,
 }
 
-/// Why a piece cannot be had.
-enum NoPiece {
-    /// The cache gives no pieces of this NAR that can be used.
+/// Why a piece cannot be provided.
+enum PieceError {
+    /// The cache provides no usable pieces of this NAR.
     Unusable(String),
     Failed(CannotFetch),
 }
 
 impl Fetcher {
-    /// What can be answered to a question without reading much.
-    pub(super) fn begun(&self, wanted: Wanted) -> Option<Found> {
+    /// Returns the response to a request that needs no fetching and no long read, if any.
+    pub(super) fn kept_partial(&self, wanted: Wanted) -> Option<Found> {
         let partial = self.in_pieces.partial(wanted.path)?;
         match wanted.part {
             Part::Nar => Some(Found::InPieces),
@@ -71,7 +71,7 @@ impl Fetcher {
         }
     }
 
-    /// The NAR of a path if it is to be fetched in pieces.
+    /// Returns the NAR of a path if it is to be fetched in pieces.
     pub(super) fn partial(
         &self,
         number: u32,
@@ -95,8 +95,8 @@ impl Fetcher {
         Ok(partial)
     }
 
-    /// None if the first cache that has the path is not trusted, compresses the NAR, or has a listing that differs from the tree
-    /// the path was planned with.
+    /// Returns `None` if the first cache that has the path is not trusted, compresses the NAR, or has a listing that differs
+    /// from the tree the path was planned with.
     fn begin_partial(&self, path: &Fetchable) -> Result<Option<Partial>, CannotFetch> {
         let Some((cache, narinfo)) = self.first_with(path) else {
             return Ok(None);
@@ -117,7 +117,7 @@ impl Fetcher {
             return Ok(None);
         };
         let origin = format!("{} {}", from.url(), nix32(&Sha256::digest(&packed)));
-        // If pieces exist already, the listing was compared with this cache's own when they were fetched.
+        // If pieces exist already, the listing was compared with this cache's when they were fetched.
         if !dir.has_partial(&path.nar_hash, &origin)
             && self.listing_of(from, path).as_ref() != Some(&tree)
         {
@@ -132,13 +132,13 @@ impl Fetcher {
         }))
     }
 
-    /// The first cache that has the NAR.
+    /// Returns the first cache that has the NAR.
     fn first_with(&self, path: &Fetchable) -> Option<(usize, Narinfo)> {
         let mut caches = self.plan.sources.caches.iter().enumerate();
         caches.find_map(|(index, cache)| Some((index, self.narinfo(cache, path).ok()?)))
     }
 
-    /// A file with a piece of a NAR in its place, or all of the NAR.
+    /// Returns the file with the requested piece, or the whole NAR.
     pub(super) fn piece(
         &self,
         number: u32,
@@ -150,10 +150,10 @@ impl Fetcher {
         };
         match self.fetch_piece(path, &partial, piece) {
             Ok(()) => Ok(not_verified(partial.nar.reader()?)),
-            Err(NoPiece::Failed(error)) => Err(error),
-            Err(NoPiece::Unusable(reason)) => {
+            Err(PieceError::Failed(error)) => Err(error),
+            Err(PieceError::Unusable(reason)) => {
                 let name = self.path_name(number);
-                tracing::warn!("{name}: {reason}: all of its NAR is fetched instead");
+                tracing::warn!("{name}: {reason}: fetching the whole NAR instead");
                 self.in_pieces.lock().insert(number, Way::Whole);
                 partial.nar.revoke();
                 self.nar(path)
@@ -161,19 +161,24 @@ impl Fetcher {
         }
     }
 
-    fn fetch_piece(&self, path: &Fetchable, partial: &Partial, piece: u32) -> Result<(), NoPiece> {
+    fn fetch_piece(
+        &self,
+        path: &Fetchable,
+        partial: &Partial,
+        piece: u32,
+    ) -> Result<(), PieceError> {
         if partial.nar.has(piece) {
             return Ok(());
         }
         let range = partial.nar.range(piece);
-        let range = range.ok_or(NoPiece::Failed(CannotFetch::NoSuchPath))?;
+        let range = range.ok_or(PieceError::Failed(CannotFetch::NoSuchPath))?;
         let cache = &self.plan.sources.caches[partial.cache];
         let meter = &self.plan.meter;
         let fetching = meter.begin_nar(range.end - range.start);
         let bytes = cache.read_range(&self.http, &partial.url, &range, path.nar_size, RETRIES);
         let bytes = bytes.map_err(|error| match error {
-            FetchError::Passing { reason } => NoPiece::Failed(CannotFetch::Failed { reason }),
-            error => NoPiece::Unusable(error.to_string()),
+            FetchError::Passing { reason } => PieceError::Failed(CannotFetch::Failed { reason }),
+            error => PieceError::Unusable(error.to_string()),
         })?;
         meter.received(bytes.len());
         fetching.wrote(bytes.len());
@@ -182,7 +187,7 @@ impl Fetcher {
                 "the listing that {} has of it contradicts its NAR",
                 cache.url()
             );
-            return Err(NoPiece::Unusable(reason));
+            return Err(PieceError::Unusable(reason));
         }
         partial.nar.put(piece, &bytes)?;
         if piece.is_multiple_of(ROOM_EVERY) {
@@ -191,7 +196,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// What to fetch in advance when a piece is asked for: those that follow, if its predecessor has come.
+    /// Returns the pieces to prefetch: the following ones, if the previous piece has been fetched.
     pub fn ahead(&self, wanted: Wanted) -> Vec<Wanted> {
         let Some((partial, piece)) = self.piece_of(wanted) else {
             return Vec::new();
@@ -206,9 +211,9 @@ impl Fetcher {
             .collect()
     }
 
-    /// To be called after a piece was fetched. Verifies the NAR if it is complete; otherwise returns the piece to fetch next in
+    /// To be called after a piece was fetched. Verifies the NAR if it is complete; otherwise returns the next piece to fetch in
     /// order to complete it, if any.
-    pub fn go_on(&self, wanted: Wanted) -> Option<Wanted> {
+    pub fn next_to_complete(&self, wanted: Wanted) -> Option<Wanted> {
         let (partial, piece) = self.piece_of(wanted)?;
         let (come, all) = partial.nar.progress();
         if let Some(next) = partial.nar.next_missing(piece) {
@@ -250,8 +255,8 @@ impl Fetcher {
         let Some(tree) = verified_tree(partial.nar.reader()?, path)? else {
             let url = self.plan.sources.caches[partial.cache].url();
             let reason = format!(
-                "the parts of its NAR that {url} gave are not of the NAR that was signed, so that nothing of it is served: that \
-                 cache lies or is broken; lazystore cache prune forgets it"
+                "the parts that {url} sent are not of the NAR that was signed, so nothing of it is served: that cache is broken \
+                 or malicious; lazystore cache prune forgets it"
             );
             dir.contradict(&path.nar_hash, &reason)?;
             partial.nar.revoke();
@@ -265,21 +270,24 @@ impl Fetcher {
         self.in_pieces.lock().remove(&number);
         self.plan.meter.got_nar();
         settled?;
-        tracing::debug!("{}: all pieces have come, and are right", shown(&path.name));
+        tracing::debug!(
+            "{}: all pieces were fetched and verified",
+            shown(&path.name)
+        );
         Ok(self.keep_within_limit()?)
     }
 }
 
-/// The tree of a NAR, if it is the one that was wanted.
+/// Parses the NAR and returns its tree, or `None` if its hash is wrong.
 fn verified_tree(reader: impl Read, path: &Fetchable) -> Result<Option<NarTree>, CannotFetch> {
     let mut hashed = Hashed {
-        // After the NAR come records.
+        // Records follow the NAR.
         reader: BufReader::with_capacity(1 << 20, reader.take(path.nar_size)),
         hash: Sha256::new(),
     };
     let tree = match NarTree::parse(&mut hashed, path.nar_size) {
         Ok(tree) => tree,
-        // Not the cache's fault.
+        // A failed read of the file is not the cache's fault.
         Err(error @ NarError::Read(_)) => {
             let reason = error.to_string();
             return Err(CannotFetch::Failed { reason });
@@ -290,7 +298,7 @@ fn verified_tree(reader: impl Read, path: &Fetchable) -> Result<Option<NarTree>,
     Ok(is_right.then_some(tree))
 }
 
-/// Hashes what is read through it.
+/// Hashes the bytes read through it.
 struct Hashed<R> {
     reader: R,
     hash: Sha256,
@@ -309,7 +317,7 @@ impl InPieces {
         self.lock().get(&number)?.partial()
     }
 
-    /// A map is whole between any two statements.
+    /// Every statement leaves the map consistent, so a poisoned lock is usable.
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Way>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -324,7 +332,7 @@ impl Way {
     }
 }
 
-impl<E: Into<CannotFetch>> From<E> for NoPiece {
+impl<E: Into<CannotFetch>> From<E> for PieceError {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
     }

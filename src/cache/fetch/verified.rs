@@ -1,4 +1,4 @@
-//! A NAR that is hashed and written to a file while it is parsed.
+//! Hashes a NAR and writes it to a file while it is parsed.
 
 use std::io::{self, Read, Write};
 
@@ -9,32 +9,32 @@ use super::super::meter::{FetchMeter, Fetching};
 use super::super::transport::may_pass;
 use crate::source::nar::{NarError, NarTree};
 
-/// How many bytes a compressed NAR may have: compression makes nothing much longer.
+/// Returns the most bytes that a compressed NAR may have: compression hardly lengthens its input.
 pub(super) fn compressed_max(nar_size: u64) -> u64 {
     nar_size
         .saturating_add(nar_size / 8)
         .saturating_add(1 << 20)
 }
 
-/// Why a NAR is not the one that was wanted.
+/// Why a NAR is not the expected one.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VerifyError {
-    /// It is malformed, cut short or too long.
+    /// It is malformed, truncated or too long.
     #[error(transparent)]
     Nar(#[from] NarError),
-    /// It is another one.
-    #[error("the NAR has another hash than its narinfo says")]
+    /// It is a different NAR.
+    #[error("the hash of the NAR differs from the one in its narinfo")]
     Hash,
     /// It cannot be decompressed.
     #[error("the NAR cannot be read: {0}")]
     Read(#[from] io::Error),
-    /// The cache directory.
+    /// The cache directory failed.
     #[error(transparent)]
     Dir(#[from] DirError),
 }
 
 impl VerifyError {
-    /// Whether another try may be better: the connection broke.
+    /// Returns whether a retry may succeed: the connection broke.
     pub(super) fn may_pass(&self) -> bool {
         let error = match self {
             Self::Nar(NarError::Read(error)) | Self::Read(error) => error,
@@ -44,7 +44,7 @@ impl VerifyError {
     }
 }
 
-/// Counts what comes from a cache.
+/// Counts the bytes received from a cache.
 pub(super) struct Received<'m, R> {
     pub(super) body: R,
     pub(super) meter: &'m FetchMeter,
@@ -58,19 +58,19 @@ impl<R: Read> Read for Received<'_, R> {
     }
 }
 
-/// How much is written at once, at a multiple of this length. Linux chooses the size of a folio in the page cache by the
-/// size of the write, and guests read from large folios faster.
+/// Data is written in units of this size, at multiples of it. Linux chooses the size of page cache folios by the size of the
+/// write, and guests read faster from large folios.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Passes on what it reads.
+/// Hashes the bytes read through it and writes them to a file.
 pub(super) struct Verified<'f, R> {
     reader: R,
     to: &'f Staged,
-    /// What has been read and not written yet: less than [`WRITE_BYTES`].
+    /// Bytes not yet written: less than [`WRITE_BYTES`].
     unwritten: Vec<u8>,
     fetching: &'f Fetching<'f>,
     hash: Sha256,
-    /// Why the file cannot be written.
+    /// Why writing the file failed.
     write_error: Option<io::Error>,
 }
 
@@ -86,13 +86,13 @@ impl<'f, R: Read> Verified<'f, R> {
         }
     }
 
-    /// The tree that was `parsed`, if all that was read has the hash `expected` and has been written.
+    /// Returns the `parsed` tree if the hash is `expected` and everything has been written.
     pub(super) fn finish(
         mut self,
         parsed: Result<NarTree, NarError>,
         expected: &NarHash,
     ) -> Result<NarTree, VerifyError> {
-        // After an error nobody uses the file.
+        // After an error the file is not used.
         if parsed.is_ok() {
             self.write_error = self.write_error.take().or(self.flush().err());
         }

@@ -18,19 +18,19 @@ use crate::cache::fetch::Fetcher;
 use crate::process::{self, Child};
 use crate::source::remote::protocol::Connection;
 
-/// Pause before a process that died at once is started again; it doubles each time.
+/// Pause before restarting a process that ended soon after its start. Doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// How long after the keeper's end the server's may be heard.
+/// After the keeper's end, how long to wait for the server's end, which often follows.
 const SERVER_ENDS_WITHIN: Duration = Duration::from_millis(5);
 
-/// One that lived so long did not die at once.
+/// After this lifetime the pause starts at [`FIRST_PAUSE`] again.
 const LONG_LIFE: Duration = Duration::from_secs(10);
 
-/// The keeper. `start` is called in every fetcher process.
+/// The keeper. Every fetcher process calls `start`.
 pub(super) struct Keeper<F> {
-    /// Takes ends of new connections.
+    /// Receives the ends of new connections.
     control: Connection,
     connections: Vec<Connection>,
     start: F,
@@ -38,31 +38,31 @@ pub(super) struct Keeper<F> {
     spare: Place,
 }
 
-/// What another process does.
+/// The role of a child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Fetcher,
     Spare,
 }
 
-/// The process of a role, or when it is to be started.
+/// The running process of a role, or when to start the next one.
 struct Place {
     running: Option<Running>,
     pause: Duration,
-    /// Before that none is started.
+    /// Not started before this time.
     due: Instant,
 }
 
 struct Running {
     child: Child,
-    /// Takes ends of new connections.
+    /// Sends it the ends of new connections.
     relay: Connection,
-    /// Ends when the process does: nobody else has the other end.
+    /// Reaches end of file when the process ends, as only that process holds the other end.
     life: PipeReader,
     started: Instant,
 }
 
-/// What was waited for.
+/// Events since the last wait.
 #[derive(Debug, Default)]
 struct Happened {
     control: bool,
@@ -81,17 +81,17 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
         }
     }
 
-    /// The keeper's life: until the server has gone.
+    /// Runs the keeper until the server has ended.
     pub(super) fn keep(&mut self) -> u8 {
-        // For those who look at processes.
+        // For ps and top.
         let _ = set_name(c"keeper");
         loop {
             for role in [Role::Spare, Role::Fetcher] {
                 self.start_if_due(role);
             }
             let happened = self.wait();
-            // The spare ends with the server, too.
-            if happened.control && self.hear_server().is_err() {
+            // If the server has ended, so does the spare.
+            if happened.control && self.pass_on_connection().is_err() {
                 return 0;
             }
             for (role, has_ended) in [
@@ -99,17 +99,17 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
                 (Role::Fetcher, happened.fetcher),
             ] {
                 if has_ended {
-                    self.place(role).bury(role);
+                    self.place(role).record_end(role);
                 }
             }
         }
     }
 
-    /// A spare's life: until the server has gone or the keeper has.
+    /// Runs a spare until the server or the keeper has ended.
     fn stand_by(&mut self, from: &Connection) -> u8 {
-        // It must outlive its parent, whose place it takes.
+        // It must outlive its parent, which it replaces.
         if let Err(errno) = prctl::set_pdeathsig(None) {
-            tracing::warn!("the spare keeper ends with the keeper: {errno}");
+            tracing::warn!("the spare keeper cannot outlive the keeper: {errno}");
         }
         let _ = set_name(c"spare keeper");
         loop {
@@ -117,20 +117,18 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
             if control {
                 return 0;
             }
-            match from_keeper.then(|| from.take_over()) {
+            match from_keeper.then(|| from.receive_connection()) {
                 Some(Ok(Some(connection))) => self.connections.push(connection),
                 Some(Err(error)) if error.kind() != io::ErrorKind::Interrupted => break,
                 _ => {}
             }
         }
-        // Both end when the server does.
-        if poll_for(&mut [ends(&self.control)], Some(SERVER_ENDS_WITHIN)) == [true] {
+        // If the server has ended, the keeper ended because of that.
+        if poll_for(&mut [hang_up(&self.control)], Some(SERVER_ENDS_WITHIN)) == [true] {
             return 0;
         }
         self.fetcher = Place::new(FIRST_PAUSE);
-        tracing::error!(
-            "the process that keeps the one that fetches ended: another one takes its place"
-        );
+        tracing::error!("the keeper of the fetcher process ended; the spare takes over");
         self.keep()
     }
 
@@ -154,9 +152,9 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
         let mut relay = Some(relay);
         let child = process::spawn(Signal::SIGKILL, || {
             relay = None;
-            // Held until this process ends.
+            // Held open until this process ends.
             let _held = held;
-            // What leads to the keeper's other child.
+            // Close the connections to the keeper's other child.
             (self.fetcher.running, self.spare.running) = (None, None);
             match role {
                 Role::Fetcher => {
@@ -182,14 +180,14 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
         }
     }
 
-    /// Waits until there is something to do. Connections that have ended are dropped.
+    /// Waits for an event. Drops connections whose other end is closed.
     fn wait(&mut self) -> Happened {
         let places = [&self.fetcher, &self.spare];
         let due = places.iter().filter_map(|place| place.due_in()).min();
         let lives = places.iter().filter_map(|place| place.running.as_ref());
         let mut fds = vec![PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
         fds.extend(lives.map(|running| PollFd::new(running.life.as_fd(), PollFlags::POLLIN)));
-        fds.extend(self.connections.iter().map(ends));
+        fds.extend(self.connections.iter().map(hang_up));
         let mut happened = poll_for(&mut fds, due).into_iter();
         let mut next = || happened.next() == Some(true);
         let found = Happened {
@@ -201,13 +199,13 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
         found
     }
 
-    /// Whether the server has ended, and whether the keeper has something to say.
+    /// Returns whether the server has ended, and whether the keeper sent something or ended.
     fn wait_for_keeper(&mut self, from: &Connection) -> (bool, bool) {
         let mut fds = vec![
-            ends(&self.control),
+            hang_up(&self.control),
             PollFd::new(from.as_fd(), PollFlags::POLLIN),
         ];
-        fds.extend(self.connections.iter().map(ends));
+        fds.extend(self.connections.iter().map(hang_up));
         let mut happened = poll_for(&mut fds, None).into_iter();
         let mut next = || happened.next() == Some(true);
         let found = (next(), next());
@@ -215,9 +213,9 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
         found
     }
 
-    /// Passes a new connection on. If one of the two has just ended, the next one inherits it.
-    fn hear_server(&mut self) -> io::Result<()> {
-        let connection = match self.control.take_over() {
+    /// Passes a new connection on to both children. If one has just ended, its successor inherits the connection.
+    fn pass_on_connection(&mut self) -> io::Result<()> {
+        let connection = match self.control.receive_connection() {
             Ok(Some(connection)) => connection,
             Ok(None) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
@@ -225,7 +223,7 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
         };
         for place in [&self.spare, &self.fetcher] {
             if let Some(running) = &place.running {
-                let _ = running.relay.hand_over(&connection);
+                let _ = running.relay.send_connection(&connection);
             }
         }
         self.connections.push(connection);
@@ -233,22 +231,22 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
     }
 }
 
-/// Of a connection only the end is of interest, which is told in any case.
-fn ends(connection: &Connection) -> PollFd<'_> {
+/// Polls for the hang-up of a connection only, which poll(2) always reports.
+fn hang_up(connection: &Connection) -> PollFd<'_> {
     PollFd::new(connection.as_fd(), PollFlags::empty())
 }
 
-/// Which of them something happened to, within `limit`.
+/// Returns which of `fds` have an event, within `limit`.
 fn poll_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Vec<bool> {
     let timeout = limit.map_or(PollTimeout::NONE, |limit| {
-        // Not before it is over.
+        // Round up, so that the wait does not end early.
         let limit = limit + Duration::from_millis(1);
         PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)
     });
     match poll(fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => {
-            tracing::error!("cannot wait for something to do: {errno}");
+            tracing::error!("cannot wait for events: {errno}");
             std::thread::sleep(FIRST_PAUSE);
         }
     }
@@ -259,8 +257,8 @@ fn poll_for(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Vec<bool> {
 impl Role {
     fn name(self) -> &'static str {
         match self {
-            Self::Fetcher => "the process that fetches",
-            Self::Spare => "the spare of the process that keeps it",
+            Self::Fetcher => "the fetcher process",
+            Self::Spare => "the spare keeper",
         }
     }
 }
@@ -274,22 +272,19 @@ impl Place {
         }
     }
 
-    /// How long it is until one is to be started; none if one is running.
+    /// Returns the time until the next start, or `None` if a process is running.
     fn due_in(&self) -> Option<Duration> {
         let left = self.due.saturating_duration_since(Instant::now());
         self.running.is_none().then_some(left)
     }
 
-    /// Takes note of an end.
-    fn bury(&mut self, role: Role) {
+    /// Records the end of the process.
+    fn record_end(&mut self, role: Role) {
         let Some(mut running) = self.running.take() else {
             return;
         };
         let end = running.child.wait();
-        tracing::error!(
-            "{} ended ({end:?}): another one takes its place",
-            role.name()
-        );
+        tracing::error!("{} ended ({end:?}); restarting it", role.name());
         if running.started.elapsed() >= LONG_LIFE {
             self.pause = FIRST_PAUSE;
         }

@@ -1,9 +1,9 @@
-//! The process that fetches, and the one that keeps it alive.
+//! The fetcher process, and the keeper that restarts it.
 //!
-//! The server starts a *keeper*, which forks the process that fetches and, if that dies, forks another one. The keeper holds
-//! a copy of every connection to a process that serves, so none is lost then: the new process says hello on all of them, and
-//! is asked again. A second keeper stands by, for the case that the first one dies. Processes that serve have no network and no
-//! cache directory; these meet no guest.
+//! The server starts a *keeper*, which forks the fetcher and restarts it if it dies. The keeper holds a copy of every
+//! connection to a worker, so none is lost then: the new fetcher sends a hello on each, and the workers repeat their requests.
+//! A spare keeper stands by in case the keeper dies. Workers have no network and no cache directory; the fetcher and the keeper
+//! never read anything from a guest.
 
 mod keeper;
 mod switchboard;
@@ -20,41 +20,41 @@ use crate::process::{self, Child, ENDING, ProcessError};
 use crate::sandbox;
 use crate::source::remote::protocol::Connection;
 
-/// The fetcher, as the server has it. It ends with the server.
+/// The server's handle of the fetcher, which ends with the server.
 #[derive(Debug)]
 pub struct FetcherProcess {
     _keeper: Child,
     meter: FetchMeter,
-    /// What this server needs stays in the cache directory.
+    /// Keeps the NARs that this server needs in the cache directory.
     _user: User,
 }
 
-/// Why there is no fetcher.
+/// Why the fetcher cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No process can be started.
+    /// The process cannot be started.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// No connection can be made.
-    #[error("cannot make a connection to the process that fetches: {0}")]
+    /// The connection cannot be made.
+    #[error("cannot connect to the fetcher process: {0}")]
     Connection(#[from] io::Error),
-    /// The cache directory.
+    /// The cache directory cannot be used.
     #[error(transparent)]
     Dir(#[from] super::dir::DirError),
 }
 
 impl FetcherProcess {
-    /// Starts it, and returns what takes ends of connections to it. This process must have one thread.
+    /// Starts the fetcher. Returns it with the connection that takes the ends of new ones. This process must have one thread.
     ///
     /// # Errors
-    /// The host has no room for it, or the cache directory cannot be written to.
+    /// The host has no resources left, or the cache directory cannot be written to.
     pub fn start(plan: Plan) -> Result<(Self, Connection), StartError> {
         let hashes = plan.paths.iter().map(|path| &path.nar_hash);
         let user = plan.sources.dir.register(hashes)?;
         let (near, far) = Connection::pair()?;
         let mut near = Some(near);
-        // The server is confined later, and Landlock then keeps the kernel from killing this process on the server's death
-        // (its scopes, Linux 6.12). It ends when the last copy of the server's end has gone.
+        // No parent-death signal: once the server is confined, Landlock scopes (Linux 6.12) keep the kernel from sending it.
+        // The keeper ends when the last copy of the server's end is closed.
         let keeper = process::spawn(Signal::SIGKILL, || {
             near = None;
             leave_terminal_to_parent();
@@ -73,20 +73,20 @@ impl FetcherProcess {
         Ok((process, near))
     }
 
-    /// Counts what it fetches.
+    /// Returns the counters of the fetcher.
     pub fn meter(&self) -> &FetchMeter {
         &self.meter
     }
 }
 
-/// Confines this process, which is about to read what strangers send and writes below `dir` only.
+/// Confines this process, which parses data from the network and writes only below `dir`.
 pub(super) fn confine(dir: &Path) {
     if let Err(error) = sandbox::confine_fetcher(dir) {
-        tracing::warn!("the process that asks binary caches is not confined: {error}");
+        tracing::warn!("the fetcher process is not confined: {error}");
     }
 }
 
-/// What a terminal sends to all processes is for the server to decide.
+/// Blocks the signals that a terminal sends to its process group: only the server handles them.
 fn leave_terminal_to_parent() {
     let mut signals: SigSet = ENDING.into_iter().collect();
     signals.remove(Signal::SIGTERM);

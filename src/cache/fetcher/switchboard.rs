@@ -1,4 +1,4 @@
-//! The life of a process that fetches: hears questions, has threads find the answers, and sends these.
+//! The main loop of the fetcher: receives requests, has threads fetch, and sends the answers.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -13,22 +13,22 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::cache::fetch::{CannotFetch, Fetcher};
 use crate::source::remote::protocol::{Answer, Connection, Found, Part, Wanted};
 
-/// NARs that are fetched at a time: each is decompressed, which takes a core and some MiB of memory.
+/// Concurrent NAR fetches. Each decompresses its NAR, which takes a core and some MiB of memory.
 const NARS_AT_ONCE: usize = 5;
 
-/// Trees that are fetched at a time: each mostly waits for its answer.
+/// Concurrent tree fetches. Most of the time each waits for its response.
 const TREES_AT_ONCE: usize = 12;
 
-/// Pieces of NARs that are fetched at a time: each takes a MiB of memory.
+/// Concurrent fetches of pieces. Each takes 1 MiB of memory.
 const PIECES_AT_ONCE: usize = 8;
 
-/// Questions of one connection that are read before the next one's turn.
-const QUESTIONS_AT_ONCE: usize = 64;
+/// Requests read from one connection before the next one's turn.
+const REQUESTS_AT_ONCE: usize = 64;
 
-/// Pause after waiting itself failed, for want of memory.
+/// Pause after poll(2) itself failed for lack of memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What threads share.
+/// State shared by the threads.
 struct Shared {
     fetcher: Fetcher,
     state: Mutex<State>,
@@ -36,21 +36,21 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Who waits for what is being fetched.
+    /// Connections that wait for each fetch in progress.
     waiting: HashMap<Wanted, Vec<Arc<Connection>>>,
     trees: Lane,
     nars: Lane,
     pieces: Lane,
 }
 
-/// What is fetched by a bounded number of threads.
+/// A queue with a bounded number of threads.
 #[derive(Default)]
 struct Lane {
     queue: VecDeque<Wanted>,
     threads: usize,
 }
 
-/// Serves `connections`, and those that come over `relay`, until the keeper has gone.
+/// Serves `connections`, and those received over `relay`, until the keeper has ended.
 pub(super) fn serve(relay: Connection, connections: Vec<Connection>, fetcher: Fetcher) -> u8 {
     fetcher.begin();
     let shared = Arc::new(Shared {
@@ -58,7 +58,7 @@ pub(super) fn serve(relay: Connection, connections: Vec<Connection>, fetcher: Fe
         state: Mutex::default(),
     });
     let mut connections: Vec<_> = connections.into_iter().map(Arc::new).collect();
-    // Clients that asked the last process ask again.
+    // The hello makes clients repeat the requests that the previous process did not answer.
     connections.retain(|connection| match connection.answer(&Answer::Hello) {
         Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         Ok(()) => true,
@@ -66,7 +66,7 @@ pub(super) fn serve(relay: Connection, connections: Vec<Connection>, fetcher: Fe
     loop {
         let ready = wait(&relay, &connections);
         if ready.first() == Some(&true) {
-            match relay.take_over() {
+            match relay.receive_connection() {
                 Ok(Some(connection)) => connections.push(Arc::new(connection)),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -75,12 +75,13 @@ pub(super) fn serve(relay: Connection, connections: Vec<Connection>, fetcher: Fe
         }
         let mut ready = ready.into_iter().skip(1);
         connections.retain(|connection| {
-            ready.next() != Some(true) || shared.hear(connection) == Heard::GoesOn
+            ready.next() != Some(true)
+                || shared.receive_requests(connection) == ConnectionState::Open
         });
     }
 }
 
-/// Which of them are readable.
+/// Waits, and returns which of them are readable.
 fn wait(relay: &Connection, connections: &[Arc<Connection>]) -> Vec<bool> {
     let all = std::iter::once(relay).chain(connections.iter().map(|connection| &**connection));
     let mut fds: Vec<_> = all
@@ -89,7 +90,7 @@ fn wait(relay: &Connection, connections: &[Arc<Connection>]) -> Vec<bool> {
     match poll(&mut fds, PollTimeout::NONE) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => {
-            tracing::error!("cannot wait for something to do: {errno}");
+            tracing::error!("cannot wait for events: {errno}");
             thread::sleep(PAUSE);
         }
     }
@@ -98,26 +99,26 @@ fn wait(relay: &Connection, connections: &[Arc<Connection>]) -> Vec<bool> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Heard {
-    GoesOn,
-    Ended,
+enum ConnectionState {
+    Open,
+    Closed,
 }
 
 impl Shared {
-    fn hear(self: &Arc<Self>, connection: &Arc<Connection>) -> Heard {
-        for _ in 0..QUESTIONS_AT_ONCE {
-            match connection.question() {
+    fn receive_requests(self: &Arc<Self>, connection: &Arc<Connection>) -> ConnectionState {
+        for _ in 0..REQUESTS_AT_ONCE {
+            match connection.next_request() {
                 Ok(Some(wanted)) => self.find(connection, wanted),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Heard::Ended,
+                Err(_) => return ConnectionState::Closed,
             }
         }
-        Heard::GoesOn
+        ConnectionState::Open
     }
 
-    /// Answers at once what is in the cache directory, and has the rest fetched.
+    /// Answers at once if the cache directory has it; otherwise fetches it.
     fn find(self: &Arc<Self>, connection: &Arc<Connection>, wanted: Wanted) {
         match self.fetcher.kept(wanted) {
             Some(kept) => send(connection, answer(wanted, kept)),
@@ -128,7 +129,7 @@ impl Shared {
         }
     }
 
-    /// Has `wanted` fetched, for `connection` or nobody yet.
+    /// Queues `wanted`. The answer goes to `connection`, if any.
     fn fetch(self: &Arc<Self>, wanted: Wanted, connection: Option<&Arc<Connection>>) {
         let mut state = self.lock();
         let is_new = !state.waiting.contains_key(&wanted);
@@ -152,13 +153,13 @@ impl Shared {
         }
     }
 
-    /// A thread's life: until there is nothing to fetch.
+    /// Runs a thread until its queue is empty.
     fn work(self: &Arc<Self>, part: Part) {
         while let Some(wanted) = self.next(part) {
             let found = self.fetcher.get(wanted);
             let is_found = found.is_ok();
             self.done(wanted, found);
-            if is_found && let Some(next) = self.fetcher.go_on(wanted) {
+            if is_found && let Some(next) = self.fetcher.next_to_complete(wanted) {
                 self.fetch(next, None);
             }
         }
@@ -186,14 +187,14 @@ impl Shared {
         }
     }
 
-    /// A state is whole between any two statements.
+    /// Every statement leaves the state consistent, so a poisoned lock is usable.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// The lane of a part, and how many threads it may have.
+    /// Returns the lane of a part, and the most threads it may have.
     fn lane(&mut self, part: Part) -> (&mut Lane, usize) {
         match part {
             Part::Tree => (&mut self.trees, TREES_AT_ONCE),
@@ -213,9 +214,9 @@ fn answer(wanted: Wanted, found: Result<Found, CannotFetch>) -> Answer {
     }
 }
 
-/// Who does not read, or has gone, gets no answer.
+/// A client that does not read, or has ended, gets no answer.
 fn send(connection: &Connection, answer: Answer) {
     if let Err(error) = connection.answer(&answer) {
-        tracing::debug!("an answer was not taken: {error}");
+        tracing::debug!("cannot send an answer: {error}");
     }
 }

@@ -1,22 +1,22 @@
-/// Why a file of a cache cannot be had.
+/// Why a file of a cache cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
     /// The cache does not have it.
     #[error("it is not there")]
     NotFound,
-    /// The cache does not have it, or does not give it to this host: a bucket that may not be listed answers both the same way.
-    #[error("{reason}: it is not there, or needs other keys or another password")]
+    /// The cache does not have it or denies access: a bucket without list permission answers both the same way.
+    #[error("{reason}: the file does not exist, or the keys or the password are wrong")]
     Denied {
         /// What happened.
         reason: String,
     },
-    /// It may work in a moment.
+    /// A retry may succeed.
     #[error("{reason}")]
     Passing {
         /// What happened.
         reason: String,
     },
-    /// It will not work.
+    /// A retry will not succeed.
     #[error("{reason}")]
     Refused {
         /// What happened.
@@ -24,11 +24,11 @@ pub enum FetchError {
     },
 }
 
-/// Not the place of a cache.
+/// An invalid URL of a cache.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{url} is not the URL of a binary cache: {fault}")]
 pub struct LocationError {
-    /// What was given.
+    /// The URL as given.
     pub url: String,
     /// What is wrong with it.
     pub fault: &'static str,

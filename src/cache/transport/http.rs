@@ -1,4 +1,4 @@
-//! HTTP, with kept-alive connections and a limit for every wait.
+//! HTTP with kept-alive connections and a timeout for every wait.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -16,29 +16,29 @@ use super::{Body, FetchError};
 /// Redirects that are followed.
 const REDIRECTS_MAX: u32 = 5;
 
-/// Kept-alive connections to a server.
+/// Most idle connections kept alive per server.
 const CONNECTIONS_MAX: usize = 64;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long nothing may come.
+/// Timeout between two received pieces of data.
 const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 
-/// What requests are made with.
+/// Options of requests.
 #[derive(Debug, Clone, Default)]
 pub struct HttpOptions {
     /// A file with certificates to trust instead of those of the host.
     pub certificates: Option<PathBuf>,
-    /// Who to say one is, by host.
+    /// Credentials by host, from netrc.
     pub logins: Vec<Login>,
 }
 
-/// A name and a password for a host: what a netrc file has.
+/// Credentials for a host, from a netrc file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
-    /// The host; none for all hosts.
+    /// The host; `None` for all hosts.
     pub host: Option<String>,
-    /// The header's value.
+    /// Value of the `Authorization` header.
     pub authorization: String,
 }
 
@@ -50,7 +50,7 @@ pub struct Http {
 }
 
 impl Http {
-    /// A client; certificates are read now.
+    /// Creates a client. Reads the certificates now.
     pub fn new(options: &HttpOptions) -> Self {
         let tls = TlsConfig::builder()
             .root_certs(root_certs(options))
@@ -75,15 +75,15 @@ impl Http {
         }
     }
 
-    /// What is at `url`, which is called `shown` in messages.
+    /// Requests `url`, which messages call `shown`.
     pub(super) fn get(&self, url: &str, shown: &str) -> Result<Body, FetchError> {
         let response = self.send(url, shown, &[])?;
-        judge(shown, response.status())?;
+        check_status(shown, response.status())?;
         let encoding = header(&response, "content-encoding");
         Body::encoded(Named::new(response, shown), encoding.as_deref())
     }
 
-    /// The bytes `range` of what is at `url`, which must have `whole_bytes`; another length may come.
+    /// Requests the bytes `range` of `url`, which must have `whole_bytes` in total. The response may have another length.
     pub(super) fn get_range(
         &self,
         url: &str,
@@ -93,22 +93,22 @@ impl Http {
     ) -> Result<Box<dyn Read + Send>, FetchError> {
         let (first, last) = (range.start, range.end - 1);
         let wanted = format!("bytes={first}-{last}");
-        // A part of something compressed would be of no use.
+        // Part of a compressed file cannot be decompressed.
         let headers = [("Range", wanted.as_str()), ("Accept-Encoding", "identity")];
         let response = self.send(url, shown, &headers)?;
         let refused = |fault: &str| FetchError::Refused {
             reason: format!("{shown}: the server {fault}"),
         };
         if response.status() != StatusCode::PARTIAL_CONTENT {
-            judge(shown, response.status())?;
-            return Err(refused("gives no parts of files"));
+            check_status(shown, response.status())?;
+            return Err(refused("does not support range requests"));
         }
         if header(&response, "content-encoding").is_some_and(|encoding| encoding != "identity") {
-            return Err(refused("compresses parts of files"));
+            return Err(refused("compresses the responses to range requests"));
         }
         let given = header(&response, "content-range");
         if given != Some(format!("bytes {first}-{last}/{whole_bytes}")) {
-            return Err(refused("gives another part of the file than was asked for"));
+            return Err(refused("sent another range than requested"));
         }
         Ok(Box::new(Named::new(response, shown)))
     }
@@ -144,7 +144,7 @@ fn header(response: &Response<ureq::Body>, name: &str) -> Option<String> {
     Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
-/// A body whose errors say where it is from.
+/// A body whose errors name its URL.
 struct Named {
     reader: BodyReader<'static>,
     shown: String,
@@ -167,8 +167,8 @@ impl Read for Named {
     }
 }
 
-fn judge(shown: &str, status: StatusCode) -> Result<(), FetchError> {
-    let reason = || format!("{shown}: the server answers {status}");
+fn check_status(shown: &str, status: StatusCode) -> Result<(), FetchError> {
+    let reason = || format!("{shown}: the server answered {status}");
     match status.as_u16() {
         200 => Ok(()),
         403 => Err(FetchError::Denied { reason: reason() }),

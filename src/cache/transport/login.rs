@@ -1,11 +1,11 @@
-//! Names, passwords and keys.
+//! Credentials from netrc and the environment.
 
 use rusty_s3::Credentials;
 
 use super::Login;
 use crate::closure::to_base64;
 
-/// The logins of a netrc file: `machine HOST login NAME password WORD`, and `default` for all hosts.
+/// Returns the logins of a netrc file: `machine HOST login NAME password WORD`, and `default` for all hosts.
 pub fn netrc(text: &str) -> Vec<Login> {
     let mut logins = Vec::new();
     let mut words = text.split_ascii_whitespace();
@@ -43,7 +43,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// As RFC 7617 has it.
+    /// Encodes it for HTTP basic authentication (RFC 7617).
     fn login(self) -> Login {
         let text = format!("{}:{}", self.name, self.password);
         Login {
@@ -53,7 +53,7 @@ impl Entry {
     }
 }
 
-/// The credentials of S3 that the environment has: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`.
+/// Returns the S3 credentials of the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`.
 pub fn s3_credentials() -> Option<Credentials> {
     Credentials::from_env()
 }
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn machines_and_the_default() {
+    fn netrc_has_machines_and_a_default() {
         let logins = netrc(
             "machine cache.example\n  login me\n password s3cret\nmachine other login a\ndefault login b password c",
         );

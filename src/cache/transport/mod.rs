@@ -21,13 +21,13 @@ pub use login::{netrc, s3_credentials};
 use crate::closure::narinfo::Compression;
 use crate::source::decompress::decompress;
 
-/// How long a signed request of S3 is good for: as long as its first byte may take, and more.
+/// Validity of a signed S3 request: longer than its first byte may take.
 const SIGNED_FOR: Duration = Duration::from_secs(600);
 
 /// A binary cache.
 #[derive(Debug, Clone)]
 pub struct BinaryCache {
-    /// As it was given, for messages and to tell it from others.
+    /// The URL as given. It identifies the cache in messages and in the cache directory.
     url: String,
     place: Place,
     trusts_parts: bool,
@@ -36,7 +36,7 @@ pub struct BinaryCache {
 #[derive(Debug, Clone)]
 enum Place {
     Directory(PathBuf),
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     Http(String),
     S3(Box<S3>),
 }
@@ -44,22 +44,22 @@ enum Place {
 #[derive(Debug, Clone)]
 struct S3 {
     bucket: Bucket,
-    /// None: the bucket can be read by everyone.
+    /// `None` if the bucket is public.
     credentials: Option<Credentials>,
 }
 
-/// A file of a cache, open.
+/// An open file of a cache.
 pub struct Body {
-    /// Its bytes, without the transport's own compression.
+    /// Its bytes, with the transport's own compression removed.
     pub reader: Box<dyn Read + Send>,
 }
 
 impl BinaryCache {
-    /// The cache at `file://DIR`, `http://HOST/...`, `https://HOST/...` or `s3://BUCKET?endpoint=...&region=...`. What
-    /// follows a `?` of the first three, as Nix has it there, is left out. `secrets` are those of S3, if there are any.
+    /// Parses `file://DIR`, `http://HOST/...`, `https://HOST/...` or `s3://BUCKET?endpoint=...&region=...`. The query of the
+    /// first three, which Nix allows, is ignored. `secrets` are the S3 credentials, if any.
     ///
     /// # Errors
-    /// It is something else.
+    /// The URL is not of one of these forms.
     pub fn parse(url: &str, secrets: Option<Credentials>) -> Result<Self, LocationError> {
         let fault = |fault| LocationError {
             url: url.to_owned(),
@@ -79,12 +79,14 @@ impl BinaryCache {
                 Place::Http(
                     has_host
                         .then_some(base)
-                        .ok_or_else(|| fault("it names no host"))?,
+                        .ok_or_else(|| fault("it has no host"))?,
                 )
             }
             "s3" => Place::S3(Box::new(s3(place, query, secrets).map_err(fault)?)),
             _ => {
-                return Err(fault("only file://, http://, https:// and s3:// are known"));
+                return Err(fault(
+                    "only file://, http://, https:// and s3:// are supported",
+                ));
             }
         };
         Ok(Self {
@@ -94,31 +96,31 @@ impl BinaryCache {
         })
     }
 
-    /// From now on parts of NARs are believed before all of the NAR has come and could be verified.
+    /// Trusts parts of NARs before the whole NAR has been fetched and verified.
     pub fn trust_parts(&mut self) {
         self.trusts_parts = true;
     }
 
-    /// Whether parts of NARs are believed.
+    /// Returns whether parts of NARs are trusted.
     pub fn trusts_parts(&self) -> bool {
         self.trusts_parts
     }
 
-    /// As it was given.
+    /// Returns the URL as given.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Opens the file `name` of the cache, a relative path, or a URL of its own. Not more than `retries` failures that may
-    /// pass are tried again.
+    /// Opens the file `name`, a path relative to the cache or a URL of its own. Retries temporary failures at most `retries`
+    /// times.
     ///
     /// # Errors
-    /// It is not there, or cannot be had.
+    /// The file does not exist or cannot be read.
     pub fn open(&self, http: &Http, name: &str, retries: Retries) -> Result<Body, FetchError> {
         retry::retry(retries, || self.open_once(http, name))
     }
 
-    /// The whole file `name`, which has at most `max_bytes`.
+    /// Reads the whole file `name` of at most `max_bytes`.
     ///
     /// # Errors
     /// As [`open`](Self::open), or it is longer.
@@ -146,10 +148,10 @@ impl BinaryCache {
         })
     }
 
-    /// The bytes `range` of the file `name`, which must have `whole_bytes`, as they are there.
+    /// Reads the bytes `range` of the file `name`, which must have `whole_bytes` in total, without decompression.
     ///
     /// # Errors
-    /// As [`open`](Self::open), or the cache does not give parts of that file: [`FetchError::Refused`].
+    /// As [`open`](Self::open). [`FetchError::Refused`] if the cache does not support range requests for the file.
     pub fn read_range(
         &self,
         http: &Http,
@@ -169,7 +171,7 @@ impl BinaryCache {
             match bytes.len() as u64 == len_bytes {
                 true => Ok(bytes),
                 false => Err(FetchError::Refused {
-                    reason: format!("{}: {name} is given in parts of a wrong length", self.url),
+                    reason: format!("{}: a range of {name} has the wrong length", self.url),
                 }),
             }
         })
@@ -199,7 +201,7 @@ impl BinaryCache {
                 let request = s3.bucket.get_object(s3.credentials.as_ref(), name);
                 At::Url {
                     url: request.sign(SIGNED_FOR).to_string(),
-                    // What is signed is not for logs.
+                    // The signature must not appear in logs.
                     shown: format!("{}/{name}", self.url),
                 }
             }
@@ -207,17 +209,17 @@ impl BinaryCache {
     }
 }
 
-/// Where a file of a cache is.
+/// The location of a file of a cache.
 enum At {
     File(PathBuf),
-    /// `shown` stands for the URL in messages.
+    /// `shown` replaces the URL in messages.
     Url {
         url: String,
         shown: String,
     },
 }
 
-/// A body that could not be read to its end.
+/// Converts an error of reading a body.
 fn broken(error: &io::Error) -> FetchError {
     let reason = error.to_string();
     match may_pass(error) {
@@ -226,7 +228,7 @@ fn broken(error: &io::Error) -> FetchError {
     }
 }
 
-/// Whether a failure to read a body may pass: the connection broke. What is malformed stays so.
+/// Returns whether a failed read of a body may succeed on a retry: the connection broke. Malformed data stays malformed.
 pub fn may_pass(error: &io::Error) -> bool {
     !matches!(
         error.kind(),
@@ -234,11 +236,11 @@ pub fn may_pass(error: &io::Error) -> bool {
     )
 }
 
-/// How often a failure that may pass is tried again.
+/// How often a temporary failure is retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retries(pub u32);
 
-/// Files of caches have the compression of their narinfo; listings have one that a server would name, and `file://` cannot.
+/// Opens a file of a `file://` cache. Detects the compression of listings, which a server would name in a header.
 fn open_file(path: &Path) -> Result<File, FetchError> {
     File::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => FetchError::NotFound,
@@ -262,9 +264,7 @@ fn part_of_file(
         .map_err(|error| refused(error.to_string()))?;
     if metadata.len() != whole_bytes {
         let found = metadata.len();
-        return Err(refused(format!(
-            "it has {found} bytes instead of {whole_bytes}"
-        )));
+        return Err(refused(format!("it has {found} bytes, not {whole_bytes}")));
     }
     let sought = file.seek(SeekFrom::Start(range.start));
     sought.map_err(|error| refused(error.to_string()))?;
@@ -279,7 +279,7 @@ impl Body {
         let encoding = encoding.unwrap_or_default();
         let refused = |reason| FetchError::Refused { reason };
         let compression = Compression::from_content_encoding(encoding)
-            .ok_or_else(|| refused(format!("the Content-Encoding \"{encoding}\" is not known")))?;
+            .ok_or_else(|| refused(format!("unknown Content-Encoding \"{encoding}\"")))?;
         let reader = decompress(compression, reader).map_err(|error| refused(error.to_string()))?;
         Ok(Self { reader })
     }
@@ -291,7 +291,7 @@ impl std::fmt::Debug for Body {
     }
 }
 
-/// The parameters are those of Nix's `s3://` stores: `endpoint`, `region`, `scheme`.
+/// Parses the name and query of an S3 cache. The parameters are those of Nix's `s3://` stores: `endpoint`, `region`, `scheme`.
 fn s3(name: &str, query: &str, credentials: Option<Credentials>) -> Result<S3, &'static str> {
     let parameters = query.split('&').filter_map(|pair| pair.split_once('='));
     let parameter = |name: &str| {
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_place_is_named() {
+    fn invalid_urls_are_refused() {
         for (url, part) in [
             ("cache.example", "no ://"),
             ("file://relative", "absolute"),
@@ -349,8 +349,8 @@ mod tests {
             ("ssh://host", "only file://"),
             ("s3://bucket?endpoint=:::", "endpoint"),
         ] {
-            let said = parse(url).unwrap_err();
-            assert!(said.contains(part) && said.contains(url), "{said}");
+            let message = parse(url).unwrap_err();
+            assert!(message.contains(part) && message.contains(url), "{message}");
         }
     }
 }

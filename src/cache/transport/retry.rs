@@ -1,4 +1,4 @@
-//! Failures that may pass are tried again, later each time.
+//! Retries of temporary failures, with a growing pause.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use super::{FetchError, Retries};
 
-/// Pause before the first further try; it doubles with each.
+/// Pause before the first retry. Doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Tries `fetch`, and again as `retries` have it.
+/// Calls `fetch`, and retries temporary failures as often as `retries` allows.
 pub(super) fn retry<T>(
     retries: Retries,
     fetch: impl Fn() -> Result<T, FetchError>,
@@ -22,7 +22,7 @@ pub(super) fn retry<T>(
     for _ in 0..retries.0 {
         match fetch() {
             Err(FetchError::Passing { reason }) => {
-                tracing::debug!("{reason}: another try follows");
+                tracing::debug!("{reason}: retrying");
                 thread::sleep(pause.mul_f64(jitter()));
                 pause = (2 * pause).min(PAUSE_MAX);
             }
@@ -32,9 +32,9 @@ pub(super) fn retry<T>(
     fetch()
 }
 
-/// From 0.5 to 1.5: many clients of one server must not come back all at once.
+/// Returns a factor from 0.5 to 1.5, so that many clients of one server do not retry at the same time.
 fn jitter() -> f64 {
-    // The standard library's only source of randomness.
+    // The standard library has no other source of randomness.
     let random = RandomState::new().build_hasher().finish();
     let thousandth = u16::try_from(random % 1000).unwrap_or(0);
     0.5 + f64::from(thousandth) / 1000.0
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_may_pass_is_tried_again() {
+    fn only_temporary_failures_are_retried() {
         let passing = FetchError::Passing {
             reason: "busy".to_owned(),
         };

@@ -22,7 +22,7 @@ pub(super) type Latencies = Histogram<u64>;
 
 /// A disk to read from.
 pub(super) trait Target {
-    /// Length of the disk.
+    /// Returns the length of the disk.
     fn len_bytes(&self) -> Result<u64, BenchError>;
 
     /// Reads for `time` and returns the latencies.
@@ -260,7 +260,7 @@ fn borrow<'q>(fd: RawFd) -> BorrowedFd<'q> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// The slot and the result (0 or a negative errno) of a completion.
+/// Returns the slot and the result (0 or a negative errno) of a completion.
 #[allow(unsafe_code)]
 fn outcome(completion: &MaybeUninit<Completion>) -> (usize, i32) {
     // SAFETY: `do_io` has initialised as many entries as it returned, and `wait` accesses only those.

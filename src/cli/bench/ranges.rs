@@ -89,7 +89,7 @@ pub(super) struct Offsets {
 }
 
 impl Offsets {
-    /// The whole blocks in `ranges`, sequentially, or at random with a seed. `None` if there are none.
+    /// Returns the whole blocks in `ranges`, sequentially, or at random with a seed. `None` if there are none.
     pub(super) fn new(ranges: &[Range], block_bytes: usize, random: Option<u64>) -> Option<Self> {
         let block_bytes = block_bytes as u64;
         let mut blocks = 0;
@@ -115,7 +115,7 @@ impl Offsets {
         (0..self.blocks).map(|block| self.offset(block))
     }
 
-    /// The next offset.
+    /// Returns the next offset.
     pub(super) fn draw(&mut self) -> u64 {
         let block = match &mut self.random {
             Some(state) => splitmix(state) % self.blocks,
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_blocks_inside_the_ranges() {
+    fn offsets_are_those_of_whole_blocks_in_the_ranges() {
         let ranges = [range(4096, 9000), range(1 << 40, 100), range(1 << 43, 4096)];
         let offsets = Offsets::new(&ranges, 4096, None).unwrap();
         assert_eq!(offsets.each().collect::<Vec<_>>(), [4096, 8192, 1 << 43]);

@@ -21,7 +21,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Reads per second.
+    /// Returns the reads per second.
     fn iops(&self) -> f64 {
         // The conversion to f64 is exact below 2^53 reads.
         self.reads() / self.seconds
@@ -47,7 +47,7 @@ impl Report {
         self.latencies.value_at_quantile(quantile) as f64 / 1e3
     }
 
-    /// Names and values, in order of output.
+    /// Returns the names and values, in order of output.
     fn values(&self) -> Vec<(String, f64)> {
         let mut values = vec![
             ("iops".to_owned(), self.iops()),
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_a_value() {
+    fn the_table_has_one_line_per_value() {
         assert_eq!(report(None).table().lines().count(), 8);
     }
 }

@@ -51,7 +51,7 @@ pub struct Took {
     pub read: Option<(u64, u64)>,
 }
 
-/// A boot to measure.
+/// One boot to measure.
 pub struct Boot<'b> {
     /// Its number, for messages.
     pub number: u32,
@@ -62,7 +62,7 @@ pub struct Boot<'b> {
 }
 
 impl Way {
-    /// Its name in the results.
+    /// Returns its name in the results.
     pub fn name(&self) -> String {
         match self {
             Self::Lazy { name, .. } => name.clone(),
@@ -70,13 +70,13 @@ impl Way {
         }
     }
 
-    /// Runs the VM, in a process of its own; returns the exit code.
+    /// Runs the VM in this process. Returns the exit code.
     fn run(&self, start: Instant, report: &Path) -> u8 {
         match self {
             Self::Lazy { vm, .. } => run::run_reported(vm, start, report),
             Self::Image { image, command } => {
                 let mut drive = OsString::from("format=raw,if=virtio,read-only=on,file=");
-                // A comma in a QEMU option is written twice.
+                // QEMU options escape a comma by doubling it.
                 drive.push(image.to_string_lossy().replace(',', ",,"));
                 let mut words = command.iter();
                 let Some(program) = words.next() else {
@@ -101,7 +101,7 @@ impl Boot<'_> {
     /// The VM does not print the mark in time, or fails.
     pub fn measure(&self, way: &Way) -> Result<Took, BootError> {
         let fault = BootError::host;
-        let dir = run::PrivateDir::create().map_err(fault("make a directory"))?;
+        let dir = run::PrivateDir::create().map_err(fault("create a directory"))?;
         let (report, log) = (dir.path().join("report"), dir.path().join("log"));
         let (mut output, writer) = io::pipe().map_err(fault("create a pipe"))?;
         let errors = File::create(&log).map_err(fault("write a log"))?;
@@ -113,17 +113,17 @@ impl Boot<'_> {
             })
             .map_err(BootError::Process)?;
         let watched = self.watch(&mut output, &mut child, start);
-        // Stop the VM in any case if it is still running.
+        // Stop the VM if it is still running.
         let end = child.stop(GRACE);
         let exit = millis(start.elapsed());
-        let said = fs::read_to_string(&log).unwrap_or_default();
+        let stderr = fs::read_to_string(&log).unwrap_or_default();
         let made = fs::read(&report);
         for file in [&report, &log] {
             let _ = fs::remove_file(file);
         }
-        let mark = watched.map_err(|why| self.explain(why, &said))?;
+        let mark = watched.map_err(|why| self.explain(why, &stderr))?;
         if mark.is_none() && end != Some(process::End::Exited(0)) {
-            return Err(self.explain(Failure::Ended(Vec::new()), &said));
+            return Err(self.explain(Failure::Ended(Vec::new()), &stderr));
         }
         let report: Option<BootReport> = made
             .ok()
@@ -183,7 +183,7 @@ impl Boot<'_> {
         true
     }
 
-    fn explain(&self, why: Failure, said: &str) -> BootError {
+    fn explain(&self, why: Failure, stderr: &str) -> BootError {
         let (seen, late) = match why {
             Failure::Late(seen) => (seen, true),
             Failure::Ended(seen) => (seen, false),
@@ -198,7 +198,7 @@ impl Boot<'_> {
                 .collect::<String>()
         };
         let last = match last(&seen) {
-            line if line.is_empty() => last(said),
+            line if line.is_empty() => last(stderr),
             line => line,
         };
         match (late, self.until) {

@@ -10,7 +10,7 @@ const LEFT: f64 = 110.0;
 const WIDTH: f64 = 720.0;
 const ROW: f64 = 26.0;
 
-/// The SVG document.
+/// Returns the SVG document.
 pub fn svg(series: &[Series]) -> String {
     let times = || series.iter().flat_map(|one| &one.phases);
     let end = times()

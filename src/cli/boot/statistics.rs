@@ -39,7 +39,7 @@ impl Series {
         }
     }
 
-    /// A table.
+    /// Returns a table.
     pub fn text(&self) -> String {
         let mut out = format!(
             "{}\n{:<14}{:>12}{:>12}{:>12}\n",
@@ -60,7 +60,7 @@ impl Series {
         out
     }
 
-    /// All results as JSON.
+    /// Returns all results as JSON.
     pub fn json(&self) -> Value {
         let numbers = |all: &[f64]| match summary(all) {
             Some((median, min, max)) => {
@@ -78,7 +78,7 @@ impl Series {
         })
     }
 
-    /// Median time of a boot: until the mark, or until the VM ended.
+    /// Returns the median time of a boot: until the mark, or until the VM ended.
     fn boots(&self) -> Option<f64> {
         let ends = self
             .phases
@@ -90,7 +90,7 @@ impl Series {
     }
 }
 
-/// A sentence that says which one boots faster.
+/// Returns a sentence that says which one boots faster.
 pub fn ratio(first: &Series, second: &Series) -> String {
     let (Some(a), Some(b)) = (first.boots(), second.boots()) else {
         return String::new();
@@ -105,7 +105,7 @@ pub fn ratio(first: &Series, second: &Series) -> String {
     )
 }
 
-/// Median, minimum and maximum.
+/// Returns the median, minimum and maximum.
 pub fn summary(all: &[f64]) -> Option<(f64, f64, f64)> {
     let mut sorted = all.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -141,14 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn the_faster_one_is_named() {
+    fn the_ratio_names_the_faster_one() {
         let series = |name: &str, ms| {
             let mut series = Series::new(name.to_owned());
             let phases = vec![("mark", ms), ("exit", 99.0)];
             series.add(&Took { phases, read: None });
             series
         };
-        let said = ratio(&series("a", 30.0), &series("b", 20.0));
-        assert_eq!(said, "b boots 1.50 times as fast as a\n");
+        let text = ratio(&series("a", 30.0), &series("b", 20.0));
+        assert_eq!(text, "b boots 1.50 times as fast as a\n");
     }
 }

@@ -77,14 +77,14 @@ fn boot_kernel(kernel: &Path) -> io::Result<Trial> {
     command
         .args(["-m", "256M", "-no-reboot", "-append", console, "-kernel"])
         .arg(kernel);
-    let (_, said) = run(command)?;
+    let (_, output) = run(command)?;
     let what = kernel.display();
-    Ok(match said.contains(BOOTED) {
+    Ok(match output.contains(BOOTED) {
         true => Trial::Runs(format!("{what} boots")),
         false => Trial::Fails(format!(
             "{what} does not boot within {} s: {}",
             LIMIT.as_secs(),
-            last_line(&said)
+            last_line(&output)
         )),
     })
 }
@@ -107,12 +107,12 @@ fn run_firmware() -> io::Result<Trial> {
         "/proc/self/fd/0",
     ]);
     command.stdin(file);
-    let (status, said) = run(command)?;
+    let (status, output) = run(command)?;
     Ok(match status.and_then(|status| status.code()) {
         Some(FIRMWARE_EXIT) => {
             Trial::Runs("runs code (--kernel FILE tries a whole kernel)".to_owned())
         }
-        _ => Trial::Fails(format!("no code runs on it: {}", last_line(&said))),
+        _ => Trial::Fails(format!("no code runs on it: {}", last_line(&output))),
     })
 }
 
@@ -152,10 +152,10 @@ fn run(mut command: Command) -> io::Result<(Option<ExitStatus>, String)> {
     // The command holds the pipe's write end; drop it so that the reader sees the end of file.
     drop(command);
     let listener = thread::spawn(move || {
-        let mut said = Vec::new();
+        let mut output = Vec::new();
         // On an error, keep what was read so far.
-        let _ = reader.read_to_end(&mut said);
-        String::from_utf8_lossy(&said).into_owned()
+        let _ = reader.read_to_end(&mut output);
+        String::from_utf8_lossy(&output).into_owned()
     });
     let status = wait(&mut child)?;
     Ok((status, listener.join().unwrap_or_default()))
@@ -174,9 +174,9 @@ fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
     Ok(None)
 }
 
-/// The last line that is not empty.
-fn last_line(said: &str) -> &str {
-    let mut lines = said.lines().map(str::trim);
+/// Returns the last line that is not empty.
+fn last_line(output: &str) -> &str {
+    let mut lines = output.lines().map(str::trim);
     lines
         .rfind(|line| !line.is_empty())
         .unwrap_or("it prints nothing")

@@ -34,7 +34,7 @@ pub fn vmm() -> Finding {
     }
 }
 
-/// The first line of the output of `--version`.
+/// Returns the first line of the output of `--version`.
 fn version(program: &str) -> Option<String> {
     let output = Command::new(program)
         .arg("--version")

@@ -26,11 +26,11 @@ pub enum BenchError {
         path: String,
     },
     /// The histogram of latencies could not be created.
-    #[error("latencies cannot be counted: {0}")]
+    #[error("cannot record latencies: {0}")]
     Histogram(#[from] hdrhistogram::CreationError),
     /// No range is as long as a block.
     #[error(
-        "no range is as long as one block: give others with --range or --ranges, or a smaller --bs"
+        "every range is shorter than one block: pass other ranges with --range or --ranges, or a smaller --bs"
     )]
     NoRange,
     /// A file could not be read.

@@ -10,7 +10,7 @@ use crate::process::ProcessError;
 pub enum BootError {
     /// The VM did not print the mark in time.
     #[error(
-        "boot {run} did not say \"{mark}\" within {seconds} s: its last line was \"{last}\"; is its console on stdout?"
+        "boot {run} did not print \"{mark}\" within {seconds} s: its last line was \"{last}\"; is its console on stdout?"
     )]
     NoMark {
         /// Which boot.
@@ -24,7 +24,7 @@ pub enum BootError {
     },
     /// The VM did not end in time.
     #[error(
-        "boot {run} did not end within {seconds} s: name a text with --until, or have the guest power off"
+        "boot {run} did not end within {seconds} s: pass a text with --until, or make the guest power off"
     )]
     Late {
         /// Which boot.

@@ -10,17 +10,17 @@ pub enum CacheError {
     /// A key in nix.conf is malformed.
     #[error("trusted-public-keys of nix.conf: {0}")]
     Key(#[from] KeyFault),
-    /// A trusted cache is not among those that are used.
-    #[error("--trust-ranges {url}: that is none of the binary caches that --from names")]
-    NotAsked {
-        /// What was given.
+    /// A cache in --trust-ranges is not in --from.
+    #[error("--trust-ranges {url}: no such binary cache in --from")]
+    NotInFrom {
+        /// The URL as given.
         url: String,
     },
     /// No option or variable names a cache directory.
-    #[error("there is no place for the cache directory: name one with --cache-dir, or set HOME")]
+    #[error("cannot choose a cache directory: pass one with --cache-dir, or set HOME")]
     NoDirectory,
     /// The cache directory cannot be used.
-    #[error("{0}: name another one with --cache-dir")]
+    #[error("{0}: choose another one with --cache-dir")]
     Dir(#[from] DirError),
     /// The closure cannot be determined.
     #[error(transparent)]

@@ -93,7 +93,7 @@ impl MapView {
         })
     }
 
-    /// Whether every path could be planned.
+    /// Returns whether every path could be planned.
     pub fn is_whole(&self) -> bool {
         self.totals.failed == 0
     }

@@ -17,7 +17,7 @@ pub struct Sections {
 }
 
 impl Sections {
-    /// The sections for a subcommand, or for lazystore itself.
+    /// Returns the sections for a subcommand, or for lazystore itself.
     pub fn of(subcommand: Option<&str>) -> Self {
         match subcommand {
             None => MAIN,

@@ -10,7 +10,7 @@ use crate::server::{BootReport, PathReport};
 /// Maximum number of paths in each list.
 const LISTED: usize = 15;
 
-/// The differences between `before` and `after` as text.
+/// Returns the differences between `before` and `after` as text.
 pub fn text(before: &BootReport, after: &BootReport) -> String {
     let mut out = String::new();
     let mut row = |name: &str, old: String, new: String| {
@@ -54,8 +54,8 @@ pub fn text(before: &BootReport, after: &BootReport) -> String {
     out
 }
 
-/// Paths that were read in `after` but not in `before`. Paths that differ only in their hash count as the same path,
-/// because it was rebuilt.
+/// Returns the paths that were read in `after` but not in `before`. Paths that differ only in their hash count as the same
+/// path, because it was rebuilt.
 fn fresh<'r>(before: &BootReport, after: &'r BootReport) -> Vec<&'r PathReport> {
     let old = before.paths.iter().filter(|path| is_read(path));
     let mut old_names: HashMap<&str, usize> = HashMap::new();
@@ -72,7 +72,7 @@ fn fresh<'r>(before: &BootReport, after: &'r BootReport) -> Vec<&'r PathReport> 
     found
 }
 
-/// The name of a store path without its hash.
+/// Returns the name of a store path without its hash.
 fn name_of(path: &PathReport) -> &str {
     match path.name.split_at_checked(33) {
         Some((hash, name)) if hash.ends_with('-') => name,

@@ -6,7 +6,7 @@ use crate::server::{BootReport, PathReport};
 /// Maximum number of paths in each list. The HTML page lists all.
 const LISTED: usize = 10;
 
-/// A summary of the report.
+/// Returns a summary of the report.
 pub fn text(report: &BootReport) -> String {
     let totals = &report.totals;
     let read = totals.meta_bytes.saturating_add(totals.data_bytes);
@@ -37,12 +37,12 @@ pub fn text(report: &BootReport) -> String {
     out
 }
 
-/// Whether any part of the path was read.
+/// Returns whether any part of the path was read.
 pub fn is_read(path: &PathReport) -> bool {
     path.first_ms.is_some()
 }
 
-/// Bytes read of a path.
+/// Returns the bytes read of a path.
 pub fn bytes_of(path: &PathReport) -> u64 {
     path.meta_bytes.saturating_add(path.data_bytes)
 }
@@ -68,7 +68,7 @@ fn list(title: &str, paths: &[&PathReport], size: fn(&PathReport) -> u64) -> Str
     out
 }
 
-/// The name of a path for output.
+/// Returns the name of a path for output.
 pub fn shown(path: &PathReport) -> String {
     match path.name.is_empty() {
         true => "(the tree)".to_owned(),

@@ -194,7 +194,7 @@ fn run_server(
     mut events: PipeWriter,
     start: Instant,
 ) -> Result<(), CliError> {
-    // Both processes remove the directory, because the other one may be killed.
+    // Both processes remove the directory, because either may be killed.
     let dir = PrivateDir::adopt(dir);
     // In its own session the server does not receive the terminal's signals, which are for the VM.
     setsid().map_err(run_error("leave the terminal"))?;
@@ -215,7 +215,7 @@ fn run_server(
     let mut was_used = false;
     let disks = Disks::new(Some(image), []).map_err(ServeError::from)?;
     let served = serve(disks, &options, Vec::new(), |event| match event {
-        // A write fails only if the parent is gone, and then this process ends soon, too.
+        // A write fails only if the parent has exited, and then this process ends soon, too.
         ServeEvent::Ready(_) => _ = events.write_all(&[supervise::READY]),
         ServeEvent::Vms(1..) if !was_used => {
             was_used = true;
@@ -370,13 +370,13 @@ impl Vm {
 
     /// Warns if the VM never connected to the socket: often it runs as another user.
     fn explain(&mut self, end: End, events: &mut PipeReader) {
-        let mut said = Vec::new();
+        let mut received = Vec::new();
         // Read only if the server has ended, because otherwise read_to_end() would block.
-        let is_read = self.server.end().is_some() && events.read_to_end(&mut said).is_ok();
+        let is_read = self.server.end().is_some() && events.read_to_end(&mut received).is_ok();
         if is_read
             && let Some(socket) = self.attached.sockets(&self.disk).next()
             && !matches!(end, End::Exited(EXIT_NOT_STARTED | EXIT_NOT_FOUND))
-            && !said.contains(&supervise::CONNECTED)
+            && !received.contains(&supervise::CONNECTED)
         {
             tracing::warn!(
                 "the VM ended without having connected to {}; only processes of the same user can connect",

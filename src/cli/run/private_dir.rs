@@ -31,14 +31,14 @@ impl PrivateDir {
         Ok(dir)
     }
 
-    /// The directory in which it is created.
+    /// Returns the directory in which it is created.
     pub fn base() -> PathBuf {
         let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let base = base.filter(|dir| dir.is_absolute() && dir.is_dir());
         base.unwrap_or_else(std::env::temp_dir)
     }
 
-    /// An example of its path.
+    /// Returns an example of its path.
     pub fn example() -> PathBuf {
         Self::base().join(TEMPLATE)
     }
@@ -47,7 +47,7 @@ impl PrivateDir {
         &self.path
     }
 
-    /// The file to which the server writes the disk's fingerprint.
+    /// Returns the file to which the server writes the disk's fingerprint.
     pub fn fingerprint(&self) -> PathBuf {
         self.path.join("fingerprint")
     }
@@ -57,7 +57,7 @@ impl PrivateDir {
         self.path.join("qmp.sock")
     }
 
-    /// A directory created by another process, to be removed by this one, too.
+    /// Adopts a directory created by another process, so that this one removes it, too.
     pub fn adopt(path: &Path) -> Self {
         Self {
             path: path.to_owned(),

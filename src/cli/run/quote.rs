@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shell_reads_the_same_words() {
+    fn a_shell_parses_the_same_words() {
         let words = [
             "plain-1",
             "",

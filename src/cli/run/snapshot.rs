@@ -77,7 +77,7 @@ impl SnapshotArgs {
     }
 }
 
-/// The first line of snapshots of this disk and command, with the current version of QEMU.
+/// Returns the first line of snapshots of this disk and command, with the current version of QEMU.
 fn first_line(disk: &str, command: &[OsString]) -> String {
     let version = command.first().and_then(|program| {
         let output = Command::new(program).arg("--version").output();
@@ -109,7 +109,7 @@ impl Snapshot {
         self.saved.is_some()
     }
 
-    /// Additional arguments for QEMU.
+    /// Returns additional arguments for QEMU.
     pub fn arguments(&self) -> [OsString; 2] {
         match &self.saved {
             Some(file) => [
@@ -179,7 +179,7 @@ impl Snapshot {
         match saved {
             Ok(()) => tracing::info!(file = %self.file.display(), "the VM has been saved"),
             Err(error) => {
-                tracing::error!("the VM cannot be saved in {}: {error}", self.file.display());
+                tracing::error!("cannot save the VM in {}: {error}", self.file.display());
                 let _ = fs::remove_file(&part);
             }
         }
@@ -247,7 +247,10 @@ impl Control {
                 return Ok(returned.take());
             }
             if let Some(error) = answer.get("error") {
-                return Err(io::Error::other(format!("QEMU says {}", error["desc"])));
+                return Err(io::Error::other(format!(
+                    "QEMU returned the error {}",
+                    error["desc"]
+                )));
             }
         }
     }

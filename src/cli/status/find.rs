@@ -11,7 +11,7 @@ use crate::server::{STATUS_SUFFIX, status_path};
 /// `SO_ACCEPTCON` in the flags of `/proc/net/unix`: a listening socket.
 const LISTENS: &str = "00010000";
 
-/// The status socket of a server, given one of its sockets, its mount point, the file in it, or the status socket
+/// Returns the status socket of a server, given one of its sockets, its mount point, the file in it, or the status socket
 /// itself.
 pub fn point_of(place: &Path) -> PathBuf {
     let named = status_path(place);
@@ -26,7 +26,7 @@ pub fn point_of(place: &Path) -> PathBuf {
     }
 }
 
-/// The status sockets of all servers that this user has access to.
+/// Returns the status sockets of all servers that this user has access to.
 pub fn all() -> Result<Vec<PathBuf>, StatusError> {
     let list = fs::read_to_string("/proc/net/unix").map_err(StatusError::List)?;
     let mut points: Vec<PathBuf> = list.lines().filter_map(listed).collect();
@@ -47,7 +47,7 @@ fn listed(line: &str) -> Option<PathBuf> {
     (is_listening && path.starts_with('/') && path.ends_with(STATUS_SUFFIX)).then(|| path.into())
 }
 
-/// Whether the socket is next to a socket or a mount point, like every server's status socket: other programs may use
+/// Returns whether the socket is next to a socket or a mount point, like every server's status socket: other programs may use
 /// the same suffix. Sockets of other users are shown only to root.
 fn is_servers(point: &Path) -> io::Result<bool> {
     let name = point.as_os_str().to_string_lossy();
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listening_sockets_are_found_by_their_names() {
+    fn listening_sockets_are_found_by_name() {
         let line = |flags: &str, path: &str| {
             format!("0000000000000000: 00000002 00000000 {flags} 0001 01 12345 {path}")
         };

@@ -11,12 +11,12 @@ const RECURSIVE: &str = "fixed:r:";
 /// Length in bytes of the hash in a store path.
 const PATH_HASH_BYTES: usize = 20;
 
-/// The NAR hash in the value of `CA`; `None` for content addresses of other kinds.
+/// Returns the NAR hash in the value of `CA`; `None` for content addresses of other kinds.
 pub(super) fn content_hash(value: &str) -> Option<[u8; 32]> {
     hash::decode(value.strip_prefix(RECURSIVE)?.as_bytes())
 }
 
-/// Whether `name` is the base name that Nix computes for a path with this NAR hash and these references. The path must
+/// Returns whether `name` is the base name that Nix computes for a path with this NAR hash and these references. The path must
 /// not refer to itself.
 pub(super) fn has_path(
     name: &[u8],

@@ -37,7 +37,7 @@ impl<'a> Fields<'a> {
         fields.map(|(_, value)| *value)
     }
 
-    /// The value of `field`, if present. A second occurrence is an error.
+    /// Returns the value of `field`, if present. A second occurrence is an error.
     pub(super) fn single(&self, field: &'static str) -> Result<Option<&'a str>, NarinfoError> {
         let mut values = self.all(field);
         let value = values.next();
@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The base name of the store path in `field`.
+    /// Returns the base name of the store path in `field`.
     pub(super) fn store_path(
         &self,
         field: &'static str,
@@ -74,7 +74,7 @@ impl<'a> Fields<'a> {
         nix_name(field, name)
     }
 
-    /// Base names, sorted and without duplicates.
+    /// Returns the base names, sorted and without duplicates.
     pub(super) fn references(&self) -> Result<Vec<Box<[u8]>>, NarinfoError> {
         let field = "References";
         let text = self.single(field)?.unwrap_or_default();
@@ -86,7 +86,7 @@ impl<'a> Fields<'a> {
         Ok(names)
     }
 
-    /// The SHA-256 in `field`, which is required.
+    /// Returns the SHA-256 in `field`, which is required.
     pub(super) fn hash(&self, field: &'static str) -> Result<[u8; 32], NarinfoError> {
         let text = self.required(field)?;
         hash::decode(text.as_bytes()).ok_or_else(|| NarinfoError::Hash {
@@ -119,7 +119,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// The URL. Rejects characters that are not allowed in an HTTP request line, and `..`, which could leave the
+    /// Returns the URL. Rejects characters that are not allowed in an HTTP request line, and `..`, which could leave the
     /// cache's directory.
     pub(super) fn url(&self) -> Result<String, NarinfoError> {
         let url = self.required("URL")?;
@@ -137,7 +137,7 @@ impl<'a> Fields<'a> {
         Ok(value.and_then(content_address::content_hash))
     }
 
-    /// The signatures. Malformed ones are ignored.
+    /// Returns the signatures. Malformed ones are ignored.
     pub(super) fn signatures(&self) -> Vec<Signature> {
         self.all("Sig").filter_map(Signature::parse).collect()
     }

@@ -42,7 +42,7 @@ impl PublicKey {
         text.split_ascii_whitespace().map(Self::parse).collect()
     }
 
-    /// Its name, which signatures refer to.
+    /// Returns its name, which signatures refer to.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -78,7 +78,7 @@ fn every_field_is_read() {
 }
 
 #[test]
-fn what_is_missing_has_nix_defaults() {
+fn absent_fields_have_the_defaults_of_nix() {
     let narinfo = added(SHORT).unwrap();
     assert_eq!(narinfo.compression, Compression::Bzip2);
     assert_eq!((narinfo.file_hash, narinfo.file_size), (None, None));
@@ -115,7 +115,7 @@ fn hashes_in_all_notations() {
 }
 
 #[test]
-fn the_signature_of_cache_nixos_org_holds() {
+fn the_signature_of_cache_nixos_org_is_valid() {
     let key = "cache.nixos.org-1".to_owned();
     assert_eq!(signed().verify(STORE, &keys()), Ok(Trust::Signed { key }));
     let fingerprint = String::from_utf8(signed().fingerprint(STORE)).unwrap();
@@ -125,7 +125,7 @@ fn the_signature_of_cache_nixos_org_holds() {
 }
 
 #[test]
-fn references_are_signed_in_their_order_each_once() {
+fn signed_references_are_sorted_and_unique() {
     let (first, last) = (
         "6iah9pffqjj0lwgf0b1h32a6536jnw18-mirrors-list.drv",
         "bash-5.2p37.drv\n",
@@ -139,7 +139,7 @@ fn references_are_signed_in_their_order_each_once() {
 
 /// Changes each signed field, one at a time.
 #[test]
-fn what_is_signed_cannot_be_changed() {
+fn a_change_of_a_signed_field_is_noticed() {
     let name = "8raygmhj0mhmq8jxb6bgr4ggcbyyrmf8-gnutls-3.8.6.tar.xz.drv";
     let other_name = name.replace("gnutls", "gnutlz");
     let changes = [
@@ -171,28 +171,28 @@ fn what_is_signed_cannot_be_changed() {
 }
 
 #[test]
-fn why_nobody_vouches_for_it() {
+fn reasons_for_distrust() {
     let path = "/nix/store/8raygmhj0mhmq8jxb6bgr4ggcbyyrmf8-gnutls-3.8.6.tar.xz.drv";
     let other =
         PublicKey::parse_list("other-1:dWSd5g+klu9mVxPMmC9cmMSZ3SQP1w5eZmu1SxmtgXE=").unwrap();
-    let said = |text: &str, keys: &[PublicKey]| {
+    let message = |text: &str, keys: &[PublicKey]| {
         let narinfo = Narinfo::parse(text.as_bytes(), SIGNED_NAME, STORE).unwrap();
         narinfo.verify(STORE, keys).unwrap_err().to_string()
     };
     let unknown = format!("{path} is not signed by a trusted key, but by cache.nixos.org-1");
-    assert_eq!(said(SIGNED, &other), unknown);
-    assert_eq!(said(SIGNED, &[]), unknown);
+    assert_eq!(message(SIGNED, &other), unknown);
+    assert_eq!(message(SIGNED, &[]), unknown);
     let forged = SIGNED.replace(":G2Cx", ":G3Cx");
     assert_eq!(
-        said(&forged, &keys()),
+        message(&forged, &keys()),
         format!("the signature of {path} by cache.nixos.org-1 is wrong")
     );
     let unsigned = SIGNED.replace("Sig: ", "Gis: ");
-    assert_eq!(said(&unsigned, &keys()), format!("{path} is not signed"));
+    assert_eq!(message(&unsigned, &keys()), format!("{path} is not signed"));
     // Neither a key with another name nor another key with the same name makes a signature valid.
     let impostor =
         PublicKey::parse("cache.nixos.org-1:dWSd5g+klu9mVxPMmC9cmMSZ3SQP1w5eZmu1SxmtgXE=").unwrap();
-    assert!(said(SIGNED, std::slice::from_ref(&impostor)).contains("is wrong"));
+    assert!(message(SIGNED, std::slice::from_ref(&impostor)).contains("is wrong"));
     assert!(
         signed()
             .verify(STORE, &[impostor, keys().remove(0)])
@@ -201,7 +201,7 @@ fn why_nobody_vouches_for_it() {
 }
 
 #[test]
-fn a_path_that_follows_from_its_nar_needs_no_signature() {
+fn a_content_addressed_path_needs_no_signature() {
     let narinfo = added(ADDED).unwrap();
     assert_eq!(narinfo.verify(STORE, &[]), Ok(Trust::ContentAddressed));
     // The path does not match: other contents, another name, another store, a reference; or the hash is not the NAR's.
@@ -230,20 +230,23 @@ fn a_path_that_follows_from_its_nar_needs_no_signature() {
 
 #[test]
 fn the_narinfo_of_another_path_is_refused() {
-    let said = |name: &[u8], store: &[u8]| {
+    let message = |name: &[u8], store: &[u8]| {
         Narinfo::parse(SHORT.as_bytes(), name, store)
             .unwrap_err()
             .to_string()
     };
     let expected = "the narinfo is of /nix/store/scvmhzvzzlk8bfnsd0hx38nah5riv9qb-d instead of /nix/store/acvmhzvzzlk8bfnsd0hx38nah5riv9qb-d";
-    assert_eq!(said(b"acvmhzvzzlk8bfnsd0hx38nah5riv9qb-d", STORE), expected);
-    assert!(said(b"scvmhzvzzlk8bfnsd0hx38nah5riv9qb-dd", STORE).contains("instead of"));
+    assert_eq!(
+        message(b"acvmhzvzzlk8bfnsd0hx38nah5riv9qb-d", STORE),
+        expected
+    );
+    assert!(message(b"scvmhzvzzlk8bfnsd0hx38nah5riv9qb-dd", STORE).contains("instead of"));
     let expected = "the narinfo's StorePath is not a store path: /nix/store/scvmhzvzzlk8bfnsd0hx38nah5riv9qb-d is not directly inside the store directory /gnu/store";
-    assert_eq!(said(ADDED_NAME, b"/gnu/store"), expected);
+    assert_eq!(message(ADDED_NAME, b"/gnu/store"), expected);
 }
 
 #[test]
-fn what_is_no_narinfo() {
+fn malformed_narinfos_are_refused() {
     let cases = [
         ("", "the narinfo ends within a line (was it cut short?)"),
         ("\n", "line 1 of the narinfo has no colon: \"\""),
@@ -295,7 +298,7 @@ fn what_is_no_narinfo() {
 }
 
 #[test]
-fn values_that_cannot_be() {
+fn invalid_values_are_refused() {
     let with = |from: &str, to: &str| {
         let text = SHORT.replace(from, to);
         assert_ne!(text, SHORT);
@@ -346,7 +349,7 @@ fn values_that_cannot_be() {
 
 /// A name with a comma or a newline could be read as several names in the signed text.
 #[test]
-fn references_are_names_that_nix_gives() {
+fn references_must_be_names_that_nix_accepts() {
     let hash = "6iah9pffqjj0lwgf0b1h32a6536jnw18";
     let with = |name: &str| added(&format!("{SHORT}References: {name}\n"));
     let long = format!("{hash}-{}", "x".repeat(211));
@@ -393,16 +396,16 @@ fn keys_of_nix_conf() {
         "x:AAAA",
     ];
     for text in bad {
-        let said = PublicKey::parse_list(text).unwrap_err().to_string();
+        let message = PublicKey::parse_list(text).unwrap_err().to_string();
         assert!(
-            said.starts_with(&format!("\"{text}\" is not a public key")),
-            "{said}"
+            message.starts_with(&format!("\"{text}\" is not a public key")),
+            "{message}"
         );
     }
 }
 
 #[test]
-fn what_a_cache_says_of_itself() {
+fn cache_info_is_parsed() {
     let text = b"StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 40\n";
     let info = CacheInfo::parse(text).unwrap();
     assert_eq!(info.store_dir.as_deref(), Some("/nix/store"));

@@ -17,7 +17,7 @@ fn parse(text: &[u8], names: &[&str]) -> Result<Vec<Option<Registered>>, String>
     read.map(|(found, _)| found).map_err(|e| e.to_string())
 }
 
-/// The error for `text` without the common prefix.
+/// Returns the error for `text` without the common prefix.
 fn fault(text: &str) -> String {
     let error = parse(text.as_bytes(), &["a"]).unwrap_err();
     error
@@ -155,7 +155,7 @@ fn lines_that_should_be_paths() {
 }
 
 #[test]
-fn a_wrong_number_of_references_is_noticed() {
+fn a_wrong_number_of_references_is_an_error() {
     let records = |count: u8| {
         let reference = "/nix/store/a\n";
         format!(
@@ -168,7 +168,7 @@ fn a_wrong_number_of_references_is_noticed() {
 }
 
 #[test]
-fn contradictions_count_for_listed_paths_only() {
+fn contradictions_matter_for_listed_paths_only() {
     let record =
         |name: &str, hash: &str, size: u32| format!("/nix/store/{name}\n{hash}\n{size}\n\n0\n");
     let first = record("a", HASH, 1);
@@ -219,7 +219,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn reads_what_was_written_in_any_order_and_twice(
+    fn records_in_any_order_and_duplicates_are_read(
         (records, written, listed) in btree_map("[a-z]{1,12}", record(), 1..20).prop_flat_map(|records| {
             let texts: Vec<String> = records.iter().map(|(name, r)| r.write(name)).collect();
             let listed = vec(any::<bool>(), records.len());

@@ -40,7 +40,7 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// Attributes from `origin` without overrides.
+    /// Returns the attributes from `origin` without overrides.
     pub fn new(origin: Origin) -> Self {
         Self {
             origin,
@@ -51,7 +51,7 @@ impl Attributes {
         }
     }
 
-    /// Which attributes to look up on the host.
+    /// Returns which attributes to look up on the host.
     pub fn detail(&self) -> Detail {
         match self.origin {
             Origin::Nar => Detail::Nar,
@@ -59,13 +59,13 @@ impl Attributes {
         }
     }
 
-    /// Whether small files are inlined after their inodes. Not if they may change, be unreadable or need a fetch: a
+    /// Returns whether small files are inlined after their inodes. Not if they may change, be unreadable or need a fetch: a
     /// file that fails would fail every inode in its block.
     pub fn inlines_files(&self) -> bool {
         self.origin == Origin::Nar && !self.is_remote
     }
 
-    /// Permission bits that the guest sees.
+    /// Returns the permission bits that the guest sees.
     pub fn permissions(&self, stat: &Stat) -> u16 {
         match (self.origin, stat.kind) {
             (Origin::Host, _) => stat.permissions,
@@ -77,7 +77,7 @@ impl Attributes {
         }
     }
 
-    /// Owner and group that the guest sees.
+    /// Returns the owner and group that the guest sees.
     pub fn owner(&self, stat: &Stat) -> Owner {
         let (uid, gid) = match self.origin {
             Origin::Nar => (0, 0),
@@ -89,7 +89,7 @@ impl Attributes {
         }
     }
 
-    /// The mtime in seconds and nanoseconds that the guest sees for a file with this mtime on the host.
+    /// Returns the mtime in seconds and nanoseconds that the guest sees for a file with this mtime on the host.
     pub fn mtime(&self, own_sec: i64, own_nsec: u32) -> (u64, u32) {
         match (self.mtime_sec, self.origin) {
             (Some(sec), _) => (sec, 0),
@@ -104,7 +104,7 @@ impl Attributes {
     }
 }
 
-/// Type bits of the mode.
+/// Returns the type bits of the mode.
 pub fn mode_type(kind: FileKind) -> ModeType {
     match kind {
         FileKind::Regular => ModeType::Regular,
@@ -117,7 +117,7 @@ pub fn mode_type(kind: FileKind) -> ModeType {
     }
 }
 
-/// Type in a directory entry; [`DirentType::Unknown`] for `None`.
+/// Returns the type in a directory entry; [`DirentType::Unknown`] for `None`.
 pub fn dirent_type(kind: Option<FileKind>) -> DirentType {
     let Some(kind) = kind else {
         return DirentType::Unknown;

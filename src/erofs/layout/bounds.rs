@@ -72,7 +72,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// The upper bound for a path with this NAR size. For `inlines_files` see [`Attributes::inlines_files`].
+    /// Returns the upper bound for a path with this NAR size. For `inlines_files` see [`Attributes::inlines_files`].
     ///
     /// [`Attributes::inlines_files`]: super::attributes::Attributes::inlines_files
     pub fn bound(nar_size_bytes: u64, inlines_files: bool) -> Self {

@@ -38,9 +38,9 @@ pub enum LayoutError {
     #[error("has more entries or data than one EROFS disk can hold")]
     TooBig,
     /// A file of a type that a NAR cannot represent.
-    #[error("holds a device, socket or FIFO, which a store path cannot")]
+    #[error("contains a device, socket or FIFO, which a store path cannot")]
     NotInANar,
     /// A name is empty or longer than the format allows.
-    #[error("holds a name that EROFS cannot (1 to 255 bytes)")]
+    #[error("contains a name that EROFS does not allow (1 to 255 bytes)")]
     BadName,
 }

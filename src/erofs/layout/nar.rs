@@ -1,19 +1,19 @@
-//! How long a path's NAR is, from its plan. [`bounds`](super::bounds) has the strings of a NAR one by one.
+//! The length of a path's NAR, computed from its plan. [`bounds`](super::bounds) lists the strings of a NAR.
 
 use super::plan::{Content, Plan};
 
 /// The magic.
 const ARCHIVE_BYTES: u64 = 24;
-/// An entry of a directory, without its name and its node.
+/// A directory entry, without its name and its node.
 const ENTRY_BYTES: u64 = 88;
 /// A directory, without its entries.
 const DIRECTORY_BYTES: u64 = 72;
 /// A regular file without its contents, or a symlink without its target.
 const LEAF_BYTES: u64 = 88;
-/// What an executable file has besides: `executable` 24 and an empty string 8.
+/// What `executable` (24) and an empty string (8) add.
 const EXECUTABLE_BYTES: u64 = 32;
 
-/// Length of the NAR of a complete plan's path. Wrong for files that no NAR can hold.
+/// Returns the length of the NAR of a complete plan's path. Wrong if a file has a type that a NAR cannot represent.
 pub fn size_bytes(plan: &Plan) -> u64 {
     let nodes = plan.nodes().iter().enumerate();
     nodes.fold(ARCHIVE_BYTES, |sum, (index, node)| {
@@ -34,7 +34,7 @@ pub fn size_bytes(plan: &Plan) -> u64 {
     })
 }
 
-/// A string's bytes, with its zeros.
+/// Returns the length of a string including its padding.
 fn padded(len_bytes: u64) -> u64 {
     len_bytes.checked_next_multiple_of(8).unwrap_or(u64::MAX)
 }

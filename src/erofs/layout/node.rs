@@ -20,7 +20,7 @@ pub enum Content {
     },
     /// A directory.
     Directory {
-        /// `i_size`: all blocks but the last count as full. 0 until the directory is listed.
+        /// `i_size`: all blocks except the last count as full. 0 until the directory is listed.
         size_bytes: u64,
         /// Its [`Dir`](super::plan::Dir).
         dir: DirIndex,
@@ -72,7 +72,7 @@ pub struct Node {
 const _: () = assert!(size_of::<Node>() == 48);
 
 impl Node {
-    /// Its type.
+    /// Returns its type.
     pub fn kind(&self) -> FileKind {
         match self.content {
             Content::Regular { .. } => FileKind::Regular,
@@ -85,22 +85,22 @@ impl Node {
         }
     }
 
-    /// Its type and contents.
+    /// Returns its type and contents.
     pub fn content(&self) -> Content {
         self.content
     }
 
-    /// Type and permissions, as in `st_mode`.
+    /// Returns the type and permissions, as in `st_mode`.
     pub fn mode(&self) -> u16 {
         mode_type(self.kind()) as u16 | self.permissions
     }
 
-    /// Whether its owner may run it, which is what a NAR keeps of permissions.
+    /// Returns whether its owner may execute it, the only permission that a NAR stores.
     pub fn is_executable(&self) -> bool {
         self.permissions & 0o100 != 0
     }
 
-    /// The attributes that must not change between planning and reading.
+    /// Returns the attributes that must not change between planning and reading.
     pub fn stamp(&self) -> Stamp {
         Stamp {
             size_bytes: self.size_bytes(),
@@ -122,12 +122,12 @@ impl Node {
         }
     }
 
-    /// Where its name begins in [`Plan::names`](super::plan::Plan::names); a symlink's target follows it.
+    /// Returns the offset of its name in [`Plan::names`](super::plan::Plan::names). A symlink's target follows the name.
     pub fn name_start(&self) -> u32 {
         self.name
     }
 
-    /// Length of its name.
+    /// Returns the length of its name.
     pub fn name_len(&self) -> u8 {
         self.name_len
     }
@@ -137,7 +137,7 @@ impl Node {
         self.slot
     }
 
-    /// The directory that contains it.
+    /// Returns the directory that contains it.
     pub fn parent(&self) -> DirIndex {
         self.parent
     }

@@ -145,17 +145,17 @@ impl Plan {
         &self.attributes
     }
 
-    /// All nodes, the path's top one first.
+    /// Returns all nodes. The path's top node is first.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// All directories, each after the one that it is in.
+    /// Returns all directories. Each follows its parent.
     pub fn dirs(&self) -> &[Dir] {
         &self.dirs
     }
 
-    /// Names and targets, of [`Node::name_start`] and more.
+    /// Returns the names and symlink targets of all nodes; see [`Node::name_start`].
     pub fn names(&self) -> &[u8] {
         &self.bytes
     }
@@ -354,7 +354,7 @@ impl Plan {
         hasher.finish()
     }
 
-    /// The [`digest`](Self::digest) of each number of directories, from none to all of them. All could be listed.
+    /// Returns the [`digest`](Self::digest) for each number of directories, from none to all. All directories must be listed.
     pub fn digests(&self) -> Vec<u64> {
         let mut hasher = DefaultHasher::new();
         self.hash_nodes(0..1, &mut hasher);

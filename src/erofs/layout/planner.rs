@@ -81,12 +81,12 @@ impl Planner {
         Ok(planner)
     }
 
-    /// The plan so far.
+    /// Returns the plan so far.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The finished plan, without spare memory.
+    /// Returns the finished plan, without spare memory.
     pub fn into_plan(mut self) -> Plan {
         let plan = &mut self.plan;
         plan.nodes.shrink_to_fit();
@@ -99,28 +99,28 @@ impl Planner {
         self.plan
     }
 
-    /// The directory to list next; `None` when the plan is complete.
+    /// Returns the directory to list next; `None` when the plan is complete.
     pub fn next_dir(&self) -> Option<NodeIndex> {
         self.next_dirs().next()
     }
 
-    /// The directories to list next that are already known, in order.
+    /// Returns the directories to list next that are already known, in order.
     pub fn next_dirs(&self) -> impl Iterator<Item = NodeIndex> {
         let waiting = self.plan.dirs.get(self.listed as usize..);
         waiting.unwrap_or_default().iter().map(|dir| dir.node)
     }
 
-    /// Number of directories that have been listed.
+    /// Returns the number of directories that have been listed.
     pub fn listed(&self) -> DirIndex {
         self.listed
     }
 
-    /// All directories have been listed.
+    /// Returns whether all directories have been listed.
     pub fn is_complete(&self) -> bool {
         self.next_dir().is_none()
     }
 
-    /// Whether every byte of metadata block `block` is determined by the plan so far.
+    /// Returns whether every byte of metadata block `block` is determined by the plan so far.
     pub fn covers_meta(&self, block: u32) -> bool {
         if self.is_complete() {
             return true;
@@ -140,12 +140,12 @@ impl Planner {
         })
     }
 
-    /// Whether the contents of data block `block` are determined by the plan so far.
+    /// Returns whether the contents of data block `block` are determined by the plan so far.
     pub fn covers_data(&self, block: u32) -> bool {
         self.is_complete() || block < self.plan.data_blocks
     }
 
-    /// Whether every child in block `nth` of a directory's entries has a slot.
+    /// Returns whether every child in block `nth` of a directory's entries has a slot.
     fn dirents_placed(&self, dir: &Dir, nth: u32) -> bool {
         self.plan.block_entries(dir, nth).all(|slot| match slot {
             EntryRef::Child(child) => self.plan.node(dir.child(child)).slot != UNPLACED,
@@ -379,8 +379,8 @@ fn narrow(count: usize) -> Result<u32, LayoutError> {
     u32::try_from(count).map_err(|_| LayoutError::TooBig)
 }
 
-/// Index of `owner` in `owners`; appends it if it is not among the recent ones. Neighbouring files mostly have the same
-/// owner, and a store has only one.
+/// Returns the index of `owner` in `owners`; appends it if it is not among the recent ones. Neighbouring files mostly have the
+/// same owner, and a store has only one.
 fn intern(owners: &mut Vec<Owner>, owner: Owner) -> Result<u32, LayoutError> {
     /// Number of owners to search, so that a tree with many owners stays linear.
     const RECENT: usize = 32;
@@ -392,7 +392,7 @@ fn intern(owners: &mut Vec<Owner>, owner: Owner) -> Result<u32, LayoutError> {
     narrow(owners.len() - 1)
 }
 
-/// Content of a node before its data or entries are placed.
+/// Returns the content of a node before its data or entries are placed.
 fn content(stat: &Stat, target: &[u8]) -> Result<Content, LayoutError> {
     Ok(match stat.kind {
         FileKind::Regular => Content::Regular {

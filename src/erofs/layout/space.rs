@@ -45,17 +45,17 @@ pub struct Region {
 }
 
 impl Region {
-    /// Nid of the path's top node.
+    /// Returns the nid of the path's top node.
     pub fn nid(&self) -> u64 {
         self.nid_at(0)
     }
 
-    /// Nid of the inode at slot `slot` of this path's plan.
+    /// Returns the nid of the inode at slot `slot` of this path's plan.
     pub fn nid_at(&self, slot: u32) -> u64 {
         u64::from(self.meta.start) * u64::from(SLOTS_PER_BLOCK) + u64::from(slot)
     }
 
-    /// Maximum number of blocks of the path's plan.
+    /// Returns the maximum number of blocks of the path's plan.
     pub fn limits(&self) -> Limits {
         Limits {
             meta_blocks: self.meta.end - self.meta.start,
@@ -118,7 +118,7 @@ pub enum Area {
 }
 
 impl Space {
-    /// The space of a tree: one region with all blocks.
+    /// Returns the space of a tree: one region with all blocks.
     pub fn whole(kind: FileKind) -> Self {
         let region = Region {
             name: Box::default(),
@@ -154,17 +154,17 @@ impl Space {
         Ok(Self { regions, len_bytes })
     }
 
-    /// The regions, sorted by address.
+    /// Returns the regions, sorted by address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
     }
 
-    /// The region with this index.
+    /// Returns the region with this index.
     pub fn region(&self, index: u32) -> &Region {
         &self.regions[index as usize]
     }
 
-    /// Length of the disk.
+    /// Returns the length of the disk.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
@@ -221,7 +221,7 @@ fn take(next: &mut u64, count: u64, end: u32) -> Result<Range<u32>, TooBig> {
     }
 }
 
-/// The claims whose upper bounds must be replaced by exact sizes so that all claims can fit: as few as possible,
+/// Returns the claims whose upper bounds must be replaced by exact sizes so that all claims can fit: as few as possible,
 /// largest first.
 ///
 /// Returns an empty list if all claims fit. Otherwise plan the returned claims and call again with their exact sizes.

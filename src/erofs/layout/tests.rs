@@ -41,7 +41,7 @@ impl Tree {
         }
     }
 
-    /// Length of the node in a NAR, without the magic: the sum of the strings that `nix-store --dump` writes.
+    /// Returns the length of the node in a NAR, without the magic: the sum of the strings that `nix-store --dump` writes.
     fn nar_len(&self) -> u64 {
         let parens_and_type = string(1) + string(4) + string(1);
         parens_and_type
@@ -76,7 +76,7 @@ impl Tree {
         listing
     }
 
-    /// The directory at `path`, which is relative to the top node.
+    /// Returns the directory at `path`, which is relative to the top node.
     fn at(&self, path: &[u8]) -> &Self {
         let mut here = self;
         for part in path.split(|byte| *byte == b'/').skip(1) {
@@ -89,7 +89,7 @@ impl Tree {
     }
 }
 
-/// So that there are both kinds.
+/// So that both kinds of files occur.
 fn is_executable(size: u64) -> bool {
     size % 2 == 1
 }
@@ -270,7 +270,7 @@ proptest! {
     }
 
     #[test]
-    fn a_covered_block_never_changes(tree in any_tree()) {
+    fn covered_blocks_never_change(tree in any_tree()) {
         let mut planner = planner(&tree, Limits::NONE);
         let mut early = std::collections::BTreeMap::new();
         while !planner.is_complete() {
@@ -307,7 +307,7 @@ fn the_first_block_needs_only_the_top_directories() {
 }
 
 #[test]
-fn a_wrong_nar_size_is_noticed() {
+fn a_wrong_nar_size_is_an_error() {
     let file = |index: usize| (format!("{index:0>200}").into_bytes(), Tree::File(5000));
     let tree = Tree::Dir((0..100).map(file).collect());
     let mut planner = planner(&tree, limits(Size::bound(1000, true)));
@@ -370,7 +370,7 @@ fn every_block_belongs_to_one_area() {
 }
 
 #[test]
-fn the_largest_bounds_are_planned_first_and_no_more_than_needed() {
+fn the_largest_bounds_are_planned_first_and_no_more_than_necessary() {
     let room = u64::from(DATA_ARENA_START);
     let mut claims = vec![
         claim(b'a', room / 2, 1, false),

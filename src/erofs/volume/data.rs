@@ -8,11 +8,11 @@ use crate::erofs::layout::plan::{NodeIndex, Plan};
 /// A file with data blocks of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placed<F> {
-    /// Which file.
+    /// The file.
     pub file: F,
     /// Its first data block.
     pub block: u32,
-    /// How long it is.
+    /// Its length.
     pub size_bytes: u64,
 }
 
@@ -30,7 +30,7 @@ pub enum DataPart<F> {
     Zeros(u64),
 }
 
-/// The files of a plan with data blocks, from the one on that block `first` belongs to.
+/// Returns the files of a plan with data blocks, in order, starting with the one that block `first` belongs to.
 pub fn placed_from(plan: &Plan, first: u32) -> impl Iterator<Item = Placed<NodeIndex>> {
     let nodes = plan.data_position(first).map(|p| plan.data_from(p));
     let nodes = nodes.unwrap_or_default().iter();
@@ -41,8 +41,8 @@ pub fn placed_from(plan: &Plan, first: u32) -> impl Iterator<Item = Placed<NodeI
     })
 }
 
-/// Calls `sink` with what bytes `wanted` of a path's data consist of, in order and without gaps. `placed` are the files there,
-/// in order.
+/// Calls `sink` with the parts of the byte range `wanted` of a path's data, in order and without gaps. `placed` are the files
+/// in that range, in order.
 ///
 /// # Errors
 /// The first error of `sink`.

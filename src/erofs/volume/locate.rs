@@ -63,7 +63,7 @@ pub struct Spot {
 }
 
 impl Volume {
-    /// The unused range that contains block `block` and ends before block `end`.
+    /// Returns the unused range that contains block `block` and ends before block `end`.
     pub fn locate_unused(&self, block: u32, end: u32) -> Spot {
         Spot {
             place: Place::Unused { kept_for: None },
@@ -71,7 +71,7 @@ impl Volume {
         }
     }
 
-    /// Start of the unused range that contains block `block`: the end of the last path of its arena.
+    /// Returns the start of the unused range that contains block `block`: the end of the last path of its arena.
     fn unused_from(&self, block: u32) -> u64 {
         let last = self.space.regions().last();
         let start = last.map(|region| match block {
@@ -103,7 +103,7 @@ impl Volume {
     }
 }
 
-/// Byte address of the inode `nid`. Saturates for nids beyond any disk.
+/// Returns the byte address of the inode `nid`. Saturates for nids beyond any disk.
 pub fn nid_offset(nid: u64) -> u64 {
     nid.saturating_mul(u64::from(SLOT_LEN))
 }
@@ -134,7 +134,7 @@ fn block_start(block: u32) -> u64 {
     u64::from(block) * BLOCK_LEN_BYTES
 }
 
-/// A spot whose `range` is relative to the start of the block that contains `at`.
+/// Returns a spot whose `range` is relative to the start of the block that contains `at`.
 fn spot(place: Place, at: u64, range: Range<usize>) -> Spot {
     let start = at - at % BLOCK_LEN_BYTES;
     Spot {

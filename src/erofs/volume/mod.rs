@@ -38,12 +38,12 @@ impl Volume {
         }
     }
 
-    /// The address ranges.
+    /// Returns the address ranges.
     pub fn space(&self) -> &Space {
         &self.space
     }
 
-    /// Whether the disk is one tree instead of a directory of store paths.
+    /// Returns whether the disk is one tree instead of a directory of store paths.
     pub fn is_tree(&self) -> bool {
         self.root.is_none()
     }
@@ -56,7 +56,7 @@ impl Volume {
         }
     }
 
-    /// The bytes of a block outside the paths: superblock, root directory, unused.
+    /// Returns the bytes of a block outside the paths: superblock, root directory, unused.
     pub fn block(&self, area: Area) -> Block {
         match (area, &self.root) {
             (Area::Superblock, _) => *self.superblock,

@@ -69,17 +69,17 @@ impl RootDir {
         }
     }
 
-    /// Number of blocks, including the one with the inode.
+    /// Returns the number of blocks, including the one with the inode.
     pub fn blocks(&self) -> u32 {
         1 + self.packing.full_blocks() + u32::from(self.form.inline_len == 0)
     }
 
-    /// `i_size`: all blocks but the last count as full.
+    /// Returns `i_size`: all blocks except the last count as full.
     pub fn size_bytes(&self) -> u64 {
         self.packing.size_bytes()
     }
 
-    /// The part of block `block` that contains byte `at`, and its byte range in the block.
+    /// Returns the part of block `block` that contains byte `at`, and its byte range in the block.
     pub fn part(&self, block: u32, at: usize) -> (RootPart, Range<usize>) {
         let full = self.packing.full_blocks();
         let after = usize::from(self.form.header_len());
@@ -97,7 +97,7 @@ impl RootDir {
         }
     }
 
-    /// The bytes of block `block`. `regions` are the paths in the order given to [`RootDir::new`].
+    /// Returns the bytes of block `block`. `regions` are the paths in the order given to [`RootDir::new`].
     pub fn render(&self, block: u32, regions: &[Region]) -> Block {
         let mut out = [0; BLOCK_LEN_USIZE];
         let Some(entries_block) = block.checked_sub(1) else {
@@ -129,7 +129,7 @@ impl RootDir {
     }
 }
 
-/// Link count of a directory with entries of these types; 1 if a type is unknown.
+/// Returns the link count of a directory with entries of these types; 1 if a type is unknown.
 fn nlink(mut kinds: impl Iterator<Item = Option<FileKind>>) -> u32 {
     let count = |sum: u32, kind: Option<FileKind>| {
         kind.map(|kind| sum.saturating_add(u32::from(kind == FileKind::Directory)))

@@ -38,7 +38,7 @@ fn every_byte_up_to_the_first_data_belongs_to_one_spot() {
             let spot = image.locate(at).unwrap();
             assert_eq!(spot.range.start, at, "{spot:?}");
             assert!(spot.range.end > at, "{spot:?}");
-            // The last byte is told the same as the first.
+            // The last byte gives the same spot as the first.
             let end = spot.range.end.min(image.len_bytes());
             assert_eq!(image.locate(end - 1).unwrap(), spot);
             at = end;
@@ -47,7 +47,7 @@ fn every_byte_up_to_the_first_data_belongs_to_one_spot() {
 }
 
 #[test]
-fn places_are_told_apart() {
+fn every_kind_of_place_is_located() {
     let dir = store();
     let image = store_image(dir.path(), &ImageOptions::default());
     assert_eq!(image.locate(1024).unwrap().place, Place::Superblock);
@@ -70,7 +70,7 @@ fn places_are_told_apart() {
 }
 
 #[test]
-fn small_files_and_targets_lie_behind_their_inodes() {
+fn small_files_and_targets_follow_their_inodes() {
     let dir = store();
     let image = store_image(dir.path(), &ImageOptions::default());
     let top = image.locate_nid(image.space().regions()[0].nid()).unwrap();
@@ -97,7 +97,7 @@ fn small_files_and_targets_lie_behind_their_inodes() {
 }
 
 #[test]
-fn behind_the_disk_is_an_error() {
+fn an_address_after_the_end_is_an_error() {
     let dir = store();
     let image = tree_image(dir.path());
     assert!(image.locate(image.len_bytes()).is_err());
@@ -105,7 +105,7 @@ fn behind_the_disk_is_an_error() {
 }
 
 #[test]
-fn usage_is_what_the_plan_takes() {
+fn usage_equals_the_size_of_the_plan() {
     let dir = store();
     let image = store_image(dir.path(), &ImageOptions::default());
     let usage = image.usage(0).unwrap();

@@ -1,10 +1,10 @@
-//! Trees of which something cannot be read: that alone fails.
+//! Trees that are partly unreadable: only reads of that part fail.
 
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// Data blocks of a tree that can be read, by their first bytes.
+/// Returns the first byte of each data block; `None` if it is unreadable.
 fn readable(image: &Image, blocks: u32) -> Vec<Option<u8>> {
     let start = image.space().region(0).data.start;
     let first = |block: u32| {
@@ -15,7 +15,7 @@ fn readable(image: &Image, blocks: u32) -> Vec<Option<u8>> {
     (0..blocks).map(first).collect()
 }
 
-/// Metadata blocks that can not be read.
+/// Returns the metadata blocks that are unreadable.
 fn unreadable_blocks(image: &Image) -> Vec<u32> {
     let used = image.usage(0).unwrap().meta_blocks;
     let fails = |block: &u32| {
@@ -38,7 +38,7 @@ fn an_edited_small_file_fails_alone() {
     assert!(unreadable_blocks(&image).is_empty());
 }
 
-/// A directory that root may list, but for what is mounted in it.
+/// Root may list the directory, except for what is mounted in it.
 #[test]
 fn a_directory_that_may_not_be_entered_fails_alone() {
     let dir = tempfile::tempdir().unwrap();
@@ -48,7 +48,7 @@ fn a_directory_that_may_not_be_entered_fails_alone() {
     }
     let closed = dir.path().join("closed");
     fs::set_permissions(&closed, PermissionsExt::from_mode(0o000)).unwrap();
-    // Root may do everything, unless it gives that up; this thread only, which ends with the test.
+    // Root may list any directory. Drop the privileges, for this thread only, which ends with the test.
     without_privileges(|| {
         let image = tree_image(dir.path());
         assert_eq!(readable(&image, 2), [Some(1), Some(1)]);
@@ -64,7 +64,7 @@ fn a_directory_that_may_not_be_entered_fails_alone() {
     fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
 }
 
-/// Calls `f` on a thread that may not do what only root may.
+/// Calls `f` on a thread without root's privileges.
 fn without_privileges(f: impl FnOnce() + Send) {
     use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
     std::thread::scope(|scope| {
@@ -83,7 +83,7 @@ fn without_privileges(f: impl FnOnce() + Send) {
 
 /// `/dev/pts` and `/dev/shm` are mounted in `/dev` on every Linux.
 #[test]
-fn what_is_mounted_in_a_tree_is_not_entered() {
+fn mounts_in_a_tree_are_not_entered() {
     let host = crate::source::HostTree::open("/dev".as_ref(), 16).unwrap();
     let mounted = host.list(b"shm", crate::tree::Detail::Full);
     mounted.unwrap();

@@ -1,10 +1,10 @@
-//! Paths that are not what was registered.
+//! Paths that do not match their registration.
 
 use super::*;
 use crate::closure::{Closure, Contents, StorePath};
 use crate::erofs::layout::nar;
 
-/// A disk of `a`, whose NAR is said to have so many bytes: nothing is walked before it is read.
+/// A disk of `a`, registered with a NAR of this length, so that nothing is walked before the first read.
 pub(super) fn registered(dir: &std::path::Path, nar_size: u64) -> Image {
     let path = StorePath {
         name: b"a"[..].into(),
@@ -19,7 +19,7 @@ pub(super) fn registered(dir: &std::path::Path, nar_size: u64) -> Image {
     Image::new(&closure, &ImageOptions::default()).unwrap()
 }
 
-/// The same, with the length that it has.
+/// The same, registered with the real length.
 pub(super) fn rightly_registered(dir: &std::path::Path) -> Image {
     registered(dir, nar_size_of(dir))
 }
@@ -35,7 +35,7 @@ fn first_block(image: &Image) -> Result<(), ReadError> {
     image.read_exact_at(&mut [0; 512], meta)
 }
 
-/// A path like `a` of which not all has to be walked to show its top directory.
+/// A path like `a` whose top directory can be read before all of it is walked.
 pub(super) fn deep_store() -> tempfile::TempDir {
     let dir = small_store();
     fs::create_dir_all(dir.path().join("a/lib/sub/below")).unwrap();
@@ -44,7 +44,7 @@ pub(super) fn deep_store() -> tempfile::TempDir {
 }
 
 #[test]
-fn a_path_of_another_length_than_registered_is_a_fault_from_then_on() {
+fn a_path_with_a_wrong_nar_size_fails_from_then_on() {
     let dir = deep_store();
     let size = nar_size_of(dir.path());
     let image = registered(dir.path(), size + 8);
@@ -55,12 +55,12 @@ fn a_path_of_another_length_than_registered_is_a_fault_from_then_on() {
         let text = error.to_string();
         assert!(
             text.contains(&format!(
-                "a NAR of {size} bytes, and {} are registered",
+                "a NAR of {size} bytes, but {} are registered",
                 size + 8
             )),
             "{text}"
         );
-        // What was shown before is not shown again, when the failure is forgotten either.
+        // Blocks that were readable before must not be readable again, even when the failure is forgotten.
         assert!(matches!(
             first_block(&image),
             Err(ReadError::NarSize { .. })
@@ -74,9 +74,9 @@ fn a_path_of_another_length_than_registered_is_a_fault_from_then_on() {
     }
 }
 
-/// It was served without what was in it, and with status OK.
+/// Regression test: it was served without its contents, with status OK.
 #[test]
-fn a_directory_that_was_moved_away_before_the_walk_is_a_fault_until_it_is_back() {
+fn a_directory_moved_away_before_the_walk_is_a_fault_until_it_is_back() {
     let dir = deep_store();
     let image = rightly_registered(dir.path());
     first_block(&image).unwrap();
@@ -91,7 +91,7 @@ fn a_directory_that_was_moved_away_before_the_walk_is_a_fault_until_it_is_back()
 }
 
 #[test]
-fn a_path_that_must_be_planned_at_the_start_is_held_against_its_registration() {
+fn a_path_planned_at_the_start_is_checked_against_its_registration() {
     let dir = deep_store();
     let size = nar_size_of(dir.path());
     for (registered, is_right) in [(size, true), (size + 8, false)] {

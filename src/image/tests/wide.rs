@@ -1,11 +1,11 @@
-//! Trees with so many directories that several are listed at once.
+//! Trees with so many directories that several are listed in parallel.
 
 use super::super::plans::Need;
 use super::*;
 
 const DIRS: usize = 320;
 
-/// A tree of [`DIRS`] directories, a file in each. The last ones are listed together.
+/// Returns a tree of [`DIRS`] directories with one file each. The last ones are listed in parallel.
 fn wide_tree() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for number in 0..DIRS {
@@ -17,7 +17,7 @@ fn wide_tree() -> tempfile::TempDir {
 }
 
 #[test]
-fn what_is_listed_at_once_is_planned_in_the_same_order() {
+fn directories_listed_in_parallel_are_planned_in_the_same_order() {
     let dir = wide_tree();
     let image = tree_image(dir.path());
     let one_by_one = walk::plan_whole(&image.tree(0), image.plans.attributes(), None).unwrap();
@@ -27,14 +27,14 @@ fn what_is_listed_at_once_is_planned_in_the_same_order() {
     assert_eq!(digest, one_by_one.digest(u32::MAX));
 }
 
-/// The directory is listed together with others before it.
+/// The directory is listed in parallel with others before it.
 #[test]
-fn a_directory_that_is_missing_is_a_fault_of_its_own_only() {
+fn only_a_missing_directory_itself_fails() {
     let dir = wide_tree();
     let image = tree_image(dir.path());
     let data = u64::from(image.space().regions()[0].data.start) * BLOCK_LEN_BYTES;
     let block = |number: usize| data + number as u64 * BLOCK_LEN_BYTES;
-    // The top directory is listed, and the first of those in it.
+    // The top directory and its first subdirectories have been listed.
     assert_eq!(read(&image, block(0), 1), [7]);
     let last = dir.path().join(format!("{:03}", DIRS - 1));
     let elsewhere = tempfile::tempdir().unwrap();

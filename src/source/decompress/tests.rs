@@ -11,7 +11,7 @@ fn text(repeat: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A brotli stream that stores `bytes` as they are (RFC 7932, 9.2), at most 2^16 of them.
+/// Returns a brotli stream that stores `bytes` as they are (RFC 7932, 9.2), at most 2^16 of them.
 fn stored_brotli(bytes: &[u8]) -> Vec<u8> {
     // One bit: a window of 2^16. Then a block that is not the last (1 bit), 4 nibbles of length (2 bits), the length
     // less one (16 bits), not compressed (1 bit), and padding up to a byte.
@@ -50,7 +50,7 @@ fn read(compression: Compression, bytes: &[u8]) -> io::Result<Vec<u8>> {
 const ALL: [Compression; 5] = [Xz, Zstd, Brotli, Bzip2, Gzip];
 
 #[test]
-fn what_was_compressed_comes_back() {
+fn compressed_data_round_trips() {
     for compression in ALL.into_iter().chain([None]) {
         for bytes in [text(1), text(5000)] {
             let packed = compressed(compression, &bytes);
@@ -64,7 +64,7 @@ fn what_was_compressed_comes_back() {
 }
 
 #[test]
-fn several_streams_are_one() {
+fn concatenated_streams_are_one() {
     let [a, b] = [text(3), text(700)];
     for compression in [Xz, Zstd, Bzip2, Gzip] {
         let both = [compressed(compression, &a), compressed(compression, &b)].concat();
@@ -79,10 +79,10 @@ fn several_streams_are_one() {
 }
 
 #[test]
-fn a_stream_that_is_cut_anywhere_is_an_error() {
+fn a_stream_truncated_anywhere_is_an_error() {
     for compression in ALL {
         let whole = compressed(compression, &text(200));
-        // One stream less a byte, and a second one that is cut.
+        // One complete stream less a byte, and a truncated second one.
         for (streams, from) in [
             (whole.clone(), 0),
             ([&whole[..], &whole].concat(), whole.len() + 1),
@@ -100,7 +100,7 @@ fn a_stream_that_is_cut_anywhere_is_an_error() {
 }
 
 #[test]
-fn what_follows_a_stream_is_an_error() {
+fn trailing_garbage_is_an_error() {
     for compression in ALL {
         for len in [1, 7, READ_BYTES + 1] {
             let bytes = [compressed(compression, &text(200)), vec![b'x'; len]].concat();
@@ -113,7 +113,7 @@ fn what_follows_a_stream_is_an_error() {
 }
 
 #[test]
-fn a_byte_that_is_wrong_gives_an_error_or_other_bytes() {
+fn a_corrupt_byte_gives_an_error_or_other_bytes() {
     for compression in ALL {
         let whole = compressed(compression, &text(40));
         for at in 0..whole.len() {
@@ -127,7 +127,7 @@ fn a_byte_that_is_wrong_gives_an_error_or_other_bytes() {
 }
 
 #[test]
-fn windows_beyond_the_bound_are_refused() {
+fn windows_over_the_limit_are_refused() {
     // A zstd frame with a window of 2^28 bytes (RFC 8878, 3.1.1.1.2), one empty block.
     let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 18 << 3, 0x01, 0x00, 0x00];
     let refused = read(Zstd, &frame).unwrap_err().to_string();
@@ -151,7 +151,7 @@ fn windows_beyond_the_bound_are_refused() {
 }
 
 #[test]
-fn compressions_have_the_names_that_nix_and_http_give_them() {
+fn compressions_have_the_names_of_nix_and_http() {
     let names = [
         ("none", None),
         ("xz", Xz),

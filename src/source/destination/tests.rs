@@ -30,7 +30,7 @@ fn read(to: &mut Destination<'_>, file: &File, offset: u64, len: u64) -> Result<
 }
 
 #[test]
-fn copies_and_zeros_go_across_segments() {
+fn copies_and_zeros_span_segments() {
     let mut buffer = [0xee; 0x40];
     let mut to = segments(&mut buffer, &[(0x10, 3), (0x20, 6), (0x30, 4)]);
     to.write(b"abcde").unwrap();
@@ -44,7 +44,7 @@ fn copies_and_zeros_go_across_segments() {
 }
 
 #[test]
-fn a_file_goes_into_more_segments_than_one_call_takes() {
+fn a_file_fills_more_segments_than_one_call_takes() {
     let content = pattern(40_000);
     let ranges: Vec<(usize, usize)> = (0..3000).map(|i| (0x1000 + i * 16, 13)).collect();
     let mut buffer = vec![0; 0x40000];
@@ -83,7 +83,7 @@ fn a_file_that_ends_early_is_an_error() {
 }
 
 #[test]
-fn a_file_never_goes_beyond_the_segments() {
+fn a_file_is_never_read_past_the_segments() {
     let mut buffer = [0; 16];
     let (_, file) = file_of(&[1; 50]);
     let fault = read(&mut segments(&mut buffer, &[(0, 10)]), &file, 0, 50);
@@ -95,7 +95,7 @@ fn a_file_never_goes_beyond_the_segments() {
 }
 
 #[test]
-fn offsets_beyond_the_kernels_are_refused() {
+fn offsets_over_the_kernels_limit_are_refused() {
     let (_, file) = file_of(&[]);
     let fault = read(&mut (&mut [0; 10][..]).into(), &file, u64::MAX, 10);
     assert!(matches!(
@@ -108,7 +108,7 @@ fn offsets_beyond_the_kernels_are_refused() {
 }
 
 #[test]
-fn memory_that_the_frontend_cut_is_an_error_and_no_signal() {
+fn memory_truncated_by_the_frontend_is_an_error_and_no_signal() {
     let (backing, _) = file_of(&[0; 0x2000]);
     let offset = FileOffset::new(backing.try_clone().unwrap(), 0);
     let region: MmapRegion = MmapRegion::from_file(offset, 0x2000).unwrap();
@@ -121,13 +121,13 @@ fn memory_that_the_frontend_cut_is_an_error_and_no_signal() {
         fault,
         Err(SourceError::Destination(DestinationError::Vanished))
     ));
-    // The file is not at fault.
+    // The file can still be read.
     read(&mut (&mut [0; 100][..]).into(), &file, 0, 100).unwrap();
 }
 
 /// Whether data is in the page cache is up to the kernel, so both results are accepted, but never wrong bytes.
 #[test]
-fn a_read_that_must_not_wait_is_whole_or_refused() {
+fn a_read_without_waiting_is_complete_or_refused() {
     let content = pattern(200_000);
     let (on_disk, file) = file_of(&content);
     on_disk.sync_all().unwrap();

@@ -27,7 +27,7 @@ pub struct HostFile {
     checked_ms: AtomicU64,
     /// A read has failed, so the next reader must open the file again.
     faulty: AtomicBool,
-    /// Others write to it, and it is right in spite of that.
+    /// Another process writes to it, so its mtime may change.
     is_written: bool,
 }
 
@@ -44,7 +44,7 @@ impl HostFile {
         }
     }
 
-    /// The same while others write to it, to places that are not read yet.
+    /// Disables the check for changes, for a file that is still being written elsewhere than where it is read.
     #[must_use]
     pub(in crate::source) fn while_written(self) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl HostFile {
         }
     }
 
-    /// A file with its current stamp. `path` is for messages.
+    /// Creates a file with its current stamp. `path` is for messages.
     pub(in crate::source) fn of_open(fd: OwnedFd, path: PathBuf) -> Result<Self, SourceError> {
         match statx(&fd, c"", AtFlags::EMPTY_PATH) {
             Ok(found) => Ok(Self::new(fd, path, Stat::from(&found).stamp())),
@@ -65,13 +65,13 @@ impl HostFile {
         }
     }
 
-    /// A file with its current stamp.
+    /// Creates a file with its current stamp.
     #[cfg(test)]
     pub(in crate::source) fn for_tests(file: std::fs::File) -> Self {
         Self::of_open(file.into(), "a test's file".into()).unwrap()
     }
 
-    /// Its device and inode, and how long it is now.
+    /// Returns its device and inode, and its current length.
     pub(in crate::source) fn now(&self) -> Option<([u64; 2], u64)> {
         let found = rustix::fs::fstat(&self.fd).ok()?;
         let len_bytes = u64::try_from(found.st_size).ok()?;
@@ -86,12 +86,12 @@ impl HostFile {
         self.stamp.size_bytes
     }
 
-    /// Whether no read or check has failed.
+    /// Returns whether no read or check has failed.
     pub(in crate::source) fn is_usable(&self) -> bool {
         !self.faulty.load(Ordering::Relaxed)
     }
 
-    /// Whether it can be used for a file that was planned with `stamp`. Not after a failed read: the fault may concern
+    /// Returns whether it can be used for a file that was planned with `stamp`. Not after a failed read: the fault may concern
     /// only this open file, and the path may refer to another file by now.
     pub(super) fn is_still(&self, stamp: Stamp) -> bool {
         self.stamp == stamp && self.is_usable()
@@ -184,7 +184,7 @@ fn coarse_ms() -> u64 {
     })
 }
 
-/// Whether a read with `RWF_NOWAIT` failed because the data is not in memory, or because the file system or a sandbox
+/// Returns whether a read with `RWF_NOWAIT` failed because the data is not in memory, or because the file system or a sandbox
 /// does not support the flag.
 fn would_block(errno: Errno) -> bool {
     matches!(errno, Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS)

@@ -58,7 +58,7 @@ fn a_listing_does_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn nar_detail_and_full_detail_agree_on_what_a_nar_keeps() {
+fn nar_detail_and_full_detail_agree_on_what_a_nar_stores() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("d")).unwrap();
     fs::write(dir.path().join("f"), "12345").unwrap();
@@ -117,7 +117,7 @@ fn a_file_that_changed_is_an_error() {
 }
 
 #[test]
-fn an_open_file_of_another_stamp_is_not_what_was_asked_for() {
+fn a_cached_file_of_another_stamp_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), "12345").unwrap();
     fs::write(dir.path().join("g"), "678").unwrap();

@@ -1,36 +1,36 @@
-//! From the nodes of a tree, in the order of a NAR, to the tree with the offsets that they have there.
+//! Builds a [`NarTree`] from nodes in the order of a NAR, and computes their offsets.
 
 use super::error::TreeFault;
 use super::{NAMES_MAX_BYTES, NODES_MAX, NarTree, Node, Payload, tokens};
 use crate::closure::shown;
 
-/// The longest file name that Linux and EROFS take, in bytes.
+/// The longest file name on Linux and EROFS, in bytes.
 pub(super) const NAME_MAX: usize = 255;
 
-/// The longest target of a symlink on Linux, in bytes: PATH_MAX less its NUL.
+/// The longest symlink target on Linux, in bytes: PATH_MAX without its NUL.
 pub(super) const TARGET_MAX: usize = 4095;
 
-/// The longest path from the root to a node, in bytes: Nix restores no longer ones, since their store path and they
-/// have to fit into PATH_MAX. So no tree is deeper than half of that.
+/// The longest path from the root to a node, in bytes. Nix cannot restore longer ones, because together with the store path
+/// they exceed PATH_MAX. This bounds the depth of a tree to half of it.
 pub(super) const PATH_MAX: usize = 4096;
 
-/// A tree that is being built.
+/// A tree under construction.
 pub(super) struct Builder {
     nodes: Vec<Node>,
     children: Vec<u32>,
     bytes: Vec<u8>,
-    /// Directories that have not ended, from the root on.
+    /// Directories not yet ended, from the root down.
     open: Vec<OpenDirectory>,
-    /// Entries so far of all those directories, one directory's after the other's.
+    /// The entries so far of all open directories, one directory after the other.
     pending: Vec<u32>,
-    /// Name of the node that comes next.
+    /// Name of the next node.
     name: Name,
-    /// How many bytes the NAR has up to here.
+    /// Size of the NAR up to here.
     nar_size: u64,
     max: u64,
 }
 
-/// Where a name is, and how long the path of its node.
+/// The location of a name, and the length of its node's path.
 #[derive(Debug, Clone, Copy, Default)]
 struct Name {
     start: u32,
@@ -40,13 +40,13 @@ struct Name {
 
 struct OpenDirectory {
     index: u32,
-    /// Where its entries begin in `pending`.
+    /// Index of its first entry in `pending`.
     entries_start: usize,
     path_len: usize,
 }
 
 impl Builder {
-    /// Builds a tree whose NAR has at most `max` bytes. Its root comes first.
+    /// Starts a tree whose NAR has at most `max` bytes. The root must be added first.
     pub(super) fn new(max: u64) -> Self {
         Self {
             nodes: Vec::new(),
@@ -60,7 +60,7 @@ impl Builder {
         }
     }
 
-    /// Begins an entry of the directory that was begun last; its node must follow.
+    /// Begins an entry of the innermost open directory. Its node must follow.
     pub(super) fn entry(&mut self, name: &[u8]) -> Result<(), TreeFault> {
         let Some(dir) = self.open.last() else {
             return Err(TreeFault::Name { name: shown(name) });
@@ -81,7 +81,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Begins a directory. Its entries follow, and [`Builder::end_directory`].
+    /// Begins a directory. Its entries must follow, then [`Builder::end_directory`].
     pub(super) fn directory(&mut self) -> Result<(), TreeFault> {
         self.begin_node(&[tokens::DIRECTORY])?;
         let index = self.push(Payload::Directory { first: 0, count: 0 })?;
@@ -93,7 +93,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Adds a regular file: where its bytes begin in the NAR.
+    /// Adds a regular file. Returns the offset of its contents in the NAR.
     pub(super) fn regular(&mut self, size_bytes: u64, executable: bool) -> Result<u64, TreeFault> {
         self.begin_node(&[tokens::REGULAR])?;
         if executable {
@@ -127,13 +127,13 @@ impl Builder {
         Ok(())
     }
 
-    /// Ends the directory that was begun last.
+    /// Ends the innermost open directory.
     pub(super) fn end_directory(&mut self) -> Result<(), TreeFault> {
         let Some(dir) = self.open.pop() else {
             return Ok(());
         };
         let entries = self.pending.drain(dir.entries_start..);
-        // There are fewer than u32::MAX: they are nodes.
+        // The conversion cannot fail: NODES_MAX bounds the number of children.
         let first = u32::try_from(self.children.len()).unwrap_or(u32::MAX);
         let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         self.children.extend(entries);
@@ -141,12 +141,12 @@ impl Builder {
         self.end_node()
     }
 
-    /// Whether there is a directory whose end is still to come.
+    /// Returns whether a directory is open.
     pub(super) fn is_open(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// The tree, when its root is complete.
+    /// Returns the tree. The root must be complete.
     pub(super) fn finish(self) -> NarTree {
         NarTree {
             nodes: self.nodes.into(),
@@ -161,7 +161,7 @@ impl Builder {
         self.advance(words)
     }
 
-    /// Ends a node, and the entry that it is of.
+    /// Ends a node and, except for the root, its entry.
     fn end_node(&mut self) -> Result<(), TreeFault> {
         self.advance(&[tokens::END])?;
         match self.is_open() {
@@ -212,7 +212,7 @@ impl Builder {
     }
 }
 
-/// How long the path of the entry `name` is, in a directory whose path has `dir_len` bytes.
+/// Returns the length of the path of the entry `name` in a directory whose path has `dir_len` bytes.
 pub(super) fn path_len(dir_len: usize, name: &[u8]) -> Result<usize, TreeFault> {
     if matches!(name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
         return Err(TreeFault::Name { name: shown(name) });

@@ -1,127 +1,125 @@
-//! What can be wrong with a NAR or a listing, each in one sentence.
+//! Errors in NARs and listings.
 
 use std::io;
 
-/// Why a NAR gives no tree.
+/// Why a NAR cannot be parsed.
 #[derive(Debug, thiserror::Error)]
 pub enum NarError {
-    /// It cannot be fetched or decompressed to its end.
+    /// The NAR cannot be fetched or decompressed.
     #[error("the NAR cannot be read: {0}")]
     Read(#[from] io::Error),
     /// It ends too early.
-    #[error("the NAR ends after {at} bytes, within its tree (was it cut short?)")]
+    #[error("the NAR ends after {at} bytes, within its tree (is it truncated?)")]
     Truncated {
-        /// How many bytes there are.
+        /// Its length.
         at: u64,
     },
-    /// It goes on after its end.
+    /// Bytes follow the end of the tree.
     #[error("the NAR has bytes after its end at {at}")]
     Trailing {
-        /// Where it ends.
+        /// Offset of the end.
         at: u64,
     },
-    /// It is not as long as its narinfo says.
-    #[error("the NAR has {found} bytes instead of the {expected} of its narinfo")]
+    /// Its length differs from the one in the narinfo.
+    #[error("the NAR has {found} bytes, but its narinfo says {expected}")]
     Size {
-        /// How many bytes it has.
+        /// Its length.
         found: u64,
-        /// How many it should have.
+        /// The expected length.
         expected: u64,
     },
-    /// Another word than the format has there.
-    #[error("the NAR is malformed: at byte {at} there should be {expected}, not {found}")]
+    /// A string that the format does not allow there.
+    #[error("the NAR is malformed: expected {expected} at byte {at}, found {found}")]
     Unexpected {
-        /// Where it begins.
+        /// Offset of the string.
         at: u64,
-        /// What may be there.
+        /// What the format allows there.
         expected: &'static str,
-        /// What is there.
+        /// The string that is there.
         found: String,
     },
-    /// Bytes between strings that should be zero.
+    /// Nonzero padding between strings.
     #[error("the NAR is malformed: the padding before byte {at} is not zero")]
     Padding {
-        /// Where it ends.
+        /// Offset of the end of the padding.
         at: u64,
     },
-    /// A tree that cannot be on a disk, or is not canonical.
+    /// The tree cannot be on a disk, or is not canonical.
     #[error("the NAR is malformed: at byte {at}, {fault}")]
     Tree {
-        /// Where that was found.
+        /// Offset of the fault.
         at: u64,
-        /// What is wrong.
+        /// The fault.
         fault: TreeFault,
     },
 }
 
-/// Why a listing gives no tree.
+/// Why a listing cannot be parsed.
 #[derive(Debug, thiserror::Error)]
 pub enum ListingError {
-    /// Too long.
+    /// The listing is too long.
     #[error("the listing has more than {max} bytes")]
     TooLong {
-        /// The most that it may have.
+        /// The maximum length.
         max: usize,
     },
-    /// Not the JSON that is expected.
+    /// The JSON is not that of a listing.
     #[error("the listing is malformed: at byte {at}, {fault}")]
     Json {
-        /// Where.
+        /// Offset of the fault.
         at: usize,
-        /// What is wrong.
+        /// The fault.
         fault: String,
     },
-    /// A version that nobody knows yet.
-    #[error("the listing has version {found}; only version 1 is known")]
+    /// An unknown version.
+    #[error("the listing has version {found}; only version 1 is supported")]
     Version {
-        /// Which it has.
+        /// The version.
         found: u64,
     },
-    /// A name that was not UTF-8, perhaps.
-    #[error("the listing cannot tell the name {name}: it was not UTF-8, perhaps")]
+    /// A name that may not have been UTF-8.
+    #[error("the listing cannot represent the name {name}: the original may not be UTF-8")]
     Lossy {
-        /// What it has instead.
+        /// The name in the listing.
         name: String,
     },
-    /// A file whose bytes would be elsewhere.
+    /// A file with a wrong offset.
     #[error(
-        "the listing has narOffset {found} for \"{name}\", which is at {expected} in a NAR of this tree"
+        "the listing has narOffset {found} for \"{name}\", but the contents are at {expected} in a NAR of this tree"
     )]
     Offset {
-        /// Name of the file, empty for the root.
+        /// Name of the file; empty for the root.
         name: String,
-        /// What it says.
+        /// The offset in the listing.
         found: u64,
-        /// What it should say.
+        /// The right offset.
         expected: u64,
     },
-    /// Of another NAR than the narinfo.
-    #[error(
-        "a NAR of the listing's tree has {found} bytes instead of the {expected} of its narinfo"
-    )]
+    /// The listing does not match the NAR size of the narinfo.
+    #[error("a NAR of the listing's tree has {found} bytes, but its narinfo says {expected}")]
     Size {
-        /// How many bytes it has.
+        /// The size of the tree's NAR.
         found: u64,
-        /// How many it should have.
+        /// The expected size.
         expected: u64,
     },
-    /// A tree that cannot be on a disk.
+    /// The tree cannot be on a disk.
     #[error("the listing is malformed: {0}")]
     Tree(#[from] TreeFault),
 }
 
-/// Why bytes give no packed tree. They come from this program, so there is nothing more to say.
+/// Why a packed tree cannot be read. This program writes packed trees itself, so details would not help anyone.
 #[derive(Debug, thiserror::Error)]
 pub enum PackedError {
-    /// Cut short, or something else.
+    /// It is truncated, or not a packed tree.
     #[error("the packed tree is malformed")]
     Malformed,
-    /// Of another NAR.
-    #[error("a NAR of the packed tree has {found} bytes instead of {expected}")]
+    /// It belongs to another NAR.
+    #[error("a NAR of the packed tree has {found} bytes, not {expected}")]
     Size {
-        /// How many bytes it has.
+        /// The size of the tree's NAR.
         found: u64,
-        /// How many it should have.
+        /// The expected size.
         expected: u64,
     },
 }
@@ -129,13 +127,13 @@ pub enum PackedError {
 /// What is wrong with a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeFault {
-    /// A name that no file can have.
+    /// Not a file name.
     #[error("\"{name}\" is not a file name")]
     Name {
         /// The name.
         name: String,
     },
-    /// A name that no file system takes.
+    /// A name longer than file systems allow.
     #[error("the name \"{name}\" has {len} bytes, and a file name has at most 255")]
     NameTooLong {
         /// The name.
@@ -143,50 +141,50 @@ pub enum TreeFault {
         /// Its length in bytes.
         len: usize,
     },
-    /// Two entries of one name.
-    #[error("the name \"{name}\" is there twice")]
+    /// A duplicate name.
+    #[error("the name \"{name}\" occurs twice")]
     Duplicate {
         /// The name.
         name: String,
     },
-    /// Entries that are not in the order of their names.
+    /// Entries not sorted by name.
     #[error("the name \"{name}\" comes after \"{previous}\"")]
     Unsorted {
         /// The name.
         name: String,
-        /// The one before it.
+        /// The name before it.
         previous: String,
     },
-    /// Too deep to be reached.
+    /// A path that is too long.
     #[error("the path of \"{name}\" has more than {max} bytes")]
     PathTooLong {
-        /// The last name of it.
+        /// Its last component.
         name: String,
-        /// The most that it may have.
+        /// The maximum length.
         max: usize,
     },
-    /// A target that no symlink can have.
-    #[error("the target \"{target}\" cannot be that of a symlink")]
+    /// Not a symlink target.
+    #[error("\"{target}\" is not a symlink target")]
     Target {
         /// The target.
         target: String,
     },
-    /// A file or directory that ends beyond the NAR.
-    #[error("the tree takes more than the {max} bytes of its narinfo")]
+    /// A file or directory that extends past the end of the NAR.
+    #[error("the tree needs more than the {max} bytes of its narinfo")]
     TooLarge {
-        /// How many bytes the NAR should have.
+        /// The expected size of the NAR.
         max: u64,
     },
-    /// More than this program takes.
+    /// Too many nodes.
     #[error("there are more than {max} files")]
     TooManyNodes {
-        /// The most that there may be.
+        /// The maximum number.
         max: usize,
     },
-    /// More than this program takes.
-    #[error("names and targets of symlinks have more than {max} bytes")]
+    /// Too many bytes of names.
+    #[error("names and symlink targets have more than {max} bytes")]
     TooManyNames {
-        /// The most that they may have.
+        /// The maximum length.
         max: usize,
     },
 }

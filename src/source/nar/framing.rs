@@ -6,8 +6,8 @@ use super::{NarTree, Node, Payload, tokens};
 const HEAD_MAX_BYTES: u64 = 512;
 
 impl NarTree {
-    /// Whether `part`, the bytes of a NAR from offset `start` on, is consistent with this tree: before the contents of each file
-    /// must be its name, executable bit and size.
+    /// Returns whether `part`, the bytes of a NAR from offset `start` on, is consistent with this tree: the name, executable
+    /// bit and size of each file must precede its contents.
     pub fn may_have(&self, start: u64, part: &[u8]) -> bool {
         let end = start.saturating_add(part.len() as u64);
         self.nodes.iter().enumerate().all(|(index, node)| {
@@ -19,7 +19,7 @@ impl NarTree {
             }
             let head = self.head(node, index == 0);
             let head_start = offset.saturating_sub(head.len() as u64);
-            // Of the part and of the head, what both have.
+            // The intersection of the part and the head.
             let [from, to] = [head_start.max(start), offset.min(end)];
             from >= to
                 || part_of(part, from - start, to - from)
@@ -27,7 +27,7 @@ impl NarTree {
         })
     }
 
-    /// What comes before the contents of a file: of the root, from the start of the NAR on.
+    /// Returns the bytes before the contents of a file, back to its entry; for the root, back to the start of the NAR.
     fn head(&self, node: &Node, is_root: bool) -> Vec<u8> {
         let mut words: Vec<&[u8]> = Vec::new();
         match is_root {

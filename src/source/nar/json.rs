@@ -1,15 +1,15 @@
-//! JSON objects key by key: deep ones without recursion, and keys that are there twice do not vanish.
+//! Reads JSON objects key by key: without recursion at any depth, and with duplicate keys reported.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::error::ListingError;
 
-/// A text that is being read.
+/// The JSON text being read.
 pub(super) struct Json<'a> {
     text: &'a [u8],
     at: usize,
-    /// An object was begun just now, so no comma comes before its first key.
+    /// Set after the start of an object: no comma precedes the first key.
     first: bool,
 }
 
@@ -22,14 +22,14 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// Begins an object; its keys follow.
+    /// Reads the start of an object. Its keys follow.
     pub(super) fn begin_object(&mut self) -> Result<(), ListingError> {
-        self.punctuation(b'{', "there should be an object")?;
+        self.punctuation(b'{', "expected an object")?;
         self.first = true;
         Ok(())
     }
 
-    /// The next key of the object that is open, its value to be read next; `None` if the object has ended.
+    /// Returns the next key of the open object, whose value must be read next, or `None` at the end of the object.
     pub(super) fn next_key(&mut self) -> Result<Option<String>, ListingError> {
         let first = std::mem::replace(&mut self.first, false);
         if self.next() == Some(b'}') {
@@ -37,14 +37,14 @@ impl<'a> Json<'a> {
             return Ok(None);
         }
         if !first {
-            self.punctuation(b',', "there should be a comma or the end of an object")?;
+            self.punctuation(b',', "expected a comma or the end of an object")?;
         }
         let key = self.value("a key")?;
-        self.punctuation(b':', "there should be a colon")?;
+        self.punctuation(b':', "expected a colon")?;
         Ok(Some(key))
     }
 
-    /// A value of Rust's type `T`, which must not be an object.
+    /// Reads a value of type `T`, which must not be an object.
     pub(super) fn value<T: Deserialize<'a>>(&mut self, what: &str) -> Result<T, ListingError> {
         let rest = self.text.get(self.at..).unwrap_or_default();
         let mut values = serde_json::Deserializer::from_slice(rest).into_iter();
@@ -53,37 +53,37 @@ impl<'a> Json<'a> {
                 self.at += values.byte_offset();
                 Ok(value)
             }
-            _ => Err(self.fault(&format!("there should be {what}"))),
+            _ => Err(self.fault(&format!("expected {what}"))),
         }
     }
 
-    /// Any value, which is of no interest.
+    /// Skips any value.
     pub(super) fn skip(&mut self) -> Result<(), ListingError> {
         self.value::<IgnoredAny>("a value").map(|_| ())
     }
 
-    /// Reads a value into `to`, where none must be yet.
+    /// Reads a value into `to`, which must be empty.
     pub(super) fn once<T>(
         &mut self,
         to: &mut Option<T>,
         read: impl FnOnce(&mut Self) -> Result<T, ListingError>,
     ) -> Result<(), ListingError> {
         if to.is_some() {
-            return Err(self.fault("a key is there twice"));
+            return Err(self.fault("duplicate key"));
         }
         *to = Some(read(self)?);
         Ok(())
     }
 
-    /// Nothing but white space may follow.
+    /// Checks that nothing except white space follows.
     pub(super) fn end(&mut self) -> Result<(), ListingError> {
         match self.next() {
             None => Ok(()),
-            Some(_) => Err(self.fault("there is more after the end")),
+            Some(_) => Err(self.fault("trailing data")),
         }
     }
 
-    /// An error at the current place.
+    /// Returns an error at the current position.
     pub(super) fn fault(&self, fault: &str) -> ListingError {
         ListingError::Json {
             at: self.at,
@@ -99,7 +99,7 @@ impl<'a> Json<'a> {
         Ok(())
     }
 
-    /// The next byte that is no white space.
+    /// Returns the next byte that is not white space.
     fn next(&mut self) -> Option<u8> {
         let rest = self.text.get(self.at..).unwrap_or_default();
         let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');

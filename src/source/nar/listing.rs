@@ -1,8 +1,8 @@
-//! A listing: the JSON text of a `.ls` file, `{"version": 1, "root": NODE}`, where NODE is an object with `type`, and
-//! `entries` or `size`, `executable`, `narOffset` or `target` (Nix, `src/libstore/nar-accessor.cc`).
+//! Parses listings: the JSON text of a `.ls` file, `{"version": 1, "root": NODE}`. NODE is an object with `type`, and `entries`
+//! or `size`, `executable`, `narOffset` or `target` (Nix, `src/libstore/nar-accessor.cc`).
 //!
-//! Two passes, neither of which recurses. The first reads the text into nodes in its own order; the second gives them
-//! to the builder in the order of a NAR.
+//! Two passes without recursion. The first reads the text into nodes in the order of the text; the second passes them to the
+//! builder in the order of a NAR.
 
 use std::ops::Range;
 
@@ -12,13 +12,13 @@ use super::error::ListingError;
 use super::json::Json;
 use crate::closure::shown;
 
-/// The longest text that is read, in bytes: enough for 300,000 files.
+/// The longest accepted text, in bytes: enough for 300,000 files.
 pub const LISTING_MAX_BYTES: usize = 32 << 20;
 
 /// The version of the format.
 const VERSION: u64 = 1;
 
-/// What decoders put in place of bytes that are not UTF-8.
+/// The character that decoders put in place of invalid UTF-8.
 const REPLACEMENT: char = '\u{fffd}';
 
 pub(super) fn parse(json: &[u8], nar_size: u64) -> Result<NarTree, ListingError> {
@@ -35,28 +35,28 @@ pub(super) fn parse(json: &[u8], nar_size: u64) -> Result<NarTree, ListingError>
     Ok(tree)
 }
 
-/// A node as the text has it.
+/// A node in the order of the text.
 enum RawNode {
     Regular {
         size_bytes: u64,
         executable: bool,
         offset: Option<u64>,
     },
-    /// Its run in the tree's `children`.
+    /// Its run of the tree's `children`.
     Directory(Range<usize>),
     Symlink(Span),
 }
 
-/// A part of the tree's `text`.
+/// A range of the tree's `text`.
 type Span = Range<usize>;
 
-/// Nodes in the order of the text, entries before their directory; so the root is the last.
+/// Nodes in the order of the text. Entries precede their directory, so the root is last.
 #[derive(Default)]
 struct RawTree {
     nodes: Vec<(Span, RawNode)>,
-    /// For each directory one run of indices into `nodes`, in any order.
+    /// For each directory a run of indices into `nodes`, unsorted.
     children: Vec<usize>,
-    /// Names and targets.
+    /// Names and symlink targets.
     text: String,
 }
 
@@ -68,7 +68,7 @@ impl RawTree {
             match &*key {
                 "version" => json.once(&mut version, |json| json.value("a number"))?,
                 "root" if tree.nodes.is_empty() => tree.read_root(json)?,
-                "root" => return Err(json.fault("\"root\" is there twice")),
+                "root" => return Err(json.fault("duplicate \"root\"")),
                 _ => json.skip()?,
             }
         }
@@ -82,7 +82,7 @@ impl RawTree {
     }
 
     fn read_root(&mut self, json: &mut Json<'_>) -> Result<(), ListingError> {
-        // Entries so far of all open directories, one directory's after the other's.
+        // The entries so far of all open directories, one directory after the other.
         let mut pending = Vec::new();
         json.begin_object()?;
         let mut open = vec![Fields::default()];
@@ -126,7 +126,7 @@ impl RawTree {
         Ok(start..self.text.len())
     }
 
-    /// The tree in the order of a NAR.
+    /// Builds the tree in the order of a NAR.
     fn build(mut self, nar_size: u64) -> Result<NarTree, ListingError> {
         self.sort();
         let mut builder = Builder::new(nar_size);
@@ -157,7 +157,7 @@ impl RawTree {
         }
     }
 
-    /// Gives one node to `builder`; a directory is open then.
+    /// Adds a node to `builder`. Leaves a directory open.
     fn add(
         &self,
         index: usize,
@@ -191,7 +191,7 @@ impl RawTree {
     }
 }
 
-/// What was read of a node whose object has not ended.
+/// The fields read so far of a node whose object is still open.
 #[derive(Default)]
 struct Fields {
     name: Span,
@@ -208,14 +208,14 @@ struct Fields {
 enum Entries {
     #[default]
     Absent,
-    /// Being read; where they begin among those of all open directories.
+    /// Index of its first entry among those of all open directories.
     Open(usize),
-    /// Their run in the tree's `children`.
+    /// Their run of the tree's `children`.
     Closed(Range<usize>),
 }
 
 impl Fields {
-    /// Reads the value of `key`; of `entries` only the beginning.
+    /// Reads the value of `key`; for `entries` only the start.
     fn read(&mut self, key: &str, json: &mut Json<'_>, pending: usize) -> Result<(), ListingError> {
         match key {
             "type" => json.once(&mut self.kind, |json| json.value("a string")),
@@ -227,7 +227,7 @@ impl Fields {
                 self.entries = Entries::Open(pending);
                 json.begin_object()
             }
-            "entries" => Err(json.fault("\"entries\" is there twice")),
+            "entries" => Err(json.fault("duplicate \"entries\"")),
             _ => json.skip(),
         }
     }
@@ -250,7 +250,7 @@ impl Fields {
             }
             other => {
                 let kind = shown(other.as_bytes());
-                Err(json.fault(&format!("\"{kind}\" is no type of file")))
+                Err(json.fault(&format!("unknown file type \"{kind}\"")))
             }
         }
     }

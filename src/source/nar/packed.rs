@@ -1,30 +1,30 @@
-//! A [`NarTree`] as bytes: what a fetcher hands to the processes that serve, which then parse no JSON.
+//! The binary form of a [`NarTree`], which the fetcher passes to the workers so that they parse no JSON.
 //!
-//! [`MAGIC`], then the nodes in the order of the NAR. An entry begins with the length of its name (one byte) and the name; then
-//! comes one byte for the kind: `f` and `x` for files (their size, 8 bytes), `l` for symlinks (the length of the target, 2
-//! bytes, and the target), `d` for a directory, whose entries follow up to a zero byte. Numbers are little-endian.
+//! The format: [`MAGIC`], then the nodes in the order of the NAR. An entry begins with the length of its name (1 byte) and the
+//! name. Then comes the kind (1 byte): `f` or `x` for files (size, 8 bytes), `l` for symlinks (length of the target, 2 bytes;
+//! the target), `d` for directories (their entries, then a zero byte). Numbers are little-endian.
 
 use super::NarTree;
 use super::builder::Builder;
 use super::error::{PackedError, TreeFault};
 use super::{Node, Payload};
 
-/// What a packed tree begins with; another version has another one.
+/// The magic, which includes the version of the format.
 const MAGIC: &[u8] = b"lazystore tree 1\n";
 
-/// The longest that is read, in bytes: more than what [`NODES_MAX`](super::NODES_MAX) files with
-/// [`NAMES_MAX_BYTES`](super::NAMES_MAX_BYTES) take.
+/// The longest accepted input, in bytes: more than [`NODES_MAX`](super::NODES_MAX) files with
+/// [`NAMES_MAX_BYTES`](super::NAMES_MAX_BYTES) need.
 pub const PACKED_MAX_BYTES: usize = 128 << 20;
 
 const FILE: u8 = b'f';
 const EXECUTABLE: u8 = b'x';
 const SYMLINK: u8 = b'l';
 const DIRECTORY: u8 = b'd';
-/// No name is empty.
+/// Ends a directory. Unambiguous, because no name is empty.
 const END: u8 = 0;
 
 impl NarTree {
-    /// The tree as bytes. Equal trees have equal bytes.
+    /// Returns the packed tree. Equal trees give equal bytes.
     pub fn to_packed(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         let mut open: Vec<std::slice::Iter<'_, u32>> = Vec::new();
@@ -75,10 +75,10 @@ impl NarTree {
         }
     }
 
-    /// The tree that `bytes` stand for, of a NAR of `nar_size` bytes.
+    /// Parses the packed tree `bytes` of a NAR of `nar_size` bytes.
     ///
     /// # Errors
-    /// They are cut short or something else, or the NAR of this tree would have another size.
+    /// They are malformed, or the NAR of this tree would have another size.
     pub fn from_packed(bytes: &[u8], nar_size: u64) -> Result<Self, PackedError> {
         let rest = bytes.strip_prefix(MAGIC).ok_or(PackedError::Malformed)?;
         let mut reader = Reader { rest };
@@ -128,7 +128,7 @@ impl<'b> Reader<'b> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    /// Gives one node to `builder`; a directory is open then.
+    /// Adds a node to `builder`. Leaves a directory open.
     fn node(&mut self, builder: &mut Builder) -> Result<(), PackedError> {
         match self.byte()? {
             kind @ (FILE | EXECUTABLE) => {
@@ -163,7 +163,7 @@ mod tests {
         "link":{"type":"symlink","target":"bin/x"}}}}"#;
 
     fn tree() -> NarTree {
-        // The size is the one that the error names.
+        // Get the size from the error.
         let error = NarTree::from_listing(LISTING.as_bytes(), 1 << 20).unwrap_err();
         let crate::source::nar::ListingError::Size { found, .. } = error else {
             panic!("{error}");
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packed_tree_is_the_same_tree() {
+    fn packed_trees_round_trip() {
         let tree = tree();
         let packed = tree.to_packed();
         assert_eq!(
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_longer_or_of_another_size_is_refused() {
+    fn truncated_or_longer_trees_and_other_sizes_are_refused() {
         let (tree, packed) = (tree(), tree().to_packed());
         for len in 0..packed.len() {
             assert!(
@@ -197,7 +197,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_change_gives_another_tree_or_none(at in 0_usize..1000, byte in proptest::num::u8::ANY) {
+        fn a_changed_byte_gives_another_tree_or_an_error(at in 0_usize..1000, byte in proptest::num::u8::ANY) {
             let (tree, mut packed) = (tree(), tree().to_packed());
             let at = at % packed.len();
             let same = packed[at] == byte;

@@ -1,4 +1,4 @@
-//! A NAR in one pass. Each string is read into the same small buffer; contents go by.
+//! Parses a NAR in one pass. A small buffer holds the current string; file contents are skipped.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Take};
 
@@ -7,11 +7,11 @@ use super::error::{NarError, TreeFault};
 use super::{NarTree, tokens};
 use crate::closure::shown;
 
-/// How much is asked of the reader at once, in bytes.
+/// Bytes requested from the reader at once.
 const READ_BYTES: usize = 64 << 10;
 
 pub(super) fn parse(reader: impl Read, nar_size: u64) -> Result<NarTree, NarError> {
-    // One byte more shows that there is more.
+    // One byte more than expected, to detect trailing data.
     let reader = reader.take(nar_size.saturating_add(1));
     let mut parser = Parser {
         reader: BufReader::with_capacity(READ_BYTES, reader),
@@ -37,15 +37,15 @@ pub(super) fn parse(reader: impl Read, nar_size: u64) -> Result<NarTree, NarErro
 
 struct Parser<R> {
     reader: BufReader<Take<R>>,
-    /// How many bytes were read.
+    /// Number of bytes read.
     at: u64,
-    /// The string that was read last.
+    /// The last string read.
     string: Vec<u8>,
     builder: Builder,
 }
 
 impl<R: Read> Parser<R> {
-    /// A node up to its end; of a directory only the beginning.
+    /// Reads a node; for a directory only its start.
     fn node(&mut self) -> Result<(), NarError> {
         self.expect(&tokens::BEGIN_NODE, "a node")?;
         let start = self.word()?;
@@ -53,12 +53,12 @@ impl<R: Read> Parser<R> {
             tokens::DIRECTORY => return self.built(Builder::directory),
             tokens::REGULAR => self.regular()?,
             tokens::SYMLINK => self.symlink()?,
-            _ => return Err(self.unexpected(start, "a type of file")),
+            _ => return Err(self.unexpected(start, "a file type")),
         }
         self.end_node()
     }
 
-    /// What comes next in the directory that is open.
+    /// Reads the next entry of the open directory, or its end.
     fn entry_or_end(&mut self) -> Result<(), NarError> {
         let start = self.word()?;
         match &self.string[..] {
@@ -109,7 +109,7 @@ impl<R: Read> Parser<R> {
         self.end_entry()
     }
 
-    /// The end of the entry that a node was of; the root is of none.
+    /// Reads the end of the entry that contains the node. The root is not in an entry.
     fn end_entry(&mut self) -> Result<(), NarError> {
         match self.builder.is_open() {
             true => self.expect(&[tokens::END], "the end of an entry"),
@@ -125,7 +125,7 @@ impl<R: Read> Parser<R> {
         build(&mut self.builder).map_err(|fault| NarError::Tree { at, fault })
     }
 
-    /// Exactly these words.
+    /// Reads exactly these words.
     fn expect(&mut self, words: &[&[u8]], expected: &'static str) -> Result<(), NarError> {
         for word in words {
             let start = self.word()?;
@@ -145,7 +145,7 @@ impl<R: Read> Parser<R> {
         }
     }
 
-    /// Reads a word of the format, whichever: where it begins.
+    /// Reads a word of the format into `string`. Returns its offset.
     fn word(&mut self) -> Result<u64, NarError> {
         let start = self.at;
         self.read_string(tokens::WORD_MAX)?;
@@ -177,7 +177,7 @@ impl<R: Read> Parser<R> {
         Ok(u64::from_le_bytes(length))
     }
 
-    /// Zeros after `len_bytes` of a string, up to the alignment.
+    /// Reads the zero padding after a string of `len_bytes`.
     fn padding(&mut self, len_bytes: u64) -> Result<(), NarError> {
         let mut padding = [0; 8];
         let missing = len_bytes.wrapping_neg() % tokens::ALIGNMENT;
@@ -211,7 +211,7 @@ impl<R: Read> Parser<R> {
         Ok(())
     }
 
-    /// What can be had without another read; empty at the end only.
+    /// Returns buffered bytes, after a read if the buffer is empty. Empty only at the end of the file.
     fn fill(&mut self) -> Result<&[u8], NarError> {
         loop {
             match self.reader.fill_buf() {
@@ -223,7 +223,7 @@ impl<R: Read> Parser<R> {
         Ok(self.reader.buffer())
     }
 
-    /// Counts bytes as read; none are left if `len` is 0.
+    /// Consumes `len` bytes; fails if `len` is 0, which means the end of the file.
     fn consume(&mut self, len: usize) -> Result<(), NarError> {
         if len == 0 {
             return Err(NarError::Truncated { at: self.at });

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::builder::{NAME_MAX, PATH_MAX, TARGET_MAX};
 use super::*;
 
-/// What the strings look like in a NAR.
+/// Encodes the strings as in a NAR.
 fn words(words: &[&[u8]]) -> Vec<u8> {
     let mut nar = Vec::new();
     for word in words {
@@ -17,7 +17,7 @@ fn words(words: &[&[u8]]) -> Vec<u8> {
     nar
 }
 
-/// A NAR with a root of these words.
+/// Returns a NAR whose root consists of these words.
 fn nar(root: &[&[u8]]) -> Vec<u8> {
     [words(&[b"nix-archive-1"]), words(root)].concat()
 }
@@ -58,7 +58,7 @@ fn small() -> Vec<u8> {
     small_with(b"\xff")
 }
 
-/// The last of its files having this name.
+/// Like `small`, with another name for its last file.
 fn small_with(last: &[u8]) -> Vec<u8> {
     let bin = words(&[
         b"(",
@@ -80,7 +80,7 @@ fn small_with(last: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_tree_as_a_nar_has_it() {
+fn a_nar_gives_its_tree() {
     let nar = small();
     let tree = parse(&nar).unwrap();
     assert_eq!((tree.nar_size(), tree.node_count()), (nar.len() as u64, 6));
@@ -239,7 +239,7 @@ impl Tree {
         }
     }
 
-    /// Keys in the reverse order, which is not the one of a NAR.
+    /// Writes the keys in reverse order, unlike a NAR.
     fn json(&self) -> String {
         let quoted = |text: &str| serde_json::to_string(text).unwrap();
         match self {
@@ -280,7 +280,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_parsed_it_ends(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..400_usize) {
+    fn parsing_any_bytes_ends(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..400_usize) {
         drop(parse(&bytes));
         let nar = small();
         let begin = nar.get(..cut).unwrap_or(&nar);
@@ -288,7 +288,7 @@ proptest! {
     }
 }
 
-/// Prints what a node takes.
+/// Prints the memory use per node.
 #[test]
 fn memory_of_a_hundred_thousand_files() {
     let names: Vec<String> = (0..100_000).map(|n| format!("file-{n:06}")).collect();
@@ -299,7 +299,7 @@ fn memory_of_a_hundred_thousand_files() {
     let tree = parse(&archive(&directory(&entries))).unwrap();
     let bytes = size_of_val(&*tree.nodes) + size_of_val(&*tree.children) + tree.bytes.len();
     println!(
-        "{} bytes a node, 11 of them its name",
+        "{} bytes per node, including 11 of its name",
         bytes / tree.node_count()
     );
     assert!(bytes / tree.node_count() <= 36 + 11);

@@ -1,20 +1,20 @@
-//! The words of a NAR. Every string is its length in 8 bytes, its bytes, and zeros up to a multiple of 8.
+//! The words of a NAR. Every string is encoded as its length in 8 bytes, its bytes, and zeros up to a multiple of 8.
 
 pub(super) const MAGIC: &[u8] = b"nix-archive-1";
 
-/// What every node begins with; its type follows.
+/// The start of every node. Its type follows.
 pub(super) const BEGIN_NODE: [&[u8]; 2] = [b"(", b"type"];
 pub(super) const DIRECTORY: &[u8] = b"directory";
 pub(super) const REGULAR: &[u8] = b"regular";
 pub(super) const SYMLINK: &[u8] = b"symlink";
 
-/// What an entry of a directory begins with; its name follows.
+/// The start of a directory entry. Its name follows.
 pub(super) const ENTRY: &[u8] = b"entry";
 pub(super) const BEFORE_NAME: [&[u8]; 2] = [b"(", b"name"];
-/// What follows the name; the node follows.
+/// Follows the name. The node follows.
 pub(super) const BEFORE_NODE: &[u8] = b"node";
 
-/// Two words of an executable file, before its contents.
+/// Precede the contents of an executable file.
 pub(super) const EXECUTABLE: &[u8] = b"executable";
 pub(super) const EXECUTABLE_VALUE: &[u8] = b"";
 /// The contents follow, as one string.
@@ -24,15 +24,15 @@ pub(super) const TARGET: &[u8] = b"target";
 /// The end of a node, or of an entry.
 pub(super) const END: &[u8] = b")";
 
-/// The longest of these words has 13 bytes.
+/// More than the longest of these words, which has 13 bytes.
 pub(super) const WORD_MAX: usize = 16;
 
-/// How many bytes the length of a string takes.
+/// Size of the length of a string, in bytes.
 pub(super) const LENGTH_BYTES: u64 = 8;
-/// Every string begins at a multiple of this.
+/// Alignment of every string.
 pub(super) const ALIGNMENT: u64 = 8;
 
-/// Strings as a NAR has them.
+/// Encodes strings as in a NAR.
 pub(super) fn written(strings: &[&[u8]]) -> Vec<u8> {
     let mut out = Vec::new();
     for string in strings {
@@ -43,7 +43,7 @@ pub(super) fn written(strings: &[&[u8]]) -> Vec<u8> {
     out
 }
 
-/// How many bytes of a NAR strings take.
+/// Returns the size of the encoded strings in bytes.
 pub(super) fn len_of(strings: &[&[u8]]) -> u64 {
     let padded = |string: &&[u8]| (string.len() as u64).next_multiple_of(ALIGNMENT);
     strings

@@ -1,4 +1,4 @@
-//! The questions of one process to its fetcher: each asked once, however many readers wait for the answer.
+//! The requests of one process to the fetcher. Each is sent once, however many readers wait for the answer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,42 +8,42 @@ use std::time::{Duration, Instant};
 use super::protocol::{Answer, Connection, Found, Wanted};
 use crate::source::IoMode;
 
-/// A failure is told to all who ask again within this time; after it the fetcher is asked anew.
+/// How long a failure answers further requests for the same part, before the fetcher is asked again.
 const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
 
-/// When a server is killed its fetcher ends, too, and this process a moment later: no guest must see an I/O error then. Only a
-/// fetcher that ended alone fails what waits for it, after this time.
+/// How long requests still wait after the fetcher has ended. When the server is killed, the fetcher ends first and this process
+/// a moment later; no guest may see an I/O error in between.
 const SERVER_ENDS_WITHIN: Duration = Duration::from_secs(5);
 
-/// What the fetcher has answered, and what it has not.
+/// The requests that have been answered, and the pending ones.
 pub(super) struct Channel {
     connection: Connection,
     state: Mutex<State>,
-    /// Notified with every answer.
+    /// Notified at every answer.
     arrived: Condvar,
-    /// How long an answer is waited for.
+    /// How long to wait for an answer.
     limit: Duration,
 }
 
 #[derive(Default)]
 struct State {
-    questions: HashMap<Wanted, Question>,
-    /// Counts answers, so that nobody sleeps through one.
+    requests: HashMap<Wanted, Request>,
+    /// Number of answers; a waiter compares it, so that it misses none.
     arrivals: u64,
-    /// Since when the fetcher will never answer again.
-    over_since: Option<Instant>,
-    is_listening: bool,
+    /// When the connection to the fetcher ended.
+    ended_at: Option<Instant>,
+    is_receiving: bool,
 }
 
 impl State {
     fn is_over(&self) -> bool {
-        let since = self.over_since;
+        let since = self.ended_at;
         since.is_some_and(|since| since.elapsed() >= SERVER_ENDS_WITHIN)
     }
 }
 
-enum Question {
-    Asked(Instant),
+enum Request {
+    Pending(Instant),
     Answered(Found),
     Failed(String, Instant),
 }
@@ -51,9 +51,9 @@ enum Question {
 /// Why there is no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NoAnswer {
-    /// Not yet, and the caller does not wait.
+    /// The answer has not arrived, and the caller does not wait.
     NotYet,
-    /// In a sentence.
+    /// The reason, as a sentence.
     Failed(String),
 }
 
@@ -67,26 +67,26 @@ impl Channel {
         }
     }
 
-    /// What the fetcher answers to `wanted`. It is asked if it was not, or if what it had answered was taken already.
+    /// Returns the answer to `wanted`. Sends a request unless one is pending or an answer is waiting to be taken.
     pub(super) fn get(self: &Arc<Self>, wanted: Wanted, mode: IoMode) -> Result<Found, NoAnswer> {
         let mut state = self.lock();
-        self.listen(&mut state);
+        self.start_receiving(&mut state);
         loop {
             self.expire(&mut state);
-            match state.questions.get(&wanted) {
-                Some(Question::Answered(_)) => {
-                    if let Some(Question::Answered(found)) = state.questions.remove(&wanted) {
+            match state.requests.get(&wanted) {
+                Some(Request::Answered(_)) => {
+                    if let Some(Request::Answered(found)) = state.requests.remove(&wanted) {
                         return Ok(found);
                     }
                 }
-                Some(Question::Failed(reason, _)) => return Err(NoAnswer::Failed(reason.clone())),
-                Some(Question::Asked(_)) => {}
-                None if state.is_over() => return Err(NoAnswer::Failed(over())),
+                Some(Request::Failed(reason, _)) => return Err(NoAnswer::Failed(reason.clone())),
+                Some(Request::Pending(_)) => {}
+                None if state.is_over() => return Err(NoAnswer::Failed(fetcher_ended())),
                 None => {
-                    // If the fetcher has ended, the listening thread hears that too; if it is busy, it is asked at the next try.
-                    if self.connection.ask(wanted).is_ok() {
-                        let asked = Question::Asked(Instant::now());
-                        state.questions.insert(wanted, asked);
+                    // If the fetcher has ended, the receiving thread notices; if it is busy, the next try sends the request.
+                    if self.connection.send_request(wanted).is_ok() {
+                        let pending = Request::Pending(Instant::now());
+                        state.requests.insert(wanted, pending);
                     }
                 }
             }
@@ -97,12 +97,12 @@ impl Channel {
         }
     }
 
-    /// How many answers there have been.
+    /// Returns the number of answers received so far.
     pub(super) fn arrivals(&self) -> u64 {
         self.lock().arrivals
     }
 
-    /// Waits until there have been other than `seen` answers, `limit` at most; says whether there have.
+    /// Waits at most `limit` until the number of answers differs from `seen`. Returns whether it does.
     pub(super) fn wait_for_arrival(&self, seen: u64, limit: Duration) -> bool {
         let mut state = self.lock();
         if state.arrivals == seen {
@@ -112,21 +112,25 @@ impl Channel {
         state.arrivals != seen
     }
 
-    /// Questions that were not answered in time have failed, and failures that are long ago are forgotten.
+    /// Fails requests that were not answered in time, and forgets old failures.
     fn expire(&self, state: &mut State) {
         let (now, limit, is_over) = (Instant::now(), self.limit, state.is_over());
         let mut expired = 0;
-        for question in state.questions.values_mut() {
-            if let Question::Asked(at) = question
+        for request in state.requests.values_mut() {
+            if let Request::Pending(at) = request
                 && (is_over || now.duration_since(*at) >= limit)
             {
                 expired += 1;
-                let reason = if is_over { over() } else { late(limit) };
-                *question = Question::Failed(reason, now);
+                let reason = if is_over {
+                    fetcher_ended()
+                } else {
+                    late(limit)
+                };
+                *request = Request::Failed(reason, now);
             }
         }
-        state.questions.retain(|_, question| {
-            !matches!(question, Question::Failed(_, at) if now.duration_since(*at) >= FAILURE_REMEMBERED)
+        state.requests.retain(|_, request| {
+            !matches!(request, Request::Failed(_, at) if now.duration_since(*at) >= FAILURE_REMEMBERED)
         });
         if expired > 0 {
             state.arrivals += expired;
@@ -134,56 +138,56 @@ impl Channel {
         }
     }
 
-    /// Starts the thread that hears answers.
-    fn listen(self: &Arc<Self>, state: &mut State) {
-        if state.is_listening {
+    /// Starts the thread that receives answers.
+    fn start_receiving(self: &Arc<Self>, state: &mut State) {
+        if state.is_receiving {
             return;
         }
         let channel = Arc::clone(self);
         let thread = thread::Builder::new().name("answers".to_owned());
-        match thread.spawn(move || channel.hear()) {
-            Ok(_) => state.is_listening = true,
+        match thread.spawn(move || channel.receive()) {
+            Ok(_) => state.is_receiving = true,
             Err(error) => tracing::warn!("cannot start a thread: {error}"),
         }
     }
 
-    fn hear(&self) {
+    fn receive(&self) {
         loop {
             match self.connection.next_answer() {
-                Ok(Some(answer)) => self.heard(answer),
+                Ok(Some(answer)) => self.store(answer),
                 Ok(None) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => break,
             }
         }
         let mut state = self.lock();
-        state.over_since = Some(Instant::now());
+        state.ended_at = Some(Instant::now());
     }
 
-    fn heard(&self, answer: Answer) {
+    fn store(&self, answer: Answer) {
         let mut state = self.lock();
-        let (wanted, question) = match answer {
-            Answer::Hello => return self.ask_again(&state),
-            Answer::Here { wanted, found } => (wanted, Question::Answered(found)),
-            Answer::Failed { wanted, reason } => (wanted, Question::Failed(reason, Instant::now())),
+        let (wanted, request) = match answer {
+            Answer::Hello => return self.resend_requests(&state),
+            Answer::Here { wanted, found } => (wanted, Request::Answered(found)),
+            Answer::Failed { wanted, reason } => (wanted, Request::Failed(reason, Instant::now())),
         };
-        // What nobody has asked for is dropped.
-        if let Some(asked @ Question::Asked(_)) = state.questions.get_mut(&wanted) {
-            *asked = question;
+        // Drop answers that nobody has requested.
+        if let Some(pending @ Request::Pending(_)) = state.requests.get_mut(&wanted) {
+            *pending = request;
             state.arrivals += 1;
             self.arrived.notify_all();
         }
     }
 
-    fn ask_again(&self, state: &State) {
-        for (wanted, question) in &state.questions {
-            if let Question::Asked(_) = question {
-                let _ = self.connection.ask(*wanted);
+    fn resend_requests(&self, state: &State) {
+        for (wanted, request) in &state.requests {
+            if let Request::Pending(_) = request {
+                let _ = self.connection.send_request(*wanted);
             }
         }
     }
 
-    /// A state is whole between any two statements.
+    /// Every statement leaves the state consistent, so a poisoned lock is usable.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -200,9 +204,8 @@ impl std::fmt::Debug for Channel {
     }
 }
 
-fn over() -> String {
-    "the process that fetches has ended (see the log; a restart of the server starts it again)"
-        .to_owned()
+fn fetcher_ended() -> String {
+    "the fetcher process has ended (see the log; restart the server to start it again)".to_owned()
 }
 
 fn late(limit: Duration) -> String {

@@ -1,13 +1,11 @@
-//! Store paths that are not on this host: a fetcher process has their trees and NARs, and hands them over when they are
-//! first needed.
+//! Store paths that are not on this host. A fetcher process provides their trees and NARs when they are first needed.
 //!
-//! A process that serves has no network and no cache directory. It asks the fetcher for *path N* over a [`Connection`] and
-//! gets a descriptor that can only be read. First it gets the path's tree, by which it is planned; nobody may vouch for
-//! that. With the NAR, which was verified, comes the digest of the tree that it was found to have: another one than was
-//! planned with means that the tree was a lie, and then no byte of the path is served.
+//! A worker has no network and no cache directory. It asks the fetcher for *path N* over a [`Connection`] and gets a read-only
+//! descriptor. First it gets the path's tree, from which it plans; the tree may be unverified. With the verified NAR comes the
+//! digest of the NAR's tree. If that differs from the tree that was planned with, no byte of the path is served.
 //!
-//! A NAR of a cache that is trusted for parts of it comes in pieces, which lie in one file that the fetcher writes. It cuts the
-//! file when they turn out to be wrong.
+//! NARs of caches that are trusted with `--trust-ranges` are fetched in pieces, into one file that the fetcher writes. The
+//! fetcher truncates the file if verification fails.
 
 mod channel;
 mod pieces;
@@ -34,11 +32,11 @@ use channel::{Channel, NoAnswer};
 use pieces::Pieces;
 use protocol::{Connection, Digest, Found, Part, Wanted};
 
-/// How much memory trees may take, in bytes, apart from the one in use. A plan is made from one; files whose place has been
-/// forgotten are looked up in it.
+/// Memory limit of cached trees in bytes, not counting the one in use. A tree is needed for planning, and to locate files that
+/// were evicted from `places`.
 const TREES_MAX_BYTES: usize = 24 << 20;
 
-/// How many files' places are remembered, in 64 bytes each.
+/// Number of files whose location is cached, at 64 bytes each.
 const PLACES_MAX: usize = 16_384;
 
 /// A path of a [`RemoteTree`].
@@ -50,7 +48,7 @@ pub struct RemotePath {
     pub nar_size: u64,
 }
 
-/// Store paths that a fetcher has.
+/// Store paths provided by a fetcher.
 #[derive(Debug)]
 pub struct RemoteTree {
     paths: Vec<RemotePath>,
@@ -59,30 +57,30 @@ pub struct RemoteTree {
     store_dir: PathBuf,
     /// How long a read waits for the fetcher.
     limit: Duration,
-    /// Takes ends of new connections to the fetcher.
+    /// Sends the ends of new connections to the fetcher.
     control: Mutex<Option<Connection>>,
     channel: OnceLock<Arc<Channel>>,
     kept: Mutex<Kept>,
-    /// By their numbers.
+    /// By path number.
     nars: FileCache<Nar>,
     places: FileCache<Place>,
 }
 
-/// What this process has got.
+/// Trees and digests received by this process.
 #[derive(Debug)]
 struct Kept {
     trees: LruCache<u32, Arc<NarTree>>,
     trees_bytes: usize,
-    /// Digests of all trees that were ever planned with: another one is another path.
+    /// Digests of all trees that were planned with. A different digest is a different path.
     digests: HashMap<u32, Digest>,
 }
 
-/// Where a file is.
+/// The location of a file.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     /// Number of its store path.
     path: u32,
-    /// Where its bytes begin in the NAR.
+    /// Offset of its contents in the NAR.
     start: u64,
     len_bytes: u64,
 }
@@ -102,8 +100,8 @@ enum Nar {
 }
 
 impl RemoteTree {
-    /// The paths `paths` of the store `store_dir`, of which at most `max_open_files` NARs stay open. `control` leads to the
-    /// fetcher; a read waits for it as long as `limit`.
+    /// Provides `paths` of the store `store_dir`. At most `max_open_files` NARs stay open. `control` leads to the fetcher, for
+    /// which a read waits at most `limit`.
     pub fn new(
         paths: Vec<RemotePath>,
         store_dir: PathBuf,
@@ -130,61 +128,61 @@ impl RemoteTree {
         }
     }
 
-    /// A new connection to the fetcher, for a process that is about to be started.
+    /// Opens a connection to the fetcher, for a process about to be started.
     ///
     /// # Errors
     /// No descriptors are left, or the fetcher has ended.
     pub fn connect(&self) -> io::Result<Connection> {
         let (near, far) = Connection::pair()?;
-        // The fetcher does not wait for one who does not read.
+        // The fetcher must not block on a client that does not read.
         far.set_nonblocking(true)?;
         let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
         let control = control.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        control.hand_over(&far)?;
+        control.send_connection(&far)?;
         Ok(near)
     }
 
-    /// From now on this process asks over `connection`. A second call does nothing.
+    /// Makes this process send its requests over `connection`. Further calls do nothing.
     pub fn attach(&self, connection: Connection) {
         let channel = Channel::new(connection, self.limit);
         let _ = self.channel.set(Arc::new(channel));
     }
 
-    /// From now on this process can make no further connections. The fetcher ends when no process can.
+    /// Makes further connections by this process impossible. The fetcher ends when no process can make any.
     pub fn forget_control(&self) {
         *self.control.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Whether it has the store path `name`.
+    /// Returns whether `name` is one of its store paths.
     pub fn has(&self, name: &[u8]) -> bool {
         self.numbers.contains_key(name)
     }
 
-    /// How many answers of the fetcher this process has had.
+    /// Returns how many answers this process has received from the fetcher.
     pub fn arrivals(&self) -> u64 {
         self.channel.get().map_or(0, |channel| channel.arrivals())
     }
 
-    /// Waits until there have been other than `seen` answers, `limit` at most; says whether there have.
+    /// Waits at most `limit` until the number of answers differs from `seen`. Returns whether it does.
     pub fn wait_for_arrival(&self, seen: u64, limit: Duration) -> bool {
         let channel = self.channel.get();
         channel.is_some_and(|channel| channel.wait_for_arrival(seen, limit))
     }
 
-    /// Makes sure that the tree of the store path that `path` is in is at hand.
+    /// Fetches the tree of the store path that contains `path`, unless it is cached.
     pub(super) fn prepare(&self, path: &[u8], mode: IoMode) -> Result<(), SourceError> {
         let (number, _) = self.split(path)?;
         self.tree(number, mode).map(drop)
     }
 
-    /// What lies at `path`.
+    /// Returns the attributes of `path`.
     pub(super) fn stat(&self, path: &[u8]) -> Result<Stat, SourceError> {
         let (number, inside) = self.split(path)?;
         let tree = self.tree(number, IoMode::Blocking)?;
         tree.stat(inside).ok_or_else(|| self.not_found(path))
     }
 
-    /// The target of the symlink at `path`; empty if it is none.
+    /// Returns the target of the symlink at `path`; empty if it is not a symlink.
     pub(super) fn target(&self, path: &[u8]) -> Result<Vec<u8>, SourceError> {
         let (number, inside) = self.split(path)?;
         let tree = self.tree(number, IoMode::Blocking)?;
@@ -194,14 +192,15 @@ impl RemoteTree {
         }
     }
 
-    /// The entries of the directory at `path`.
+    /// Returns the entries of the directory at `path`.
     pub(super) fn list(&self, path: &[u8]) -> Result<Listing, SourceError> {
         let (number, inside) = self.split(path)?;
         let tree = self.tree(number, IoMode::Blocking)?;
         tree.list(inside).ok_or_else(|| self.not_found(path))
     }
 
-    /// The regular file at `path()`, whose NAR has been verified, or comes in pieces; found without its path if `id` was asked for lately.
+    /// Opens the regular file at `path()`, in a NAR that is verified or fetched in pieces. Does not call `path` if the location
+    /// of `id` is cached.
     pub(super) fn open(
         &self,
         id: FileId,
@@ -236,13 +235,13 @@ impl RemoteTree {
         })
     }
 
-    /// Its path for messages.
+    /// Returns the full path, for messages.
     pub(super) fn display_path(&self, path: &[u8]) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
         self.store_dir.join(std::ffi::OsStr::from_bytes(path))
     }
 
-    /// The number of the store path that `path` is in, and the rest.
+    /// Returns the number of the store path that contains `path`, and the path inside it.
     fn split<'p>(&self, path: &'p [u8]) -> Result<(u32, &'p [u8]), SourceError> {
         let mut parts = path.splitn(2, |byte| *byte == b'/');
         let number = parts.next().and_then(|name| self.numbers.get(name));
@@ -259,7 +258,7 @@ impl RemoteTree {
             path: number,
         };
         let Found::File { file, .. } = self.ask(wanted, mode)? else {
-            return Err(self.failed(number, "a tree does not come in pieces".to_owned()));
+            return Err(self.failed(number, "the fetcher sent a tree in pieces".to_owned()));
         };
         let packed = read_packed(&file).map_err(|error| self.failed(number, error.to_string()))?;
         let nar_size = self.paths[number as usize].nar_size;
@@ -292,7 +291,7 @@ impl RemoteTree {
         Ok(tree)
     }
 
-    /// The NAR of a path whose tree is known.
+    /// Returns the NAR of a path whose tree is known.
     fn nar(&self, number: u32, mode: IoMode) -> Result<Nar, SourceError> {
         let id = FileId(number.into());
         if let Some(nar) = self.nars.get(id).filter(Nar::is_usable) {
@@ -333,7 +332,7 @@ impl RemoteTree {
     }
 
     fn channel(&self, number: u32) -> Result<&Arc<Channel>, SourceError> {
-        let reason = || "this process cannot ask for it to be fetched".to_owned();
+        let reason = || "this process is not connected to the fetcher".to_owned();
         let channel = self.channel.get();
         channel.ok_or_else(|| self.failed(number, reason()))
     }
@@ -367,7 +366,7 @@ impl RemoteTree {
         }
     }
 
-    /// What is kept is whole between any two statements.
+    /// Every statement leaves the state consistent, so a poisoned lock is usable.
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -412,7 +411,7 @@ impl Nar {
         }
     }
 
-    /// Whether it need not be asked for again.
+    /// Returns whether it is still usable without asking the fetcher again.
     fn is_usable(&self) -> bool {
         match self {
             Self::Whole(file) => file.is_usable(),
@@ -421,7 +420,7 @@ impl Nar {
     }
 }
 
-/// A packed tree. Other processes may hold the same open file, so its position must not matter.
+/// Reads a packed tree. Other processes may share the open file, so this must not use its position.
 fn read_packed(file: &File) -> io::Result<Vec<u8>> {
     let len_bytes = file.metadata()?.len().min(PACKED_MAX_BYTES as u64);
     let mut packed = vec![0; usize::try_from(len_bytes).map_err(io::Error::other)?];

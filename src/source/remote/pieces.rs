@@ -1,4 +1,4 @@
-//! A NAR that is fetched in pieces from a trusted cache. It is not verified until it is complete.
+//! A NAR fetched in pieces from a trusted cache, and not verified until it is complete.
 
 use std::fs::File;
 use std::ops::Range;
@@ -19,21 +19,21 @@ pub(super) struct Pieces {
     path: u32,
     shown: PathBuf,
     nar_size: u64,
-    /// Of the tree that the path was planned with.
+    /// Digest of the tree that the path was planned with.
     digest: Digest,
     held: Mutex<Held>,
 }
 
-/// The file, and which of its pieces can be read.
+/// The file, and which of its pieces are available.
 #[derive(Debug, Default)]
 struct Held {
     file: Option<Arc<HostFile>>,
-    /// By the numbers of pieces.
+    /// Indexed by piece number.
     here: Vec<bool>,
 }
 
 impl Pieces {
-    /// Asks for pieces over `channel`. `shown` is for messages, `digest` that of the tree that the path was planned with.
+    /// Requests pieces over `channel`. `shown` is for messages, `digest` is that of the tree that the path was planned with.
     pub(super) fn new(
         channel: Arc<Channel>,
         path: u32,
@@ -51,12 +51,12 @@ impl Pieces {
         }
     }
 
-    /// The store path, for messages.
+    /// Returns the store path, for messages.
     pub(super) fn shown(&self) -> &Path {
         &self.shown
     }
 
-    /// Puts the bytes `offset..offset + len_bytes` of the NAR into `to`.
+    /// Reads the bytes `offset..offset + len_bytes` of the NAR into `to`.
     pub(super) fn read_into(
         &self,
         to: &mut Destination<'_>,
@@ -71,7 +71,7 @@ impl Pieces {
         file.read_into(to, offset, len_bytes, mode)
     }
 
-    /// Has a part fetched and read into the host's memory. Waits for the first, not for the second.
+    /// Has a range fetched and read into the page cache. Waits for the fetch, but not for the read.
     pub(super) fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), SourceError> {
         if len_bytes == 0 {
             return Ok(());
@@ -80,7 +80,7 @@ impl Pieces {
         file.read_ahead(offset, len_bytes)
     }
 
-    /// A file that has the bytes `offset..offset + len_bytes` of the NAR, one at least.
+    /// Returns a file with the bytes `offset..offset + len_bytes` of the NAR, which must not be empty.
     fn file_with(
         &self,
         offset: u64,
@@ -89,7 +89,7 @@ impl Pieces {
     ) -> Result<Arc<HostFile>, SourceError> {
         let pieces = pieces_of(offset..offset.saturating_add(len_bytes));
         loop {
-            // Not within the match: the lock would be held in its arms.
+            // A separate statement, because the lock would be held in the arms of the match.
             let found = self.lock().with(pieces.clone(), self.nar_size);
             match found {
                 Ok(file) => return Ok(file),
@@ -98,7 +98,7 @@ impl Pieces {
         }
     }
 
-    /// Asks for all of them, and waits for the first as `mode` has it.
+    /// Requests all missing pieces, and waits for the first according to `mode`.
     fn fetch(&self, missing: &[u32], mode: IoMode) -> Result<(), SourceError> {
         let [first, others @ ..] = missing else {
             return Ok(());
@@ -119,14 +119,14 @@ impl Pieces {
         };
         match self.channel.get(wanted, mode) {
             Ok(Found::File { digest, file }) => self.take(piece, digest, file),
-            // No answer to this question; the next read asks again.
-            Ok(Found::InPieces) => Err(self.failed("there was an answer to another question")),
+            // An answer to another request; the next read asks again.
+            Ok(Found::InPieces) => Err(self.failed("the fetcher answered another request")),
             Err(NoAnswer::NotYet) => Err(SourceError::WouldBlock(Awaits::Fetch)),
             Err(NoAnswer::Failed(reason)) => Err(self.failed(&reason)),
         }
     }
 
-    /// Takes a file in which `piece` is, or all of the NAR.
+    /// Stores a file with `piece`, or with the whole NAR.
     fn take(&self, piece: u32, digest: Digest, file: File) -> Result<(), SourceError> {
         let file = HostFile::of_open(OwnedFd::from(file), self.shown.clone())?;
         if digest == NOT_VERIFIED {
@@ -152,14 +152,14 @@ impl Pieces {
         }
     }
 
-    /// What is held is whole between any two statements.
+    /// Every statement leaves the state consistent, so a poisoned lock is usable.
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Held {
-    /// The file if it has all of `pieces`; otherwise the missing ones. A file shorter than the NAR has been revoked.
+    /// Returns the file if it has all of `pieces`, otherwise the missing ones. A file shorter than the NAR has been revoked.
     fn with(&mut self, pieces: Range<u32>, nar_size: u64) -> Result<Arc<HostFile>, Vec<u32>> {
         let is_good = |file: &&Arc<HostFile>| {
             let is_whole = file.now().is_some_and(|(_, len)| len >= nar_size);
@@ -177,7 +177,7 @@ impl Held {
         }
     }
 
-    /// A new fetcher may use another file. The pieces known so far are not in that one, so they are forgotten.
+    /// A new fetcher may use another file. The pieces known so far are not in that file, so they are forgotten.
     fn take_piece(&mut self, piece: u32, file: HostFile) {
         let identity = |file: &HostFile| file.now().map(|(identity, _)| identity);
         let held = self.file.as_deref().and_then(identity);
@@ -218,7 +218,7 @@ mod tests {
         file
     }
 
-    /// Reads across the border of two pieces.
+    /// Reads across the boundary of two pieces.
     fn read(pieces: &Pieces, mode: IoMode) -> Result<[u8; 2], SourceError> {
         let mut bytes = [0; 2];
         let mut to = Destination::from(&mut bytes[..]);
@@ -227,9 +227,9 @@ mod tests {
         read.map(|()| bytes)
     }
 
-    fn questions(far: &Connection, count: usize) -> Vec<Wanted> {
-        let ask = |_| far.question().unwrap().unwrap();
-        let mut all: Vec<Wanted> = (0..count).map(ask).collect();
+    fn requests(far: &Connection, count: usize) -> Vec<Wanted> {
+        let next = |_| far.next_request().unwrap().unwrap();
+        let mut all: Vec<Wanted> = (0..count).map(next).collect();
         all.sort_by_key(|wanted| match wanted.part {
             Part::Piece(piece) => piece,
             _ => u32::MAX,
@@ -244,38 +244,38 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_read_when_all_have_come_and_from_one_file() {
+    fn pieces_are_read_from_one_file_when_all_have_arrived() {
         let (near, far) = Connection::pair().unwrap();
         let pieces = pieces(near);
         let waits = read(&pieces, IoMode::Local);
         assert!(matches!(waits, Err(SourceError::WouldBlock(Awaits::Fetch))));
-        // Both are asked for before one is waited for.
-        let asked = questions(&far, 2);
-        assert_eq!(asked[0].part, Part::Piece(0));
+        // Both are requested before the first is waited for.
+        let requested = requests(&far, 2);
+        assert_eq!(requested[0].part, Part::Piece(0));
         let (old, new) = (file(1), file(2));
         let reader = {
             let pieces = Arc::clone(&pieces);
             std::thread::spawn(move || read(&pieces, IoMode::Blocking).unwrap())
         };
-        answer(&far, asked[0], NOT_VERIFIED, &old);
-        // Of another process that fetches: what the first had is not in this file.
-        answer(&far, asked[1], NOT_VERIFIED, &new);
+        answer(&far, requested[0], NOT_VERIFIED, &old);
+        // From another fetcher, whose file does not have the earlier pieces.
+        answer(&far, requested[1], NOT_VERIFIED, &new);
         loop {
-            let again = far.question().unwrap().unwrap();
+            let again = far.next_request().unwrap().unwrap();
             answer(&far, again, NOT_VERIFIED, &new);
-            if again.part == asked[0].part {
+            if again.part == requested[0].part {
                 break;
             }
         }
         assert_eq!(reader.join().unwrap(), [2, 2]);
         assert_eq!(read(&pieces, IoMode::Local).unwrap(), [2, 2]);
-        // Cut: nothing of it is to be read any more.
+        // A truncated file must not be read any more.
         new.set_len(0).unwrap();
         assert!(read(&pieces, IoMode::Local).is_err());
     }
 
     #[test]
-    fn a_whole_nar_instead_of_a_piece_is_all_of_them_if_it_has_the_tree() {
+    fn a_whole_nar_replaces_all_pieces_if_its_tree_matches() {
         for (digest, is_right) in [(DIGEST, true), ([8; 32], false)] {
             let (near, far) = Connection::pair().unwrap();
             let pieces = pieces(near);
@@ -284,7 +284,7 @@ mod tests {
                 let pieces = Arc::clone(&pieces);
                 std::thread::spawn(move || read(&pieces, IoMode::Blocking))
             };
-            questions(&far, 2)
+            requests(&far, 2)
                 .into_iter()
                 .for_each(|wanted| answer(&far, wanted, digest, &whole));
             match reader.join().unwrap() {

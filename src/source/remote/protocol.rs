@@ -1,6 +1,6 @@
-//! What a process that serves and the fetcher say to each other, over a socket that keeps messages apart.
+//! The messages between workers and the fetcher, over a socket that preserves message boundaries.
 //!
-//! Neither believes the other: a message that is not of the format is dropped.
+//! Neither side trusts the other: malformed messages are dropped.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-/// The longest message of text, in bytes; what is longer is cut.
+/// The longest text in a message, in bytes. Longer texts are truncated.
 pub const TEXT_MAX_BYTES: usize = 800;
 
 /// The longest message, in bytes.
@@ -28,49 +28,49 @@ const IN_PIECES: u8 = 2;
 /// SHA-256 of a packed tree.
 pub type Digest = [u8; DIGEST_BYTES];
 
-/// Instead of a digest: the file is not a whole NAR that was verified.
+/// In place of a digest: the file is not a verified NAR.
 pub const NOT_VERIFIED: Digest = [0; DIGEST_BYTES];
 
-/// Length of a piece of a NAR; the last one of a NAR is shorter.
+/// Length of a piece of a NAR, in bytes. The last piece may be shorter.
 pub const PIECE_BYTES: u64 = 1 << 20;
 
-/// The pieces that bytes of a NAR are in.
+/// Returns the pieces that contain a range of bytes.
 pub fn pieces_of(bytes: Range<u64>) -> Range<u32> {
     let number = |piece: u64| u32::try_from(piece).unwrap_or(u32::MAX);
     number(bytes.start / PIECE_BYTES)..number(bytes.end.div_ceil(PIECE_BYTES))
 }
 
-/// What can be asked for, of a store path.
+/// A requestable part of a store path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// Its tree, as [`NarTree::to_packed`](crate::source::nar::NarTree::to_packed) has it: nobody may vouch for it yet.
+    /// Its tree in the form of [`NarTree::to_packed`](crate::source::nar::NarTree::to_packed), possibly unverified.
     Tree,
     /// Its NAR, uncompressed and verified.
     Nar,
-    /// This piece of its NAR, in its place in a file, which nobody may vouch for yet; or all of it, verified.
+    /// A piece of its NAR, unverified, in a file at its offset in the NAR; or the whole NAR, verified.
     Piece(u32),
 }
 
-/// A part of a path.
+/// A request: a part of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Wanted {
-    /// Which part.
+    /// The part.
     pub part: Part,
-    /// Which path: its place among those of the disk that are not on the host.
+    /// The number of the path among the disk's paths that are not on the host.
     pub path: u32,
 }
 
-/// What there is of something.
+/// The result of a successful request.
 #[derive(Debug)]
 pub enum Found {
     /// A file.
     File {
-        /// Of a NAR that was verified, digest of the packed tree that it was found to have; else [`NOT_VERIFIED`].
+        /// For a verified NAR the digest of its packed tree, otherwise [`NOT_VERIFIED`].
         digest: Digest,
         /// Open for reading.
         file: File,
     },
-    /// A NAR that is to be asked for in pieces.
+    /// The NAR must be requested in pieces.
     InPieces,
 }
 
@@ -86,29 +86,29 @@ impl Found {
     }
 }
 
-/// What the fetcher says.
+/// A message of the fetcher.
 #[derive(Debug)]
 pub enum Answer {
-    /// It has started, perhaps again: what was asked for and not answered must be asked for again.
+    /// The fetcher has started or restarted. Requests that are not yet answered must be repeated.
     Hello,
-    /// Here it is.
+    /// The request succeeded.
     Here {
-        /// What was asked for.
+        /// The request.
         wanted: Wanted,
         /// The packed tree, the NAR, or a file with the piece.
         found: Found,
     },
-    /// It cannot be had now.
+    /// The request failed.
     Failed {
-        /// What was asked for.
+        /// The request.
         wanted: Wanted,
-        /// Why, in a sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
 }
 
 impl Answer {
-    /// The same answer for another connection; a failure when no descriptors are left.
+    /// Duplicates the answer for another connection. Gives a failure if no descriptors are left.
     pub fn try_clone(&self) -> Self {
         match self {
             Self::Hello => Self::Hello,
@@ -135,7 +135,7 @@ impl Answer {
 pub struct Connection(UnixDatagram);
 
 impl Connection {
-    /// Both ends of a new one.
+    /// Returns both ends of a new connection.
     ///
     /// # Errors
     /// No descriptors are left.
@@ -145,21 +145,21 @@ impl Connection {
         Ok((Self::from(one), Self::from(other)))
     }
 
-    /// Asks for something. Does not wait.
+    /// Sends a request. Does not wait.
     ///
     /// # Errors
-    /// The fetcher has ended, or has not read many questions yet: [`io::ErrorKind::WouldBlock`].
-    pub fn ask(&self, wanted: Wanted) -> io::Result<()> {
+    /// The fetcher has ended, or has many requests queued: [`io::ErrorKind::WouldBlock`].
+    pub fn send_request(&self, wanted: Wanted) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         send(self.0.as_raw_fd(), &wanted.head(), flags)?;
         Ok(())
     }
 
-    /// What is asked for next; none if it was no question. Waits for it.
+    /// Waits for the next request. Returns `None` for a malformed one.
     ///
     /// # Errors
     /// The other process has ended: [`io::ErrorKind::UnexpectedEof`].
-    pub fn question(&self) -> io::Result<Option<Wanted>> {
+    pub fn next_request(&self) -> io::Result<Option<Wanted>> {
         let mut message = [0; HEAD_BYTES + 1];
         match self.0.recv(&mut message)? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -168,10 +168,10 @@ impl Connection {
         }
     }
 
-    /// Answers. Does not wait on an end that was [made so](Self::set_nonblocking): who does not read answers gets none.
+    /// Sends an answer. On a [nonblocking](Self::set_nonblocking) end it does not wait for a client that does not read.
     ///
     /// # Errors
-    /// The other process has ended, or does not read.
+    /// The other process has ended, or the nonblocking socket is full.
     pub fn answer(&self, answer: &Answer) -> io::Result<()> {
         match answer {
             Answer::Hello => self.0.send(&[0; HEAD_BYTES]).map(drop),
@@ -191,7 +191,7 @@ impl Connection {
         }
     }
 
-    /// The next answer; none if it was no answer. Waits for it.
+    /// Waits for the next answer. Returns `None` for a malformed one.
     ///
     /// # Errors
     /// The fetcher has ended: [`io::ErrorKind::UnexpectedEof`].
@@ -204,20 +204,21 @@ impl Connection {
         }
     }
 
-    /// Hands `end`, one end of another connection, to the process at the other end of this one.
+    /// Sends `end`, one end of another connection, to the process at the other end of this one.
     ///
     /// # Errors
-    /// It has ended.
-    pub fn hand_over(&self, end: &Self) -> io::Result<()> {
+    /// The other process has ended.
+    pub fn send_connection(&self, end: &Self) -> io::Result<()> {
         let sent = self.0.send_with_fd(&[0_u8][..], end.as_raw_fd());
         sent.map(drop).map_err(error)
     }
 
-    /// What was handed over next; none if it was something else. Waits for it.
+    /// Waits for the next connection sent with [`send_connection`](Self::send_connection). Returns `None` for any other
+    /// message.
     ///
     /// # Errors
     /// The other process has ended: [`io::ErrorKind::UnexpectedEof`].
-    pub fn take_over(&self) -> io::Result<Option<Self>> {
+    pub fn receive_connection(&self) -> io::Result<Option<Self>> {
         let mut message = [0; 1];
         match self.0.recv_with_fd(&mut message).map_err(error)? {
             (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -225,15 +226,15 @@ impl Connection {
         }
     }
 
-    /// Nothing that is sent waits for the other process.
+    /// Sets whether sending fails, instead of waiting for the other process.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel returns an error.
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         self.0.set_nonblocking(nonblocking)
     }
 
-    /// Another descriptor of the same end.
+    /// Returns another descriptor of the same end.
     ///
     /// # Errors
     /// No descriptors are left.
@@ -261,7 +262,7 @@ impl AsRawFd for Connection {
 }
 
 impl Wanted {
-    /// Another piece of the same NAR.
+    /// Returns the request for another piece of the same NAR.
     #[must_use]
     pub fn other(self, piece: u32) -> Self {
         Self {
@@ -322,7 +323,7 @@ fn parse_answer(message: &[u8], file: Option<File>) -> Option<Answer> {
     Some(Answer::Here { wanted, found })
 }
 
-/// As much of a text as a message holds.
+/// Truncates a text to what a message holds.
 fn cut(text: &str) -> &str {
     let mut end = text.len().min(TEXT_MAX_BYTES);
     while !text.is_char_boundary(end) {
@@ -342,14 +343,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_heard() {
+    fn messages_round_trip() {
         let (one, other) = Connection::pair().unwrap();
         let wanted = Wanted {
             part: Part::Nar,
             path: 70_000,
         };
-        one.ask(wanted).unwrap();
-        assert_eq!(other.question().unwrap(), Some(wanted));
+        one.send_request(wanted).unwrap();
+        assert_eq!(other.next_request().unwrap(), Some(wanted));
         other.answer(&Answer::Hello).unwrap();
         assert!(matches!(one.next_answer().unwrap(), Some(Answer::Hello)));
         let reason = "é".repeat(TEXT_MAX_BYTES);
@@ -381,7 +382,7 @@ mod tests {
         other.answer(&Answer::Here { wanted, found }).unwrap();
         assert!(matches!(
             one.next_answer().unwrap(),
-            Some(Answer::Here { wanted: heard, found: Found::InPieces }) if heard == wanted
+            Some(Answer::Here { wanted: received, found: Found::InPieces }) if received == wanted
         ));
         drop(other);
         let ended = one.next_answer().unwrap_err();
@@ -389,12 +390,12 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_is_handed_over_works() {
+    fn a_sent_connection_works() {
         let (one, other) = Connection::pair().unwrap();
         let (near, far) = Connection::pair().unwrap();
-        one.hand_over(&far).unwrap();
+        one.send_connection(&far).unwrap();
         drop(far);
-        let far = other.take_over().unwrap().unwrap();
+        let far = other.receive_connection().unwrap().unwrap();
         far.answer(&Answer::Hello).unwrap();
         assert!(matches!(near.next_answer().unwrap(), Some(Answer::Hello)));
         drop(far);
@@ -402,11 +403,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_of_the_format_is_dropped() {
+    fn malformed_messages_are_dropped() {
         let (one, other) = Connection::pair().unwrap();
         for message in [&b"x"[..], &[4; 12], &[1; 13], &[1; 100]] {
             one.0.send(message).unwrap();
-            assert!(other.question().unwrap().is_none(), "{message:?}");
+            assert!(other.next_request().unwrap().is_none(), "{message:?}");
         }
         // A head without a digest, or without a file.
         for message in [

@@ -1,4 +1,4 @@
-//! A packed tree: what a process that fetches hands to those that serve.
+//! A packed tree, which the fetcher passes to the workers.
 
 use lazystore::source::nar::{NarTree, PackedError};
 

@@ -56,10 +56,10 @@ fn is_option(arg: &OsStr) -> bool {
 
 fn shared(option: &'static str, value: &OsStr) -> Result<OsString, VmmError> {
     let text = value.to_string_lossy();
-    let said = text
+    let setting = text
         .split(',')
         .find_map(|part| part.strip_prefix("shared="));
-    match said {
+    match setting {
         Some("on" | "true") => Ok(value.to_owned()),
         Some(_) => Err(VmmError::SharedOff {
             option,
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn with_zones_only_they_are_shared() {
+    fn only_zones_are_shared_if_there_are_any() {
         assert_eq!(
             attached(&[
                 "--memory",

@@ -34,7 +34,7 @@ impl Disk {
     /// Name of the file.
     pub const IMAGE_NAME: &str = "nix-store.img";
 
-    /// The paths of a disk served in `dir`.
+    /// Returns the paths of a disk served in `dir`.
     pub fn in_dir(dir: &Path) -> Self {
         let mount = dir.join("mnt");
         Self {
@@ -60,7 +60,7 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// The sockets of `disk` that it connects to.
+    /// Returns the sockets of `disk` that it connects to.
     pub fn sockets<'d>(&self, disk: &'d Disk) -> impl Iterator<Item = &'d Path> + use<'d> {
         let socket = self.uses_socket.then_some(&*disk.socket);
         socket
@@ -101,7 +101,7 @@ impl Vmm {
     }
 }
 
-/// Whether `command` starts QEMU.
+/// Returns whether `command` starts QEMU.
 pub fn is_qemu(command: &[OsString]) -> bool {
     command.first().and_then(|program| Vmm::of(program)) == Some(Vmm::Qemu)
 }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_filled_wherever_they_stand() {
+    fn placeholders_are_replaced_anywhere() {
         let disk = Disk::in_dir(Path::new("/d"));
         let command = os(&[
             "vmm",
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn only_qemu_is_told_of_nbd() {
+    fn only_qemu_gets_nbd_options() {
         let disk = Disk::in_dir(Path::new("/d"));
         let over_nbd = |command: &[&str]| attach(&os(command), &disk, Transport::Nbd, |_| None);
         let attached = over_nbd(&["qemu-system-x86_64", "-m", "1G"]).unwrap();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_looks_like_a_place_is_left_alone() {
+    fn a_path_that_looks_like_a_placeholder_is_not_replaced() {
         let disk = Disk::in_dir(Path::new("/{image}"));
         let attached = attach(
             &os(&["vmm", "{socket}"]),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_program_must_say_where_the_disk_goes() {
+    fn an_unknown_program_needs_a_placeholder() {
         let disk = Disk::in_dir(Path::new("/d"));
         let error = attach(
             &os(&["./my vmm", "-x"]),
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_known_by_their_names() {
+    fn programs_are_recognised_by_their_names() {
         let vmm = |program: &str| Vmm::of(OsStr::new(program));
         assert_eq!(vmm("/nix/store/x/bin/qemu-system-x86_64"), Some(Vmm::Qemu));
         assert_eq!(vmm("/x/.qemu-system-aarch64-wrapped"), Some(Vmm::Qemu));

@@ -1,9 +1,9 @@
-//! NARs that are cut, changed, too long, or never were one.
+//! NARs that are truncated, changed or too long, and data that is not a NAR.
 
 use super::*;
 
 #[test]
-fn a_nar_that_is_cut_anywhere_is_an_error() {
+fn a_nar_truncated_anywhere_is_an_error() {
     let nar = small();
     for len in 0..nar.len() {
         let cut = NarTree::parse(&nar[..len], nar.len() as u64).unwrap_err();
@@ -26,7 +26,7 @@ fn a_nar_that_is_cut_anywhere_is_an_error() {
 }
 
 #[test]
-fn every_byte_that_is_wrong_is_noticed_or_part_of_the_tree() {
+fn every_changed_byte_is_an_error_or_changes_the_tree() {
     let nar = small();
     let tree = parse(&nar).unwrap();
     for at in 0..nar.len() {
@@ -40,7 +40,7 @@ fn every_byte_that_is_wrong_is_noticed_or_part_of_the_tree() {
 }
 
 #[test]
-fn bytes_after_the_end_and_other_sizes() {
+fn trailing_bytes_and_other_sizes_are_errors() {
     let nar = small();
     let len = nar.len() as u64;
     let longer = [&nar[..], b"\0"].concat();
@@ -54,16 +54,13 @@ fn bytes_after_the_end_and_other_sizes() {
     let other = NarTree::parse(&nar[..], len + 8).unwrap_err().to_string();
     assert_eq!(
         other,
-        format!(
-            "the NAR has {len} bytes instead of the {} of its narinfo",
-            len + 8
-        )
+        format!("the NAR has {len} bytes, but its narinfo says {}", len + 8)
     );
 }
 
-/// No more is read than it takes to see that there is too much.
+/// Reads only one byte more than the declared size.
 #[test]
-fn a_nar_without_end_is_left_at_its_size() {
+fn an_endless_nar_is_read_up_to_its_size() {
     struct Endless<'n>(&'n [u8], u64);
     impl Read for Endless<'_> {
         fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
@@ -87,18 +84,18 @@ fn a_nar_without_end_is_left_at_its_size() {
     ]
     .concat();
     let mut reader = Endless(&huge, 0);
-    let said = NarTree::parse(&mut reader, 1 << 20)
+    let error = NarTree::parse(&mut reader, 1 << 20)
         .unwrap_err()
         .to_string();
     assert_eq!(
-        said,
-        "the NAR is malformed: at byte 96, the tree takes more than the 1048576 bytes of its narinfo"
+        error,
+        "the NAR is malformed: at byte 96, the tree needs more than the 1048576 bytes of its narinfo"
     );
     assert!(reader.1 <= 1 << 17);
 }
 
 #[test]
-fn names_that_no_file_has() {
+fn names_that_no_file_can_have() {
     let long = vec![b'x'; NAME_MAX + 1];
     let longest = vec![b'x'; NAME_MAX];
     let with = |name: &[u8]| archive(&directory(&[entry(name, &file(b""))]));
@@ -112,32 +109,29 @@ fn names_that_no_file_has() {
         b"a\0b",
         b"../../etc/passwd",
     ] {
-        let said = refused(&with(name));
-        assert!(said.ends_with("is not a file name"), "{said}");
+        let error = refused(&with(name));
+        assert!(error.ends_with("is not a file name"), "{error}");
         let json = serde_json::to_string(str::from_utf8(name).unwrap()).unwrap();
         let json = format!(
             r#"{{"version":1,"root":{{"type":"directory","entries":{{{json}:{{"type":"regular","size":0}}}}}}}}"#
         );
-        let said = refused_listing(&json);
-        assert!(said.ends_with("is not a file name"), "{said}");
+        let error = refused_listing(&json);
+        assert!(error.ends_with("is not a file name"), "{error}");
     }
-    assert!(
-        refused(&with(&long))
-            .contains("there should be a short string, not one of 256 bytes (at most 255)")
-    );
+    assert!(refused(&with(&long)).contains("expected a short string"));
 }
 
 #[test]
-fn entries_are_sorted_and_each_there_once() {
+fn entries_are_sorted_and_unique() {
     let with = |names: &[&[u8]]| {
         let entries: Vec<_> = names.iter().map(|name| entry(name, &file(b""))).collect();
         archive(&directory(&entries))
     };
     assert!(parse(&with(&[b"-", b".a", b"A", b"a", b"a.", b"aa", b"\xff"])).is_ok());
-    assert!(refused(&with(&[b"a", b"a"])).ends_with("the name \"a\" is there twice"));
+    assert!(refused(&with(&[b"a", b"a"])).ends_with("the name \"a\" occurs twice"));
     assert!(refused(&with(&[b"b", b"a"])).ends_with("the name \"a\" comes after \"b\""));
     assert!(refused(&with(&[b"\xff", b"a"])).contains("comes after"));
-    // The name before is that of the same directory.
+    // Names are only compared within their directory.
     let nested = directory(&[
         entry(b"z", &directory(&[entry(b"a", &file(b""))])),
         entry(b"zz", &file(b"")),
@@ -147,10 +141,10 @@ fn entries_are_sorted_and_each_there_once() {
         entry(b"b", &directory(&[entry(b"c", &file(b""))])),
         entry(b"b", &file(b"")),
     ]);
-    assert!(refused(&archive(&nested)).ends_with("the name \"b\" is there twice"));
+    assert!(refused(&archive(&nested)).ends_with("the name \"b\" occurs twice"));
 }
 
-/// What looks like a NAR's root, and is none.
+/// Sequences of words that resemble a root node but are invalid.
 const WRONG_WORDS: &[&[&[u8]]] = &[
     &[b"(", b"type", b"fifo", b")"],
     &[b"(", b"type", b"regular", b")"],
@@ -220,14 +214,11 @@ const WRONG_WORDS: &[&[&[u8]]] = &[
 ];
 
 #[test]
-fn words_that_are_not_those_of_a_nar() {
+fn wrong_words_are_refused() {
     assert!(refused(b"").contains("ends after 0 bytes"));
-    assert!(
-        refused(&words(&[b"nix-archive-2"]))
-            .contains("there should be \"nix-archive-1\", not \"nix-archive-2\"")
-    );
+    assert!(refused(&words(&[b"nix-archive-2"])).contains("expected \"nix-archive-1\" at byte "));
     for root in WRONG_WORDS {
-        assert!(refused(&nar(root)).contains("there should be"), "{root:?}");
+        assert!(refused(&nar(root)).contains("expected"), "{root:?}");
     }
 }
 
@@ -238,24 +229,24 @@ fn lengths_that_overflow() {
         assert!(refused(&magic).contains("a short string"));
         let begin = words(&[b"nix-archive-1", b"(", b"type", b"regular", b"contents"]);
         let nar = [&begin[..], &length.to_le_bytes()].concat();
-        let said = NarTree::parse(&nar[..], u64::MAX).unwrap_err();
+        let error = NarTree::parse(&nar[..], u64::MAX).unwrap_err();
         let json = format!(r#"{{"version":1,"root":{{"type":"regular","size":{length}}}}}"#);
         let listed = NarTree::from_listing(json.as_bytes(), u64::MAX);
         match length
             .checked_next_multiple_of(8)
             .and_then(|length| length.checked_add(120))
         {
-            Some(_) => assert!(matches!(said, NarError::Truncated { .. }), "{said}"),
+            Some(_) => assert!(matches!(error, NarError::Truncated { .. }), "{error}"),
             None => {
                 assert!(
                     matches!(
-                        said,
+                        error,
                         NarError::Tree {
                             fault: TreeFault::TooLarge { .. },
                             ..
                         }
                     ),
-                    "{said}"
+                    "{error}"
                 );
                 assert!(matches!(
                     listed,
@@ -273,21 +264,21 @@ fn lengths_that_overflow() {
 
 #[test]
 
-fn targets_that_no_symlink_has() {
+fn targets_that_no_symlink_can_have() {
     let with = |target: &[u8]| nar(&[b"(", b"type", b"symlink", b"target", target, b")"]);
     assert!(parse(&with(&vec![b'x'; TARGET_MAX])).is_ok());
     for target in [&b""[..], b"a\0b"] {
-        assert!(refused(&with(target)).ends_with("cannot be that of a symlink"));
+        assert!(refused(&with(target)).ends_with("is not a symlink target"));
     }
     assert!(refused(&with(&vec![b'x'; TARGET_MAX + 1])).contains("a short string"));
     let long = format!(
         r#"{{"version":1,"root":{{"type":"symlink","target":"{}"}}}}"#,
         "x".repeat(TARGET_MAX + 1)
     );
-    assert!(refused_listing(&long).ends_with("cannot be that of a symlink"));
+    assert!(refused_listing(&long).ends_with("is not a symlink target"));
 }
 
-/// Deeper than any recursion would survive.
+/// Deep enough to overflow the stack of any recursive parser.
 #[test]
 fn a_million_levels_do_not_overflow_the_stack() {
     let level = words(&[
@@ -301,19 +292,19 @@ fn a_million_levels_do_not_overflow_the_stack() {
         b"node",
     ]);
     let deep = [words(&[b"nix-archive-1"]), level.repeat(1_000_000)].concat();
-    let said = refused(&deep);
+    let error = refused(&deep);
     assert!(
-        said.ends_with("the path of \"a\" has more than 4096 bytes"),
-        "{said}"
+        error.ends_with("the path of \"a\" has more than 4096 bytes"),
+        "{error}"
     );
     let level = r#"{"type":"directory","entries":{"a":"#;
-    let said = refused_listing(&format!(
+    let error = refused_listing(&format!(
         "{{\"version\":1,\"root\":{}",
         level.repeat(900_000)
     ));
     assert!(
-        said.ends_with("the path of \"a\" has more than 4096 bytes"),
-        "{said}"
+        error.ends_with("the path of \"a\" has more than 4096 bytes"),
+        "{error}"
     );
     let nested = format!("{{\"version\":1,\"x\":{}", "[".repeat(1_000_000));
     assert!(matches!(
@@ -328,7 +319,7 @@ fn a_million_levels_do_not_overflow_the_stack() {
 }
 
 #[test]
-fn the_deepest_path_that_nix_could_restore() {
+fn the_deepest_path_that_nix_can_restore_is_accepted() {
     let levels = PATH_MAX / 2;
     let begin = words(&[b"(", b"type", b"directory"]);
     let into = words(&[b"entry", b"(", b"name", b"a", b"node"]);
@@ -340,7 +331,7 @@ fn the_deepest_path_that_nix_could_restore() {
         out.repeat(levels),
     ]
     .concat();
-    // The last two words end an entry and its directory.
+    // Remove the last two words, which end an entry and its directory.
     let tree = parse(&nar).unwrap();
     let path = vec!["a"; levels].join("/");
     assert_eq!(tree.stat(path.as_bytes()).unwrap().size_bytes, 1);
@@ -357,18 +348,18 @@ fn the_deepest_path_that_nix_could_restore() {
     );
 }
 
-/// Each target takes 4095 bytes, of the NAR and of memory.
+/// Each target takes 4095 bytes of the NAR and of memory.
 #[test]
-fn memory_has_a_bound_whatever_the_size_of_the_nar() {
+fn memory_is_bounded_for_any_size_of_the_nar() {
     let target = vec![b'x'; TARGET_MAX];
     let link = words(&[b"(", b"type", b"symlink", b"target", &target, b")"]);
     let begin = words(&[b"nix-archive-1", b"(", b"type", b"directory"]);
     let count = NAMES_MAX_BYTES / TARGET_MAX + 1;
     let entries = (0..count).map(|n| entry(format!("{n:08}").as_bytes(), &link));
     let nar = [begin, entries.collect::<Vec<_>>().concat()].concat();
-    let said = refused(&nar);
+    let error = refused(&nar);
     assert!(
-        said.ends_with("names and targets of symlinks have more than 67108864 bytes"),
-        "{said}"
+        error.ends_with("names and symlink targets have more than 67108864 bytes"),
+        "{error}"
     );
 }

@@ -1,9 +1,9 @@
-//! Listings that are none.
+//! Invalid listings.
 
 use super::*;
 
 #[test]
-fn what_is_no_listing() {
+fn invalid_listings_are_refused() {
     let root = r#"{"type":"regular","size":1}"#;
     let bad = [
         "",
@@ -36,10 +36,10 @@ fn what_is_no_listing() {
         r#"{"version":1,"root":{"type":"symlink","target":"\ud800"}}"#,
     ];
     for json in bad {
-        let said = refused_listing(json);
+        let error = refused_listing(json);
         assert!(
-            said.starts_with("the listing is malformed"),
-            "{json}: {said}"
+            error.starts_with("the listing is malformed"),
+            "{json}: {error}"
         );
     }
     for json in [
@@ -52,8 +52,11 @@ fn what_is_no_listing() {
             "{json}"
         );
     }
-    let said = refused_listing(&format!("{{\"version\":2,\"root\":{root}}}"));
-    assert_eq!(said, "the listing has version 2; only version 1 is known");
+    let error = refused_listing(&format!("{{\"version\":2,\"root\":{root}}}"));
+    assert_eq!(
+        error,
+        "the listing has version 2; only version 1 is supported"
+    );
     let long = " ".repeat(LISTING_MAX_BYTES + 1);
     assert_eq!(
         refused_listing(&long),
@@ -64,16 +67,16 @@ fn what_is_no_listing() {
 }
 
 #[test]
-fn entries_of_a_listing_are_there_once() {
+fn entries_of_a_listing_are_unique() {
     let two = r#"{"version":1,"root":{"type":"directory","entries":{"a":{"type":"regular","size":1},"b":{"type":"directory","entries":{}},"\u0061":{"type":"regular","size":2}}}}"#;
     assert_eq!(
         refused_listing(two),
-        "the listing is malformed: the name \"a\" is there twice"
+        "the listing is malformed: the name \"a\" occurs twice"
     );
 }
 
 #[test]
-fn a_name_that_a_listing_cannot_tell_is_told_apart() {
+fn a_name_that_may_not_be_utf8_is_a_lossy_listing() {
     for name in ["a\u{fffd}", "\u{fffd}"] {
         let json = format!(
             r#"{{"version":1,"root":{{"type":"directory","entries":{{"{name}":{{"type":"regular","size":1}}}}}}}}"#

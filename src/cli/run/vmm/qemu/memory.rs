@@ -8,7 +8,7 @@ const DEFAULT_BYTES: u64 = 128 << 20;
 /// Id of the backend that is added.
 const OUR_ID: &str = "lazystore-mem";
 
-/// Options to add so that the memory is shared; empty if it already is.
+/// Returns the options to add so that the memory is shared; empty if it already is.
 pub fn additions(options: &Options) -> Result<Vec<String>, VmmError> {
     if let Some(path) = options.values("mem-path").next_back() {
         return Err(VmmError::MemPath {
@@ -72,7 +72,7 @@ fn ids_in_use(options: &Options) -> InUse {
     }
 }
 
-/// The properties given with `-machine` and `-M`.
+/// Returns the properties given with `-machine` and `-M`.
 pub fn machine(options: &Options) -> Vec<Properties> {
     let mut all = options.properties("machine", "type");
     all.extend(options.properties("M", "type"));
@@ -134,7 +134,7 @@ impl Backend {
     }
 }
 
-/// The size given with `-m`, in bytes. QEMU rounds it up to 8 KiB (`set_memory_options`).
+/// Returns the size given with `-m`, in bytes. QEMU rounds it up to 8 KiB (`set_memory_options`).
 fn memory_size(options: &Options) -> Result<Option<u64>, VmmError> {
     let all = options.properties("m", "size");
     let size = last(&all, "size")
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backend_has_the_size_of_m_in_all_its_spellings() {
+    fn the_backend_has_the_size_of_any_spelling_of_m() {
         for (args, size) in [
             ("-m 512", "512M"),
             ("--m 512M", "512M"),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_backend_is_used_as_it_is() {
+    fn a_shared_backend_is_not_changed() {
         for args in [
             "-m 1G -object memory-backend-memfd,id=mem,size=1G -machine q35,memory-backend=mem",
             "-M memory-backend=mem -object memory-backend-file,id=mem,size=1G,mem-path=/x,share=on",
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_devices_is_left_alone() {
+    fn memory_of_devices_is_not_changed() {
         let dimm = "-m 1G,slots=1,maxmem=4G -object memory-backend-ram,id=d,size=1G -device pc-dimm,memdev=d";
         assert_eq!(add(dimm), ours("1G"));
     }
@@ -259,10 +259,10 @@ mod tests {
             "-object memory-backend-file,id=mem,size=1G,mem-path=/x -numa node,memdev=mem",
             "-object memory-backend-ram,id=mem,size=1G",
         ] {
-            let said = add(args).unwrap_err();
+            let error = add(args).unwrap_err();
             assert!(
-                said.contains("id=mem does not share it: add share=on"),
-                "{said}"
+                error.contains("id=mem does not share it: add share=on"),
+                "{error}"
             );
         }
         assert!(
@@ -273,10 +273,10 @@ mod tests {
     }
 
     #[test]
-    fn two_sizes_are_refused() {
-        let said =
+    fn different_sizes_are_refused() {
+        let error =
             add("-m 1G -object memory-backend-memfd,id=mem,size=512M -machine memory-backend=mem");
         let wanted = "-m says 1G, and the memory backend \"mem\" has 512M: make them equal";
-        assert_eq!(said, Err(wanted.to_owned()));
+        assert_eq!(error, Err(wanted.to_owned()));
     }
 }

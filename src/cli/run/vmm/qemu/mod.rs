@@ -75,7 +75,7 @@ fn options(args: &[OsString]) -> Result<Options, VmmError> {
     }
 }
 
-/// The user that QEMU switches to according to its command line; `None` for other programs.
+/// Returns the user that QEMU switches to according to its command line; `None` for other programs.
 pub fn switched_user(command: &[OsString]) -> Option<String> {
     let (program, args) = command.split_first()?;
     if Vmm::of(program) != Some(Vmm::Qemu) {
@@ -87,7 +87,7 @@ pub fn switched_user(command: &[OsString]) -> Option<String> {
     named.map(str::to_owned)
 }
 
-/// The option that makes QEMU reconnect after a second, since a worker that dies is replaced. Left out if QEMU's
+/// Returns the option that makes QEMU reconnect after a second, since a worker that dies is replaced. Left out if QEMU's
 /// version is unknown.
 fn reconnect(version: Option<Version>) -> &'static str {
     match version {
@@ -101,7 +101,7 @@ fn is_microvm(options: &Options) -> bool {
     last(&memory::machine(options), "type") == Some("microvm")
 }
 
-/// The device. A microvm has no PCI bus, and legacy virtio-mmio does not support vhost-user-blk.
+/// Returns the device. A microvm has no PCI bus, and legacy virtio-mmio does not support vhost-user-blk.
 fn device(options: &Options) -> Vec<&'static str> {
     if !is_microvm(options) {
         return vec!["-device", "vhost-user-blk-pci,chardev=lazystore"];
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_user_that_qemu_becomes_is_known() {
+    fn the_user_that_qemu_switches_to_is_found() {
         let user = |args: &[&str]| switched_user(&os(args));
         let named = |name: &str| Some(name.to_owned());
         assert_eq!(user(&["qemu-kvm", "-runas", "vm"]), named("vm"));
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_is_spelled_as_the_version_wants() {
+    fn the_reconnect_option_depends_on_the_version() {
         let newer = Some(Version {
             major: 10,
             minor: 0,
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_read() {
+    fn versions_are_parsed() {
         let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright";
         assert_eq!(Version::parse(debian), Some(OLD));
         let newer = Version::parse("QEMU emulator version 10.0.2").unwrap();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_background_is_refused() {
+    fn daemonize_is_refused() {
         let disk = Disk::in_dir(Path::new("/d"));
         assert!(attach(&os(&["-daemonize"]), &disk, None).is_err());
     }

@@ -44,7 +44,7 @@ const FLAGS: &[&str] = &[
     "xen-domid-restrict",
 ];
 
-/// Whether an option, given without dashes, takes no value.
+/// Returns whether an option, given without dashes, takes no value.
 pub fn is_flag(name: &str) -> bool {
     FLAGS.contains(&name)
 }
@@ -76,13 +76,13 @@ impl Options {
         self.0.iter().any(|(option, _)| option == name)
     }
 
-    /// The values of one option.
+    /// Returns the values of one option.
     pub fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &str> {
         let found = self.0.iter().filter(move |(option, _)| option == name);
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The properties of all occurrences of an option. `implied` is the key of a first property without key.
+    /// Returns the properties of all occurrences of an option. `implied` is the key of a first property without key.
     pub fn properties(&self, name: &str, implied: &str) -> Vec<Properties> {
         self.values(name)
             .map(|value| Properties::parse(value, implied))
@@ -116,14 +116,14 @@ impl Properties {
         Self(parts.iter().enumerate().map(pair).collect())
     }
 
-    /// The value of a property; the last occurrence wins.
+    /// Returns the value of a property; the last occurrence wins.
     pub fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().rev().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
     }
 }
 
-/// The last value of a property in several option strings.
+/// Returns the last value of a property in several option strings.
 pub fn last<'a>(all: &'a [Properties], name: &str) -> Option<&'a str> {
     all.iter().rev().find_map(|properties| properties.get(name))
 }
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_that_look_like_options_are_values() {
+    fn values_may_look_like_options() {
         let options = Options::parse(&os(&[
             "-nographic",
             "-append",
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn commas_are_doubled() {
+    fn doubled_commas_are_literal() {
         let properties = Properties::parse("file,path=/a,,b,share", "kind");
         assert_eq!(properties.get("kind"), Some("file"));
         assert_eq!(properties.get("path"), Some("/a,b"));
@@ -184,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn json_is_understood() {
+    fn json_is_parsed() {
         let text = r#"{"qom-type":"memory-backend-memfd","id":"m","size":1024,"share":false}"#;
         let properties = Properties::parse(text, "qom-type");
         assert_eq!(properties.get("size"), Some("1024"));
         assert_eq!(properties.get("share"), Some("off"));
     }
 
-    /// The option at the start of a line of QEMU's help.
+    /// Returns the option at the start of a line of QEMU's help.
     fn name(line: &str) -> Option<&str> {
         let line = line.strip_prefix("--").or(line.strip_prefix('-'))?;
         let end = line.find(|char: char| char.is_whitespace() || "[/".contains(char));
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     #[ignore = "needs QEMU"]
-    fn the_installed_qemu_knows_the_same_options_without_a_value() {
+    fn the_installed_qemu_has_the_same_options_without_a_value() {
         let qemu = |args: &[&str]| {
             std::process::Command::new("qemu-system-x86_64")
                 .args(args)
@@ -214,11 +214,11 @@ mod tests {
         for name in names {
             // If a value is missing, QEMU fails while it parses its arguments.
             let output = qemu(&["-M", "help", &format!("-{name}")]);
-            let said = String::from_utf8_lossy(&output.stderr);
+            let stderr = String::from_utf8_lossy(&output.stderr);
             assert_eq!(
                 is_flag(name),
-                !said.contains("requires an argument"),
-                "-{name}: {said}"
+                !stderr.contains("requires an argument"),
+                "-{name}: {stderr}"
             );
         }
     }
