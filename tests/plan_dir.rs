@@ -73,7 +73,7 @@ impl Fixture {
     /// A server that has read what was kept, as it says.
     fn start(&self) -> Server {
         let server = self.start_after(&[]);
-        self.wait_for_log("were read");
+        self.wait_for_log("read the plans kept in");
         server
     }
 
@@ -152,7 +152,7 @@ fn walks_of_next(fixture: &Fixture) -> usize {
         "trace=statx,newfstatat,getdents64,readlinkat,openat2,prctl",
     ];
     let server = fixture.start_after(&before);
-    fixture.wait_for_log("were read");
+    fixture.wait_for_log("read the plans kept in");
     let mut client = Client::start(&server.socket, 1);
     let metadata = metadata(&fixture.image);
     let read = scan(&mut client, &metadata);

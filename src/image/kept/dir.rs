@@ -1,4 +1,4 @@
-//! The directory with the files.
+//! The directory of kept plans.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -18,36 +18,36 @@ use rustix::process::{geteuid, getpid};
 use super::error::PlanDirError;
 use super::format::{FILE_MAX_BYTES, is_file_name, is_temporary, temporary_name};
 
-/// Write permission for others than the owner.
+/// Write permission for group and others.
 const WRITE_BY_OTHERS: u32 = 0o022;
 
-/// A file that was used is marked as such if it was not for so long: reading plans should not write each time.
+/// A file is marked as used at most this often, so that reading plans does not cause a write each time.
 const MARK_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What is still named as being written after so long was left behind by a process that was killed.
+/// After this time a temporary file is considered left behind by a killed process.
 const WRITING_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// A directory of this user's that plans are kept in.
+/// A directory that belongs to this user and contains kept plans.
 #[derive(Debug)]
 pub struct PlanDir {
     dir: OwnedFd,
     path: PathBuf,
 }
 
-/// A file in it.
+/// A file in the directory.
 struct Kept {
     name: Vec<u8>,
-    /// What it takes on the disk.
+    /// Its disk usage.
     bytes: u64,
-    /// When it was written, or used.
+    /// When it was last written or used.
     used: SystemTime,
 }
 
 impl PlanDir {
-    /// Opens the directory `path`; makes it if there is none.
+    /// Opens the directory `path`. Creates it if necessary.
     ///
     /// # Errors
-    /// It cannot be opened, or somebody else could write there.
+    /// It cannot be opened, or another user could write to it.
     pub fn open(path: &Path) -> Result<Self, PlanDirError> {
         let open = || {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -75,22 +75,22 @@ impl PlanDir {
         })
     }
 
-    /// Where it was.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Has the kernel read a file in advance.
+    /// Starts readahead of a file.
     pub(super) fn read_ahead(&self, name: &str) {
         if let Ok(file) = self.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
-            // It only takes longer otherwise.
+            // An error is ignored: reading then only takes longer.
             let _ = fadvise(&file, 0, None, Advice::WillNeed);
         }
     }
 
-    /// What a file holds, if it can be read, and marks it as used.
+    /// Reads a file and marks it as used.
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        // NONBLOCK: something else than a file must not make this process wait.
+        // NONBLOCK, so that opening a FIFO does not block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let mut file = File::from(self.open_file(name, flags, Mode::empty())?);
         let found = file.metadata()?;
@@ -106,7 +106,7 @@ impl PlanDir {
         Ok(bytes)
     }
 
-    /// Replaces a file. Whoever reads sees the old one or the new one; after a loss of power, perhaps one that is damaged.
+    /// Replaces a file. Concurrent readers see the old or the new contents; after a power failure the file may be damaged.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.unwrap_or_default().as_nanos();
@@ -117,13 +117,13 @@ impl PlanDir {
         let written = File::from(file).write_all(bytes);
         let written = written.and_then(|()| Ok(renameat(&self.dir, &*temporary, &self.dir, name)?));
         if written.is_err() {
-            // What failed is told; this may fail for the same reason.
+            // The first error is reported; this one may have the same cause.
             let _ = self.remove(temporary.as_bytes());
         }
         written
     }
 
-    /// Removes a file; one that is not there is no error.
+    /// Removes a file, if it exists.
     pub(super) fn remove(&self, name: &[u8]) -> io::Result<()> {
         match unlinkat(&self.dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -131,8 +131,7 @@ impl PlanDir {
         }
     }
 
-    /// Removes what was left behind, and the files that were not used for the longest time, until the others take at most
-    /// `limit_bytes`.
+    /// Removes leftovers, then the least recently used files until the others take at most `limit_bytes`.
     pub(super) fn prune(&self, limit_bytes: u64) -> io::Result<()> {
         let mut kept = self.list()?;
         let now = SystemTime::now();
@@ -151,7 +150,7 @@ impl PlanDir {
 
     fn list(&self) -> io::Result<Vec<Kept>> {
         const BUFFER_BYTES: usize = 32 << 10;
-        // A description of its own: the position in the directory belongs to it.
+        // A separate open file description, because the read position belongs to it.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let dir = self.open_file(".", flags, Mode::empty())?;
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER_BYTES];
@@ -181,7 +180,7 @@ impl PlanDir {
         })
     }
 
-    /// Opens a file in the directory itself.
+    /// Opens a file directly inside the directory.
     fn open_file(&self, name: &str, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
@@ -195,7 +194,7 @@ impl AsFd for PlanDir {
     }
 }
 
-/// Makes sure that only this user can write there.
+/// Checks that only this user can write to the directory.
 fn check_owner(dir: &OwnedFd, path: &Path) -> Result<(), PlanDirError> {
     let found = fstat(dir).map_err(|errno| PlanDirError::Open {
         path: path.to_owned(),
@@ -219,7 +218,7 @@ fn check_owner(dir: &OwnedFd, path: &Path) -> Result<(), PlanDirError> {
     Ok(())
 }
 
-/// The mtime is the time of the last use: many file systems are mounted without atimes.
+/// Sets the mtime, which records the last use: many file systems are mounted without atimes.
 fn mark_as_used(file: &File) {
     let now = Timespec {
         tv_sec: 0,
@@ -229,6 +228,6 @@ fn mark_as_used(file: &File) {
         last_access: now,
         last_modification: now,
     };
-    // It is only removed earlier otherwise.
+    // An error is ignored: the file is then only removed earlier.
     let _ = futimens(file, &times);
 }

@@ -6,12 +6,12 @@ use crate::image::ReadError;
 /// Why plans cannot be kept in a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanDirError {
-    /// It is not there, and cannot be made.
-    #[error("cannot make the directory {} for plans: {source}", path.display())]
+    /// It does not exist and cannot be created.
+    #[error("cannot create the directory {} for plans: {source}", path.display())]
     Create {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// It cannot be opened.
@@ -19,10 +19,10 @@ pub enum PlanDirError {
     Open {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Its owner could put wrong plans there.
+    /// It belongs to another user, who could put wrong plans there.
     #[error(
         "{} belongs to user {owner}, who could put wrong plans there: choose a directory of this user (user {user})",
         path.display()
@@ -30,14 +30,14 @@ pub enum PlanDirError {
     Foreign {
         /// The directory.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
-        /// Whose it should be.
+        /// This user.
         user: u32,
     },
-    /// Others could put wrong plans there.
+    /// Other users could put wrong plans there.
     #[error(
-        "others may write to {} (mode {mode:03o}), and could put wrong plans there: take that from them with `chmod go-w`, or \
+        "others may write to {} (mode {mode:03o}), and could put wrong plans there: remove that permission with `chmod go-w`, or \
          choose another directory",
         path.display()
     )]
@@ -49,22 +49,22 @@ pub enum PlanDirError {
     },
 }
 
-/// Why a file is not used, and the path is walked instead.
+/// Why a file is not used. The path is then walked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unusable {
-    /// Cut short, changed, or something else.
+    /// It is truncated, modified, or not a plan.
     #[error("it is damaged")]
     Damaged,
-    /// Its checksum is right.
+    /// Its checksum is right, but its format is of another version.
     #[error("it has another format")]
     OtherFormat,
-    /// As above.
+    /// It describes another path, or one that has been replaced.
     #[error("it is of another path, or of one that has been replaced")]
     OtherPath,
-    /// As above.
-    #[error("its tree makes no sense")]
+    /// Its tree is invalid.
+    #[error("its tree is malformed")]
     Malformed,
-    /// The path is not what was registered, cannot be laid out, or was replaced a moment ago.
+    /// The path differs from its registration, cannot be laid out, or has just been replaced.
     #[error(transparent)]
     Path(#[from] ReadError),
 }

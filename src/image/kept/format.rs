@@ -1,4 +1,4 @@
-//! A file with a kept plan.
+//! The format of a kept plan's file.
 //!
 //! ```text
 //! magic, label, length of the tree (8 bytes), tree, SHA-256 of all that
@@ -14,24 +14,24 @@ use sha2::{Digest, Sha256};
 use super::error::Unusable;
 use crate::source::Mark;
 
-/// Another version has another one.
+/// The magic, which includes the version of the format.
 const MAGIC: &[u8] = b"lazystore plan 1\n";
 
 const CHECKSUM_BYTES: usize = 32;
 
-/// Files that are longer are neither written nor read: it is a path with more than a million files.
+/// Longer files are neither written nor read. Only paths with more than a million files exceed this.
 pub(super) const FILE_MAX_BYTES: u64 = 64 << 20;
 
-/// Which store path a plan is of.
+/// Identifies the store path that a plan describes.
 ///
-/// Name and hash say what the path must be, inode number and ctime that it is still the one that was walked: what is put in
-/// its place has a later ctime, which no program can choose. The device number is no part of it, because the same file system
-/// may have another one after the next boot. On a file system whose inode numbers change, too, paths are walked again.
+/// Name and hash identify what the path must be. Inode number and ctime identify the directory that was walked: a replacement
+/// has a later ctime, which no program can set. The device number is not included, because it may change with every boot. On a
+/// file system whose inode numbers change too, paths are walked again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Label(Vec<u8>);
 
 impl Label {
-    /// None if no store path can have that name.
+    /// Returns `None` if `name` is too long for a store path.
     pub(super) fn new(name: &[u8], nar_hash: &[u8; 32], mark: Mark) -> Option<Self> {
         let mut bytes = nar_hash.to_vec();
         bytes.extend(mark.inode.to_le_bytes());
@@ -42,8 +42,8 @@ impl Label {
         Some(Self(bytes))
     }
 
-    /// Name of the file. Programs with another format look for another name, so that they do not take turns in replacing a
-    /// file.
+    /// Returns the name of the file. It depends on the format, so that programs with different formats do not replace each
+    /// other's files.
     pub(super) fn file_name(&self) -> String {
         let digest = Sha256::new()
             .chain_update(MAGIC)
@@ -58,13 +58,13 @@ impl Label {
     }
 }
 
-/// 128 bits of a digest, in hexadecimal digits.
+/// 128 bits of a digest, in hexadecimal.
 const STEM_BYTES: usize = 32;
 const SUFFIX: &str = ".plan";
 const FILE_NAME_BYTES: usize = STEM_BYTES + SUFFIX.len();
 
-/// Whether a file is one of [`Label::file_name`], followed by what [`temporary_name`] adds or by nothing: nothing else in the
-/// directory is touched.
+/// Returns whether `name` is a [`Label::file_name`], alone or with the suffix of a [`temporary_name`]. Other files in the
+/// directory are never touched.
 pub(super) fn is_file_name(name: &[u8]) -> bool {
     let Some((stem, rest)) = name.split_at_checked(STEM_BYTES) else {
         return false;
@@ -75,18 +75,18 @@ pub(super) fn is_file_name(name: &[u8]) -> bool {
 
 const TEMPORARY_SUFFIX: &str = ".new";
 
-/// What a file is named while it is written.
+/// Returns the name of a file while it is written.
 pub(super) fn temporary_name(file_name: &str, unique: &str) -> String {
     format!("{file_name}.{unique}{TEMPORARY_SUFFIX}")
 }
 
-/// Whether a file was not written to its end, or is still being written.
+/// Returns whether a file is incomplete or still being written.
 pub(super) fn is_temporary(name: &[u8]) -> bool {
     let rest = name.get(STEM_BYTES..).unwrap_or_default();
     rest.starts_with(SUFFIX.as_bytes()) && rest.ends_with(TEMPORARY_SUFFIX.as_bytes())
 }
 
-/// A file.
+/// Returns the contents of a file.
 pub(super) fn seal(label: &Label, tree: &[u8]) -> Vec<u8> {
     let len = (tree.len() as u64).to_le_bytes();
     let mut file = [MAGIC, &label.0, &len, tree].concat();
@@ -95,7 +95,7 @@ pub(super) fn seal(label: &Label, tree: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The tree in a file that is whole and of the path of `label`.
+/// Returns the tree in an intact file of the path of `label`.
 pub(super) fn open<'f>(label: &Label, file: &'f [u8]) -> Result<&'f [u8], Unusable> {
     let end = file.len().checked_sub(CHECKSUM_BYTES);
     let (sealed, checksum) = file.split_at(end.ok_or(Unusable::Damaged)?);

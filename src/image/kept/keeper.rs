@@ -1,4 +1,4 @@
-//! When kept plans are read, written and removed.
+//! Decides when kept plans are read, written and removed.
 
 use std::collections::HashSet;
 use std::io;
@@ -10,33 +10,33 @@ use super::{PlanDir, tree};
 use crate::erofs::layout::plan::Plan;
 use crate::image::Image;
 
-/// What all files may take. A NixOS system of 230,000 files takes 6 MB.
+/// Limit for all files. A NixOS system with 230,000 files takes 6 MB.
 const LIMIT_BYTES: u64 = 256 << 20;
 
-/// When so much was written, files are removed if they are too many.
+/// After this many bytes have been written, the limit is checked.
 const PRUNE_AFTER_BYTES: u64 = 16 << 20;
 
-/// Paths that are looked for at once, so that a disk can read several files at a time.
+/// Number of paths looked up at once, so that a disk can read several files in parallel.
 const PATHS_AT_ONCE: u32 = 32;
 
 /// Reads and writes kept plans.
 #[derive(Debug)]
 pub(in crate::image) struct Keeper {
     dir: Arc<PlanDir>,
-    /// The region that is looked for next, without anybody having asked.
+    /// The next region to look up in advance.
     next: u32,
-    /// How many plans were found, and whether that was told.
+    /// Number of plans found, and whether it has been logged.
     found: u32,
-    is_told: bool,
-    /// Since files were removed last.
+    is_logged: bool,
+    /// Bytes written since the limit was last checked.
     written_bytes: u64,
-    /// Nothing has gone wrong with writing.
+    /// Set until writing fails.
     is_writable: bool,
-    /// Regions whose kept plan was found to be wrong.
+    /// Regions whose kept plan was wrong.
     wrong: HashSet<u32>,
 }
 
-/// A file to be written.
+/// A file to write.
 #[derive(Debug)]
 pub(in crate::image) struct KeptFile {
     name: String,
@@ -49,14 +49,14 @@ impl Keeper {
             dir,
             next: 0,
             found: 0,
-            is_told: false,
+            is_logged: false,
             written_bytes: 0,
             is_writable: true,
             wrong: HashSet::new(),
         }
     }
 
-    /// The regions whose plans are to be loaded next, of so many; the kernel begins to read them. Empty when it was all.
+    /// Returns the next of `count` regions whose plans to load, and starts readahead of their files. Empty after the last one.
     pub(in crate::image) fn next_regions(&mut self, image: &Image, count: u32) -> Range<u32> {
         let end = self.next.saturating_add(PATHS_AT_ONCE).min(count);
         let regions = self.next..end;
@@ -64,15 +64,15 @@ impl Keeper {
             self.dir.read_ahead(&label.file_name());
         }
         self.next = end;
-        if regions.is_empty() && !self.is_told {
-            self.is_told = true;
+        if regions.is_empty() && !self.is_logged {
+            self.is_logged = true;
             let dir = self.dir.path().display();
-            tracing::debug!(plans = self.found, "the plans kept in {dir} were read");
+            tracing::debug!(plans = self.found, "read the plans kept in {dir}");
         }
         regions
     }
 
-    /// The plan that was kept of a region, if there is one that can be used.
+    /// Returns the kept plan of a region, if it is usable.
     pub(in crate::image) fn load(&mut self, image: &Image, region: u32) -> Option<Plan> {
         let label = image.label(region)?;
         let file = self.dir.read(&label.file_name()).ok()?;
@@ -89,7 +89,7 @@ impl Keeper {
         }
     }
 
-    /// What is to be kept of a complete plan; none if nothing is.
+    /// Returns the file for a complete plan, or `None` if the plan is not kept.
     pub(in crate::image) fn file(
         &self,
         image: &Image,
@@ -105,43 +105,43 @@ impl Keeper {
         })
     }
 
-    /// Writes it. What fails is told once: nothing but time is lost.
+    /// Writes a file. Only the first failure is logged, because failures only cost time.
     pub(in crate::image) fn save(&mut self, file: &KeptFile) {
         let written = self.dir.write(&file.name, &file.bytes);
         self.written_bytes += file.bytes.len() as u64;
-        self.judge("write", written);
+        self.note_failure("write", written);
         if self.written_bytes >= PRUNE_AFTER_BYTES {
             self.prune();
         }
     }
 
-    /// Removes files if they are too many; false if none was written since that was done last.
+    /// Removes files over the limit. Returns false if nothing was written since the last call.
     pub(in crate::image) fn prune(&mut self) -> bool {
         if self.written_bytes == 0 {
             return false;
         }
         self.written_bytes = 0;
         let pruned = self.dir.prune(LIMIT_BYTES);
-        self.judge("remove", pruned);
+        self.note_failure("remove", pruned);
         true
     }
 
-    /// A process has found that a path's plan does not say what is there. If it was kept, the next server walks the path.
+    /// Removes a plan that a process has found to differ from the path, so that the next server walks the path.
     pub(in crate::image) fn forget(&mut self, image: &Image, region: u32) {
         if !self.wrong.insert(region) {
             return;
         }
         if let Some(label) = image.label(region) {
             let removed = self.dir.remove(label.file_name().as_bytes());
-            self.judge("remove", removed);
+            self.note_failure("remove", removed);
         }
     }
 
-    fn judge(&mut self, action: &str, done: io::Result<()>) {
+    fn note_failure(&mut self, action: &str, done: io::Result<()>) {
         let Err(error) = done else { return };
         let dir = self.dir.path().display();
         match error.kind() {
-            // Whoever set it up that way knows.
+            // The user has configured it that way, so do not warn.
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
                 tracing::debug!("cannot {action} plans in {dir}: {error}");
             }

@@ -1,17 +1,17 @@
-//! Plans that outlive a server: what walking store paths has found, one file a path, in a directory of the user's.
+//! Plans that outlive a server: the results of walking store paths, one file per path, in a directory of the user.
 //!
-//! What is kept is a path's tree (names, types, sizes, executable bits, targets, and the mtimes that files must still have when
-//! they are opened) and no addresses. So neither a new layout nor other options of a disk make a file useless, and whatever a
-//! file says, it is laid out by the same rules as what a walk has found.
+//! A file contains the tree of a path (names, types, sizes, executable bits, targets, and the mtimes that files must have when
+//! they are opened) but no addresses. So files stay usable with a new layout or other options of the disk, and every tree is
+//! laid out by the same code as a walked one.
 //!
-//! - `tree`: the tree of a plan as bytes, and back.
-//! - `format`: a file: which path it is of, the tree, a checksum.
-//! - `dir`: the directory: reading, replacing and removing files.
-//! - `keeper`: when that is done.
+//! - `tree`: encodes and decodes the tree of a plan.
+//! - `format`: the file: the path's identity, the tree, a checksum.
+//! - `dir`: the directory: reads, replaces and removes files.
+//! - `keeper`: decides when.
 //!
-//! Only the process that plans for all reads and writes there. It believes a file if its checksum is right, if it is of a
-//! path with this name and NAR hash whose top node has this inode number and ctime, and if the NAR of its tree would be as
-//! long as registered. Any other file is ignored, and replaced when the path has been walked.
+//! Only the planner process uses the directory. It trusts a file if the checksum is right, the name, NAR hash, inode number and
+//! ctime of the path's top node match, and the NAR of the tree has the registered length. It ignores any other file, and
+//! replaces it after walking the path.
 
 mod dir;
 mod error;
@@ -32,8 +32,8 @@ use format::Label;
 pub(super) use keeper::Keeper;
 
 impl Image {
-    /// What a kept plan of a region must say that it is of. None if nothing is kept of it: without a registered hash nobody can
-    /// tell whether what was kept is what belongs there, and what comes from a binary cache is kept with its files.
+    /// Returns the label that a region's kept plan must have. `None` if no plan is kept: without a registered hash a plan
+    /// cannot be matched to the path, and plans of fetched paths are kept with the fetched files.
     fn label(&self, region: u32) -> Option<Label> {
         if !self.is_of_host(region) {
             return None;
@@ -45,7 +45,7 @@ impl Image {
         Label::new(name, nar_hash.as_ref()?, identity.as_ref()?.mark()?)
     }
 
-    /// The plan of a region that a file stands for.
+    /// Decodes the plan of a region from a file.
     fn kept_plan(&self, region: u32, label: &Label, file: &[u8]) -> Result<Plan, Unusable> {
         let tree = self.tree(region);
         let packed = format::open(label, file)?;
@@ -56,7 +56,7 @@ impl Image {
             tree::Fault::Layout(source) => Unusable::Path(layout_error(&tree, source)),
         })?;
         walk::check_nar_size(&tree, &plan, self.origins[region as usize].nar_size)?;
-        // The label is that of what lay there when the disk was made.
+        // The label belongs to the path as it was when the disk was created.
         tree.check().map_err(super::ReadError::from)?;
         Ok(plan)
     }

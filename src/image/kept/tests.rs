@@ -51,7 +51,7 @@ fn entry() -> impl Strategy<Value = (Stat, Vec<u8>)> {
     prop_oneof![4 => file, 1 => link, 2 => dir]
 }
 
-/// What the directories of a path have in them.
+/// The listings of a path's directories.
 fn listings() -> impl Strategy<Value = Vec<Listing>> {
     let name = proptest::collection::vec(b'a'..=b'z', 1..20);
     let entries = proptest::collection::btree_map(name, entry(), 0..40);
@@ -65,7 +65,7 @@ fn listings() -> impl Strategy<Value = Vec<Listing>> {
     proptest::collection::vec(listing, 1..12)
 }
 
-/// A plan of these directories, as far as there are any; the others are empty.
+/// A plan of directories with these listings; further directories are empty.
 fn plan(listings: &[Listing]) -> Plan {
     let top = Stat::of_kind(FileKind::Directory);
     let mut planner = Planner::new(b"aaa-one", attributes(), Limits::NONE, &top, b"").unwrap();
@@ -107,7 +107,7 @@ fn small_plan() -> Plan {
 
 proptest! {
     #[test]
-    fn a_plan_is_the_same_after_it_was_kept(listings in listings()) {
+    fn kept_plans_round_trip(listings in listings()) {
         let before = plan(&listings);
         let packed = pack(&before).unwrap();
         let after = unpacked(&packed).unwrap();
@@ -118,9 +118,9 @@ proptest! {
         prop_assert_eq!(pack(&after), Some(packed));
     }
 
-    /// The checksum of a file is right, so its bytes were written like this; they may still be anything.
+    /// The checksum does not protect against a faulty writer, so the tree may be any bytes.
     #[test]
-    fn any_bytes_are_a_tree_or_none(at in 0_usize..200, bytes in proptest::collection::vec(any::<u8>(), 0..9)) {
+    fn any_bytes_are_decoded_or_refused(at in 0_usize..200, bytes in proptest::collection::vec(any::<u8>(), 0..9)) {
         let mut packed = pack(&small_plan()).unwrap();
         let at = at % packed.len();
         packed.splice(at..(at + bytes.len()).min(packed.len()), bytes);
@@ -131,7 +131,7 @@ proptest! {
     }
 
     #[test]
-    fn a_file_with_any_other_byte_is_not_used(at in any::<prop::sample::Index>(), by in 1..=u8::MAX) {
+    fn a_file_with_a_changed_byte_is_not_used(at in any::<prop::sample::Index>(), by in 1..=u8::MAX) {
         let tree = pack(&small_plan()).unwrap();
         let mut file = seal(&label(), &tree);
         prop_assert_eq!(open(&label(), &file).unwrap(), &*tree);
@@ -142,7 +142,7 @@ proptest! {
 }
 
 #[test]
-fn a_file_that_is_cut_short_or_too_long_is_not_used() {
+fn truncated_and_longer_files_are_not_used() {
     let file = seal(&label(), &pack(&small_plan()).unwrap());
     for len in 0..file.len() {
         assert!(open(&label(), &file[..len]).is_err(), "{len}");
@@ -151,7 +151,7 @@ fn a_file_that_is_cut_short_or_too_long_is_not_used() {
 }
 
 #[test]
-fn a_tree_that_is_cut_short_or_too_long_is_none() {
+fn truncated_and_longer_trees_are_refused() {
     let tree = pack(&small_plan()).unwrap();
     for len in 0..tree.len() {
         assert_eq!(unpacked(&tree[..len]).unwrap_err(), Fault::Malformed);
@@ -160,9 +160,9 @@ fn a_tree_that_is_cut_short_or_too_long_is_none() {
     assert_eq!(unpacked(&longer).unwrap_err(), Fault::Malformed);
 }
 
-/// They would lead to other files than those of the path, or to none.
+/// Such names would lead outside the path, or nowhere.
 #[test]
-fn names_that_no_file_has_make_no_tree() {
+fn names_that_no_file_can_have_are_refused() {
     let of = |names: &[&[u8]]| {
         let mut tree = vec![b'd', u8::try_from(names.len()).unwrap()];
         for name in names {
@@ -189,7 +189,7 @@ fn names_that_no_file_has_make_no_tree() {
 }
 
 #[test]
-fn a_file_is_of_one_path_only() {
+fn a_file_is_valid_for_one_path_only() {
     let file = seal(&label(), b"tree");
     let (other, longer) = (
         Label::new(b"aaa-two", &[3; 32], MARK),
@@ -213,7 +213,7 @@ fn a_file_is_of_one_path_only() {
     }
 }
 
-/// As another version of this program would have written it.
+/// The file as another version of this program would write it.
 #[test]
 fn a_file_of_another_format_is_not_used() {
     use sha2::{Digest, Sha256};
@@ -243,7 +243,7 @@ fn set_age(path: &std::path::Path, age: Duration) {
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
-fn files_that_were_not_used_for_long_are_removed_and_strange_ones_never() {
+fn least_recently_used_plans_are_removed_and_other_files_never() {
     let temp = tempfile::tempdir().unwrap();
     let dir = PlanDir::open(&temp.path().join("plans")).unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -261,7 +261,7 @@ fn files_that_were_not_used_for_long_are_removed_and_strange_ones_never() {
         fs::write(at(name), "").unwrap();
     }
     set_age(&at(&left), HOUR * 2);
-    // One that is read counts as used.
+    // A file that was read counts as used.
     assert_eq!(dir.read(&file('d')).unwrap().len(), 8000);
     dir.prune(16384).unwrap();
     let mut expected: Vec<String> = strange.map(str::to_owned).to_vec();
@@ -295,7 +295,7 @@ fn a_directory_that_others_may_write_to_is_refused() {
     assert!(matches!(error, PlanDirError::Create { .. }), "{error}");
 }
 
-/// What does not end, or lies elsewhere, is not read.
+/// FIFOs and files outside the directory are not read.
 #[test]
 fn only_files_in_the_directory_itself_are_read() {
     let temp = tempfile::tempdir().unwrap();

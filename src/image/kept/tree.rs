@@ -1,9 +1,9 @@
-//! The tree of a plan as bytes, in the order in which it was walked.
+//! Encodes the tree of a plan, in the order in which it was walked.
 //!
-//! The top node, then for each directory the number of its entries, and each entry's name and node. A node begins with a byte
-//! for its kind: `f` and `x` for files (their size, and their mtime: 8 bytes of seconds, 4 of nanoseconds), `F` and `X` for files
-//! with the mtime of everything in a Nix store (their size), `l` for symlinks (the length of the target, and the target), `d`
-//! for directories. A name begins with a byte for its length. Sizes, lengths and numbers of entries are LEB128.
+//! The encoding: the top node, then for each directory the number of its entries, and each entry's name and node. A node begins
+//! with a byte for its kind: `f` or `x` for files (size; mtime: 8 bytes of seconds, 4 of nanoseconds), `F` or `X` for files
+//! with the mtime of everything in a Nix store (size), `l` for symlinks (length of the target, target), `d` for directories. A
+//! name is preceded by its length in one byte. Sizes, lengths and numbers of entries are LEB128.
 
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::{Attributes, NIX_MTIME};
@@ -19,10 +19,10 @@ const NIX_EXECUTABLE: u8 = b'X';
 const SYMLINK: u8 = b'l';
 const DIRECTORY: u8 = b'd';
 
-/// Why bytes are no plan.
+/// Why bytes cannot be decoded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// They are no tree.
+    /// They are malformed.
     Malformed,
     /// The tree cannot be laid out.
     Layout(LayoutError),
@@ -34,9 +34,9 @@ impl From<LayoutError> for Fault {
     }
 }
 
-/// The tree of a complete plan of a store path. None if there is something in it that no store path has.
+/// Encodes the tree of a complete plan. Returns `None` if it contains a file that no store path can contain.
 pub(super) fn pack(plan: &Plan) -> Option<Vec<u8>> {
-    /// A guess: most sizes take two bytes, and there are symlinks.
+    /// An estimate: most sizes take two bytes, and some nodes are symlinks.
     const NODE_BYTES: usize = 6;
     let mut out = Vec::with_capacity(plan.names().len() + NODE_BYTES * plan.len());
     push_node(plan, plan.node(0), &mut out)?;
@@ -101,7 +101,7 @@ fn push_number(mut number: u64, out: &mut Vec<u8>) {
     }
 }
 
-/// The plan of the tree that `bytes` stand for.
+/// Decodes `bytes` and plans the tree.
 pub(super) fn unpack(
     bytes: &[u8],
     name: &[u8],
@@ -146,7 +146,7 @@ impl<'b> Reader<'b> {
             if part.leading_zeros() < shift {
                 return Err(Fault::Malformed);
             }
-            // Nothing is written longer than it need be.
+            // Reject longer encodings than necessary.
             if shift > 0 && byte == 0 {
                 return Err(Fault::Malformed);
             }
@@ -158,7 +158,7 @@ impl<'b> Reader<'b> {
         Err(Fault::Malformed)
     }
 
-    /// Attributes, and a symlink's target.
+    /// Decodes attributes, and the target of a symlink.
     fn node(&mut self) -> Result<(Stat, &'b [u8]), Fault> {
         let [kind] = self.array()?;
         match kind {
@@ -191,7 +191,7 @@ impl<'b> Reader<'b> {
         })
     }
 
-    /// The entries of one directory.
+    /// Decodes the entries of one directory.
     fn listing(&mut self) -> Result<Listing, Fault> {
         let mut listing = Listing::default();
         let mut before: &[u8] = b"";
@@ -209,7 +209,7 @@ impl<'b> Reader<'b> {
     }
 }
 
-/// Whether a file in a directory can have that name.
+/// Returns whether a file in a directory can have this name.
 fn is_file_name(name: &[u8]) -> bool {
     let has_no_name = matches!(name, b"" | b"." | b"..");
     !has_no_name && !name.iter().any(|byte| matches!(byte, 0 | b'/'))

@@ -1,4 +1,4 @@
-//! Plans that are kept for the next server. Here each disk, with its publisher, is one.
+//! Plans kept for the next server. Each disk with its publisher stands for one server.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use super::published::{all_used, full_store, publish_all, reader_of};
 use super::*;
 use crate::image::published::Wish;
 
-/// One server: a disk, and the one who publishes plans of it.
+/// One server: a disk, and the publisher of its plans.
 fn server(dir: &Path, plans: &Path) -> (Image, Publisher) {
     let image = rightly_registered(dir);
     let mut publisher = image.share_plans().unwrap();
@@ -15,7 +15,7 @@ fn server(dir: &Path, plans: &Path) -> (Image, Publisher) {
     (image, publisher)
 }
 
-/// The only file in a directory.
+/// Returns the only file in a directory.
 fn only_file(plans: &Path) -> Option<PathBuf> {
     let files = fs::read_dir(plans).ok()?;
     let files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
@@ -23,7 +23,7 @@ fn only_file(plans: &Path) -> Option<PathBuf> {
     files.into_iter().next()
 }
 
-/// Has a server keep the plan of path `a`, once it is old enough.
+/// Makes a server keep the plan of path `a`, once it is old enough.
 fn keep(dir: &Path, plans: &Path) -> PathBuf {
     loop {
         let (image, mut publisher) = server(dir, plans);
@@ -35,7 +35,7 @@ fn keep(dir: &Path, plans: &Path) -> PathBuf {
     }
 }
 
-/// How often a new server walks path `a`; nobody has asked for it, unless it is asked for here.
+/// Returns how often a new server walks path `a`: never, if it has a usable kept plan.
 fn walks_of_next(dir: &Path, plans: &Path) -> u64 {
     let (image, mut publisher) = server(dir, plans);
     while publisher.turn(&image) {}
@@ -49,7 +49,7 @@ fn walks_of_next(dir: &Path, plans: &Path) -> u64 {
 }
 
 #[test]
-fn a_kept_plan_reads_as_one_that_was_walked_and_is_there_before_anybody_asks() {
+fn a_kept_plan_equals_a_walked_one_and_is_loaded_in_advance() {
     let (dir, temp) = (full_store(), tempfile::tempdir().unwrap());
     let plans = temp.path().join("plans");
     keep(dir.path(), &plans);
@@ -79,7 +79,7 @@ fn a_damaged_file_is_walked_again_and_replaced() {
     }
 }
 
-/// The same names and sizes, another directory.
+/// A directory with the same names and sizes.
 #[test]
 fn a_replaced_path_is_walked_again() {
     let (dir, temp) = (deep_store(), tempfile::tempdir().unwrap());
@@ -96,7 +96,7 @@ fn a_replaced_path_is_walked_again() {
     assert_eq!(walks_of_next(dir.path(), &plans), 1);
 }
 
-/// It is kept under the same label as the right one.
+/// The plan is kept under the right label, but has the wrong length.
 #[test]
 fn a_plan_of_another_length_than_registered_is_not_used() {
     let (dir, temp) = (deep_store(), tempfile::tempdir().unwrap());
@@ -109,7 +109,7 @@ fn a_plan_of_another_length_than_registered_is_not_used() {
     assert!(image.plans.shared().unwrap().is_suspect(0));
 }
 
-/// Otherwise every later server would give the same errors.
+/// Otherwise every later server would return the same errors.
 #[test]
 fn a_plan_that_was_found_wrong_is_not_kept() {
     let (dir, temp) = (full_store(), tempfile::tempdir().unwrap());
@@ -133,7 +133,7 @@ fn a_plan_that_was_found_wrong_is_not_kept() {
     assert!(reader.read_exact_at(&mut vec![0; len], at).is_err());
     while publisher.turn(&image) {}
     assert!(!file.exists());
-    // Once for each server, whoever asks how often.
+    // Once per server, however often a guest reads.
     fs::rename(&aside, &one).unwrap();
     let file = keep(dir.path(), &plans);
     image.plans.shared().unwrap().ask(0, Wish::Removal);
@@ -142,11 +142,11 @@ fn a_plan_that_was_found_wrong_is_not_kept() {
 }
 
 #[test]
-fn what_cannot_be_written_is_not_missed() {
+fn failed_writes_do_no_harm() {
     let (dir, temp) = (deep_store(), tempfile::tempdir().unwrap());
     let plans = temp.path().join("plans");
     let file = keep(dir.path(), &plans);
-    // A directory in its place: neither to be read nor to be replaced.
+    // A directory in its place can be neither read nor replaced.
     fs::remove_file(&file).unwrap();
     fs::create_dir(&file).unwrap();
     fs::write(file.join("x"), "").unwrap();

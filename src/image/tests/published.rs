@@ -1,4 +1,4 @@
-//! Plans that one process publishes and others read. Here two disks of one store are the two processes.
+//! Plans that one process publishes and others read. Two disks of the same store stand for the two processes.
 
 use super::nar_size::{deep_store, registered, rightly_registered};
 use super::*;
@@ -23,7 +23,7 @@ fn begun(image: &Image) -> u64 {
     image.plans_begun()
 }
 
-/// What is used of region 0 by the plan of `image`.
+/// The ranges of region 0 that the plan of `image` uses.
 pub(super) fn all_used(image: &Image) -> Vec<(u64, usize)> {
     let usage = image.usage(0).unwrap();
     let region = image.space().region(0);
@@ -40,7 +40,7 @@ pub(super) fn all_used(image: &Image) -> Vec<(u64, usize)> {
     ]
 }
 
-/// Every kind of thing that has data blocks or lies after its inode.
+/// A store with every kind of node that has data blocks or inlined data.
 pub(super) fn full_store() -> tempfile::TempDir {
     let dir = deep_store();
     let long = "t".repeat(4095);
@@ -55,7 +55,7 @@ pub(super) fn full_store() -> tempfile::TempDir {
 }
 
 #[test]
-fn what_is_published_reads_as_what_was_planned() {
+fn published_plans_read_like_own_plans() {
     let dir = full_store();
     let own = rightly_registered(dir.path());
     let image = rightly_registered(dir.path());
@@ -75,7 +75,7 @@ fn what_is_published_reads_as_what_was_planned() {
         assert_eq!(reader.usage(0).unwrap(), own.usage(0).unwrap());
         assert_eq!(begun(reader), 0);
     };
-    // Small files are read from the host at first.
+    // At first, small files are read from the host.
     compare(&early);
     while publisher.turn(&image) {}
     let late = reader_of(&image, dir.path());
@@ -85,7 +85,7 @@ fn what_is_published_reads_as_what_was_planned() {
 }
 
 #[test]
-fn whoever_has_begun_goes_over_to_what_is_published() {
+fn readers_with_an_own_plan_switch_to_the_published_one() {
     let dir = full_store();
     let image = rightly_registered(dir.path());
     let mut publisher = image.share_plans().unwrap();
@@ -108,9 +108,9 @@ fn all_meta(image: &Image) -> u64 {
     u64::from(image.space().region(0).meta.start) * BLOCK_LEN_BYTES
 }
 
-/// A guest has read by a plan that another process would not have made.
+/// A guest has read by a plan that differs from the published one.
 #[test]
-fn whoever_has_read_something_else_does_not_change_its_mind() {
+fn a_reader_whose_plan_differs_does_not_switch() {
     let dir = deep_store();
     let image = rightly_registered(dir.path());
     let mut publisher = image.share_plans().unwrap();
@@ -129,9 +129,9 @@ fn whoever_has_read_something_else_does_not_change_its_mind() {
     assert!(read(&late, all_meta(&late), 4096) != before);
 }
 
-/// Issue: a worker that was started later served other bytes than the guest had seen, with status OK.
+/// Regression test: a worker that was started later served other bytes than the guest had read before, with status OK.
 #[test]
-fn a_path_that_lacks_something_is_not_served_in_part() {
+fn an_incomplete_path_is_not_served_in_part() {
     let dir = deep_store();
     let image = rightly_registered(dir.path());
     let mut publisher = image.share_plans().unwrap();
@@ -149,9 +149,9 @@ fn a_path_that_lacks_something_is_not_served_in_part() {
     assert_eq!(reader.usage(0).unwrap(), size);
 }
 
-/// The same, with a worker that died before anything was published.
+/// The same if a worker died before anything was published.
 #[test]
-fn what_another_process_has_begun_is_not_served_in_part() {
+fn a_path_that_a_dead_process_has_begun_is_not_served_in_part() {
     let dir = deep_store();
     let image = rightly_registered(dir.path());
     let _publisher = image.share_plans().unwrap();
@@ -169,7 +169,7 @@ fn what_another_process_has_begun_is_not_served_in_part() {
 }
 
 #[test]
-fn a_directory_that_is_moved_away_after_publication_takes_its_large_files_along_and_nothing_else() {
+fn moving_a_directory_after_publication_fails_only_its_large_files() {
     let dir = deep_store();
     let image = rightly_registered(dir.path());
     let mut publisher = image.share_plans().unwrap();
@@ -197,7 +197,7 @@ fn a_directory_that_is_moved_away_after_publication_takes_its_large_files_along_
 }
 
 #[test]
-fn when_there_is_no_room_every_process_plans_by_itself() {
+fn without_room_every_process_plans_by_itself() {
     let dir = full_store();
     let mut image = rightly_registered(dir.path());
     image.plans.set_limit_bytes(4096);
@@ -208,9 +208,9 @@ fn when_there_is_no_room_every_process_plans_by_itself() {
     assert_eq!(begun(&reader), 1);
 }
 
-/// It would have stayed published after the file was as before.
+/// Regression test: the temporary contents would have stayed published after the file was restored.
 #[test]
-fn what_a_file_is_for_a_moment_is_not_published() {
+fn temporary_contents_of_a_file_are_not_published() {
     let dir = deep_store();
     let image = rightly_registered(dir.path());
     let mut publisher = image.share_plans().unwrap();
@@ -245,9 +245,9 @@ fn a_wrong_registration_is_never_published() {
     assert!(image.plans.shared().unwrap().is_suspect(0));
 }
 
-/// Errors or other bytes, but no panic: the one who writes there is trusted, and may have been killed at any time.
+/// Errors or wrong bytes are allowed, but no panic: the writer is trusted, but may be killed at any time.
 #[test]
-fn nonsense_is_read_without_harm() {
+fn corrupt_memory_is_read_without_panic() {
     let dir = deep_store();
     let image = rightly_registered(dir.path());
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(200));
@@ -273,9 +273,9 @@ fn nonsense_is_read_without_harm() {
     runner.run(&nonsense, check).unwrap();
 }
 
-/// The second VM paid for that once more.
+/// Regression test: otherwise the second VM reads them from the host again.
 #[test]
-fn small_files_that_were_read_by_a_plan_of_ones_own_are_published_too() {
+fn small_files_read_by_an_own_plan_are_published_too() {
     let dir = full_store();
     let image = rightly_registered(dir.path());
     let mut publisher = image.share_plans().unwrap();
