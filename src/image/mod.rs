@@ -131,59 +131,59 @@ impl Cursor {
         usize::try_from(self.offset % BLOCK_LEN_BYTES).unwrap_or(0)
     }
 
-    /// Length of the rest up to the start of block `block`.
+    /// Returns the length of the rest up to the start of block `block`.
     fn left_before(&self, block: u64) -> u64 {
         self.end.min(block * BLOCK_LEN_BYTES) - self.offset
     }
 }
 
 impl Image {
-    /// Length of the disk, a multiple of 2 MiB.
+    /// Returns the length of the disk, a multiple of 2 MiB.
     pub fn len_bytes(&self) -> u64 {
         self.space().len_bytes()
     }
 
-    /// The file of temporary garbage-collector roots, if there is one. It is removed when the image is dropped.
+    /// Returns the file of temporary garbage-collector roots, if there is one. It is removed when the image is dropped.
     pub fn pins_file(&self) -> Option<&Path> {
         self.pins.file()
     }
 
-    /// Maximum number of host files that are kept open.
+    /// Returns the maximum number of host files that are kept open.
     pub fn max_open_files(&self) -> usize {
         self.host.max_open_files()
     }
 
-    /// Approximate memory limit for plans.
+    /// Returns the approximate memory limit for plans.
     pub fn plan_cache_bytes(&self) -> usize {
         self.plans.limit_bytes()
     }
 
-    /// The store directory on the host.
+    /// Returns the store directory on the host.
     pub fn store_dir(&self) -> BorrowedFd<'_> {
         self.host.dir()
     }
 
-    /// How many times planning of a path was started.
+    /// Returns how many times planning of a path was started.
     pub fn plans_begun(&self) -> u64 {
         self.plans.begun.load(Ordering::Relaxed)
     }
 
-    /// The source of paths that are not on this host, if any.
+    /// Returns the source of paths that are not on this host, if any.
     pub fn remote(&self) -> Option<&RemoteTree> {
         self.remote.as_deref()
     }
 
-    /// Identity of the disk; `None` for a tree.
+    /// Returns the identity of the disk; `None` for a tree.
     pub fn fingerprint(&self) -> Option<&Fingerprint> {
         self.fingerprint.as_ref()
     }
 
-    /// Path of the store directory on the host.
+    /// Returns the path of the store directory on the host.
     pub fn store_path(&self) -> &Path {
         self.host.path()
     }
 
-    /// The names of the paths that are read from the store directory on the host.
+    /// Returns the names of the paths that are read from the store directory on the host.
     pub fn host_paths(&self) -> impl Iterator<Item = &[u8]> {
         let regions = self.space().regions().iter().zip(&self.origins);
         let of_host = |origin: &Origin| matches!(self.sources[origin.source], TreeSource::Host(_));
@@ -204,12 +204,12 @@ impl Image {
         self.pins.leave();
     }
 
-    /// Whether the disk is a directory tree instead of a closure.
+    /// Returns whether the disk is a directory tree instead of a closure.
     pub fn is_tree(&self) -> bool {
         self.volume.is_tree()
     }
 
-    /// The disk's address ranges.
+    /// Returns the disk's address ranges.
     pub fn space(&self) -> &Space {
         self.volume.space()
     }
@@ -336,7 +336,7 @@ impl Image {
         self.read_into(&mut buf.into(), offset, len_bytes, IoMode::Blocking)
     }
 
-    /// The store path that caused `error`; for a tree, the entry of its top directory.
+    /// Returns the store path that caused `error`; for a tree, the entry of its top directory.
     pub fn culprit<'e>(&self, error: &'e ReadError) -> Option<&'e OsStr> {
         error.path().map(|path| self.host.entry_of(path))
     }
@@ -352,7 +352,7 @@ impl Image {
             })
     }
 
-    /// The bytes of a block outside the data ranges.
+    /// Returns the bytes of a block outside the data ranges.
     fn render(&self, mode: IoMode, area: Area) -> Result<Block, ReadError> {
         match area {
             Area::Meta { region, block } => self.render_metadata(mode, region, block),
@@ -399,7 +399,7 @@ impl Image {
         }
     }
 
-    /// The tree of a region.
+    /// Returns the tree of a region.
     fn tree(&self, region: u32) -> PathTree<'_> {
         let Origin {
             source, identity, ..
@@ -450,7 +450,7 @@ impl Image {
 }
 
 impl Piece<'_> {
-    /// Its length in bytes.
+    /// Returns its length in bytes.
     pub fn len_bytes(&self) -> usize {
         match self {
             Self::Metadata(bytes) => bytes.len(),

@@ -34,7 +34,7 @@ fn small_store() -> tempfile::TempDir {
     dir
 }
 
-/// The ranges of the disk that may be in use.
+/// Returns the ranges of the disk that may be in use.
 fn used(image: &Image) -> Vec<(u64, usize)> {
     let regions = image.space().regions();
     let meta_end = regions.last().unwrap().meta.end;
@@ -151,7 +151,8 @@ fn a_path_that_changed_after_its_plan_was_dropped_is_a_fault() {
     }
 }
 
-/// A path that has the registered size but whose second directory does not fit. A guest can read what was planned before that.
+/// Returns a path that has the registered size but whose second directory does not fit. A guest can read what was planned
+/// before that.
 fn outgrown_store() -> (tempfile::TempDir, Image) {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("a/sub")).unwrap();
@@ -346,7 +347,7 @@ fn eight_concurrent_readers_plan_a_path_once() {
     assert_eq!(begun, 1);
 }
 
-/// A disk of three paths that keeps only the last plan.
+/// Returns a disk of three paths that keeps only the last plan.
 fn forgetful(dir: &std::path::Path) -> Image {
     let options = ImageOptions {
         plan_cache_bytes: 0,

@@ -39,7 +39,7 @@ impl Call {
         }
     }
 
-    /// A command of fcntl(2).
+    /// fcntl(2) with this command.
     const fn fcntl(command: i32) -> Self {
         Self::when(libc::SYS_fcntl, 1, INT, command.unsigned_abs() as u64)
     }
@@ -54,7 +54,7 @@ impl Call {
         }
     }
 
-    /// Whether the call matches with any arguments.
+    /// Returns whether the call matches with any arguments.
     #[cfg(test)]
     pub(super) fn is_unconditional(&self) -> bool {
         self.tests.iter().all(Option::is_none)
@@ -71,7 +71,7 @@ impl Test {
     }
 }
 
-/// The calls that `process` may make.
+/// Returns the calls that `process` may make.
 pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
     match process {
         Process::VhostWorker => &[RUNTIME, THREADS_ONLY, STORE, RECORD, SOCKET, MESSAGES],
@@ -89,7 +89,7 @@ pub(super) fn allowed(process: Process) -> &'static [&'static [Call]] {
     }
 }
 
-/// The calls that kill `process`. It never makes them itself, so they are a sign of an attack.
+/// Returns the calls that kill `process`. It never makes them itself, so they are a sign of an attack.
 pub(super) fn fatal(process: Process) -> &'static [&'static [Call]] {
     match process {
         Process::VhostWorker

@@ -103,7 +103,8 @@ fn allow_store(
     Ok(rules)
 }
 
-/// Allows reading and replacing files in the directory with plans. It is an open descriptor: in the jail it has no path.
+/// Allows reading and replacing files in the directory of kept plans, which is an open descriptor because it has no path in the
+/// jail.
 fn allow_plans(rules: RulesetCreated, reach: &Reach<'_>) -> Result<RulesetCreated, SandboxError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::RemoveFile;

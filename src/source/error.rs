@@ -79,7 +79,7 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// The path at fault.
+    /// Returns the path at fault.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Io { path, .. }
@@ -93,7 +93,7 @@ impl SourceError {
         }
     }
 
-    /// Whether access is denied: for lack of permission, or because another file system is mounted there.
+    /// Returns whether access is denied: for lack of permission, or because another file system is mounted there.
     pub fn is_forbidden(&self) -> bool {
         matches!(
             self,
@@ -104,7 +104,7 @@ impl SourceError {
         )
     }
 
-    /// Whether something else lies at the path of a file than what was planned.
+    /// Returns whether the path no longer has the file that was planned.
     pub fn contradicts_plan(&self) -> bool {
         match self {
             Self::Changed { .. } => true,
@@ -113,7 +113,7 @@ impl SourceError {
         }
     }
 
-    /// Whether the path does not exist.
+    /// Returns whether the path does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,

@@ -58,7 +58,7 @@ pub struct PathTree<'s> {
 }
 
 impl TreeSource {
-    /// Attributes of `path` (without following a symlink), and its identity on the host.
+    /// Returns the attributes of `path` (without following a symlink), and its identity on the host.
     ///
     /// # Errors
     /// It does not exist, or the source fails.
@@ -72,7 +72,7 @@ impl TreeSource {
 }
 
 impl PathTree<'_> {
-    /// Attributes of the top node, and its target if it is a symlink.
+    /// Returns the attributes of the top node, and its target if it is a symlink.
     ///
     /// # Errors
     /// It does not exist, or the source fails.
@@ -86,12 +86,12 @@ impl PathTree<'_> {
         Ok((stat, target))
     }
 
-    /// Its path, for messages.
+    /// Returns its path, for messages.
     pub fn display_path(&self) -> PathBuf {
         self.path_of(self.name)
     }
 
-    /// The path `path` of its source, for messages.
+    /// Returns the path `path` of its source, for messages.
     pub fn path_of(&self, path: &[u8]) -> PathBuf {
         match self.source {
             TreeSource::Host(host) => host.host_path(path),
@@ -111,7 +111,7 @@ impl PathTree<'_> {
         }
     }
 
-    /// The entries of the directory at `path`, sorted by name. Call [`check`](Self::check) before using them.
+    /// Returns the entries of the directory at `path`, sorted by name. Call [`check`](Self::check) before using them.
     ///
     /// # Errors
     /// It is not a directory, or the source fails.

@@ -64,14 +64,14 @@ pub struct Form {
     pub inline_len: u16,
 }
 
-/// Whether one of these values does not fit a compact inode.
+/// Returns whether one of these values does not fit a compact inode.
 pub fn needs_extended(size_bytes: u64, owner: Owner, nlink: u32) -> bool {
     let widest = owner.uid.max(owner.gid).max(nlink);
     size_bytes > u64::from(u32::MAX) || widest > u32::from(u16::MAX)
 }
 
 impl Form {
-    /// Form of a directory whose last block has `last_len` bytes. That block is inlined if it fits.
+    /// Returns the form of a directory whose last block has `last_len` bytes. That block is inlined if it fits.
     pub fn of_directory(extended: bool, last_len: u16) -> Self {
         let fits = fits_inline(extended, u64::from(last_len));
         Self {
@@ -80,7 +80,7 @@ impl Form {
         }
     }
 
-    /// Length of the inode alone.
+    /// Returns the length of the inode alone.
     pub fn header_len(self) -> u16 {
         if self.extended {
             EXTENDED_LEN
@@ -89,7 +89,7 @@ impl Form {
         }
     }
 
-    /// Number of 32-byte slots of the inode with its inlined data.
+    /// Returns the number of 32-byte slots of the inode with its inlined data.
     pub fn slots(self) -> u32 {
         u32::from((self.header_len() + self.inline_len).div_ceil(SLOT_LEN))
     }
@@ -120,17 +120,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Metadata blocks in use so far.
+    /// Returns the number of metadata blocks in use so far.
     pub fn meta_blocks(&self) -> u32 {
         self.meta_blocks
     }
 
-    /// Data blocks in use so far.
+    /// Returns the number of data blocks in use so far.
     pub fn data_blocks(&self) -> u32 {
         self.data_blocks
     }
 
-    /// Number of nodes, including the top node.
+    /// Returns the number of nodes, including the top node.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
@@ -140,7 +140,7 @@ impl Plan {
         false
     }
 
-    /// The attributes that inodes are written with.
+    /// Returns the attributes that inodes are written with.
     pub fn attributes(&self) -> &Attributes {
         &self.attributes
     }
@@ -160,12 +160,12 @@ impl Plan {
         &self.bytes
     }
 
-    /// The node with this index.
+    /// Returns the node with this index.
     pub fn node(&self, index: NodeIndex) -> &Node {
         &self.nodes[index as usize]
     }
 
-    /// The [`Dir`] of a node, if it is a directory.
+    /// Returns the [`Dir`] of a node, if it is a directory.
     pub fn dir(&self, node: &Node) -> Option<(DirIndex, &Dir)> {
         match node.content {
             Content::Directory { dir, .. } => Some((dir, &self.dirs[dir as usize])),
@@ -173,30 +173,30 @@ impl Plan {
         }
     }
 
-    /// The directory with this index.
+    /// Returns the directory with this index.
     pub fn dir_at(&self, dir: DirIndex) -> &Dir {
         &self.dirs[dir as usize]
     }
 
-    /// Owner and group of a node.
+    /// Returns the owner and group of a node.
     pub fn owner(&self, node: &Node) -> Owner {
         self.owners[node.owner as usize]
     }
 
-    /// Name of a node.
+    /// Returns the name of a node.
     pub fn name(&self, node: &Node) -> &[u8] {
         let start = node.name as usize;
         &self.bytes[start..start + usize::from(node.name_len)]
     }
 
-    /// Target of a symlink.
+    /// Returns the target of a symlink.
     pub fn target(&self, node: &Node) -> &[u8] {
         let start = node.name as usize + usize::from(node.name_len);
         let len = usize::try_from(node.size_bytes()).unwrap_or(0);
         &self.bytes[start..start + len]
     }
 
-    /// Path of a node, relative to the store directory.
+    /// Returns the path of a node, relative to the store directory.
     pub fn path(&self, index: NodeIndex) -> Vec<u8> {
         let mut parts = Vec::new();
         let mut node = self.node(index);
@@ -213,7 +213,7 @@ impl Plan {
         parts.join(&b'/')
     }
 
-    /// Link count: 2 plus the number of subdirectories for a directory, 1 for other files, since a NAR has no hard
+    /// Returns the link count: 2 plus the number of subdirectories for a directory, 1 for other files, since a NAR has no hard
     /// links.
     pub fn nlink(&self, node: &Node) -> u32 {
         match self.dir(node) {
@@ -222,7 +222,7 @@ impl Plan {
         }
     }
 
-    /// Form of a node's inode. Planner and encoder both use this function, so they cannot disagree.
+    /// Returns the form of a node's inode. Planner and encoder both use this function, so they cannot disagree.
     pub fn form(&self, node: &Node) -> Form {
         let extended = self.needs_extended(node);
         let size_bytes = node.size_bytes();
@@ -243,7 +243,7 @@ impl Plan {
         }
     }
 
-    /// The group of node `index`. The top node is always in `Names`, because a path's nid is its slot 0.
+    /// Returns the group of node `index`. The top node is always in `Names`, because a path's nid is its slot 0.
     pub(super) fn group(&self, index: NodeIndex) -> InodeGroup {
         let node = self.node(index);
         let small = node.kind() == FileKind::Regular && self.form(node).inline_len > 0;
@@ -267,7 +267,7 @@ impl Plan {
             || mtime != (self.attributes.build_time_sec(), 0)
     }
 
-    /// Number of data blocks of a node.
+    /// Returns the number of data blocks of a node.
     pub fn data_blocks_of(&self, node: &Node) -> u64 {
         match node.kind() {
             FileKind::Regular | FileKind::Symlink if self.form(node).inline_len == 0 => {
@@ -277,7 +277,7 @@ impl Plan {
         }
     }
 
-    /// The nodes whose inodes are in metadata block `block`, sorted by slot.
+    /// Returns the nodes whose inodes are in metadata block `block`, sorted by slot.
     pub fn nodes_in_block(&self, block: u32) -> &[NodeIndex] {
         let [names, small_files] = &self.placed;
         match self.of_block(names, block) {
@@ -286,7 +286,7 @@ impl Plan {
         }
     }
 
-    /// The part of `placed` (sorted by slot) that is in metadata block `block`.
+    /// Returns the part of `placed` (sorted by slot) that is in metadata block `block`.
     fn of_block<'a>(&self, placed: &'a [NodeIndex], block: u32) -> &'a [NodeIndex] {
         let (first, end) = (
             u64::from(block) * u64::from(SLOTS_PER_BLOCK),
@@ -310,14 +310,14 @@ impl Plan {
         (nth < here.blocks - u32::from(here.inlined)).then_some((dir, nth))
     }
 
-    /// The node that data block `block` belongs to, and the index of the block within it.
+    /// Returns the node that data block `block` belongs to, and the index of the block within it.
     pub fn data_in_block(&self, block: u32) -> Option<(NodeIndex, u32)> {
         let position = self.data_position(block)?;
         let (start, index) = self.with_data[position];
         Some((index, block - start))
     }
 
-    /// Position, in the order of data blocks, of the node that data block `block` belongs to.
+    /// Returns the position, in the order of data blocks, of the node that data block `block` belongs to.
     pub fn data_position(&self, block: u32) -> Option<usize> {
         if block >= self.data_blocks {
             return None;
@@ -326,12 +326,12 @@ impl Plan {
         after.checked_sub(1)
     }
 
-    /// First data block and node of everything with data blocks, starting at `position`.
+    /// Returns the first data block and node of everything with data blocks, starting at `position`.
     pub fn data_from(&self, position: usize) -> &[(u32, NodeIndex)] {
         &self.with_data[position..]
     }
 
-    /// The entries of block `block` of a directory.
+    /// Returns the entries of block `block` of a directory.
     pub fn block_entries(
         &self,
         dir: &Dir,
@@ -341,7 +341,7 @@ impl Plan {
         dir.dots.in_block(starts, block, dir.children)
     }
 
-    /// A digest of everything known from listing the first `dirs` directories, to detect that a rebuilt plan differs.
+    /// Returns a digest of everything known from listing the first `dirs` directories, to detect that a rebuilt plan differs.
     /// Comparable only between processes of one program and for the same path.
     pub fn digest(&self, dirs: DirIndex) -> u64 {
         let dirs = self.dirs.get(..dirs as usize).unwrap_or(&self.dirs);
@@ -383,7 +383,7 @@ impl Plan {
         }
     }
 
-    /// Approximate heap size, for the plan cache's budget.
+    /// Returns the approximate heap size, for the plan cache's budget.
     pub fn heap_bytes(&self) -> usize {
         self.nodes.capacity() * size_of::<Node>()
             + self.dirs.capacity() * size_of::<Dir>()
@@ -397,7 +397,7 @@ impl Plan {
 }
 
 impl Dir {
-    /// Its node.
+    /// Returns its node.
     pub fn node(&self) -> NodeIndex {
         self.node
     }
@@ -407,28 +407,28 @@ impl Dir {
         self.first_child..self.first_child + self.children
     }
 
-    /// Node of the child with index `child` in name order.
+    /// Returns the node of the child with index `child` in name order.
     pub fn child(&self, child: u32) -> NodeIndex {
         self.first_child + child
     }
 
-    /// Index of the inlined block of entries, if there is one.
+    /// Returns the index of the inlined block of entries, if there is one.
     pub fn inline_block(&self) -> Option<u32> {
         self.inlined.then(|| self.blocks - 1)
     }
 
-    /// The directory could not be listed.
+    /// Returns whether the directory could not be listed.
     pub fn is_unreadable(&self) -> bool {
         self.unreadable
     }
 
-    /// First metadata block with entries; `None` if all entries are inlined.
+    /// Returns the first metadata block with entries; `None` if all entries are inlined.
     pub fn first_dirent_block(&self) -> Option<u32> {
         (self.blocks > u32::from(self.inlined)).then_some(self.dirent_block)
     }
 }
 
-/// Whether `len` bytes fit into one block together with their inode.
+/// Returns whether `len` bytes fit into one block together with their inode.
 fn fits_inline(extended: bool, len: u64) -> bool {
     let header = if extended { EXTENDED_LEN } else { COMPACT_LEN };
     len > 0 && u64::from(header) + len <= BLOCK_LEN_BYTES

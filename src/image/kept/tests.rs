@@ -37,7 +37,7 @@ fn stat_of(kind: FileKind, size_bytes: u64, mtime: (i64, u32), is_executable: bo
     }
 }
 
-/// An entry of a store path.
+/// Returns an entry of a store path.
 fn entry() -> impl Strategy<Value = (Stat, Vec<u8>)> {
     let mtime = prop_oneof![Just((1, 0)), (any::<i64>(), 0..1_000_000_000_u32)];
     let size = prop_oneof![0..5000_u64, 0..1_u64 << 34];
@@ -51,7 +51,7 @@ fn entry() -> impl Strategy<Value = (Stat, Vec<u8>)> {
     prop_oneof![4 => file, 1 => link, 2 => dir]
 }
 
-/// The listings of a path's directories.
+/// Returns the listings of a path's directories.
 fn listings() -> impl Strategy<Value = Vec<Listing>> {
     let name = proptest::collection::vec(b'a'..=b'z', 1..20);
     let entries = proptest::collection::btree_map(name, entry(), 0..40);
@@ -65,7 +65,7 @@ fn listings() -> impl Strategy<Value = Vec<Listing>> {
     proptest::collection::vec(listing, 1..12)
 }
 
-/// A plan of directories with these listings; further directories are empty.
+/// Returns a plan of directories with these listings; further directories are empty.
 fn plan(listings: &[Listing]) -> Plan {
     let top = Stat::of_kind(FileKind::Directory);
     let mut planner = Planner::new(b"aaa-one", attributes(), Limits::NONE, &top, b"").unwrap();

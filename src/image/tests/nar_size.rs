@@ -4,7 +4,7 @@ use super::*;
 use crate::closure::{Closure, Contents, StorePath};
 use crate::erofs::layout::nar;
 
-/// A disk of `a`, registered with a NAR of this length, so that nothing is walked before the first read.
+/// Returns a disk of `a`, registered with a NAR of this length, so that nothing is walked before the first read.
 pub(super) fn registered(dir: &std::path::Path, nar_size: u64) -> Image {
     let path = StorePath {
         name: b"a"[..].into(),
@@ -35,7 +35,7 @@ fn first_block(image: &Image) -> Result<(), ReadError> {
     image.read_exact_at(&mut [0; 512], meta)
 }
 
-/// A path like `a` whose top directory can be read before all of it is walked.
+/// Returns a path like `a` whose top directory can be read before all of it is walked.
 pub(super) fn deep_store() -> tempfile::TempDir {
     let dir = small_store();
     fs::create_dir_all(dir.path().join("a/lib/sub/below")).unwrap();

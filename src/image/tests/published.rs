@@ -4,7 +4,7 @@ use super::nar_size::{deep_store, registered, rightly_registered};
 use super::*;
 use crate::image::published::Wish;
 
-/// A disk of the same store that reads what `publisher` publishes.
+/// Returns a disk of the same store that reads what `publisher` publishes.
 pub(super) fn reader_of(image: &Image, dir: &std::path::Path) -> Image {
     let reader = rightly_registered(dir);
     reader.plans.share(image.plans.shared().unwrap());
@@ -23,7 +23,7 @@ fn begun(image: &Image) -> u64 {
     image.plans_begun()
 }
 
-/// The ranges of region 0 that the plan of `image` uses.
+/// Returns the ranges of region 0 that the plan of `image` uses.
 pub(super) fn all_used(image: &Image) -> Vec<(u64, usize)> {
     let usage = image.usage(0).unwrap();
     let region = image.space().region(0);
@@ -40,7 +40,7 @@ pub(super) fn all_used(image: &Image) -> Vec<(u64, usize)> {
     ]
 }
 
-/// A store with every kind of node that has data blocks or inlined data.
+/// Returns a store with every kind of node that has data blocks or inlined data.
 pub(super) fn full_store() -> tempfile::TempDir {
     let dir = deep_store();
     let long = "t".repeat(4095);

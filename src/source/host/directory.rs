@@ -66,7 +66,7 @@ pub struct Identity {
     is_settled: bool,
 }
 
-/// Tells a file from whatever is put in its place later, after a reboot of the host, too.
+/// Identifies a file across reboots of the host: a replacement has another mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     /// Inode number.
@@ -78,7 +78,7 @@ pub struct Mark {
 }
 
 impl Identity {
-    /// None if the file is so new that another one could still get the same ctime.
+    /// Returns `None` if the file is so new that a replacement could get the same ctime.
     pub fn mark(&self) -> Option<Mark> {
         let (ctime_sec, ctime_nsec) = self.changed;
         self.is_settled.then_some(Mark {
@@ -88,7 +88,7 @@ impl Identity {
         })
     }
 
-    /// Whether this is the same file as `other`, which was found earlier. The inode number alone is not enough:
+    /// Returns whether this is the same file as `other`, which was found earlier. The inode number alone is not enough:
     /// overlayfs over several file systems (without `xino`) and some FUSE file systems give a directory a new number
     /// after it has left the inode cache (Linux `fs/overlayfs/inode.c`, `ovl_map_inode`). So a file with the same ctime
     /// is also accepted, since a new or renamed file has a new ctime.
@@ -112,7 +112,7 @@ impl From<&Statx> for Identity {
     }
 }
 
-/// Whether a Unix time is more than two seconds in the past.
+/// Returns whether a Unix time is more than two seconds in the past.
 fn is_past(seconds: i64) -> bool {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok());
@@ -199,7 +199,7 @@ impl Names {
     }
 }
 
-/// Attributes of an entry that is a directory, or may be one if the file system does not report types. It may be a
+/// Returns the attributes of an entry that is a directory, or may be one if the file system does not report types. It may be a
 /// mount point. A stat of what is mounted there could block on this very process, so mount points get placeholder
 /// attributes.
 fn examine_dir(dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
@@ -219,7 +219,7 @@ fn examine_dir(dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
 /// Attributes of an entry, and its target if it is a symlink.
 type Found = (Stat, Vec<u8>);
 
-/// Number of threads for a directory with this number of entries; 1 for nearly all directories.
+/// Returns the number of threads for a directory with this number of entries; 1 for nearly all directories.
 fn threads_for(entries: usize) -> usize {
     match entries / ENTRIES_PER_THREAD {
         0..2 => 1,

@@ -72,12 +72,12 @@ impl HostTree {
         self
     }
 
-    /// Maximum number of files that are kept open.
+    /// Returns the maximum number of files that are kept open.
     pub fn max_open_files(&self) -> usize {
         self.files.max_files()
     }
 
-    /// The directory itself.
+    /// Returns the directory itself.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
@@ -99,18 +99,18 @@ impl HostTree {
         }
     }
 
-    /// The directory's path.
+    /// Returns the directory's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The host path of `path`, for messages.
+    /// Returns the host path of `path`, for messages.
     pub fn host_path(&self, path: &[u8]) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
         self.path.join(OsStr::from_bytes(path))
     }
 
-    /// Attributes of `path`, without following a symlink.
+    /// Returns the attributes of `path`, without following a symlink.
     ///
     /// # Errors
     /// It does not exist, or the kernel returns an error.
@@ -118,7 +118,7 @@ impl HostTree {
         self.statx(path).map(|found| Stat::from(&found))
     }
 
-    /// Attributes and identity of `path`.
+    /// Returns the attributes and identity of `path`.
     ///
     /// # Errors
     /// As for [`HostTree::stat`].
@@ -153,7 +153,7 @@ impl HostTree {
         found.map_err(|errno| self.error(path, "stat", errno))
     }
 
-    /// The target of the symlink at `path`.
+    /// Returns the target of the symlink at `path`.
     ///
     /// # Errors
     /// It is not a symlink, or the kernel returns an error.
@@ -164,7 +164,7 @@ impl HostTree {
             .map_err(|errno| self.error(path, "read symlink", errno))
     }
 
-    /// The entries of the directory at `path`, sorted by name.
+    /// Returns the entries of the directory at `path`, sorted by name.
     ///
     /// # Errors
     /// It is not a directory, or one of its entries cannot be examined.
@@ -251,7 +251,7 @@ impl HostTree {
         }
     }
 
-    /// The first component of `path` (a [`HostTree::host_path`]) inside the directory: for a store, the store path.
+    /// Returns the first component of `path` (a [`HostTree::host_path`]) inside the directory: for a store, the store path.
     pub fn entry_of<'p>(&self, path: &'p Path) -> &'p OsStr {
         let inside = path.strip_prefix(&self.path).ok();
         let first = inside.and_then(|inside| inside.components().next());
