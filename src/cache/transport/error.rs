@@ -5,7 +5,7 @@ pub enum FetchError {
     #[error("it is not there")]
     NotFound,
     /// The cache does not have it or denies access: a bucket without list permission answers both the same way.
-    #[error("{reason}: the file does not exist, or the keys or the password are wrong")]
+    #[error("{reason}: the file does not exist, or access needs other credentials")]
     Denied {
         /// What happened.
         reason: String,
