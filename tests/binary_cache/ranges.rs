@@ -167,14 +167,14 @@ fn a_server_that_gives_no_parts_or_wrong_ones_is_asked_for_the_whole_nar() {
     let whole = store.paths[0].nar.len();
     let deep = file(&store, &image, "file5000000");
     for (fault, reason) in [
-        (Fault::Body(store.paths[0].nar.clone()), "no parts"),
+        (Fault::Body(store.paths[0].nar.clone()), "range requests"),
         (
             Fault::Part(format!("bytes 0-1048575/{whole}"), vec![0; MIB]),
-            "another part",
+            "another range",
         ),
         (
             Fault::Part("bytes 7340032-8388607/*".to_owned(), vec![0; MIB]),
-            "another part",
+            "another range",
         ),
         (
             Fault::Part(format!("bytes 7340032-8388607/{whole}"), vec![0; MIB - 1]),
