@@ -150,7 +150,7 @@ impl ClosureArgs {
         Ok(loaded)
     }
 
-    /// Whether a closure is named.
+    /// Returns whether a closure is given.
     pub fn is_given(&self) -> bool {
         let SourceArgs {
             roots,

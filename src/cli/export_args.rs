@@ -13,7 +13,7 @@ use crate::server::{Disks, ServeError};
 /// `NAME=CLOSURE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportArg {
-    /// What clients ask for.
+    /// The export name that clients request.
     pub name: ExportName,
     /// A store path, a link to one, or the output of closureInfo.
     closure: PathBuf,
@@ -33,10 +33,10 @@ impl FromStr for ExportArg {
     }
 }
 
-/// Fails if two disks have the same name.
+/// Checks that all disks have different names.
 ///
 /// # Errors
-/// They have.
+/// Two disks have the same name.
 pub fn check_names(main: &ClosureArgs, exports: &[ExportArg]) -> Result<(), CliError> {
     let main = main.is_given().then_some(&ExportName::MAIN);
     let names: Vec<_> = main
@@ -52,11 +52,11 @@ pub fn check_names(main: &ClosureArgs, exports: &[ExportArg]) -> Result<(), CliE
     }
 }
 
-/// The main closure, if one is named, and those of `--export`, with their disks.
+/// The main closure, if any, and those of `--export`, with their disks.
 pub struct LoadedDisks {
     /// The main closure.
     pub main: Option<Loaded>,
-    /// The others.
+    /// The closures of `--export`.
     pub exports: Vec<(ExportName, Loaded)>,
 }
 
@@ -90,14 +90,14 @@ impl LoadedDisks {
         })
     }
 
-    /// All closures.
+    /// Returns all closures.
     pub fn closures(&self) -> Vec<&Closure> {
         let exports = self.exports.iter().map(|(_, loaded)| loaded);
         let all = self.main.iter().chain(exports);
         all.map(|loaded| &loaded.closure).collect()
     }
 
-    /// What a server needs of them, and the process that fetches paths of the main closure.
+    /// Returns the disks for the server, and the fetcher process of the main closure.
     ///
     /// # Errors
     /// The disks cannot be served together.

@@ -21,7 +21,7 @@ const NEWEST: ABI = ABI::V7;
 /// restricts itself further. With more paths, workers may read the whole store.
 pub const PATHS_MAX: usize = 4096;
 
-/// The listener reads its number of threads here before it forks.
+/// The listener counts its threads here before it forks.
 const THREADS: &str = "/proc/self/task";
 
 /// The warning if the [`jail`](super::jail) could not be set up; the reason is appended.
