@@ -14,6 +14,7 @@ use lazystore::sandbox::Process;
 use nix::sys::signal::Signal;
 
 use crate::common::client::Client;
+use crate::common::server::{Server, tree};
 use crate::common::tool;
 use attempt::{End, FILES, LOOKS, try_in, try_in_jail, try_in_jail_by};
 use calls::{CALLS, Refused};
@@ -175,6 +176,18 @@ fn a_listener_runs_nothing_and_reaches_no_network() {
     }
     let refused = End::Errno(libc::ENOSYS);
     assert_eq!(try_in(Some(Process::Listener), "socket AF_INET"), refused);
+}
+
+/// A Landlock rule for a directory in /proc would be void from here on.
+#[test]
+#[ignore = "needs root"]
+fn a_listener_starts_workers_after_the_kernel_has_dropped_its_caches() {
+    let tree = tree();
+    let server = Server::start(tree.path(), &[]);
+    drop(Client::start(&server.socket, 1));
+    // Directory entries and inodes.
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    drop(Client::start(&server.socket, 1));
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub enum ProcessError {
     )]
     Threads {
         /// The number of threads.
-        threads: usize,
+        threads: u64,
     },
     /// A system call failed.
     #[error("cannot {action}: {source}")]

@@ -21,9 +21,6 @@ const NEWEST: ABI = ABI::V7;
 /// restricts itself further. With more paths, workers may read the whole store.
 pub const PATHS_MAX: usize = 4096;
 
-/// The listener counts its threads here before it forks.
-const THREADS: &str = "/proc/self/task";
-
 /// The warning if the [`jail`](super::jail) could not be set up; the reason is appended.
 pub const NO_JAIL: &str = "workers have no mount namespace of their own, so they can learn names, sizes and link targets \
                            of files that are not served";
@@ -69,7 +66,6 @@ pub(super) fn restrict(process: Process, reach: &Reach<'_>) -> Result<(), Sandbo
         | Process::Planner => rules,
         Process::PlanKeeper => allow_plans(rules, reach)?,
         Process::Listener | Process::Mounter => {
-            let rules = allow(rules, THREADS.as_ref(), AccessFs::ReadDir.into())?;
             let remove = AccessFs::RemoveFile | AccessFs::RemoveDir;
             let mut dirs = reach.cleaned_dirs.iter();
             let rules = dirs.try_fold(rules, |rules, dir| allow(rules, dir, remove))?;
