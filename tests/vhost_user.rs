@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod sockets;
+mod vmms;
 
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};

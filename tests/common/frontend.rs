@@ -2,6 +2,8 @@
 //!
 //! Numbers of messages are from QEMU's `docs/interop/vhost-user.rst`.
 
+pub mod vmm;
+
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -86,6 +88,15 @@ impl Guest {
             backing,
             avail: 0,
         }
+    }
+
+    /// Empties the queue, as a driver does when it resets the device.
+    pub fn reset_queue(&mut self) {
+        let rings = vec![0; usize::try_from(USED + 0x1000).unwrap()];
+        self.memory
+            .write_slice(&rings, GuestAddress(DESCRIPTORS))
+            .unwrap();
+        self.avail = 0;
     }
 
     /// Truncates the file behind the memory: a process that touches it gets SIGBUS, this one too.
@@ -248,9 +259,13 @@ impl Frontend {
     }
 
     fn share_memory(&self, memory: &File) -> io::Result<()> {
+        self.send(SET_MEM_TABLE, &self.mem_table(), &[memory.as_raw_fd()])
+    }
+
+    fn mem_table(&self) -> Vec<u8> {
         let mut table = words32(&[1, 0]);
         table.extend(words64(&[0, self.layout.memory_bytes, USER_ADDRESS, 0]));
-        self.send(SET_MEM_TABLE, &table, &[memory.as_raw_fd()])
+        table
     }
 
     /// Shares the guest's memory anew, in two parts.
@@ -292,24 +307,28 @@ impl Frontend {
     }
 
     fn try_start_queue(&self) -> io::Result<()> {
+        let queue_size = u32::from(self.layout.queue_size);
+        self.send(SET_VRING_NUM, &words32(&[0, queue_size]), &[])?;
+        // A base that is wrong on purpose.
+        self.send(SET_VRING_BASE, &words32(&[0, 4711]), &[])?;
+        self.send(SET_VRING_ADDR, &self.addresses(), &[])?;
+        let queue = 0u64.to_le_bytes();
+        self.send(SET_VRING_KICK, &queue, &[self.kick.as_raw_fd()])?;
+        self.send(SET_VRING_CALL, &queue, &[self.call.as_raw_fd()])
+    }
+
+    fn addresses(&self) -> Vec<u8> {
         let Layout {
-            queue_size,
             descriptors,
             avail,
             used,
             ..
         } = self.layout;
-        self.send(SET_VRING_NUM, &words32(&[0, u32::from(queue_size)]), &[])?;
-        // A base that is wrong on purpose.
-        self.send(SET_VRING_BASE, &words32(&[0, 4711]), &[])?;
         let mut addresses = words32(&[0, 0]);
         addresses.extend(words64(
             &[descriptors, used, avail, 0].map(|at| USER_ADDRESS + at),
         ));
-        self.send(SET_VRING_ADDR, &addresses, &[])?;
-        let queue = 0u64.to_le_bytes();
-        self.send(SET_VRING_KICK, &queue, &[self.kick.as_raw_fd()])?;
-        self.send(SET_VRING_CALL, &queue, &[self.call.as_raw_fd()])
+        addresses
     }
 
     /// Stops the queue; returns the base that the device would go on from.
@@ -320,8 +339,7 @@ impl Frontend {
     }
 
     pub fn config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let mut request = words32(&[offset, size, 0]);
-        request.resize(12 + size as usize, 0);
+        let request = config_request(offset, size);
         self.send(GET_CONFIG, &request, &[]).unwrap();
         self.receive().unwrap()[12..].to_vec()
     }
@@ -347,8 +365,19 @@ impl Frontend {
     }
 
     fn send(&self, request: u32, payload: &[u8], fds: &[RawFd]) -> io::Result<()> {
+        self.send_flagged(0, request, payload, fds)
+    }
+
+    fn send_flagged(
+        &self,
+        flags: u32,
+        request: u32,
+        payload: &[u8],
+        fds: &[RawFd],
+    ) -> io::Result<()> {
+        const VERSION: u32 = 1;
         let len = u32::try_from(payload.len()).unwrap();
-        let mut message = words32(&[request, 1, len]);
+        let mut message = words32(&[request, VERSION | flags, len]);
         message.extend(payload);
         let sent = self.stream.send_with_fds(&[message.as_slice()], fds);
         // A device that has hung up is noticed when an answer is missing.
@@ -366,6 +395,12 @@ impl Frontend {
         (&self.stream).read_exact(&mut payload)?;
         Ok(payload)
     }
+}
+
+fn config_request(offset: u32, size: u32) -> Vec<u8> {
+    let mut request = words32(&[offset, size, 0]);
+    request.resize(12 + size as usize, 0);
+    request
 }
 
 fn words32(words: &[u32]) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! Arguments of cloud-hypervisor, according to its docs/memory.md and docs/vhost-user-blk-testing.md.
+//! Arguments of cloud-hypervisor (its docs/memory.md and docs/vhost-user-blk-testing.md).
 
 use std::ffi::{OsStr, OsString};
 

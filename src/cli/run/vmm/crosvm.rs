@@ -1,4 +1,4 @@
-//! Arguments of crosvm, according to crosvm.dev/book/devices/vhost_user.html. Its guest memory is always shared.
+//! Arguments of crosvm (crosvm.dev/book/devices/vhost_user.html). Its guest memory is always shared.
 
 use std::ffi::OsString;
 
