@@ -238,10 +238,13 @@ impl Qemu {
     }
 
     /// Waits until the guest has powered off.
-    pub fn wait(mut self) {
-        let status = wait_long_for("the guest's end", PATIENCE, || {
-            self.child.try_wait().unwrap()
-        });
+    pub fn wait(self) {
+        self.wait_at_most(PATIENCE);
+    }
+
+    /// Waits at most `limit` until the guest has powered off.
+    pub fn wait_at_most(mut self, limit: Duration) {
+        let status = wait_long_for("the guest's end", limit, || self.child.try_wait().unwrap());
         assert!(status.success(), "{status}");
     }
 }
