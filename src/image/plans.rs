@@ -1,9 +1,9 @@
-//! Plans of paths: made when first needed, grown as far as needed, dropped when memory is short.
+//! Plans of paths: created when first needed, grown as far as needed, and dropped when memory is short.
 //!
-//! A path that has been planned whole is read without a lock: an atomic load finds its plan. While a plan is
-//! growing, its readers take turns, and readers of other paths do not notice. Plans that were dropped are
-//! derived again, identically: a guest keeps inodes, and must not find another file's bytes where they say. So what
-//! is left of a dropped plan is a digest, and a path that has changed since is an error until it is as it was.
+//! A completely planned path is read without a lock: an atomic load finds its plan. While a plan is growing, its readers take
+//! turns; readers of other paths are not affected. A dropped plan must be rebuilt identically, because a guest caches inodes
+//! and must not read another file's data through them. So a digest of every dropped plan is kept, and a path that has changed
+//! since returns errors until it is restored.
 
 mod growth;
 
@@ -29,56 +29,56 @@ use growth::{Cell, Growing, Growth, InUse, Past, lock};
 #[derive(Debug, Default)]
 struct CacheEntry {
     cell: ArcSwapOption<Cell>,
-    /// Read since the cache last looked.
+    /// Set on every read; cleared when the cache looks for plans to drop.
     touched: AtomicBool,
-    /// Another process had read from it before this one did, by a plan that this one does not know.
+    /// Another process had read from the path before this one, by a plan that this process does not know.
     is_known_elsewhere: OnceLock<bool>,
-    /// Once this is there, it takes the place of the cell for good.
+    /// Once set, replaces the cell for good.
     adopted: OnceLock<PublishedPath>,
 }
 
-/// Sizes of the plans in memory, the least recently grown first.
+/// Sizes of the plans in memory, in order of growth, the least recently grown first.
 #[derive(Debug)]
 struct Sizes {
     lru: LruCache<u32, usize>,
     total_bytes: usize,
-    /// Of paths whose plan was dropped.
+    /// Digests of dropped plans.
     past: HashMap<u32, Past>,
 }
 
-/// All plans.
+/// The plans of all paths.
 #[derive(Debug)]
 pub(super) struct Plans {
     slots: Vec<CacheEntry>,
     attributes: Attributes,
     sizes: Mutex<Sizes>,
     limit_bytes: usize,
-    /// What another process plans for all.
+    /// The plans published by another process.
     shared: ArcSwapOption<Published>,
-    /// How often a path has been begun.
+    /// How often planning of a path was started.
     pub(super) begun: AtomicU64,
 }
 
 /// A path of which something is needed.
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
-    /// Where it comes from.
+    /// Its tree in the source.
     pub(super) tree: PathTree<'a>,
     /// Index of its region.
     pub(super) region: u32,
-    /// Most blocks that it may take.
+    /// Maximum number of blocks.
     pub(super) limits: Limits,
-    /// Length of its NAR, if that is registered.
+    /// Registered length of its NAR.
     pub(super) nar_size: Option<u64>,
 }
 
 impl Plans {
-    /// About how much memory they take at most.
+    /// Returns the approximate memory limit.
     pub(super) fn limit_bytes(&self) -> usize {
         self.limit_bytes
     }
 
-    /// Room for the plans of `paths` paths, in about `limit_bytes`.
+    /// Creates an empty cache for `paths` paths, of about `limit_bytes`.
     pub(super) fn new(paths: usize, attributes: Attributes, limit_bytes: usize) -> Self {
         Self {
             slots: std::iter::repeat_with(CacheEntry::default)
@@ -99,7 +99,7 @@ impl Plans {
     /// Calls `f` with a plan that covers what is needed of a region.
     ///
     /// # Errors
-    /// When the path cannot be planned so far; [`SourceError::WouldBlock`] as `mode` has it.
+    /// The path cannot be planned that far; [`SourceError::WouldBlock`] according to `mode`.
     pub(super) fn with<R>(
         &self,
         path: &Wanted<'_>,
@@ -110,7 +110,7 @@ impl Plans {
         let region = path.region;
         let slot = &self.slots[region as usize];
         slot.touch();
-        // The most frequent case neither writes to memory that others read nor counts references.
+        // The most frequent case. It writes to no shared memory and counts no references.
         if let Some(plan) = slot
             .cell
             .load()
@@ -122,7 +122,7 @@ impl Plans {
         let cell = slot.get();
         let mut growing = cell.lock(mode)?;
         if let Some(plan) = cell.complete.get() {
-            // Somebody finished it while this reader waited for its turn.
+            // Another thread completed the plan while this one waited for the lock.
             return Ok(f(plan));
         }
         growing.check()?;
@@ -140,27 +140,27 @@ impl Plans {
         Ok(f(plan))
     }
 
-    /// What another process publishes is used from now on, here and in processes that are forked later.
+    /// Uses the plans that another process publishes from now on, also in processes forked later.
     pub(super) fn share(&self, published: Arc<Published>) {
         self.shared.store(Some(published));
     }
 
-    /// Asks for more to be published of a path.
+    /// Requests a publication for a path.
     pub(super) fn ask(&self, region: u32, wish: Wish) {
         if let Some(shared) = self.shared.load().as_ref() {
             shared.ask(region, wish);
         }
     }
 
-    /// What is shared now.
+    /// Returns the current published plans.
     pub(super) fn shared(&self) -> Option<Arc<Published>> {
         self.shared.load_full()
     }
 
-    /// What was published of a path, if anything was. Nothing that was read by a plan of this process is another there.
+    /// Returns the published plan of a path, if any. It is equal to this process's own plan as far as that was used.
     ///
     /// # Errors
-    /// [`ReadError::Replaced`] if something is; [`SourceError::WouldBlock`] as `mode` has it.
+    /// [`ReadError::Replaced`] if they differ; [`SourceError::WouldBlock`] according to `mode`.
     pub(super) fn published(
         &self,
         path: &Wanted<'_>,
@@ -185,7 +185,7 @@ impl Plans {
         Ok(None)
     }
 
-    /// Goes over to what was published, and drops what this process has planned itself.
+    /// Switches to the published plan, and drops this process's own.
     fn adopt(
         &self,
         path: &Wanted<'_>,
@@ -212,13 +212,13 @@ impl Plans {
         let adopted = slot.adopted.get_or_init(|| found);
         growing.growth = None;
         slot.cell.store(None);
-        // A reader that was waiting for its turn may plan once more.
+        // A reader that waits for the lock may still plan the path once more.
         let past = adopted.digest(u32::MAX).map(Past::whole);
         lock(&self.sizes).leave(region, past);
         Ok(adopted)
     }
 
-    /// Drops a plan that cannot be used any further. A guest may have read from it, so what it was is kept.
+    /// Drops a plan that is no longer usable. A guest may have read by it, so its digest is kept.
     fn give_up(&self, region: u32, error: &ReadError, growing: &mut Growing) {
         if !error.lasts() {
             return;
@@ -231,7 +231,7 @@ impl Plans {
         lock(&self.sizes).note_past(region, past);
     }
 
-    /// Walks on until `need` is covered.
+    /// Walks the path until `need` is covered.
     fn grow(
         &self,
         path: &Wanted<'_>,
@@ -276,12 +276,12 @@ impl Plans {
         }
         while !growth.covers(need) {
             match walk::stride(tree, &mut growth.planner) {
-                // It got far enough before that.
+                // A failure after that point does not matter.
                 Err(ReadError::Source(_)) if growth.covers(need) => {}
                 walked => walked?,
             }
         }
-        // Nothing of another tree that has taken its place may be in the plan.
+        // If the tree was replaced meanwhile, the plan may contain parts of the new one.
         tree.check()?;
         let planner = &growth.planner;
         if planner.is_complete() {
@@ -292,8 +292,8 @@ impl Plans {
         Ok(())
     }
 
-    /// Whether nothing of a path may be used before all of it was walked and is as registered: it was found not to be, or a
-    /// guest may have seen it by the plan of a process that has died.
+    /// Returns whether the path must be walked completely and match its registration before any of it is used: because it did
+    /// not match before, or because a guest may have read it by the plan of a process that has died.
     fn must_be_whole(&self, region: u32) -> bool {
         let shared = self.shared.load();
         let is_suspect = |shared: &Arc<Published>| shared.is_suspect(region);
@@ -301,13 +301,13 @@ impl Plans {
         shared.as_ref().is_some_and(is_suspect) || slot.is_known_elsewhere.get() == Some(&true)
     }
 
-    /// Drops a plan that nobody has read by.
+    /// Drops a plan that no reader has used.
     pub(super) fn drop_plan(&self, region: u32) {
         self.slots[region as usize].cell.store(None);
         lock(&self.sizes).leave(region, None);
     }
 
-    /// Takes a complete plan that was made before there was a disk.
+    /// Inserts a complete plan that was made while the disk was laid out.
     pub(super) fn insert(&self, region: u32, plan: Plan) {
         let bytes = plan.heap_bytes();
         let cell = Cell {
@@ -318,12 +318,12 @@ impl Plans {
         self.remember(region, bytes);
     }
 
-    /// Notes the size of a plan, and drops others when all of them have become too many.
+    /// Records the size of a plan, and drops others if the total exceeds the limit.
     fn remember(&self, region: u32, bytes: usize) {
         let mut sizes = lock(&self.sizes);
         let before = sizes.lru.put(region, bytes).unwrap_or(0);
         sizes.total_bytes = sizes.total_bytes + bytes - before;
-        // One for each plan that was read lately, one for each that is growing.
+        // Each plan may get a second chance twice: once if it was read recently, once if it is growing.
         let mut chances = 2 * sizes.lru.len();
         while sizes.total_bytes > self.limit_bytes && sizes.lru.len() > 1 {
             let Some((oldest, bytes)) = sizes.lru.pop_lru() else {
@@ -348,7 +348,7 @@ impl Plans {
         self.limit_bytes = limit_bytes;
     }
 
-    /// What every plan is made with.
+    /// Returns the attributes that all plans are made with.
     pub(super) fn attributes(&self) -> Attributes {
         self.attributes
     }
@@ -361,7 +361,7 @@ impl Plans {
         f()
     }
 
-    /// As if the time for which failures are remembered had passed.
+    /// Makes remembered failures expire.
     #[cfg(test)]
     pub(super) fn forget_failures(&self) {
         for slot in &self.slots {
@@ -369,13 +369,13 @@ impl Plans {
         }
     }
 
-    /// Whether there is nothing of a region's plan in memory.
+    /// Returns whether no part of a region's plan is in memory.
     #[cfg(test)]
     pub(super) fn is_dropped(&self, region: usize) -> bool {
         self.slots[region].cell.load().is_none()
     }
 
-    /// Bytes of all plans in memory, about.
+    /// Returns the approximate size of all plans in memory.
     #[cfg(test)]
     pub(super) fn total_bytes(&self) -> usize {
         lock(&self.sizes).total_bytes
@@ -383,13 +383,13 @@ impl Plans {
 }
 
 impl Sizes {
-    /// There is no plan any more.
+    /// Removes the entry of a plan that is no longer in memory.
     fn leave(&mut self, region: u32, past: Option<Past>) {
         self.total_bytes -= self.lru.pop(&region).unwrap_or(0);
         self.note_past(region, past);
     }
 
-    /// Drops a plan and keeps what must be remembered of it. False when somebody is growing it.
+    /// Drops a plan and keeps its digest. Returns false if the plan is growing at the moment.
     fn forget(&mut self, region: u32, slot: &CacheEntry) -> bool {
         let past = slot.cell.load().as_ref().map(|cell| Past::of(cell));
         match past {
@@ -401,21 +401,21 @@ impl Sizes {
         true
     }
 
-    /// Keeps what was learnt of a plan that is dropped, if anything was.
+    /// Keeps what is known of a dropped plan, if anything.
     fn note_past(&mut self, region: u32, past: Option<Past>) {
         self.past.extend(past.map(|past| (region, past)));
     }
 }
 
 impl CacheEntry {
-    /// Writes at most once between two looks of the cache.
+    /// Writes at most once between two passes of the cache.
     fn touch(&self) {
         if !self.touched.load(Ordering::Relaxed) {
             self.touched.store(true, Ordering::Relaxed);
         }
     }
 
-    /// The path's cell, which is empty at first.
+    /// Returns the path's cell, initially empty.
     fn get(&self) -> Arc<Cell> {
         loop {
             if let Some(cell) = self.cell.load_full() {

@@ -19,29 +19,29 @@ use crate::process::WriteMap;
 use crate::source::IoMode;
 use crate::tree::FileKind;
 
-/// Pause between two looks at what is asked for, whoever rings how often.
+/// Pause between two checks of the requests, so that frequent requests do not keep this process busy.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A path that could not be published is tried again after so long, and each time after twice as long.
+/// Delay before retrying a path that could not be published; doubles each time.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(64);
 
-/// Blocks of small files that are read before it is looked whether a plan is asked for.
+/// Number of blocks whose small files are read before the requests are checked again.
 const BLOCKS_AT_ONCE: u32 = 64;
 
-/// Writes plans for others.
+/// Publishes plans.
 #[derive(Debug)]
 pub struct Publisher {
     map: WriteMap,
     requests: Arc<Requests>,
-    /// Of the mapping, so far.
+    /// Used bytes of the mapping.
     used: usize,
     states: Vec<State>,
-    /// Where plans are kept for later servers.
+    /// Keeps plans for later servers.
     keeper: Option<Keeper>,
 }
 
-/// How far a path has got.
+/// How far a path has been published.
 #[derive(Debug)]
 enum State {
     Begun,
@@ -50,21 +50,21 @@ enum State {
         pause: Duration,
     },
     Published(Box<Progress>),
-    /// Nothing more can be done.
+    /// Nothing is left to do.
     Done,
 }
 
-/// Of reading a path's small files.
+/// How far the small files of a path have been read.
 #[derive(Debug)]
 struct Progress {
     parts: Parts,
-    /// A bit for each metadata block that is whole.
+    /// One bit for each finished metadata block.
     whole: Vec<u64>,
     next: u32,
 }
 
 impl State {
-    /// Whether to plan it, if somebody asks.
+    /// Returns whether to publish the path if it is requested.
     fn is_due(&self, now: Instant) -> bool {
         match self {
             Self::Begun => true,
@@ -105,12 +105,12 @@ impl Publisher {
         }
     }
 
-    /// Plans are loaded from there instead of walking paths, and written there for later servers.
+    /// Loads plans from `dir` instead of walking paths, and keeps new ones there for later servers.
     pub fn keep_in(&mut self, dir: impl Into<Arc<PlanDir>>) {
         self.keeper = Some(Keeper::new(dir.into()));
     }
 
-    /// As if it were time to try all again.
+    /// Makes all failed paths due again.
     #[cfg(test)]
     pub(super) fn forget_failures(&mut self) {
         let failed = self.states.iter_mut();
@@ -118,13 +118,13 @@ impl Publisher {
         failed.for_each(|state| *state = State::Begun);
     }
 
-    /// Writes nonsense.
+    /// Overwrites the memory.
     #[cfg(test)]
     pub(super) fn scribble(&self, at: usize, bytes: &[u8]) {
         self.map.write(at, bytes);
     }
 
-    /// Publishes what is asked for, for ever.
+    /// Publishes requested plans for ever.
     pub fn run(mut self, image: &Image) -> ! {
         loop {
             let rung = self.requests.rung();
@@ -137,8 +137,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes some of what is asked for; false if there is nothing to do. Plans that somebody waits for come first, then
-    /// those that were kept.
+    /// Publishes some plans. Returns false if there is nothing to do. Requested plans come first, then kept ones.
     pub(super) fn turn(&mut self, image: &Image) -> bool {
         self.publish_due(image)
             || self.publish_some_kept(image)
@@ -164,9 +163,9 @@ impl Publisher {
         !due.is_empty()
     }
 
-    /// A VM finds these before it asks for them.
+    /// Publishes kept plans before a VM requests them.
     fn publish_some_kept(&mut self, image: &Image) -> bool {
-        // The rest is for what is asked for.
+        // Leave the other half for requested plans.
         if self.used > self.map.len_bytes() / 2 {
             return false;
         }
@@ -183,7 +182,7 @@ impl Publisher {
         !regions.is_empty()
     }
 
-    /// Has the kept plans removed that somebody found to be wrong.
+    /// Removes the kept plans that were reported as wrong.
     fn forget_wrong(&mut self, image: &Image) -> bool {
         let Some(keeper) = &mut self.keeper else {
             return false;
@@ -218,7 +217,7 @@ impl Publisher {
         kept.unwrap_or_else(|| self.publish_walked(image, region))
     }
 
-    /// None if no plan was kept that can be used.
+    /// Returns `None` if there is no usable kept plan.
     fn publish_kept(&mut self, image: &Image, region: u32) -> Option<State> {
         let plan = self.keeper.as_mut()?.load(image, region)?;
         let written = self.write(&plan, image.space().region(region), region);
@@ -251,26 +250,26 @@ impl Publisher {
         }
     }
 
-    /// How far a path has got whose plan was written, or for which there was no room.
+    /// Returns the new state of a path, given the result of [`write`](Self::write).
     fn published(image: &Image, region: u32, written: Option<Progress>) -> State {
         let Some(progress) = written else {
-            tracing::debug!(region, "no room for one more plan that all could read");
+            tracing::debug!(region, "no room to publish another plan");
             return State::Done;
         };
-        // From now on this process reads it as all others do.
+        // From now on this process also uses the published plan.
         let _ = image.published(IoMode::Blocking, region);
         State::Published(Box::new(progress))
     }
 
     fn fail(&mut self, region: u32, error: &ReadError) -> State {
-        tracing::debug!("cannot plan for others: {error}");
+        tracing::debug!("cannot publish a plan: {error}");
         if error.lasts() {
             self.map.store(entry_at(region), SUSPECT);
         }
         self.states[region as usize].failed_again()
     }
 
-    /// None if there is no room.
+    /// Returns `None` if there is not enough room.
     fn write(&mut self, plan: &Plan, here: &Region, region: u32) -> Option<Progress> {
         let start = self.used;
         let header = header(plan)?;
@@ -294,7 +293,7 @@ impl Publisher {
         })
     }
 
-    /// Writes the blocks and the list of small files; returns which blocks have none.
+    /// Writes the blocks and the list of small files. Returns which blocks have no small files.
     fn write_blocks(&self, plan: &Plan, here: &Region, parts: &Parts) -> Option<Vec<u64>> {
         let mut whole = vec![0_u64; plan.meta_blocks().div_ceil(u64::BITS) as usize];
         let mut at = parts.small_files;
@@ -317,7 +316,7 @@ impl Publisher {
         (at == parts.dirs).then_some(whole)
     }
 
-    /// Reads what some of a path's small files hold, as any reader would. What cannot be read is left to those who want it.
+    /// Inserts the contents of some of a path's small files. Files that cannot be read are left to their readers.
     fn read_small_files(
         &mut self,
         image: &Image,
@@ -359,7 +358,7 @@ fn is_set(bits: &[u64], block: u32) -> bool {
     bits[(block / u64::BITS) as usize] >> (block % u64::BITS) & 1 == 1
 }
 
-/// Whether a file was modified later than `since`. What is published is for all: it must not be what a file is for a moment.
+/// Returns whether a file was modified later than `since`. A temporary state of a file must not be published.
 fn is_modified(plan: &Plan, since: Duration) -> bool {
     let mut files = plan.nodes().iter();
     files.any(|node| {

@@ -1,4 +1,4 @@
-//! Reading by plans that another process has published, and having one publish them.
+//! Reads by published plans, and creates the memory for publishing.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,28 +13,28 @@ use crate::erofs::volume::Placed;
 use crate::process::{ProcessError, sealed};
 use crate::source::{File, FileId, IoMode, SourceError, TreeSource};
 
-/// What one process publishes for all may take so many times the memory of one process' own plans: the bytes of small files
-/// are in it.
+/// Size of the memory for published plans, as a multiple of a process's own plan cache. Published plans include the contents of
+/// small files.
 const PUBLISHED_PER_PLAN_CACHE: usize = 2;
 
-/// Files, and where in a block their bytes belong.
+/// Files, and where in a block to insert their contents.
 type FileRanges = Vec<(File, Range<usize>)>;
 
 impl Image {
-    /// Makes the memory that one process publishes plans in, for this process and those that are forked later. The
-    /// [`Publisher`] is for that one process, and must be dropped in this one before there are others.
+    /// Creates the memory for published plans, for this process and those forked later. The [`Publisher`] is for the planner
+    /// process, and this process must drop it before it forks others.
     ///
-    /// Called again, after that process has died, it makes new memory; those that have the old one keep it.
+    /// If the planner process has died, call this again to create new memory. Existing processes keep the old one.
     ///
     /// # Errors
-    /// When the kernel has no such memory.
+    /// The kernel does not support such memory, or has none left.
     pub fn share_plans(&self) -> Result<Publisher, ProcessError> {
         let paths = self.space().regions().len();
         let limit_bytes = self
             .plan_cache_bytes()
             .saturating_mul(PUBLISHED_PER_PLAN_CACHE);
         let (write, read) = sealed(table_bytes(paths).saturating_add(limit_bytes))?;
-        // What was asked for before is asked for again.
+        // Keep the requests, so that the new process publishes the same paths.
         let requests = match self.plans.shared() {
             Some(before) => Arc::clone(before.requests()),
             None => Arc::new(Requests::new(paths)?),
@@ -44,7 +44,7 @@ impl Image {
         Ok(Publisher::new(write, requests, paths))
     }
 
-    /// Whether a region is read from this host's store: only that stays what it is, and needs nobody else.
+    /// Returns whether a region is read from this host's store. Others may change, or depend on the fetcher.
     pub(super) fn is_of_host(&self, region: u32) -> bool {
         let source = self.origins[region as usize].source;
         !self.is_tree() && matches!(self.sources[source], TreeSource::Host(_))
@@ -56,7 +56,7 @@ impl Image {
         }
     }
 
-    /// Puts a published metadata block into `out`; returns the files whose bytes are to be added.
+    /// Copies a published metadata block to `out`. Returns the files whose contents must be inserted.
     pub(super) fn published_block(
         &self,
         path: &PublishedPath,
@@ -80,7 +80,7 @@ impl Image {
         opened.collect()
     }
 
-    /// What a range of a published path's data consists of.
+    /// Returns the extents of a range of a published path's data.
     pub(super) fn published_extents(
         &self,
         path: &PublishedPath,
@@ -136,7 +136,7 @@ impl Image {
     ) -> Result<File, SourceError> {
         let id = FileId(u64::from(region) << 32 | u64::from(file.node));
         let tree = self.tree(region);
-        // Nothing is a file that has no path: what is opened then is a directory, and an error.
+        // If the path is corrupt, an empty path is opened: a directory, which is an error.
         let host_path = || path.path(tree.name, file).unwrap_or_default();
         let opened = tree.open(id, file.stamp(), mode, host_path);
         opened.inspect_err(|error| {

@@ -1,4 +1,4 @@
-//! A plan that is growing, and what is remembered of one that was dropped.
+//! Plans that are growing, and what is kept of dropped ones.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -8,13 +8,13 @@ use crate::erofs::layout::planner::Planner;
 use crate::image::{ReadError, walk};
 use crate::source::{Awaits, IoMode, PathTree, SourceError};
 
-/// A path that cannot be laid out is not walked again for so long, however often a guest asks.
+/// After a path could not be laid out, it is not walked again for this time, however often a guest reads it.
 const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
 
-/// One path's plan.
+/// The plan of one path.
 #[derive(Debug, Default)]
 pub(super) struct Cell {
-    /// Set once nothing is left to walk.
+    /// Set when the whole path has been walked.
     pub(super) complete: OnceLock<Plan>,
     pub(super) growing: Mutex<Growing>,
 }
@@ -23,12 +23,12 @@ pub(super) struct Cell {
 #[derive(Debug, Default)]
 pub(super) struct Growing {
     pub(super) growth: Option<Growth>,
-    /// Why the path could not be planned, and when.
+    /// Why and when planning failed.
     pub(super) failed: Option<(ReadError, Instant)>,
 }
 
 impl Growing {
-    /// The error of a walk that failed a moment ago.
+    /// Returns the error if a walk failed within [`FAILURE_REMEMBERED`].
     pub(super) fn check(&mut self) -> Result<(), ReadError> {
         match &self.failed {
             Some((error, at)) if at.elapsed() < FAILURE_REMEMBERED => Err(error.clone()),
@@ -40,29 +40,29 @@ impl Growing {
     }
 }
 
-/// A plan that is growing.
+/// A growing plan.
 #[derive(Debug)]
 pub(super) struct Growth {
     pub(super) planner: Planner,
-    /// How many of its directories readers may have seen.
+    /// Number of directories whose contents readers may have used.
     pub(super) seen: DirIndex,
-    /// What it must be found to be before anyone may use it: it was there before, and was dropped.
+    /// Digest of the dropped plan. The rebuilt plan must match it before it is used.
     pub(super) expected: Option<Past>,
-    /// Nothing of it may be used before it is complete: another time it was not what was registered.
+    /// The plan must be complete before any of it is used, because the path did not match its registration before.
     pub(super) whole: bool,
 }
 
-/// What is remembered of a plan that was dropped.
+/// What is kept of a dropped plan.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Past {
-    /// How many directories had been listed; all of them if there are fewer.
+    /// Number of directories listed; the digest covers at most this many.
     pub(super) dirs: u32,
     pub(super) digest: u64,
-    /// It was not what was registered.
+    /// The path did not match its registration.
     pub(super) wrong: bool,
 }
 
-/// What a reader needs planned.
+/// What a reader needs.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::image) enum Need {
     /// A metadata block.
@@ -84,11 +84,11 @@ impl Cell {
     }
 }
 
-/// Somebody is growing the plan.
+/// Another thread is growing the plan.
 pub(super) struct InUse;
 
 impl Growth {
-    /// `past` is what was learnt of it before.
+    /// Starts a plan; `past` is what is known of an earlier one.
     pub(super) fn new(planner: Planner, past: Option<Past>) -> Self {
         Self {
             planner,
@@ -98,18 +98,18 @@ impl Growth {
         }
     }
 
-    /// Whether what is `need`ed has been walked.
+    /// Returns whether the plan covers `need`.
     pub(super) fn covers(&self, need: Need) -> bool {
         let need = if self.whole { Need::All } else { need };
         need.is_covered_by(&self.planner)
     }
 
-    /// Nothing has been listed but not checked.
+    /// Returns whether everything that was listed has been checked.
     pub(super) fn is_usable(&self) -> bool {
         self.expected.is_none() && self.seen == self.planner.listed()
     }
 
-    /// None if nothing new was learnt.
+    /// Returns what to keep if the plan is dropped. `None` if the plan has not yet reached what is known already.
     pub(super) fn past(&self) -> Option<Past> {
         let dirs = self.seen;
         self.expected.is_none().then(|| Past {
@@ -121,7 +121,7 @@ impl Growth {
 }
 
 impl Past {
-    /// A complete plan of this digest.
+    /// Describes a complete plan with this digest.
     pub(super) fn whole(digest: u64) -> Self {
         Self {
             dirs: u32::MAX,
@@ -134,7 +134,7 @@ impl Past {
         Self::whole(plan.digest(u32::MAX))
     }
 
-    /// None when nothing new was learnt.
+    /// As [`Growth::past`], for a cell.
     pub(super) fn of(cell: &Cell) -> Result<Option<Self>, InUse> {
         if let Some(plan) = cell.complete.get() {
             return Ok(Some(Self::of_whole(plan)));
@@ -143,7 +143,7 @@ impl Past {
         Ok(growing.growth.as_ref().and_then(Growth::past))
     }
 
-    /// Walks as far as the plan had got, and makes sure that it is the same again.
+    /// Walks as far as the dropped plan had got, and checks that the result is equal.
     pub(super) fn repeat(
         &self,
         tree: &PathTree<'_>,
@@ -171,8 +171,8 @@ impl Need {
     }
 }
 
-/// Neither a planner nor the sizes are left half-changed by a panic elsewhere: both are only replaced or
-/// extended in ways that leave them whole.
+/// Locks without waiting. A poisoned lock is usable, because planner and sizes are only replaced or extended in ways that keep
+/// them consistent.
 pub(super) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     match mutex.try_lock() {
         Ok(guard) => Some(guard),
@@ -181,7 +181,7 @@ pub(super) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     }
 }
 
-/// As [`try_lock`], and waits.
+/// Like [`try_lock`], but waits.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,19 +1,19 @@
-//! How one path's plan lies in memory that processes share.
+//! The layout of a path's published plan in shared memory.
 //!
 //! ```text
-//! header, a bit for each block that is whole, digests, files with data, small files, directories, names, blocks
+//! header, one bit per finished block, digests, files with data, small files, directories, names, blocks
 //! ```
 //!
-//! All of it is little records without pointers. Where they begin follows from the counts in the header.
+//! All parts are arrays of small records without pointers. Their offsets follow from the counts in the header.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::erofs::format::BLOCK_LEN_USIZE;
 
-/// The blocks of a path begin at a multiple of their length.
+/// Alignment of a path's blocks.
 pub(in crate::image) const ALIGNMENT: usize = BLOCK_LEN_USIZE;
 
-/// How much of each there is.
+/// The number of records in each part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub(in crate::image) struct Header {
@@ -34,34 +34,34 @@ pub(in crate::image) struct FileRecord {
     pub(in crate::image) size_bytes: u64,
     pub(in crate::image) mtime_sec: i64,
     pub(in crate::image) mtime_nsec: u32,
-    /// Which node of the plan it is.
+    /// Index of its node in the plan.
     pub(in crate::image) node: u32,
-    /// The directory it is in; [`TOP`] for the path's top node.
+    /// The directory that contains it; [`TOP`] for the path's top node.
     pub(in crate::image) dir: u32,
-    /// Where its name begins; a symlink's target follows it.
+    /// Offset of its name. A symlink's target follows the name.
     pub(in crate::image) name: u32,
-    /// Its first data block, or the metadata block that it is in.
+    /// Its first data block, or the metadata block that contains it.
     pub(in crate::image) block: u32,
-    /// Of a small file: where in that block.
+    /// For a small file its offset in that block.
     pub(in crate::image) offset: u16,
     pub(in crate::image) name_len: u8,
     pub(in crate::image) is_symlink: u8,
 }
 
-/// In place of a directory, for the path's top node.
+/// In place of the directory index, for the path's top node.
 pub(in crate::image) const TOP: u32 = u32::MAX;
 
-/// A directory, for the paths of files.
+/// A directory, needed to compute the paths of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub(in crate::image) struct DirRecord {
-    /// One that comes before it; the path's own top directory is the first.
+    /// The index of its parent, which precedes it. The first record is the path's top directory.
     pub(in crate::image) parent: u32,
     pub(in crate::image) name: u32,
     pub(in crate::image) name_len: u32,
 }
 
-/// Where the parts of a path begin.
+/// The offsets of a path's parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Parts {
     pub(in crate::image) header: Header,
@@ -76,7 +76,7 @@ pub(in crate::image) struct Parts {
 }
 
 impl Parts {
-    /// None if that is not to be had with these numbers, or would end after `limit`.
+    /// Returns `None` if the counts are invalid or the parts would end after `limit`.
     pub(in crate::image) fn of(start: usize, header: Header, limit: usize) -> Option<Self> {
         let mut next = start.checked_add(size_of::<Header>())?;
         let mut take = |count: u64, each: usize| {

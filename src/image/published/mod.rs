@@ -1,15 +1,15 @@
-//! Plans that one process makes and all others of a server read, so that a further VM walks nothing.
+//! Plans that one process makes and all other processes of a server read, so that a further VM causes no walk.
 //!
-//! A store path never changes, so neither does its plan. One process, which meets no guest, walks paths that others have
-//! read from and writes what it found into memory that nobody else can write to ([`ReadMap`]): all metadata blocks as a guest reads
-//! them, and where the files lie whose bytes are read from the host. Readers find it by an atomic load, and copy.
+//! A store path never changes, so neither does its plan. The planner process has no contact with guests. It walks the paths
+//! that other processes read, and writes the results to memory that no other process can write to ([`ReadMap`]): all metadata
+//! blocks as a guest reads them, and the locations of files whose contents are read from the host. Readers find a plan with an
+//! atomic load, and copy from it.
 //!
-//! - `format`: how a path lies there.
-//! - `requests`: which paths readers would like to have.
+//! - `format`: the layout of a path in that memory.
+//! - `requests`: what readers want published.
 //!
-//! Whoever has read from a path by a plan of its own goes over to the published one if that says the same as far as the
-//! own one had got ([`PublishedPath::digest`]). Nothing that is read there is believed to make sense: a number out of range is an
-//! error.
+//! A process that has read by a plan of its own switches to the published one if both are equal as far as its own was made
+//! ([`PublishedPath::digest`]). Readers do not trust published data to be well-formed: a number out of range is an error.
 
 mod format;
 mod requests;
@@ -27,61 +27,61 @@ use crate::erofs::format::BLOCK_LEN_USIZE;
 use crate::process::ReadMap;
 use crate::tree::Stamp;
 
-/// In the table, instead of a place: the path is not what was registered, or cannot be laid out. Whoever plans it must plan
-/// all of it before anything is served.
+/// Table entry of a path that differs from its registration or cannot be laid out. A process that plans it must plan all of it
+/// before serving anything.
 pub(super) const SUSPECT: u64 = 1;
 
-/// What was published, and what is asked for.
+/// The published plans, and the requests to publish more.
 #[derive(Debug)]
 pub(super) struct Published {
     map: ReadMap,
     requests: Arc<Requests>,
 }
 
-/// What the table says of a path.
+/// The table entry of a path.
 #[derive(Debug)]
 pub(super) enum Entry {
-    /// Nothing yet.
+    /// Not published.
     None,
-    /// It must be planned whole before anything of it is used.
+    /// It must be planned completely before any of it is used.
     Suspect,
-    /// Its plan.
+    /// Its published plan.
     Path(PublishedPath),
 }
 
-/// One path.
+/// The published plan of one path.
 #[derive(Debug)]
 pub(super) struct PublishedPath {
     published: Arc<Published>,
     parts: Parts,
 }
 
-/// Files of a block, or of a read.
+/// The files of a block, or of a read.
 pub(super) type Files = SmallVec<[FileRecord; 4]>;
 
-/// Length of the table of so many paths.
+/// Returns the length of the table for this number of paths, in bytes.
 pub(super) fn table_bytes(paths: usize) -> usize {
     let bytes = paths.saturating_mul(size_of::<u64>());
     bytes.next_multiple_of(format::ALIGNMENT)
 }
 
-/// Where what the table says of a path lies.
+/// Returns the offset of a path's entry in the table.
 pub(super) fn entry_at(region: u32) -> usize {
     region as usize * size_of::<u64>()
 }
 
 impl Published {
-    /// What lies in `map`.
+    /// Uses the plans in `map`.
     pub(super) fn new(map: ReadMap, requests: Arc<Requests>) -> Self {
         Self { map, requests }
     }
 
-    /// What is asked for.
+    /// Returns the requests.
     pub(super) fn requests(&self) -> &Arc<Requests> {
         &self.requests
     }
 
-    /// What there is of a path.
+    /// Returns the entry of a path.
     pub(super) fn find(self: &Arc<Self>, region: u32) -> Entry {
         match self.map.load(entry_at(region)) {
             None | Some(0) => Entry::None,
@@ -90,12 +90,12 @@ impl Published {
         }
     }
 
-    /// Whether a path must be planned whole before it is used.
+    /// Returns whether a path must be planned completely before it is used.
     pub(super) fn is_suspect(&self, region: u32) -> bool {
         self.map.load(entry_at(region)) == Some(SUSPECT)
     }
 
-    /// Asks for more to be published. Whether somebody had asked before.
+    /// Requests a publication. Returns whether it was requested before.
     pub(super) fn ask(&self, region: u32, wish: Wish) -> bool {
         self.requests.ask(region, wish)
     }
@@ -110,9 +110,9 @@ impl Published {
         })
     }
 
-    /// Record `index` of `count` that begin at `start`.
+    /// Returns record `index` of the `count` records at `start`.
     fn record<T: FromBytes>(&self, start: usize, count: u32, index: u32) -> Option<T> {
-        /// The longest record.
+        /// The size of the longest record.
         const LEN_MAX: usize = 64;
         const { assert!(size_of::<T>() <= LEN_MAX) };
         let mut bytes = [0; LEN_MAX];
@@ -125,7 +125,7 @@ impl Published {
 }
 
 impl PublishedPath {
-    /// Asks for more to be published of it.
+    /// Requests a further publication for this path.
     pub(super) fn ask(&self, region: u32, wish: Wish) {
         self.published.ask(region, wish);
     }
@@ -141,12 +141,13 @@ impl PublishedPath {
         self.published.record(start, digests, dirs.min(count))
     }
 
-    /// Puts a metadata block into `to`, which is zero before. What these files hold is left out; none if it is damaged.
+    /// Copies a metadata block to `to`, which must be zero. Returns the files whose contents are missing in it; `None` if it is
+    /// corrupt.
     pub(super) fn block(&self, block: u32, to: &mut Block) -> Option<Files> {
         if block >= self.parts.header.meta_blocks {
             return Some(Files::new());
         }
-        // Before the copy: what is whole now was whole then.
+        // Check before copying: a block that is finished now is finished in the copy too.
         let is_whole = self.is_whole(block)?;
         let at = (block as usize).checked_mul(BLOCK_LEN_USIZE)?;
         self.published
@@ -167,7 +168,7 @@ impl PublishedPath {
         Some(word >> (block % u64::BITS) & 1 == 1)
     }
 
-    /// The files with data in the blocks `first..=last`; none if it is damaged.
+    /// Returns the files with data in the blocks `first..=last`; `None` if the plan is corrupt.
     pub(super) fn with_data(&self, first: u32, last: u32) -> Option<Files> {
         if first >= self.parts.header.data_blocks {
             return Some(Files::new());
@@ -183,7 +184,7 @@ impl PublishedPath {
         (self.parts.small_files, self.parts.header.small_files)
     }
 
-    /// The records of a list that are about the blocks `first..=last`.
+    /// Returns the records of a list for the blocks `first..=last`.
     fn between(&self, list: (usize, u32), first: u32, last: u32) -> Option<Files> {
         let mut index = self.partition(list, |file| file.block < first)?;
         let mut files = Files::new();
@@ -198,7 +199,7 @@ impl PublishedPath {
         Some(files)
     }
 
-    /// How many of a sorted list come first, as `slice::partition_point` has it.
+    /// Returns the partition point of a sorted list, like `slice::partition_point`.
     fn partition(&self, list: (usize, u32), is_first: impl Fn(&FileRecord) -> bool) -> Option<u32> {
         let (mut low, mut high) = (0, list.1);
         while low < high {
@@ -211,7 +212,7 @@ impl PublishedPath {
         Some(low)
     }
 
-    /// Path of a file of the store path `root`.
+    /// Returns the path of a file in the store path `root`.
     pub(super) fn path(&self, root: &[u8], file: &FileRecord) -> Option<Vec<u8>> {
         if file.dir == TOP {
             return Some(root.to_vec());
@@ -229,7 +230,7 @@ impl PublishedPath {
         Some(parts.join(&b'/'))
     }
 
-    /// Target of a symlink with data; none of a file.
+    /// Returns the target of a symlink with data blocks, or `Some(None)` for a file.
     pub(super) fn target(&self, file: &FileRecord) -> Option<Option<Vec<u8>>> {
         if file.is_symlink == 0 {
             return Some(None);
@@ -250,7 +251,7 @@ impl PublishedPath {
 }
 
 impl FileRecord {
-    /// What must not have changed.
+    /// Returns the attributes that must not have changed.
     pub(super) fn stamp(&self) -> Stamp {
         Stamp {
             size_bytes: self.size_bytes,

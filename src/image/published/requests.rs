@@ -1,7 +1,7 @@
-//! What processes that serve the disk would like to have published.
+//! Requests of serving processes to publish plans.
 //!
-//! It lies in memory that all of them write to. What one that has fallen to its guest writes there makes the publisher plan
-//! more of the closure's paths, or has the next server walk them again, and nothing else.
+//! They are in memory that all these processes can write to. A compromised worker can only make the publisher plan more of the
+//! closure's paths, or make the next server walk them again.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -11,32 +11,32 @@ use rustix::thread::futex;
 
 use crate::process::{ProcessError, Shared};
 
-/// What is wanted of a path.
+/// A request for a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Wish {
-    /// Its plan.
+    /// Publish its plan.
     Plan = 1,
-    /// What its small files hold, too.
+    /// Also publish the contents of its small files.
     SmallFiles = 2,
-    /// That no later server uses this plan: it does not say what is there.
+    /// Remove its kept plan, which does not match the path, so that no later server uses it.
     Removal = 4,
 }
 
-/// Wishes for a path are so many bits of a word.
+/// Bits per path in a word.
 const BITS: u32 = 4;
 const PER_WORD: u32 = u32::BITS / BITS;
 
-/// All wishes, and a bell that is rung for each.
+/// All requests, and a counter that is incremented at every new request.
 #[derive(Debug)]
 pub(in crate::image) struct Requests {
-    /// Since 1970.
+    /// Time of creation, since 1970.
     since: Duration,
     bell: Shared<AtomicU32>,
     words: Shared<AtomicU32>,
 }
 
 impl Requests {
-    /// None yet, for so many paths.
+    /// Creates an empty set of requests for this number of paths.
     pub(in crate::image) fn new(paths: usize) -> Result<Self, ProcessError> {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(Self {
@@ -46,7 +46,7 @@ impl Requests {
         })
     }
 
-    /// When somebody could ask first: what was modified later may be other than what guests have read.
+    /// Returns the time from which on requests were possible. Files modified later may differ from what guests have read.
     pub(in crate::image) fn since(&self) -> Duration {
         self.since
     }
@@ -56,7 +56,7 @@ impl Requests {
         Some((word, (wish as u32) << (region % PER_WORD * BITS)))
     }
 
-    /// Asks once; later calls cost a load. Whether somebody had asked before.
+    /// Makes a request. A repeated request costs only a load. Returns whether it was made before.
     pub(in crate::image) fn ask(&self, region: u32, wish: Wish) -> bool {
         let Some((word, bit)) = self.word(region, wish) else {
             return false;
@@ -68,7 +68,7 @@ impl Requests {
         }
         if let Some(bell) = self.bell.first() {
             bell.fetch_add(1, Ordering::Release);
-            // Nobody may be waiting, and a lost call costs time only.
+            // An error is ignored: there may be no waiter, and a lost wake-up only costs time.
             let _ = futex::wake(bell, futex::Flags::empty(), 1);
         }
         false
@@ -79,18 +79,18 @@ impl Requests {
         found.is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
-    /// How often it was rung, for [`wait`](Self::wait).
+    /// Returns the counter, for [`wait`](Self::wait).
     pub(in crate::image) fn rung(&self) -> u32 {
         self.bell
             .first()
             .map_or(0, |bell| bell.load(Ordering::Acquire))
     }
 
-    /// Waits until it has been rung more than `rung` times, or for so long.
+    /// Waits until the counter differs from `rung`, or until `limit` has passed.
     pub(in crate::image) fn wait(&self, rung: u32, limit: Option<Duration>) {
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         if let Some(bell) = self.bell.first() {
-            // Interrupted, late or rung: the caller looks.
+            // The result is ignored: in any case the caller checks the requests.
             let _ = futex::wait(bell, futex::Flags::empty(), rung, limit.as_ref());
         }
     }
