@@ -64,14 +64,18 @@ impl Client {
         })
     }
 
-    /// Carries out up to [`DEPTH`] reads of up to [`READ_MAX`] bytes in one queue at once; returns the data, or an errno where a
-    /// read failed.
+    /// Carries out up to [`DEPTH`] reads of up to [`READ_MAX`] bytes in one queue at once, or a single read of up to `DEPTH` times as
+    /// much; returns the data, or an errno where a read failed.
     pub fn read(&mut self, queue: usize, reads: &[(u64, usize)]) -> Vec<Result<Vec<u8>, i32>> {
         let place = |index: usize| (queue * DEPTH + index) * READ_MAX;
+        let room_bytes = match reads.len() {
+            1 => DEPTH * READ_MAX,
+            _ => READ_MAX,
+        };
         for (index, (start, len)) in reads.iter().enumerate() {
             assert!(
-                *len <= READ_MAX,
-                "{len} bytes would reach into the next read's buffer"
+                *len <= room_bytes,
+                "a read of {len} bytes would reach into the next buffer"
             );
             let buffer = (self.region.addr + place(index)) as *mut u8;
             self.queues[queue].read(*start, buffer, *len, index, ReqFlags::empty());
