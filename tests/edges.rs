@@ -106,9 +106,9 @@ fn values_that_cannot_be_meant_are_refused() {
     let cases: [(&[&str], &str); 10] = [
         (&["--store-root", "root"], "--store-root"),
         (&["--store-dir", "/nix/store"], "--store-dir"),
-        (&["--serial", &serial], "room for 20"),
+        (&["--serial", &serial], "at most 20"),
         (&["--label", ""], "empty"),
-        (&["--label", "sixteen-letters!"], "room for 15"),
+        (&["--label", "sixteen-letters!"], "at most 15"),
         (&["--threads", "0"], "from 1 to 64"),
         (&["--threads", "100000"], "from 1 to 64"),
         (&["--threads", "many"], "from 1 to 64"),

@@ -137,7 +137,7 @@ fn what_cannot_be_held_is_told_once() {
     let output = succeed(&mut limited);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(
-        said.matches("of 40 store paths are not held").count(),
+        said.matches("of 40 store paths are not protected").count(),
         1,
         "{said}"
     );
