@@ -281,9 +281,13 @@ impl Frontend {
     }
 
     pub fn set_features(&self, features: u64) {
-        let sent = self.send(SET_FEATURES, &features.to_le_bytes(), &[]);
-        sent.unwrap();
-        self.await_device();
+        self.try_set_features(features).unwrap();
+    }
+
+    /// The same with a device that may go away meanwhile.
+    pub fn try_set_features(&self, features: u64) -> io::Result<()> {
+        self.send(SET_FEATURES, &features.to_le_bytes(), &[])?;
+        self.ask_u64(GET_FEATURES).map(drop)
     }
 
     /// Waits until the device has done what it was told: a kick must not overtake that.
