@@ -7,7 +7,7 @@ use super::closure_args::{ClosureArgs, Found, Loaded};
 use super::errors::CliError;
 use crate::cache::FetcherProcess;
 use crate::closure::Closure;
-use crate::device::nbd::{ExportName, NotAName};
+use crate::device::nbd::{ExportName, NotAName, repeated};
 use crate::server::{Disks, ServeError};
 
 /// `NAME=CLOSURE`.
@@ -39,15 +39,9 @@ impl FromStr for ExportArg {
 /// Two disks have the same name.
 pub fn check_names(main: &ClosureArgs, exports: &[ExportArg]) -> Result<(), CliError> {
     let main = main.is_given().then_some(&ExportName::MAIN);
-    let names: Vec<_> = main
-        .into_iter()
-        .chain(exports.iter().map(|export| &export.name))
-        .collect();
-    let mut repeated = (1..names.len()).filter(|index| names[..*index].contains(&names[*index]));
-    match repeated.next() {
-        Some(index) => Err(CliError::SameName {
-            name: names[index].clone(),
-        }),
+    let exports = exports.iter().map(|export| &export.name);
+    match repeated(main.into_iter().chain(exports)) {
+        Some(name) => Err(CliError::SameName { name: name.clone() }),
         None => Ok(()),
     }
 }

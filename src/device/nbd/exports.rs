@@ -1,6 +1,7 @@
 //! The disks of a server, by name.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::image::Image;
 pub const NAME_LEN_MAX_BYTES: usize = 4096;
 
 /// Name of a disk: not empty, at most [`NAME_LEN_MAX_BYTES`], without control characters.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ExportName(Cow<'static, str>);
 
 /// Why a text is no name.
@@ -113,14 +114,12 @@ impl Exports {
         if all.is_empty() {
             return Err(ExportsError::None);
         }
-        for (index, export) in all.iter().enumerate() {
-            let name = || export.name.clone();
-            if export.description.len() > NAME_LEN_MAX_BYTES {
-                return Err(ExportsError::LongDescription { name: name() });
-            }
-            if all[..index].iter().any(|other| other.name == export.name) {
-                return Err(ExportsError::SameName { name: name() });
-            }
+        if let Some(name) = repeated(all.iter().map(|export| &export.name)) {
+            return Err(ExportsError::SameName { name: name.clone() });
+        }
+        let is_long = |export: &&Export| export.description.len() > NAME_LEN_MAX_BYTES;
+        if let Some(Export { name, .. }) = all.iter().find(is_long) {
+            return Err(ExportsError::LongDescription { name: name.clone() });
         }
         Ok(Self {
             all: all.into(),
@@ -162,6 +161,12 @@ impl Exports {
                 .find(|export| export.name.as_bytes() == name),
         }
     }
+}
+
+/// Returns the first name that occurs a second time.
+pub fn repeated<'n>(names: impl IntoIterator<Item = &'n ExportName>) -> Option<&'n ExportName> {
+    let mut seen = HashSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
 }
 
 #[cfg(test)]

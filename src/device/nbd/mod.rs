@@ -41,5 +41,5 @@ pub mod wire;
 pub use certificates::{TlsConfig, TlsError};
 pub use connection::{Served, serve_connection};
 pub use error::NbdError;
-pub use exports::{Export, ExportName, Exports, ExportsError, NotAName};
+pub use exports::{Export, ExportName, Exports, ExportsError, NotAName, repeated};
 pub use options::NbdOptions;

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
-    Advice, AtFlags, Mode, OFlags, RawDir, ResolveFlags, StatxFlags, Timespec, Timestamps, fadvise,
-    fstat, futimens, mkdir, openat2, renameat, statx, unlinkat,
+    Advice, AtFlags, Mode, OFlags, RawDir, ResolveFlags, StatxFlags, fadvise, fstat, mkdir,
+    openat2, renameat, statx, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{geteuid, getpid};
@@ -220,14 +220,6 @@ fn check_owner(dir: &OwnedFd, path: &Path) -> Result<(), PlanDirError> {
 
 /// Sets the mtime, which records the last use: many file systems are mounted without atimes.
 fn mark_as_used(file: &File) {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: libc::UTIME_NOW,
-    };
-    let times = Timestamps {
-        last_access: now,
-        last_modification: now,
-    };
     // An error is ignored: the file is then only removed earlier.
-    let _ = futimens(file, &times);
+    let _ = file.set_modified(SystemTime::now());
 }

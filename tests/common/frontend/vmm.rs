@@ -56,6 +56,18 @@ pub struct Vmm {
     pub reset: &'static [Message],
 }
 
+/// Cloud-hypervisor and Firecracker set features only when the guest's driver has set up its queue.
+const ACTIVATE_WITH_FEATURES: &[Message] = &[
+    Message::SetFeatures(F_VERSION_1 | F_PROTOCOL_FEATURES | F_EVENT_IDX | F_RO),
+    Message::SetMemTable,
+    Message::SetVringNum,
+    Message::SetVringAddr,
+    Message::SetVringBase,
+    Message::SetVringCall,
+    Message::SetVringKick,
+    Message::SetVringEnable(true),
+];
+
 /// Firecracker 1.16.1. The whole configuration is read before any feature is set.
 pub const FIRECRACKER: Vmm = Vmm {
     name: "Firecracker",
@@ -67,16 +79,7 @@ pub const FIRECRACKER: Vmm = Vmm {
         Message::SetProtocolFeatures(P_CONFIG),
         Message::GetConfig { offset: 0, len: 60 },
     ],
-    activate: &[
-        Message::SetFeatures(F_VERSION_1 | F_PROTOCOL_FEATURES | F_EVENT_IDX | F_RO),
-        Message::SetMemTable,
-        Message::SetVringNum,
-        Message::SetVringAddr,
-        Message::SetVringBase,
-        Message::SetVringCall,
-        Message::SetVringKick,
-        Message::SetVringEnable(true),
-    ],
+    activate: ACTIVATE_WITH_FEATURES,
     // `PATCH /drives/ID`
     meanwhile: &[Message::GetConfig { offset: 0, len: 60 }],
     reset: &[],
@@ -96,16 +99,7 @@ pub const CLOUD_HYPERVISOR: Vmm = Vmm {
         Message::GetQueueNum,
         Message::GetConfig { offset: 0, len: 60 },
     ],
-    activate: &[
-        Message::SetFeatures(F_VERSION_1 | F_PROTOCOL_FEATURES | F_EVENT_IDX | F_RO),
-        Message::SetMemTable,
-        Message::SetVringNum,
-        Message::SetVringAddr,
-        Message::SetVringBase,
-        Message::SetVringCall,
-        Message::SetVringKick,
-        Message::SetVringEnable(true),
-    ],
+    activate: ACTIVATE_WITH_FEATURES,
     // `ch-remote resize --memory SIZE`, `ch-remote pause` and `resume`
     meanwhile: &[
         Message::AddMemReg,
@@ -223,7 +217,7 @@ impl Frontend {
         }
     }
 
-    /// The guest's memory once more, behind the rest: where VMMs add memory to a running guest.
+    /// The guest's memory mapped a second time, after the first: VMMs add memory to a running guest there.
     fn second_region(&self) -> Vec<u8> {
         let len = self.layout.memory_bytes;
         words64(&[0, len, len, USER_ADDRESS + len, 0])
