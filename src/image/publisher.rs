@@ -124,7 +124,7 @@ impl Publisher {
         self.map.write(at, bytes);
     }
 
-    /// Publishes requested plans for ever.
+    /// Publishes requested plans until the process ends.
     pub fn run(mut self, image: &Image) -> ! {
         loop {
             let rung = self.requests.rung();

@@ -111,7 +111,7 @@ impl Server<'_> {
     }
 }
 
-/// Publishes the plans of all disks, for ever: of each further one from a thread of its own.
+/// Publishes the plans of all disks until the process ends. Each disk after the first has a thread of its own.
 fn publish(disks: &Disks, publishers: Vec<Publisher>) -> u8 {
     let mut all = publishers.into_iter().zip(disks.images());
     let Some((first, its_image)) = all.next() else {
