@@ -1,16 +1,15 @@
 //! The measured reads: through a vhost-user-blk socket, or with `pread` in a loop.
 
 use std::fs::File;
-use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use blkio::{Blkio, BlkioStartOutcome, Blkioq, Completion, MemoryRegion, ReqFlags};
+use blkio::{Blkio, BlkioStartOutcome, MemoryRegion};
 use hdrhistogram::{CreationError, Histogram};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::queue::{Queue, Waiting};
 use super::ranges::Offsets;
 use crate::cli::errors::BenchError;
 
@@ -25,11 +24,11 @@ pub(super) trait Target {
     /// Returns the length of the disk.
     fn len_bytes(&self) -> Result<u64, BenchError>;
 
-    /// Reads for `time` and returns the latencies.
-    fn run(&mut self, offsets: &mut Offsets, time: Duration) -> Result<Latencies, BenchError>;
+    /// Reads for `time` and returns the latencies. `offsets` has an element for each queue.
+    fn run(&mut self, offsets: &mut [Offsets], time: Duration) -> Result<Latencies, BenchError>;
 
-    /// Reads each block once.
-    fn touch(&mut self, offsets: &Offsets) -> Result<(), BenchError>;
+    /// Reads the blocks at `offsets`, through one queue.
+    fn read_all(&mut self, offsets: &mut dyn Iterator<Item = u64>) -> Result<(), BenchError>;
 }
 
 fn latencies() -> Result<Latencies, CreationError> {
@@ -41,186 +40,84 @@ fn record(latencies: &mut Latencies, begin: Instant, end: Instant) {
     latencies.saturating_record(u64::try_from(nanos).unwrap_or(u64::MAX));
 }
 
-/// How a client waits for answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Waiting {
-    /// In a busy loop.
-    Busy,
-    /// Sleeps until the server interrupts.
-    Asleep,
-    /// Sleeps until the server interrupts, then waits this long before it looks at the ring.
-    AsleepAndSlow(Duration),
-}
-
-/// A vhost-user-blk driver with one queue.
+/// A vhost-user-blk driver with a thread for each queue.
 pub(super) struct Client {
-    // Field order matters: the queue must be dropped before its device.
-    queue: Blkioq,
+    // Field order matters: the queues must be dropped before their device.
+    queues: Vec<Queue>,
     device: Blkio,
-    region: MemoryRegion,
     path: String,
-    block_bytes: usize,
-    wake_delay: Duration,
     /// Pause before each measured read.
     pub(super) pause: Duration,
-    slots: Vec<Slot>,
-    completions: Vec<MaybeUninit<Completion>>,
-}
-
-/// A read in flight. Slot i uses part i of the memory region.
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    offset: u64,
-    begin: Instant,
 }
 
 impl Client {
-    /// Connects to the server.
+    /// Connects to the server, with `queues` queues that have `depth` reads in flight each.
     pub(super) fn start(
         socket: &Path,
         block_bytes: usize,
+        queues: u16,
         depth: u16,
         waiting: Waiting,
     ) -> Result<Self, BenchError> {
-        let busy = waiting == Waiting::Busy;
         let path = socket.display().to_string();
-        let start = || -> blkio::Result<_> {
-            let mut device = Blkio::new("virtio-blk-vhost-user")?;
-            device.set_str("path", &path)?;
-            device.set_bool("read-only", true)?;
-            device.connect()?;
-            device.set_i32("num-queues", i32::from(!busy))?;
-            device.set_i32("num-poll-queues", i32::from(busy))?;
-            let region = device.alloc_mem_region(usize::from(depth) * block_bytes)?;
-            let BlkioStartOutcome {
-                queues,
-                poll_queues,
-            } = device.start()?;
-            device.map_mem_region(&region)?;
-            Ok((device, region, queues.into_iter().chain(poll_queues).next()))
+        let part_bytes = usize::from(depth) * block_bytes;
+        let region_bytes = usize::from(queues) * part_bytes;
+        let busy = waiting == Waiting::Busy;
+        let started = start_device(&path, region_bytes, queues, busy);
+        let (device, region, outcome) = started.map_err(|source| device_error(&path, source))?;
+        let BlkioStartOutcome {
+            queues,
+            poll_queues,
+        } = outcome;
+        let with_buffers = |(index, queue)| {
+            let buffers = region.addr + index * part_bytes;
+            Queue::new(queue, &path, buffers, block_bytes, depth, waiting)
         };
-        let (device, region, queue) = start().map_err(|source| device_error(&path, source))?;
-        let slot = Slot {
-            offset: 0,
-            begin: Instant::now(),
-        };
-        let mut queue = queue.ok_or_else(|| BenchError::NoQueue { path: path.clone() })?;
-        let wake_delay = match waiting {
-            Waiting::Busy | Waiting::Asleep => Duration::ZERO,
-            Waiting::AsleepAndSlow(delay) => {
-                queue.set_completion_fd_enabled(true);
-                delay
-            }
-        };
+        let all = queues.into_iter().chain(poll_queues);
         Ok(Self {
-            queue,
+            queues: all.enumerate().map(with_buffers).collect(),
             device,
-            region,
             path,
-            block_bytes,
-            wake_delay,
             pause: Duration::ZERO,
-            slots: vec![slot; usize::from(depth)],
-            completions: (0..depth).map(|_| MaybeUninit::uninit()).collect(),
         })
     }
+}
 
-    fn submit(&mut self, slot: usize, offset: u64) {
-        self.slots[slot] = Slot {
-            offset,
-            begin: Instant::now(),
-        };
-        let buffer = (self.region.addr + slot * self.block_bytes) as *mut u8;
-        self.queue
-            .read(offset, buffer, self.block_bytes, slot, ReqFlags::empty());
-    }
+/// Starts a device whose memory region stays mapped until the device is dropped.
+fn start_device(
+    path: &str,
+    region_bytes: usize,
+    queues: u16,
+    busy: bool,
+) -> blkio::Result<(Blkio, MemoryRegion, BlkioStartOutcome)> {
+    let mut device = Blkio::new("virtio-blk-vhost-user")?;
+    device.set_str("path", path)?;
+    device.set_bool("read-only", true)?;
+    device.connect()?;
+    let queues = i32::from(queues);
+    device.set_i32("num-queues", if busy { 0 } else { queues })?;
+    device.set_i32("num-poll-queues", if busy { queues } else { 0 })?;
+    let region = device.alloc_mem_region(region_bytes)?;
+    let outcome = device.start()?;
+    device.map_mem_region(&region)?;
+    Ok((device, region, outcome))
+}
 
-    /// Sends submitted reads and waits for at least one completion. `done` returns the slots that are free again.
-    fn wait(&mut self, done: &mut Vec<usize>) -> Result<(), BenchError> {
-        done.clear();
-        let count = if self.wake_delay.is_zero() {
-            self.do_io(1)?
-        } else {
-            self.wait_slowly()?
-        };
-        for completion in &self.completions[..count] {
-            let (slot, result) = outcome(completion);
-            if result != 0 {
-                return Err(BenchError::Read {
-                    offset: self.slots[slot].offset,
-                    len_bytes: self.block_bytes,
-                    errno: -result,
-                });
-            }
-            done.push(slot);
-        }
-        Ok(())
-    }
-
-    fn do_io(&mut self, least: usize) -> Result<usize, BenchError> {
-        self.queue
-            .do_io(&mut self.completions, least, None, None)
-            .map_err(|source| device_error(&self.path, source))
-    }
-
-    /// Behaves like a guest's driver: kicks, sleeps until the interrupt, and only then looks at the ring.
-    fn wait_slowly(&mut self) -> Result<usize, BenchError> {
-        self.queue
-            .do_io(&mut [], 0, None, None)
-            .map_err(|source| device_error(&self.path, source))?;
-        loop {
-            self.sleep()?;
-            let count = self.do_io(0)?;
-            if count > 0 {
-                return Ok(count);
-            }
-        }
-    }
-
-    /// Waits for an interrupt and then for the delay. The delay is a busy loop, because a timer would add its own
-    /// latency.
-    fn sleep(&self) -> Result<(), BenchError> {
-        let Some(interrupt) = self.queue.get_completion_fd() else {
-            return Ok(());
-        };
-        let interrupt = borrow(interrupt);
-        let mut ready = [PollFd::new(interrupt, PollFlags::POLLIN)];
-        poll(&mut ready, PollTimeout::NONE)
-            .and_then(|_| nix::unistd::read(interrupt, &mut [0; 8]))
-            .map_err(|errno| file_error(&self.path, errno.into()))?;
-        let woken = Instant::now();
-        while woken.elapsed() < self.wake_delay {
-            std::hint::spin_loop();
-        }
-        Ok(())
-    }
-
-    /// Keeps all slots busy while `next` returns offsets. Calls `on_done` with the begin and end of each read.
-    fn pump(
-        &mut self,
-        mut next: impl FnMut() -> Option<u64>,
-        mut on_done: impl FnMut(Instant, Instant),
-    ) -> Result<(), BenchError> {
-        let mut free: Vec<usize> = (0..self.slots.len()).collect();
-        let mut in_flight = 0;
-        loop {
-            for slot in free.drain(..) {
-                if let Some(offset) = next() {
-                    self.submit(slot, offset);
-                    in_flight += 1;
-                }
-            }
-            if in_flight == 0 {
-                return Ok(());
-            }
-            self.wait(&mut free)?;
-            in_flight -= free.len();
-            let end = Instant::now();
-            for slot in &free {
-                on_done(self.slots[*slot].begin, end);
-            }
-        }
-    }
+/// Reads through one queue for `time`.
+fn run_queue(
+    queue: &mut Queue,
+    offsets: &mut Offsets,
+    time: Duration,
+    pause: Duration,
+) -> Result<Latencies, BenchError> {
+    let mut latencies = latencies()?;
+    let begin = Instant::now();
+    let next = || {
+        thread::sleep(pause);
+        (begin.elapsed() < time).then(|| offsets.draw())
+    };
+    queue.pump(next, |begin, end| record(&mut latencies, begin, end))?;
+    Ok(latencies)
 }
 
 impl Target for Client {
@@ -230,42 +127,37 @@ impl Target for Client {
             .map_err(|source| device_error(&self.path, source))
     }
 
-    fn run(&mut self, offsets: &mut Offsets, time: Duration) -> Result<Latencies, BenchError> {
-        let mut latencies = latencies()?;
-        let (begin, pause) = (Instant::now(), self.pause);
-        let next = || {
-            std::thread::sleep(pause);
-            (begin.elapsed() < time).then(|| offsets.draw())
-        };
-        self.pump(next, |begin, end| record(&mut latencies, begin, end))?;
-        Ok(latencies)
+    fn run(&mut self, offsets: &mut [Offsets], time: Duration) -> Result<Latencies, BenchError> {
+        let pause = self.pause;
+        let mut merged = latencies()?;
+        thread::scope(|scope| {
+            let pairs = self.queues.iter_mut().zip(offsets);
+            let threads: Vec<_> = pairs
+                .map(|(queue, offsets)| scope.spawn(move || run_queue(queue, offsets, time, pause)))
+                .collect();
+            for thread in threads {
+                // A panic of a thread is passed on. All histograms have the same bounds, so adding one cannot fail.
+                merged += thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok(merged)
+        })
     }
 
-    fn touch(&mut self, offsets: &Offsets) -> Result<(), BenchError> {
-        let mut each = offsets.each();
-        self.pump(|| each.next(), |_, _| {})
+    fn read_all(&mut self, offsets: &mut dyn Iterator<Item = u64>) -> Result<(), BenchError> {
+        let path = &self.path;
+        let queue = self.queues.first_mut();
+        let queue = queue.ok_or_else(|| BenchError::NoQueue { path: path.clone() })?;
+        queue.pump(|| offsets.next(), |_, _| {})
     }
 }
 
-fn device_error(path: &str, source: blkio::Error) -> BenchError {
+pub(super) fn device_error(path: &str, source: blkio::Error) -> BenchError {
     BenchError::Device {
         path: path.to_owned(),
         source,
     }
-}
-
-#[allow(unsafe_code)]
-fn borrow<'q>(fd: RawFd) -> BorrowedFd<'q> {
-    // SAFETY: the queue owns the descriptor and outlives the calls in `sleep`.
-    unsafe { BorrowedFd::borrow_raw(fd) }
-}
-
-/// Returns the slot and the result (0 or a negative errno) of a completion.
-#[allow(unsafe_code)]
-fn outcome(completion: &MaybeUninit<Completion>) -> (usize, i32) {
-    // SAFETY: `do_io` has initialised as many entries as it returned, and `wait` accesses only those.
-    let completion = unsafe { completion.assume_init_ref() };
-    (completion.user_data, completion.ret)
 }
 
 /// Reads a file with `pread`: the limit set by the host's page cache.
@@ -308,25 +200,30 @@ impl Target for PreadLoop {
         Ok(meta.map_err(|source| file_error(&self.path, source))?.len())
     }
 
-    fn run(&mut self, offsets: &mut Offsets, time: Duration) -> Result<Latencies, BenchError> {
+    fn run(&mut self, offsets: &mut [Offsets], time: Duration) -> Result<Latencies, BenchError> {
         let mut latencies = latencies()?;
         let start = Instant::now();
-        let mut begin = start;
-        while begin - start < time {
-            self.read(offsets.draw())?;
-            let end = Instant::now();
-            record(&mut latencies, begin, end);
-            begin = end;
+        if let Some(offsets) = offsets.first_mut() {
+            let mut begin = start;
+            while begin - start < time {
+                self.read(offsets.draw())?;
+                let end = Instant::now();
+                record(&mut latencies, begin, end);
+                begin = end;
+            }
         }
         Ok(latencies)
     }
 
-    fn touch(&mut self, offsets: &Offsets) -> Result<(), BenchError> {
-        offsets.each().try_for_each(|offset| self.read(offset))
+    fn read_all(&mut self, offsets: &mut dyn Iterator<Item = u64>) -> Result<(), BenchError> {
+        for offset in offsets {
+            self.read(offset)?;
+        }
+        Ok(())
     }
 }
 
-fn file_error(path: &str, source: std::io::Error) -> BenchError {
+pub(super) fn file_error(path: &str, source: std::io::Error) -> BenchError {
     BenchError::File {
         path: path.to_owned(),
         source,

@@ -1,10 +1,11 @@
 //! `lazystore bench`: benchmarks a vhost-user-blk server, this one or another.
 //!
-//! It uses one queue with a fixed number of reads in flight and records a histogram of their latencies. Offsets are
-//! drawn from given ranges, because a lazy disk is sparse: most of its addresses are holes that no guest reads.
+//! It keeps a fixed number of reads in flight in each of its queues and records a histogram of their latencies. Offsets
+//! are drawn from given ranges, because a lazy disk is sparse: most of its addresses are holes that no guest reads.
 
 mod client;
 mod cpu;
+mod queue;
 mod ranges;
 mod report;
 
@@ -15,8 +16,9 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 
 use super::errors::{BenchError, CliError};
-use client::{Client, PreadLoop, Target, Waiting};
+use client::{Client, PreadLoop, Target};
 use cpu::Cpu;
+use queue::Waiting;
 use ranges::{Offsets, Range};
 use report::Report;
 
@@ -41,7 +43,11 @@ pub struct BenchArgs {
     /// Bytes per read: a multiple of 512, with k or M
     #[arg(long, value_name = "BYTES", default_value = "4k", value_parser = ranges::parse_block)]
     bs: usize,
-    /// Number of reads in flight
+    /// Number of queues, each with its own thread
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "pread",
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    queues: u16,
+    /// Number of reads in flight, in each queue
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
     qd: u16,
     /// Order of the reads
@@ -73,6 +79,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "pread",
           value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pause_us: u32,
+    /// Do not measure, but act like a VM: read one block, then each block once; after each of these steps print its name
+    /// and wait for a line on standard input
+    #[arg(long, conflicts_with = "touch")]
+    in_steps: bool,
     /// Also report the CPU time of the server with this process id, including its children
     #[arg(long, value_name = "PID")]
     cpu_of: Option<u32>,
@@ -101,10 +111,14 @@ struct TargetArgs {
 /// The server cannot be reached, a read fails, or no range contains a block.
 pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     let mut target = args.open()?;
-    let mut offsets = args.offsets(target.len_bytes()?)?;
-    if args.touch {
-        target.touch(&offsets)?;
+    let all = args.offsets(target.len_bytes()?)?;
+    if args.in_steps {
+        return in_steps(&mut *target, &all);
     }
+    if args.touch {
+        target.read_all(&mut all.each())?;
+    }
+    let mut offsets = all.split(args.queues);
     target.run(&mut offsets, Duration::from_secs_f64(args.warmup))?;
     let cpu = args.cpu_of.map(Cpu::of);
     let begin = Instant::now();
@@ -123,11 +137,24 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The connection stays open until the last line was read, so that the server's memory can be measured meanwhile.
+fn in_steps(target: &mut dyn Target, blocks: &Offsets) -> Result<ExitCode, CliError> {
+    let mut lines = std::io::stdin().lines();
+    target.read_all(&mut blocks.each().take(1))?;
+    println!("first");
+    lines.next();
+    target.read_all(&mut blocks.each())?;
+    println!("all");
+    lines.next();
+    Ok(ExitCode::SUCCESS)
+}
+
 impl BenchArgs {
     fn open(&self) -> Result<Box<dyn Target>, BenchError> {
         Ok(match (&self.target.socket, &self.target.pread) {
             (Some(socket), _) => {
-                let mut client = Client::start(socket, self.bs, self.qd, self.waiting())?;
+                let mut client =
+                    Client::start(socket, self.bs, self.queues, self.qd, self.waiting())?;
                 client.pause = Duration::from_micros(self.pause_us.into());
                 Box::new(client)
             }

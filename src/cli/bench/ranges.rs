@@ -78,7 +78,7 @@ pub(super) fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 /// An endless sequence of offsets.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Offsets {
     /// Start of each range, and the number of blocks in the ranges before it.
     ranges: Vec<(u64, u64)>,
@@ -108,6 +108,16 @@ impl Offsets {
             next: 0,
             random,
         })
+    }
+
+    /// Returns `count` sequences over the same blocks: with other seeds, or starting at equal distances.
+    pub(super) fn split(&self, count: u16) -> Vec<Self> {
+        let part = |index| Self {
+            next: self.blocks * index / u64::from(count),
+            random: self.random.map(|seed| seed.wrapping_add(index)),
+            ..self.clone()
+        };
+        (0..u64::from(count)).map(part).collect()
     }
 
     /// Each block once, in order.
@@ -179,5 +189,19 @@ mod tests {
         let drawn: std::collections::BTreeSet<u64> = (0..100).map(|_| random.draw()).collect();
         assert_eq!(drawn, offsets.each().collect());
         assert!(Offsets::new(&[range(0, 4095)], 4096, None).is_none());
+    }
+
+    #[test]
+    fn the_sequences_of_several_queues_differ() {
+        let blocks = [range(0, 4096 * 100)];
+        let first = |random| {
+            let all = Offsets::new(&blocks, 4096, random).unwrap().split(4);
+            all.into_iter()
+                .map(|mut part| part.draw() / 4096)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(first(None), [1, 26, 51, 76]);
+        let drawn: std::collections::BTreeSet<u64> = first(Some(1)).into_iter().collect();
+        assert_eq!(drawn.len(), 4);
     }
 }
