@@ -293,7 +293,9 @@ impl Image {
                     emit_zeros(&mut cursor, len, sink)?;
                 }
                 area => {
-                    let block = self.render(mode, area)?;
+                    // Not returned by value: each copy on the stack costs as much as the one to the guest.
+                    let mut block = [0; BLOCK_LEN_USIZE];
+                    self.render(mode, area, &mut block)?;
                     let start = cursor.in_block();
                     let left = cursor.left_before(u64::from(cursor.block()) + 1);
                     let len = usize::try_from(left).unwrap_or(BLOCK_LEN_USIZE);
@@ -352,25 +354,32 @@ impl Image {
             })
     }
 
-    /// Returns the bytes of a block outside the data ranges.
-    fn render(&self, mode: IoMode, area: Area) -> Result<Block, ReadError> {
+    /// Writes a block outside the data ranges to `out`, which must be zero.
+    fn render(&self, mode: IoMode, area: Area, out: &mut Block) -> Result<(), ReadError> {
         match area {
-            Area::Meta { region, block } => self.render_metadata(mode, region, block),
-            area => Ok(self.volume.block(area)),
+            Area::Meta { region, block } => self.render_metadata(mode, region, block, out)?,
+            area => *out = self.volume.block(area),
         }
+        Ok(())
     }
 
-    fn render_metadata(&self, mode: IoMode, region: u32, block: u32) -> Result<Block, ReadError> {
-        let mut out = [0; BLOCK_LEN_USIZE];
+    /// Writes a block of metadata to `out`, which must be zero.
+    fn render_metadata(
+        &self,
+        mode: IoMode,
+        region: u32,
+        block: u32,
+        out: &mut Block,
+    ) -> Result<(), ReadError> {
         if let Some(path) = self.published(mode, region)? {
-            let files = self.published_block(path, mode, region, block, &mut out)?;
+            let files = self.published_block(path, mode, region, block, out)?;
             return fill(out, files, mode);
         }
         let here = self.space().region(region);
         let files = self.with_plan(mode, region, Need::Meta(block), |plan| {
             self.check_listed(plan, region, block)?;
             let nid = u64::from(ROOT_NID);
-            let files = encode::metadata_block(plan, here, nid, block, &mut out);
+            let files = encode::metadata_block(plan, here, nid, block, out);
             let open = |inline: &encode::InlineFile| {
                 let file = self.open(plan, mode, region, inline.node)?;
                 Ok((file, inline.offset..inline.offset + inline.len))
@@ -461,10 +470,10 @@ impl Piece<'_> {
 
 /// Inserts the contents of small files into a metadata block.
 fn fill(
-    mut block: Block,
+    block: &mut Block,
     files: impl IntoIterator<Item = (File, Range<usize>)>,
     mode: IoMode,
-) -> Result<Block, ReadError> {
+) -> Result<(), ReadError> {
     for (file, range) in files {
         let len_bytes = range.len() as u64;
         let mut to = Destination::from(&mut block[range]);
@@ -475,7 +484,7 @@ fn fill(
             error => error,
         })?;
     }
-    Ok(block)
+    Ok(())
 }
 
 #[cfg(test)]

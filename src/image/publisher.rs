@@ -330,9 +330,11 @@ impl Publisher {
             if is_whole {
                 continue;
             }
-            let Ok(bytes) = image.render_metadata(IoMode::Blocking, region, block) else {
+            let mut bytes = [0; BLOCK_LEN_USIZE];
+            let rendered = image.render_metadata(IoMode::Blocking, region, block, &mut bytes);
+            if rendered.is_err() {
                 continue;
-            };
+            }
             set(&mut progress.whole, block);
             let at = progress.parts.whole + word as usize * size_of::<u64>();
             self.map.write(block_at(&progress.parts, block), &bytes);
