@@ -86,7 +86,7 @@ class Boot:
     smp: int = 1
     memory: str = "1G"
     timeout_s: float = 600
-    on_line: object = None  # called with every line of results
+    on_line: object = None  # called with the name of every line of results
 
 
 def command(kit, boot):
@@ -152,11 +152,11 @@ def note_line(text, at_s, lines, boot):
         values = dict(part.split("=", 1) for part in found[2].split() if "=" in part)
         lines.append((at_s, found[1], values))
         if boot.on_line:
-            boot.on_line()
+            boot.on_line(found[1])
 
 
 def jobs(seen):
-    """Per job: seconds of the guest's clock, requests, merges, bytes, status."""
+    """Per job: seconds of the guest's clock, requests, merges, bytes, seconds in I/O, status."""
     result = {}
     for _, values in seen.named("job"):
         result[values["name"]] = {
@@ -170,9 +170,9 @@ def jobs(seen):
 
 
 def stat_difference(before, after):
-    """Fields of /sys/block/DISK/stat: reads, merges, sectors. Nothing for what is no disk."""
+    """Fields of /sys/block/DISK/stat: reads, merges, sectors, io_ticks. Nothing for what is no disk."""
     if not before:
         return {}
     first, last = ([int(field) for field in text.strip(",").split(",")] for text in (before, after))
     reads, merges, sectors = (b - a for a, b in zip(first[:3], last[:3]))
-    return {"requests": reads, "merges": merges, "bytes": sectors * 512}
+    return {"requests": reads, "merges": merges, "bytes": sectors * 512, "io_s": (last[9] - first[9]) / 1000}

@@ -155,7 +155,7 @@ def boot(setup, kit, name, params, timeout_s):
     server = peer.start()
     started = time.monotonic() - begin
     try:
-        sample = server.sample if server else None
+        sample = (lambda _: server.sample()) if server else None
         seen = guest.run(kit, guest.Boot(peer.options(), {**peer.params, **params}, timeout_s=timeout_s, on_line=sample))
     finally:
         if server:

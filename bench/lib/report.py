@@ -7,6 +7,16 @@ IMAGE = "mkfs.erofs"
 IMAGE_PEERS = ("virtio-blk", "qemu-storage-daemon")
 GUEST_JOBS = {"find": "`find` over the whole store", "small": "2,000 small files", "libs": "100 MB of libraries",
               "seq": "the largest file, `dd`", "programs": "cold start of a program"}
+# Of a guest's job. The last two are from the guest's /sys/block/DISK/stat: reads, and io_ticks.
+VALUES = {"seconds": "", "requests": ": requests", "io_s": ": time in I/O"}
+STAT, GLOB = "look at every inode", "2,000 small files found by a glob"
+LINK = "first look at one of 100,000 symlinks"
+# Title, job, VM; a peer without a server has only one kind of VM.
+SCAN_ROWS = [(f"{STAT}, first VM", "stat", "first"), (f"{STAT}, second VM", "stat", "second"),
+             (f"{GLOB}, first VM", "glob", "first"), (f"{GLOB}, second VM", "glob", "second"),
+             (f"{GLOB}, cold host, plans kept", "glob", "cold, kept plans"), (f"{GLOB}, cold host", "glob", "cold"),
+             (f"{LINK}, first VM", "symlinks", "first"), (f"{LINK}, second VM", "symlinks", "second")]
+ALSO = {"first": "any", "second": "any", "cold, kept plans": "cold"}
 BLOCK_ROWS = {"4k-qd1": "4 KiB random, QD1", "4k-qd32": "4 KiB random, QD32", "128k-seq": "128 KiB sequential, QD8",
               "4k-qd32-every": "4 KiB random over every file, QD32"}
 BLOCK_VALUES = {"iops": ("reads/s", "{:,.0f}"), "mean_us": ("µs mean", "{:,.1f}"), "p50_us": ("µs p50", "{:,.1f}"),
@@ -20,6 +30,10 @@ def median(values):
 
 def seconds(value):
     return f"{value * 1e3:,.1f} ms" if value < 1 else f"{value:,.1f} s"
+
+
+def megabytes_exactly(value):
+    return f"{value / 1e6:,.1f} MB"
 
 
 def megabytes(value):
@@ -63,13 +77,23 @@ def guests(results, peer):
     return [run for run in results["guests"] if run["peer"] == peer and "failed" not in run]
 
 
+def job_value(run, job, key):
+    """Of a job, or the mean of all programs."""
+    names = [name for name in run["jobs"] if name == job or job == "programs" and name.startswith("program:")]
+    found = [run["jobs"][name].get(key) for name in names if run["jobs"][name]["status"] == 0]
+    return statistics.mean(found) if found and None not in found else None
+
+
 def job_seconds(run, job):
-    if job == "programs":
-        all_of_them = [values["seconds"] for name, values in run["jobs"].items()
-                       if name.startswith("program:") and values["status"] == 0]
-        return statistics.mean(all_of_them) if all_of_them else None
-    values = run["jobs"].get(job)
-    return values["seconds"] if values and values["status"] == 0 else None
+    return job_value(run, job, "seconds")
+
+
+def scan_values(results, job, vm, key, peers):
+    """By peer: the median of one figure."""
+    def of(peer):
+        return median(run.get(key) for run in results["scans"]
+                      if run["peer"] == peer and run["job"] == job and run["vm"] in (vm, ALSO.get(vm)))
+    return {peer: of(peer) for peer in peers}
 
 
 def mkfs_s(results):
@@ -96,12 +120,14 @@ def mounted_s(results, peer):
 
 
 def table(results):
-    peers = list(dict.fromkeys([OURS, *(run["peer"] for run in results["guests"])]))
+    runs = [*results["guests"], *results["scans"]]
+    peers = list(dict.fromkeys([OURS, *(run["peer"] for run in runs)]))
     if results["blocks"] and "qemu-storage-daemon" not in peers:
         peers.append("qemu-storage-daemon")
     rows = Rows(peers)
     ready_rows(rows, results, peers)
     guest_rows(rows, results, peers)
+    scan_rows(rows, results, peers)
     block_rows(rows, results)
     return heading(results) + rows.text() + notes(results)
 
@@ -109,6 +135,8 @@ def table(results):
 def ready_rows(rows, results, peers):
     by_peer = lambda value: {peer: value(results, peer) for peer in peers}
     rows.add("time to ready, closure new", by_peer(ready_s), seconds)
+    rows.add("time to ready, with a directory of its plans",
+             {OURS: median(run["seconds"] for run in results["ready_kept"])}, seconds)
     written = median(run["written_bytes"] for run in results["mkfs"])
     rows.add("bytes written until ready", {peer: written if peer in IMAGE_PEERS else 0 for peer in peers}, megabytes)
     peaks = {OURS: median(run["peak_kib"] for run in results["ready"])}
@@ -121,16 +149,31 @@ def ready_rows(rows, results, peers):
 
 def guest_rows(rows, results, peers):
     for job, title in GUEST_JOBS.items():
-        rows.add(f"guest: {title}",
-                 {p: median(job_seconds(run, job) for run in guests(results, p)) for p in peers}, seconds)
-    asked = lambda job: {p: median(run["jobs"].get(job, {}).get("requests") for run in guests(results, p)) for p in peers}
-    for job in ("find", "small", "libs"):
-        rows.add(f"requests for {GUEST_JOBS[job]}", asked(job), "{:,.0f}".format)
+        for key, unit in VALUES.items():
+            values = {p: median(job_value(run, job, key) for run in guests(results, p)) for p in peers}
+            rows.add(f"guest: {title}{unit}", values, shown(key))
     cpu = lambda run: run["server_cpu_s"] + run["qemu_cpu_s"]
     rows.add("CPU of server and QEMU, boot and all jobs",
              {p: median(cpu(run) for run in guests(results, p)) for p in peers}, seconds)
     peak = {p: median(run["server_peak_kib"] * 1024 for run in guests(results, p)) for p in peers}
     rows.add("peak RSS of the server", {p: value for p, value in peak.items() if value}, megabytes)
+
+
+def scan_rows(rows, results, peers):
+    for title, job, vm in SCAN_ROWS:
+        for key, unit in VALUES.items():
+            rows.add(f"guest: {title}{unit}", scan_values(results, job, vm, key, peers), shown(key))
+        if job == "stat":
+            rows.add(f"guest: {title}: CPU of the worker", scan_values(results, job, vm, "worker_cpu_s", peers), seconds)
+            private = scan_values(results, job, vm, "worker_private_kib", peers)
+            rows.add(f"guest: {title}: private memory of the worker",
+                     {p: kib and kib * 1024 for p, kib in private.items()}, megabytes_exactly)
+    calls = sum(results["walks"].values()) if results["walks"] else None
+    rows.add(f"{STAT}, second VM: statx, getdents64, readlinkat by the worker", {OURS: calls}, "{:,}".format)
+
+
+def shown(key):
+    return "{:,.0f}".format if key == "requests" else seconds
 
 
 def block_rows(rows, results):
@@ -143,11 +186,12 @@ def block_rows(rows, results):
 
 def heading(results):
     closure, machine = results["closure"], results["machine"]
-    rounds = max((run["round"] + 1 for run in results["guests"]), default=0)
+    rounds, scans = (max((run["round"] + 1 for run in results[part]), default=0) for part in ("guests", "scans"))
     held = ", held in memory" if results["closure_held"] and results["image_held"] else ""
     return (f"{closure['paths']} paths, {closure['files']:,} files, {closure['bytes'] / 1e9:.2f} GB{held}. {machine['cores']} x"
             f" {machine['cpu']}, {machine['memory_gb']} GB, Linux {machine['kernel']}, {results['date']}; load"
-            f" {machine['load']:.1f} at the start. {len(results['blocks'])} rounds of blocks, {rounds} of guests, medians;"
+            f" {machine['load']:.1f} at the start. {len(results['blocks'])} rounds of blocks, {rounds} of guests,"
+            f" {scans} of guests that look into every path, medians;"
             " in brackets: lazystore as a multiple of the peer.\n\n")
 
 
