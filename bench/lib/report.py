@@ -11,12 +11,12 @@ GUEST_JOBS = {"find": "`find` over the whole store", "small": "2,000 small files
 VALUES = {"seconds": "", "requests": ": requests", "io_s": ": time in I/O"}
 STAT, GLOB = "look at every inode", "2,000 small files found by a glob"
 LINK = "first look at one of 100,000 symlinks"
-# Title, job, VM; a peer without a server has only one kind of VM.
+# Title, job, VM. The image has neither plans nor a first VM.
 SCAN_ROWS = [(f"{STAT}, first VM", "stat", "first"), (f"{STAT}, second VM", "stat", "second"),
              (f"{GLOB}, first VM", "glob", "first"), (f"{GLOB}, second VM", "glob", "second"),
              (f"{GLOB}, cold host, plans kept", "glob", "cold, kept plans"), (f"{GLOB}, cold host", "glob", "cold"),
              (f"{LINK}, first VM", "symlinks", "first"), (f"{LINK}, second VM", "symlinks", "second")]
-ALSO = {"first": "any", "second": "any", "cold, kept plans": "cold"}
+OF_IMAGE = {"first": "any", "second": "any", "cold, kept plans": "cold", "cold": "cold"}
 BLOCK_ROWS = {"4k-qd1": "4 KiB random, QD1", "4k-qd32": "4 KiB random, QD32", "128k-seq": "128 KiB sequential, QD8",
               "4k-qd32-every": "4 KiB random over every file, QD32"}
 BLOCK_VALUES = {"iops": ("reads/s", "{:,.0f}"), "mean_us": ("µs mean", "{:,.1f}"), "p50_us": ("µs p50", "{:,.1f}"),
@@ -91,8 +91,9 @@ def job_seconds(run, job):
 def scan_values(results, job, vm, key, peers):
     """By peer: the median of one figure."""
     def of(peer):
+        its_vm = vm if peer == OURS else OF_IMAGE[vm]
         return median(run.get(key) for run in results["scans"]
-                      if run["peer"] == peer and run["job"] == job and run["vm"] in (vm, ALSO.get(vm)))
+                      if run["peer"] == peer and run["job"] == job and run["vm"] == its_vm)
     return {peer: of(peer) for peer in peers}
 
 
