@@ -7,7 +7,7 @@ use super::closure_args::{ClosureArgs, Found, Loaded};
 use super::errors::CliError;
 use crate::cache::FetcherProcess;
 use crate::closure::Closure;
-use crate::device::nbd::{ExportName, NotAName, repeated};
+use crate::device::nbd::{ExportName, ExportNameError, first_duplicate};
 use crate::server::{Disks, ServeError};
 
 /// `NAME=CLOSURE`.
@@ -25,7 +25,9 @@ impl FromStr for ExportArg {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some((name, closure)) if !closure.is_empty() => Ok(Self {
-                name: name.parse().map_err(|fault: NotAName| fault.to_string())?,
+                name: name
+                    .parse()
+                    .map_err(|fault: ExportNameError| fault.to_string())?,
                 closure: closure.into(),
             }),
             _ => Err("write NAME=CLOSURE, such as web=./result".to_owned()),
@@ -40,7 +42,7 @@ impl FromStr for ExportArg {
 pub fn check_names(main: &ClosureArgs, exports: &[ExportArg]) -> Result<(), CliError> {
     let main = main.is_given().then_some(&ExportName::MAIN);
     let exports = exports.iter().map(|export| &export.name);
-    match repeated(main.into_iter().chain(exports)) {
+    match first_duplicate(main.into_iter().chain(exports)) {
         Some(name) => Err(CliError::SameName { name: name.clone() }),
         None => Ok(()),
     }

@@ -67,7 +67,7 @@ fn half_a_message_is_the_end_when_the_client_leaves() {
         let mut client = Client::greet(ours, 3);
         client.send(&option[..sent]);
         drop(client);
-        assert!(matches!(error(served), NbdError::Cut), "{sent}");
+        assert!(matches!(error(served), NbdError::UnexpectedEof), "{sent}");
     }
     let request = request_bytes(READ, 0, 1, 0, 512);
     for sent in 1..request.len() {
@@ -75,14 +75,14 @@ fn half_a_message_is_the_end_when_the_client_leaves() {
         let mut client = Client::start(ours, "store");
         client.send(&request[..sent]);
         drop(client);
-        assert!(matches!(error(served), NbdError::Cut), "{sent}");
+        assert!(matches!(error(served), NbdError::UnexpectedEof), "{sent}");
     }
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::start(ours, "store");
     client.request(WRITE, 0, 1, 0, 1000);
     client.send(&[0; 999]);
     drop(client);
-    assert!(matches!(error(served), NbdError::Cut));
+    assert!(matches!(error(served), NbdError::UnexpectedEof));
 }
 
 #[test]
@@ -107,19 +107,19 @@ fn a_client_that_does_not_get_on_is_late() {
     let dir = tree();
     // Says nothing; half an option; options that are too long, for ever.
     let (_ours, served) = single(dir.path(), &impatient());
-    assert!(matches!(error(served), NbdError::Late { .. }));
+    assert!(matches!(error(served), NbdError::HandshakeTimeout { .. }));
 
     let (ours, served) = single(dir.path(), &impatient());
     let mut client = Client::greet(ours, 3);
     client.send(b"IHAVEOP");
-    assert!(matches!(error(served), NbdError::Late { .. }));
+    assert!(matches!(error(served), NbdError::HandshakeTimeout { .. }));
 
     let (ours, served) = single(dir.path(), &impatient());
     let mut client = Client::greet(ours, 3);
     client.send(b"IHAVEOPT\0\0\0\x03\xff\xff\xff\xff");
     let junk = [0; 65_536];
     while client.stream.write_all(&junk).is_ok() {}
-    assert!(matches!(error(served), NbdError::Late { .. }));
+    assert!(matches!(error(served), NbdError::HandshakeTimeout { .. }));
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn a_client_that_reads_no_answers_is_late() {
     let error = error(served);
     let is_end = matches!(
         error,
-        NbdError::Late { .. } | NbdError::TooManyOptions { .. }
+        NbdError::HandshakeTimeout { .. } | NbdError::TooManyOptions { .. }
     );
     assert!(is_end, "{error}");
 }
@@ -199,7 +199,7 @@ fn a_client_that_never_reads_is_not_read_from_and_ends_with_its_connection() {
     let _limit = Deadline::new("the connection to end", Duration::from_secs(60));
     // It may have been cut in mid-message.
     match served.end.join().unwrap() {
-        Ok(Served::Client(_)) | Err(NbdError::Cut) => {}
+        Ok(Served::Client(_)) | Err(NbdError::UnexpectedEof) => {}
         other => panic!("{other:?}"),
     }
 }

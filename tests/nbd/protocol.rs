@@ -263,7 +263,7 @@ fn who_leaves_gets_what_was_asked_for_before() {
     assert!(client.is_at_end());
     match served.end.join().unwrap().unwrap() {
         Served::Client(stats) => assert_eq!((stats.requests, stats.errors), (2, 0)),
-        Served::Nobody => panic!("it was somebody"),
+        Served::NoExport => panic!("it was somebody"),
     }
 }
 
@@ -297,7 +297,7 @@ fn a_read_that_fails_is_told_of_and_the_next_one_does_not() {
     drop(client);
     match served.end.join().unwrap().unwrap() {
         Served::Client(stats) => assert_eq!(stats.errors, 2 * errors),
-        Served::Nobody => panic!("it was somebody"),
+        Served::NoExport => panic!("it was somebody"),
     }
 }
 
@@ -409,8 +409,8 @@ fn who_only_looks_is_nobody() {
     client.option(OPT_LIST, &[]);
     assert_eq!(client.option(OPT_ABORT, b"bye")[0].kind, ACK);
     assert!(client.is_at_end());
-    assert_eq!(served.end.join().unwrap().unwrap(), Served::Nobody);
+    assert_eq!(served.end.join().unwrap().unwrap(), Served::NoExport);
     let (ours, served) = single(dir.path(), &options());
     drop(ours);
-    assert_eq!(served.end.join().unwrap().unwrap(), Served::Nobody);
+    assert_eq!(served.end.join().unwrap().unwrap(), Served::NoExport);
 }

@@ -1,4 +1,4 @@
-//! Certificates and keys of a server, from files.
+//! The server's certificate and key, and the certificates that it accepts, from files.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier, danger::Clien
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 
-/// Names of the files, which are those of QEMU and nbdkit.
+/// Names of the files: the same as in QEMU and nbdkit.
 const CERTIFICATE: &str = "server-cert.pem";
 const KEY: &str = "server-key.pem";
-const AUTHORITIES: &str = "ca-cert.pem";
-const REVOKED: &str = "ca-crl.pem";
+const CA_CERTIFICATES: &str = "ca-cert.pem";
+const CA_REVOCATIONS: &str = "ca-crl.pem";
 
-/// Most bytes of one file.
+/// Maximum size of a file.
 const FILE_MAX_BYTES: u64 = 16 << 20;
 
-/// Why nothing can be encrypted.
+/// Why TLS cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
@@ -31,23 +31,23 @@ pub enum TlsError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// There is nothing in it.
+    /// A file does not contain what it should.
     #[error("{} has no {what} in PEM format", path.display())]
-    Nothing {
+    Missing {
         /// The file.
         path: PathBuf,
         /// What is missing.
         what: &'static str,
     },
-    /// Its contents are of no use.
+    /// The contents of a file cannot be used.
     #[error("cannot use {}: {reason}", path.display())]
-    Unusable {
+    Invalid {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
-    /// Two files that know nothing of each other.
+    /// The private key does not belong to the certificate.
     #[error("{} is not the key of the certificate {}", key.display(), certificate.display())]
     Mismatch {
         /// The key.
@@ -57,28 +57,28 @@ pub enum TlsError {
     },
 }
 
-/// What a server encrypts with, and whom it believes.
+/// The server's side of TLS.
 #[derive(Debug, Clone)]
 pub struct TlsConfig(Arc<ServerConfig>);
 
 impl TlsConfig {
-    /// Reads `server-cert.pem` and `server-key.pem` in `dir`. With `verify_peer` only clients get in whose certificates
-    /// `ca-cert.pem` has signed, and `ca-crl.pem`, if it is there, has not revoked.
+    /// Reads `server-cert.pem` and `server-key.pem` in `dir`. With `verify_peer`, clients need a certificate that is
+    /// signed by one in `ca-cert.pem` and not revoked by `ca-crl.pem`, if that exists.
     ///
     /// # Errors
-    /// When a file cannot be read, or is not what it should be.
+    /// A file cannot be read, or its contents cannot be used.
     pub fn read(dir: &Path, verify_peer: bool) -> Result<Self, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|error| unusable(dir.join(KEY), error))?;
+            .map_err(|error| invalid(dir.join(KEY), error))?;
         let builder = match verify_peer {
             true => builder.with_client_cert_verifier(verifier(dir, &provider)?),
             false => builder.with_no_client_auth(),
         };
         let identity = SingleCertAndKey::from(identity(dir, &provider)?);
         let mut config = builder.with_cert_resolver(Arc::new(identity));
-        // The next connection has another process, which would know nothing of the session.
+        // Each connection has its own process, so sessions cannot be resumed.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Self(Arc::new(config)))
@@ -97,22 +97,22 @@ fn identity(
     let chain = all::<CertificateDer<'static>>(&certificate, "certificate")?;
     let text = contents(&key)?;
     let private = PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
-        pem::Error::NoItemsFound => TlsError::Nothing {
+        pem::Error::NoItemsFound => TlsError::Missing {
             path: key.clone(),
             what: "private key without a password",
         },
-        error => unusable(key.clone(), error),
+        error => invalid(key.clone(), error),
     })?;
     let private = provider.key_provider.load_private_key(private);
-    let private = private.map_err(|error| unusable(key.clone(), error))?;
+    let private = private.map_err(|error| invalid(key.clone(), error))?;
     let identity = CertifiedKey::new(chain, private);
     match identity.keys_match() {
-        // Of some kinds of keys nothing can be said; the handshake will show it.
+        // Some kinds of keys cannot be compared. If they do not match, the handshake fails.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
             Ok(identity)
         }
         Err(rustls::Error::InconsistentKeys(_)) => Err(TlsError::Mismatch { key, certificate }),
-        Err(error) => Err(unusable(certificate, error)),
+        Err(error) => Err(invalid(certificate, error)),
     }
 }
 
@@ -120,13 +120,13 @@ fn verifier(
     dir: &Path,
     provider: &Arc<rustls::crypto::CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let path = dir.join(AUTHORITIES);
+    let path = dir.join(CA_CERTIFICATES);
     let mut authorities = RootCertStore::empty();
     for authority in all(&path, "certificate")? {
         let added = authorities.add(authority);
-        added.map_err(|error| unusable(path.clone(), error))?;
+        added.map_err(|error| invalid(path.clone(), error))?;
     }
-    let revoked = dir.join(REVOKED);
+    let revoked = dir.join(CA_REVOCATIONS);
     let lists = match all::<CertificateRevocationListDer<'static>>(&revoked, "revocation list") {
         Err(TlsError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Vec::new(),
         lists => lists?,
@@ -137,19 +137,19 @@ fn verifier(
     };
     WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), Arc::clone(provider))
         .with_crls(lists)
-        // A list of one authority says nothing of the others.
+        // The revocation list of one authority does not cover the others.
         .allow_unknown_revocation_status()
         .build()
-        .map_err(|error| unusable(at_fault, error))
+        .map_err(|error| invalid(at_fault, error))
 }
 
-/// All objects of one kind in a file; at least one.
+/// All objects of one kind in a file. Fails if there are none.
 fn all<T: PemObject>(path: &Path, what: &'static str) -> Result<Vec<T>, TlsError> {
     let text = contents(path)?;
     let found: Result<Vec<T>, _> = T::pem_slice_iter(&text).collect();
-    let found = found.map_err(|error| unusable(path.to_owned(), error))?;
+    let found = found.map_err(|error| invalid(path.to_owned(), error))?;
     match found.is_empty() {
-        true => Err(TlsError::Nothing {
+        true => Err(TlsError::Missing {
             path: path.to_owned(),
             what,
         }),
@@ -169,8 +169,8 @@ fn contents(path: &Path) -> Result<Vec<u8>, TlsError> {
     Ok(text)
 }
 
-fn unusable(path: PathBuf, error: impl std::fmt::Display) -> TlsError {
-    TlsError::Unusable {
+fn invalid(path: PathBuf, error: impl std::fmt::Display) -> TlsError {
+    TlsError::Invalid {
         path,
         reason: error.to_string(),
     }

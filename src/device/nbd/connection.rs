@@ -1,4 +1,4 @@
-//! One connection, from the greeting to the client's leaving.
+//! Serves one connection, from the greeting to its end.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -9,27 +9,26 @@ use super::exports::{Export, Exports};
 use super::input::Input;
 use super::negotiation::{Encryption, Negotiation, Session, Step};
 use super::options::NbdOptions;
-use super::stream::{Stream, gone, left};
+use super::stream::{Stream, ignore_reset, reset_is_eof};
 use super::transmission::Transmission;
 use crate::device::meter::{Meter, Stats};
 
-/// What came of a connection.
+/// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// A client had the disk.
+    /// The client chose an export; what it read.
     Client(Stats),
-    /// Someone connected and left without having chosen a disk: a look at the list, or a probe for a living socket.
-    Nobody,
+    /// The client disconnected without choosing an export, for instance after it had listed them.
+    NoExport,
 }
 
-/// Serves one of `exports` to the client at the other end of `socket`, a connected stream socket, until the client
-/// leaves.
+/// Serves one of `exports` to the client that is connected to the stream socket `socket`, until it disconnects.
 ///
-/// `on_start` is called with the disk that the client has chosen, before its first request is taken.
+/// Calls `on_start` with the export that the client has chosen, before the first request is received.
 ///
 /// # Errors
-/// When the client breaks the protocol or takes too long to begin, or the connection fails. A client that simply goes
-/// away is no error, nor is a read that fails: the client is told of that, and goes on.
+/// The client violates the protocol, the handshake takes too long, or the connection fails. It is no error that the
+/// client disconnects without notice. Nor is a failed read: the client gets an error reply and the connection stays.
 pub fn serve_connection(
     socket: OwnedFd,
     exports: &Exports,
@@ -40,7 +39,7 @@ pub fn serve_connection(
     let stream = Stream::plain(socket)?;
     let mut input = Input::new();
     match negotiate(stream, &mut input, exports, options)? {
-        None => Ok(Served::Nobody),
+        None => Ok(Served::NoExport),
         Some((stream, session)) => {
             on_start(&session.export);
             let transmission = Transmission::new(stream, session, options, meter);
@@ -49,7 +48,7 @@ pub fn serve_connection(
     }
 }
 
-/// Until a disk is chosen, or the client leaves.
+/// Runs the handshake. `None` if the client disconnects without choosing an export.
 fn negotiate(
     mut stream: Stream,
     input: &mut Input,
@@ -57,10 +56,10 @@ fn negotiate(
     options: &NbdOptions,
 ) -> Result<Option<(Stream, Session)>, NbdError> {
     let deadline = Instant::now() + options.negotiation;
-    let in_time = |error| in_time(error, options.negotiation);
+    let map_timeout = |error| map_timeout(error, options.negotiation);
     let send = |stream: &Stream, out: &[u8]| {
-        let sent = stream.send(out, Some(deadline)).or_else(left);
-        sent.map_err(in_time)
+        let sent = stream.send(out, Some(deadline)).or_else(ignore_reset);
+        sent.map_err(map_timeout)
     };
     let encryption = match &options.tls {
         Some(_) => Encryption::Required,
@@ -72,28 +71,33 @@ fn negotiate(
         send(&stream, &out)?;
         out.clear();
         match negotiation.step(input.bytes(), &mut out)? {
-            Step::Took(count) => input.take(count),
-            Step::More => {
-                let receive = |room: &mut [u8]| stream.receive(room, Some(deadline));
-                if input.add(receive).or_else(gone).map_err(in_time)? == 0 {
-                    at_end(input, &negotiation)?;
+            Step::Consumed(count) => input.take(count),
+            Step::NeedMore => {
+                let receive = |buffer: &mut [u8]| stream.receive(buffer, Some(deadline));
+                if input
+                    .add(receive)
+                    .or_else(reset_is_eof)
+                    .map_err(map_timeout)?
+                    == 0
+                {
+                    check_eof(input, &negotiation)?;
                     return Ok(None);
                 }
             }
-            Step::Chosen(count, session) => {
+            Step::Transmission(count, session) => {
                 input.take(count);
                 send(&stream, &out)?;
                 return Ok(Some((stream, session)));
             }
-            Step::Encrypt(count) => {
+            Step::StartTls(count) => {
                 input.take(count);
                 send(&stream, &out)?;
                 out.clear();
                 stream = encrypt(stream, input, options, deadline)?;
-                negotiation.encrypted();
+                negotiation.tls_started();
             }
-            Step::Left => {
-                // It need not wait for the answer.
+            Step::Abort => {
+                // The client may disconnect without waiting for the reply.
                 let _ = stream.send(&out, Some(deadline));
                 return Ok(None);
             }
@@ -101,7 +105,8 @@ fn negotiate(
     }
 }
 
-/// The client may send nothing with its wish for TLS, or somebody on the way could add to what it says afterwards.
+/// Starts TLS. Fails if the client has sent more bytes after `STARTTLS`: an attacker on the network could have added
+/// them, and they would count as encrypted.
 fn encrypt(
     stream: Stream,
     input: &Input,
@@ -109,32 +114,32 @@ fn encrypt(
     deadline: Instant,
 ) -> Result<Stream, NbdError> {
     let Some(tls) = options.tls.as_ref().filter(|_| input.bytes().is_empty()) else {
-        return Err(NbdError::BeforeTls);
+        return Err(NbdError::UnencryptedData);
     };
     stream
         .encrypt(tls, deadline)
         .map_err(|error| match error.kind() {
-            ErrorKind::TimedOut => in_time(error, options.negotiation),
+            ErrorKind::TimedOut => map_timeout(error, options.negotiation),
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-                NbdError::Cut
+                NbdError::UnexpectedEof
             }
-            _ => NbdError::Handshake(error),
+            _ => NbdError::TlsHandshake(error),
         })
 }
 
-fn in_time(error: io::Error, limit: Duration) -> NbdError {
+fn map_timeout(error: io::Error, limit: Duration) -> NbdError {
     match error.kind() {
-        ErrorKind::TimedOut => NbdError::Late {
+        ErrorKind::TimedOut => NbdError::HandshakeTimeout {
             seconds: limit.as_secs(),
         },
         _ => error.into(),
     }
 }
 
-/// The client has closed the connection.
-fn at_end(input: &Input, negotiation: &Negotiation<'_>) -> Result<(), NbdError> {
-    if input.bytes().is_empty() || negotiation.is_untouched() {
+/// Checks that the client has not closed the connection in the middle of a message.
+fn check_eof(input: &Input, negotiation: &Negotiation<'_>) -> Result<(), NbdError> {
+    if input.bytes().is_empty() || negotiation.awaits_client_flags() {
         return Ok(());
     }
-    Err(NbdError::Cut)
+    Err(NbdError::UnexpectedEof)
 }

@@ -1,4 +1,4 @@
-//! The disk, as this device needs it: the only place here that knows the image.
+//! Reads and extents of an image. No other NBD module reads the image.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -6,39 +6,39 @@ use std::sync::Arc;
 use crate::image::{Image, Piece, ReadError, Seek};
 use crate::source::IoMode;
 
-/// More descriptors are not told of at once: finding them out may take planning as many paths.
+/// Maximum number of extents in a reply. Each of them may require planning a path.
 const EXTENTS_MAX: usize = 128;
 
-/// Longest extent that a descriptor can tell of, in whole blocks.
+/// Maximum length of an extent: whole blocks, 32 bits on the wire.
 const EXTENT_MAX_BYTES: u64 = 0xffff_f000;
 
 /// Zeros to compare with.
 static ZEROS: [u8; 4096] = [0; 4096];
 
-/// What can be read.
+/// A disk that is exported.
 #[derive(Debug, Clone)]
 pub struct Disk(Arc<Image>);
 
-/// A part of a range that is read.
+/// A part of the range of a read.
 pub enum Part<'a, 'p> {
-    /// Bytes that have to be copied, or read.
-    Bytes(Source<'a, 'p>),
-    /// So many zeros.
+    /// Bytes to be copied from memory or read from a file.
+    Bytes(ByteSource<'a, 'p>),
+    /// This number of zeros.
     Zeros(usize),
 }
 
-/// Where bytes come from.
-pub struct Source<'a, 'p> {
+/// Bytes of the disk, in memory or in a file.
+pub struct ByteSource<'a, 'p> {
     piece: &'p Piece<'a>,
     mode: IoMode,
 }
 
-/// Neighbouring bytes of which the same can be said.
+/// A range that is entirely a hole or entirely data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// How many; never zero.
+    /// Length; never zero.
     pub len_bytes: u32,
-    /// They belong to nothing, and are zeros.
+    /// It belongs to nothing on the disk and reads as zeros.
     pub is_hole: bool,
 }
 
@@ -48,10 +48,10 @@ impl Disk {
         Self(image)
     }
 
-    /// Calls `sink` with what makes up `offset..offset + len_bytes`, in order and without gaps.
+    /// Calls `sink` with the parts of `offset..offset + len_bytes`, in order and without gaps.
     ///
     /// # Errors
-    /// What the image or `sink` says; all that was handed out must then be discarded.
+    /// Errors of the image or of `sink`. The parts delivered so far must then be discarded.
     pub fn visit(
         &self,
         mode: IoMode,
@@ -65,34 +65,35 @@ impl Disk {
                     return sink(Part::Zeros(piece.len_bytes()));
                 }
                 let piece = &piece;
-                sink(Part::Bytes(Source { piece, mode }))
+                sink(Part::Bytes(ByteSource { piece, mode }))
             })
     }
 
-    /// What lies at `offset` and after it, up to `len_bytes` or a little more or less; with `one` a single extent that
-    /// does not go beyond. At least one, if the range is on the disk and not empty.
-    pub fn extents(&self, offset: u64, len_bytes: u32, one: bool) -> Vec<Extent> {
+    /// The extents from `offset` on. They may cover less than `len_bytes` (there are at most `EXTENTS_MAX`) or more.
+    /// With `one_extent`: a single extent that ends within the range (`NBD_CMD_FLAG_REQ_ONE`). Returns at least one extent if
+    /// the range is on the disk and not empty.
+    pub fn extents(&self, offset: u64, len_bytes: u32, one_extent: bool) -> Vec<Extent> {
         let end = offset.saturating_add(len_bytes.into());
         let (mut at, mut extents) = (offset, Vec::new());
         while at < end && extents.len() < EXTENTS_MAX {
             let is_hole = self.0.seek(at, Seek::Hole) == Some(at);
             let other = if is_hole { Seek::Data } else { Seek::Hole };
             let next = self.0.seek(at, other).unwrap_or(self.0.len_bytes());
-            let next = if one { next.min(end) } else { next };
+            let next = if one_extent { next.min(end) } else { next };
             let len_bytes = (next - at).min(EXTENT_MAX_BYTES);
             let Ok(len_bytes @ 1..) = u32::try_from(len_bytes) else {
                 break;
             };
             extents.push(Extent { len_bytes, is_hole });
             at += u64::from(len_bytes);
-            if one {
+            if one_extent {
                 break;
             }
         }
         extents
     }
 
-    /// How often the planning of a path was begun.
+    /// Number of paths whose planning was started.
     pub fn plans_begun(&self) -> u64 {
         self.0.plans_begun()
     }
@@ -103,16 +104,16 @@ impl Disk {
     }
 }
 
-impl Source<'_, '_> {
-    /// How many bytes there are.
+impl ByteSource<'_, '_> {
+    /// Number of bytes.
     pub fn len_bytes(&self) -> usize {
         self.piece.len_bytes()
     }
 
-    /// Fills `into`, which is as long.
+    /// Writes the bytes to `into`, which must have that length.
     ///
     /// # Errors
-    /// When the host's file cannot be read, or must be waited for.
+    /// The host's file cannot be read, or not without blocking.
     pub fn read_into(&self, into: &mut [u8]) -> Result<(), ReadError> {
         match self.piece {
             Piece::Metadata(bytes) => into.copy_from_slice(bytes),
@@ -126,7 +127,7 @@ impl Source<'_, '_> {
     }
 }
 
-/// Ranges of paths are bounds: much metadata that is made consists of zeros.
+/// The metadata range of a path is an upper bound, so many of its blocks are zeros.
 fn is_zero(piece: &Piece<'_>) -> bool {
     match piece {
         Piece::Zeros { .. } => true,

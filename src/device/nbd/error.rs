@@ -3,60 +3,60 @@ use std::io;
 /// Why a connection ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
-    /// Not the protocol: flags that were not offered.
+    /// The client set handshake flags that the server had not offered.
     #[error("the NBD client asked for handshake flags {flags:#x}, which were not offered")]
     Flags {
-        /// All that it sent.
+        /// All flags that it sent.
         flags: u32,
     },
-    /// Not the protocol: an option begins otherwise.
+    /// An option does not begin with `IHAVEOPT`.
     #[error("the NBD client sent {magic:#x} where an option begins")]
     OptionMagic {
         /// What it sent.
         magic: u64,
     },
-    /// An option other than `EXPORT_NAME` from a client whose protocol has no answers.
+    /// An option other than `EXPORT_NAME` without the fixed newstyle handshake, in which other options have no replies.
     #[error("the NBD client sent option {option} without the fixed newstyle handshake")]
     NotFixed {
         /// Its number.
         option: u32,
     },
-    /// It goes on and on.
+    /// The client sent more options than any real client needs.
     #[error("the NBD client sent more than {max} options")]
     TooManyOptions {
         /// How many are allowed.
         max: u32,
     },
-    /// `EXPORT_NAME` has no other answer than the end.
-    #[error("the NBD client asked for export \"{name}\", which there is not")]
+    /// `EXPORT_NAME` named an unknown export. The option has no error reply, so the connection is closed.
+    #[error("the NBD client asked for export \"{name}\", which does not exist")]
     UnknownExport {
-        /// The name, made printable.
+        /// The name, escaped.
         name: String,
     },
-    /// The negotiation took too long.
-    #[error("the NBD client did not finish its negotiation within {seconds} s")]
-    Late {
+    /// The handshake took too long.
+    #[error("the NBD client did not finish the handshake within {seconds} s")]
+    HandshakeTimeout {
         /// How long it may take.
         seconds: u64,
     },
-    /// What came before the connection was encrypted may be somebody else's.
-    #[error("the NBD client sent more than the option with which it asked for TLS")]
-    BeforeTls,
-    /// `EXPORT_NAME` without TLS has no other answer than the end.
+    /// The client sent unencrypted bytes after `STARTTLS`. An attacker on the network could have added them.
+    #[error("the NBD client sent unencrypted data after NBD_OPT_STARTTLS")]
+    UnencryptedData,
+    /// `EXPORT_NAME` without TLS. The option has no error reply, so the connection is closed.
     #[error("the NBD client asked for an export without TLS")]
-    NotEncrypted,
-    /// No agreement about TLS.
-    #[error("the NBD client and this server do not agree about TLS: {0}")]
-    Handshake(io::Error),
-    /// Not the protocol: a request begins otherwise.
+    TlsRequired,
+    /// The TLS handshake failed.
+    #[error("the TLS handshake with the NBD client failed: {0}")]
+    TlsHandshake(io::Error),
+    /// A request does not begin with the magic number.
     #[error("the NBD client sent {magic:#x} where a request begins")]
     RequestMagic {
         /// What it sent.
         magic: u32,
     },
-    /// The client left in the middle of a message.
-    #[error("the NBD client left in the middle of a message")]
-    Cut,
+    /// The client closed the connection in the middle of a message.
+    #[error("the NBD client disconnected in the middle of a message")]
+    UnexpectedEof,
     /// The connection failed.
     #[error("the connection to the NBD client failed: {0}")]
     Connection(#[from] io::Error),

@@ -1,4 +1,4 @@
-//! The disks of a server, by name.
+//! The exports of a server: disks with names.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -8,23 +8,21 @@ use std::sync::Arc;
 
 use crate::image::Image;
 
-/// Longest name, and longest string of any kind (`doc/proto.md`, "Values": strings).
+/// Maximum length of a name, and of any other string (`doc/proto.md`, "Values").
 pub const NAME_LEN_MAX_BYTES: usize = 4096;
 
-/// Name of a disk: not empty, at most [`NAME_LEN_MAX_BYTES`], without control characters.
+/// Name of an export: not empty, at most [`NAME_LEN_MAX_BYTES`] long, without control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ExportName(Cow<'static, str>);
 
-/// Why a text is no name.
+/// Why a text is not the name of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotAName {
-    /// Clients ask for the default export by an empty name.
+pub enum ExportNameError {
+    /// The empty name means the default export.
     #[error("the name of an export is empty")]
     Empty,
-    /// The protocol has no longer strings.
-    #[error(
-        "the name of an export has {len_bytes} bytes, and NBD has room for {NAME_LEN_MAX_BYTES}"
-    )]
+    /// The protocol limits the length of strings.
+    #[error("the name of an export is {len_bytes} bytes long, and NBD allows {NAME_LEN_MAX_BYTES}")]
     TooLong {
         /// Its length.
         len_bytes: usize,
@@ -34,10 +32,10 @@ pub enum NotAName {
     Control,
 }
 
-/// Why disks cannot be told apart by their names.
+/// Why disks cannot be exported together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExportsError {
-    /// There is nothing to read.
+    /// There is no disk.
     #[error("there is no disk to export")]
     None,
     /// Two disks have the same name.
@@ -46,26 +44,26 @@ pub enum ExportsError {
         /// That name.
         name: ExportName,
     },
-    /// A description is longer than a string of the protocol.
+    /// A description is longer than a string of the protocol may be.
     #[error("the description of export \"{name}\" is longer than {NAME_LEN_MAX_BYTES} bytes")]
     LongDescription {
-        /// Whose it is.
+        /// The export's name.
         name: ExportName,
     },
 }
 
-/// A disk and what it is called.
+/// A disk with a name.
 #[derive(Debug, Clone)]
 pub struct Export {
     /// Its name.
     pub name: ExportName,
-    /// One line for people.
+    /// A description for people, one line.
     pub description: String,
     /// The disk.
     pub image: Arc<Image>,
 }
 
-/// Disks that clients choose from: at least one, no two with the same name.
+/// The disks that a client can choose from: at least one, with unique names.
 #[derive(Debug, Clone)]
 pub struct Exports {
     all: Arc<[Export]>,
@@ -73,20 +71,22 @@ pub struct Exports {
 }
 
 impl FromStr for ExportName {
-    type Err = NotAName;
+    type Err = ExportNameError;
 
-    fn from_str(text: &str) -> Result<Self, NotAName> {
+    fn from_str(text: &str) -> Result<Self, ExportNameError> {
         match text.len() {
-            0 => Err(NotAName::Empty),
-            len_bytes if len_bytes > NAME_LEN_MAX_BYTES => Err(NotAName::TooLong { len_bytes }),
-            _ if text.contains(char::is_control) => Err(NotAName::Control),
+            0 => Err(ExportNameError::Empty),
+            len_bytes if len_bytes > NAME_LEN_MAX_BYTES => {
+                Err(ExportNameError::TooLong { len_bytes })
+            }
+            _ if text.contains(char::is_control) => Err(ExportNameError::Control),
             _ => Ok(Self(Cow::Owned(text.to_owned()))),
         }
     }
 }
 
 impl ExportName {
-    /// The name of a disk that needs none.
+    /// The name of the main disk, which clients also get without asking for a name.
     pub const MAIN: Self = Self(Cow::Borrowed("nix-store"));
 
     /// The text.
@@ -106,7 +106,7 @@ impl fmt::Display for ExportName {
 }
 
 impl Exports {
-    /// The first disk is the default: what a client gets that asks for none by name.
+    /// Exports `all`. The first disk is the default export, for clients that ask for no name.
     ///
     /// # Errors
     /// There is no disk, two have the same name, or a description is too long.
@@ -114,7 +114,7 @@ impl Exports {
         if all.is_empty() {
             return Err(ExportsError::None);
         }
-        if let Some(name) = repeated(all.iter().map(|export| &export.name)) {
+        if let Some(name) = first_duplicate(all.iter().map(|export| &export.name)) {
             return Err(ExportsError::SameName { name: name.clone() });
         }
         let is_long = |export: &&Export| export.description.len() > NAME_LEN_MAX_BYTES;
@@ -127,7 +127,7 @@ impl Exports {
         })
     }
 
-    /// The same disks, each of which a client has to ask for by its name.
+    /// The same disks without a default export: clients must ask for a name.
     #[must_use]
     pub fn without_default(self) -> Self {
         Self {
@@ -141,17 +141,17 @@ impl Exports {
         &self.all
     }
 
-    /// The disk for clients that ask for none by name.
+    /// The export for clients that ask for no name.
     pub fn default_export(&self) -> Option<&Export> {
         self.all.first().filter(|_| self.has_default)
     }
 
-    /// Place of a disk among all of them.
+    /// Index of an export in [`all`](Self::all).
     pub fn index_of(&self, name: &ExportName) -> Option<usize> {
         self.all.iter().position(|export| export.name == *name)
     }
 
-    /// Which one `name` is.
+    /// The export with this name; the empty name is the default export.
     pub(super) fn find(&self, name: &[u8]) -> Option<&Export> {
         match name {
             [] => self.default_export(),
@@ -163,8 +163,10 @@ impl Exports {
     }
 }
 
-/// Returns the first name that occurs a second time.
-pub fn repeated<'n>(names: impl IntoIterator<Item = &'n ExportName>) -> Option<&'n ExportName> {
+/// The first name that occurred before.
+pub fn first_duplicate<'n>(
+    names: impl IntoIterator<Item = &'n ExportName>,
+) -> Option<&'n ExportName> {
     let mut seen = HashSet::new();
     names.into_iter().find(|name| !seen.insert(*name))
 }
@@ -191,17 +193,20 @@ mod tests {
         }
         let len_bytes = NAME_LEN_MAX_BYTES + 1;
         for (name, error) in [
-            ("", NotAName::Empty),
-            (&*"n".repeat(len_bytes), NotAName::TooLong { len_bytes }),
-            ("a\nb", NotAName::Control),
-            ("a\u{9b}b", NotAName::Control),
+            ("", ExportNameError::Empty),
+            (
+                &*"n".repeat(len_bytes),
+                ExportNameError::TooLong { len_bytes },
+            ),
+            ("a\nb", ExportNameError::Control),
+            ("a\u{9b}b", ExportNameError::Control),
         ] {
             assert_eq!(name.parse::<ExportName>(), Err(error));
         }
     }
 
     #[test]
-    fn each_disk_has_a_name_of_its_own() {
+    fn names_of_exports_are_unique() {
         assert_eq!(Exports::new(Vec::new()).unwrap_err(), ExportsError::None);
         let twice = Exports::new(vec![export("a"), export("b"), export("a")]);
         let name = "a".parse().unwrap();
@@ -213,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_disk_is_the_default_unless_there_is_none() {
+    fn the_first_disk_is_the_default_export_unless_disabled() {
         let found = |exports: &Exports, name: &[u8]| {
             let found = exports.find(name)?;
             exports.index_of(&found.name)

@@ -1,6 +1,6 @@
-//! What was received and not yet looked at.
+//! Buffer for received bytes.
 
-/// Bytes that were received and not yet taken.
+/// Bytes that were received and not yet consumed.
 #[derive(Debug)]
 pub(super) struct Input {
     bytes: Vec<u8>,
@@ -9,47 +9,47 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// Room for as much as one call receives: 146 requests.
-    const ROOM_BYTES: usize = 4096;
+    /// Bytes that one call receives, at most: 146 requests.
+    const CAPACITY_BYTES: usize = 4096;
 
     pub(super) fn new() -> Self {
         Self {
-            bytes: vec![0; Self::ROOM_BYTES],
+            bytes: vec![0; Self::CAPACITY_BYTES],
             start: 0,
             end: 0,
         }
     }
 
-    /// All that is there.
+    /// All bytes that are not yet consumed.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
-    /// The first `count` bytes are done with, or all there are.
+    /// Consumes the first `count` bytes, or all if there are fewer.
     pub(super) fn take(&mut self, count: usize) {
         self.start = self.end.min(self.start + count);
     }
 
-    /// The next `N` bytes, which are done with then.
+    /// Consumes the next `N` bytes, if there are as many.
     pub(super) fn take_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let taken = *self.bytes().first_chunk()?;
         self.start += N;
         Some(taken)
     }
 
-    /// Has `fill` put further bytes after those that are there; how many it returns.
+    /// Appends bytes: `fill` writes them to the free space and returns how many.
     pub(super) fn add<E>(
         &mut self,
         fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Result<usize, E> {
-        self.make_room();
+        self.compact();
         let added = fill(&mut self.bytes[self.end..])?;
         self.end += added;
         Ok(added)
     }
 
-    /// There is always some: the reader bounds what comes in.
-    fn make_room(&mut self) {
+    /// Makes free space after the bytes. The buffer grows up to one message; the length of messages is limited.
+    fn compact(&mut self) {
         self.bytes.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
         if self.end == self.bytes.len() {
@@ -65,9 +65,9 @@ mod tests {
     fn add(input: &mut Input, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let fill = |room: &mut [u8]| {
-                let count = room.len().min(rest.len());
-                room[..count].copy_from_slice(&rest[..count]);
+            let fill = |free: &mut [u8]| {
+                let count = free.len().min(rest.len());
+                free[..count].copy_from_slice(&rest[..count]);
                 rest = &rest[count..];
                 Ok::<_, ()>(count)
             };
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn input_keeps_what_is_not_taken() {
+    fn bytes_stay_until_they_are_consumed() {
         let mut input = Input::new();
         let bytes: Vec<u8> = (0..10_000u32).map(|at| at.to_le_bytes()[0]).collect();
         add(&mut input, &bytes);

@@ -1,30 +1,30 @@
-//! The disk over NBD, for clients that share no memory with this host's processes.
+//! An NBD server, for clients that cannot share memory with this host.
 //!
-//! A request passes from left to right and never back:
+//! `wire`, `option` and `request` parse; `negotiation` and `execute` process; `reply` writes.
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`wire`] | numbers of the protocol, no logic |
+//! | [`wire`] | constants of the protocol, no logic |
 //! | [`exports`] | the disks, by name |
-//! | [`option`] | an option's bytes to a value; every check of what a client may send before it reads |
-//! | [`negotiation`] | options to answers, and in the end to a session; no socket |
-//! | [`request`] | a request's bytes to a value; every check of what a client may ask |
-//! | [`disk`] | the disk as this device needs it |
-//! | [`reply`] | replies as bytes |
-//! | [`answer`] | request value to reply bytes |
-//! | `certificates` | what a server encrypts with, and whom it believes |
-//! | `options` | what a client gets |
+//! | [`option`] | parses and checks the options of the handshake |
+//! | [`negotiation`] | the state machine of the handshake; works on bytes, has no socket |
+//! | [`request`] | parses and checks requests |
+//! | [`disk`] | reads and extents of an image |
+//! | [`reply`] | encodes replies |
+//! | [`execute`] | carries out a request and writes its reply |
+//! | `certificates` | the server's certificate, and the certificates that it accepts |
+//! | `options` | settings |
 //! | `socket` | a connected socket |
-//! | `stream` | a connection, plain or encrypted |
-//! | `input` | what was received and not yet looked at |
-//! | `transmission` | batches of requests, from the socket and back to it |
-//! | `connection` | one connection, from the greeting to the client's leaving |
+//! | `stream` | a connection, plain or with TLS |
+//! | `input` | buffer for received bytes |
+//! | `transmission` | receives requests, executes them, sends replies |
+//! | `connection` | serves one connection, from the greeting to its end |
 
-pub mod answer;
 mod certificates;
 mod connection;
 pub mod disk;
 mod error;
+pub mod execute;
 pub mod exports;
 mod input;
 pub mod negotiation;
@@ -41,5 +41,5 @@ pub mod wire;
 pub use certificates::{TlsConfig, TlsError};
 pub use connection::{Served, serve_connection};
 pub use error::NbdError;
-pub use exports::{Export, ExportName, Exports, ExportsError, NotAName, repeated};
+pub use exports::{Export, ExportName, ExportNameError, Exports, ExportsError, first_duplicate};
 pub use options::NbdOptions;

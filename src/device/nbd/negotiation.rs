@@ -1,83 +1,84 @@
-//! The negotiation: what the client wants to read, and how. Bytes in, bytes out; no socket.
+//! The handshake: the state machine that ends with the choice of an export. It works on bytes and has no socket.
 //!
-//! The server greets, the client answers with flags, and then sends options until one of them starts the transmission.
+//! The server sends a greeting. The client replies with flags and then sends options, until one of them starts the
+//! transmission.
 
 use super::error::NbdError;
 use super::exports::{Export, ExportName, Exports};
-use super::option::{ClientOption, ContextQuery, Wanted, parse};
+use super::option::{ClientOption, ContextQuery, InfoRequest, parse};
 use super::wire::{
     BASE_ALLOCATION, BASE_ALLOCATION_ID, GREETING_MAGIC, OPTION_LEN_BYTES, OPTION_MAGIC,
     OPTION_REPLY_MAGIC, handshake, info, option, option_reply, transmission,
 };
 
-/// Most bytes of an option's data: some names of 4,096 bytes. A longer one is thrown away and refused.
+/// Maximum length of an option's data: several names of 4,096 bytes. Longer options are discarded and refused.
 pub const OPTION_DATA_MAX_BYTES: usize = 64 << 10;
 
-/// Most options of one client. libnbd and QEMU send fewer than ten.
+/// Maximum number of options of one client. libnbd and QEMU send fewer than ten.
 pub const OPTIONS_MAX: u32 = 64;
 
-/// Most bytes of one read. Clients that have not asked count on this much (`doc/proto.md`, "Block size constraints").
+/// Maximum length of a read. Clients may rely on this one without asking (`doc/proto.md`, "Block size constraints").
 pub const READ_MAX_BYTES: u32 = 32 << 20;
 
-/// Any byte can be read alone.
+/// Minimum block size: reads need no alignment.
 const BLOCK_MIN_BYTES: u32 = 1;
 
-/// What the disk's own blocks are.
+/// Preferred block size: that of EROFS.
 const BLOCK_PREFERRED_BYTES: u32 = 4096;
 
-/// Zeros after the answer to `EXPORT_NAME`, unless both sides can do without.
+/// Zeros at the end of the reply to `EXPORT_NAME`, unless `NO_ZEROES` was negotiated.
 const PADDING: [u8; 124] = [0; 124];
 
-/// The client's flags.
+/// Length of the client's flags.
 const FLAGS_LEN_BYTES: usize = 4;
 
-/// What was agreed on.
+/// The result of the handshake.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// The disk.
+    /// The chosen export.
     pub export: Export,
-    /// Requests are answered in chunks.
+    /// Structured replies were negotiated.
     pub structured: bool,
-    /// The client may ask what is allocated.
+    /// The metadata context `base:allocation` was negotiated.
     pub base_allocation: bool,
 }
 
-/// How far the bytes at hand lead.
+/// What the caller must do after [`Negotiation::step`].
 #[derive(Debug)]
 pub enum Step {
-    /// They are no whole message: more are needed.
-    More,
-    /// So many of them are done with.
-    Took(usize),
-    /// So many of them are done with; those that follow are requests.
-    Chosen(usize, Session),
-    /// So many of them are done with; the client begins with TLS as soon as it has the answer.
-    Encrypt(usize),
-    /// The client has said that it leaves.
-    Left,
+    /// Receive more bytes: the message is incomplete.
+    NeedMore,
+    /// Remove this number of bytes from the input.
+    Consumed(usize),
+    /// Remove this number of bytes, send the reply, and start the transmission.
+    Transmission(usize, Session),
+    /// Remove this number of bytes, send the reply, and start TLS.
+    StartTls(usize),
+    /// Send the reply and close the connection.
+    Abort,
 }
 
-/// Whether what is said is encrypted.
+/// The state of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encryption {
-    /// No, and it cannot be.
+    /// The server has no certificate.
     NotOffered,
-    /// Not yet: until it is, the client gets to know nothing.
+    /// Not started. Until it is, the client gets no information.
     Required,
-    /// Yes.
+    /// Started.
     Active,
 }
 
-/// What comes next.
+/// The next part of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
-    Flags,
+    ClientFlags,
     Option,
-    /// So many bytes of an option that is too long, and then the next one.
-    Rest(u64),
+    /// This number of bytes of an option that is too long.
+    Discard(u64),
 }
 
-/// One client's negotiation.
+/// The handshake with one client.
 #[derive(Debug)]
 pub struct Negotiation<'e> {
     exports: &'e Exports,
@@ -86,13 +87,13 @@ pub struct Negotiation<'e> {
     fixed: bool,
     padding: bool,
     structured: bool,
-    /// Name of the disk whose allocation the client wants to know.
+    /// The export for which the client has selected `base:allocation`.
     context_of: Option<ExportName>,
     options: u32,
 }
 
 impl<'e> Negotiation<'e> {
-    /// A negotiation about `exports`. Writes the greeting to `out`.
+    /// Starts the handshake: writes the greeting to `out`.
     pub fn begin(exports: &'e Exports, encryption: Encryption, out: &mut Vec<u8>) -> Self {
         out.extend_from_slice(&GREETING_MAGIC.to_be_bytes());
         out.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
@@ -101,7 +102,7 @@ impl<'e> Negotiation<'e> {
         Self {
             exports,
             encryption,
-            expected: Expected::Flags,
+            expected: Expected::ClientFlags,
             fixed: false,
             padding: true,
             structured: false,
@@ -110,31 +111,31 @@ impl<'e> Negotiation<'e> {
         }
     }
 
-    /// From here on all is encrypted. Nothing was agreed on before.
-    pub fn encrypted(&mut self) {
+    /// TLS has started. Nothing was negotiated before.
+    pub fn tls_started(&mut self) {
         self.encryption = Encryption::Active;
     }
 
-    /// Whether nothing has been received yet that makes sense.
-    pub fn is_untouched(&self) -> bool {
-        self.expected == Expected::Flags
+    /// Whether the client's flags have not been received yet.
+    pub fn awaits_client_flags(&self) -> bool {
+        self.expected == Expected::ClientFlags
     }
 
-    /// Takes one message from the beginning of `input`, and appends the answer to `out`.
+    /// Processes the message at the beginning of `input`, and appends the reply to `out`.
     ///
     /// # Errors
-    /// When this cannot go on; the connection is to be closed.
+    /// The handshake cannot continue. The connection must be closed.
     pub fn step(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Step, NbdError> {
         match self.expected {
-            Expected::Flags => self.take_flags(input),
-            Expected::Rest(left) => Ok(self.throw_away(left, input)),
+            Expected::ClientFlags => self.take_flags(input),
+            Expected::Discard(left) => Ok(self.discard(left, input)),
             Expected::Option => self.take_option(input, out),
         }
     }
 
     fn take_flags(&mut self, input: &[u8]) -> Result<Step, NbdError> {
         let Some((flags, _)) = input.split_first_chunk() else {
-            return Ok(Step::More);
+            return Ok(Step::NeedMore);
         };
         let flags = u32::from_be_bytes(*flags);
         let fixed = u32::from(handshake::FIXED_NEWSTYLE);
@@ -145,24 +146,24 @@ impl<'e> Negotiation<'e> {
         self.fixed = flags & fixed != 0;
         self.padding = flags & no_zeroes == 0;
         self.expected = Expected::Option;
-        Ok(Step::Took(FLAGS_LEN_BYTES))
+        Ok(Step::Consumed(FLAGS_LEN_BYTES))
     }
 
-    fn throw_away(&mut self, left: u64, input: &[u8]) -> Step {
+    fn discard(&mut self, left: u64, input: &[u8]) -> Step {
         let here = left.min(input.len() as u64);
         self.expected = match left - here {
             0 => Expected::Option,
-            rest => Expected::Rest(rest),
+            rest => Expected::Discard(rest),
         };
         match usize::try_from(here) {
-            Ok(1..) => Step::Took(input.len().min(usize::try_from(here).unwrap_or(usize::MAX))),
-            _ => Step::More,
+            Ok(1..) => Step::Consumed(input.len().min(usize::try_from(here).unwrap_or(usize::MAX))),
+            _ => Step::NeedMore,
         }
     }
 
     fn take_option(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Step, NbdError> {
         let Some((header, rest)) = input.split_first_chunk::<OPTION_LEN_BYTES>() else {
-            return Ok(Step::More);
+            return Ok(Step::NeedMore);
         };
         let (number, len_bytes) = read_header(header)?;
         if !self.fixed && number != option::EXPORT_NAME {
@@ -170,23 +171,23 @@ impl<'e> Negotiation<'e> {
         }
         let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
         if len > OPTION_DATA_MAX_BYTES {
-            self.count()?;
-            return self.refuse_long(number, len_bytes, out);
+            self.count_option()?;
+            return self.refuse_oversized(number, len_bytes, out);
         }
         let Some(data) = rest.get(..len) else {
-            return Ok(Step::More);
+            return Ok(Step::NeedMore);
         };
-        self.count()?;
+        self.count_option()?;
         let taken = OPTION_LEN_BYTES + len;
         let asked = parse(number, data);
         match self.encryption {
-            Encryption::Required => Self::answer_in_clear(number, &asked, taken, out),
+            Encryption::Required => Self::answer_before_tls(number, &asked, taken, out),
             _ => self.answer(number, asked, taken, out),
         }
     }
 
-    /// What may be said before TLS.
-    fn answer_in_clear(
+    /// Answers an option while TLS is required and not started.
+    fn answer_before_tls(
         number: u32,
         asked: &ClientOption,
         taken: usize,
@@ -195,23 +196,23 @@ impl<'e> Negotiation<'e> {
         match asked {
             ClientOption::StartTls => {
                 reply(out, number, option_reply::ACK, &[]);
-                return Ok(Step::Encrypt(taken));
+                return Ok(Step::StartTls(taken));
             }
             ClientOption::Abort => {
                 reply(out, number, option_reply::ACK, &[]);
-                return Ok(Step::Left);
+                return Ok(Step::Abort);
             }
-            ClientOption::ExportName(_) => return Err(NbdError::NotEncrypted),
-            _ if number == option::STARTTLS => malformed(number, &mut None, out),
+            ClientOption::ExportName(_) => return Err(NbdError::TlsRequired),
+            _ if number == option::STARTTLS => reply_malformed(number, &mut None, out),
             _ => {
-                let words = "nothing is told without TLS";
-                reply_error(out, number, option_reply::ERR_TLS_REQD, words);
+                let text = "TLS is required";
+                reply_error(out, number, option_reply::ERR_TLS_REQD, text);
             }
         }
-        Ok(Step::Took(taken))
+        Ok(Step::Consumed(taken))
     }
 
-    fn count(&mut self) -> Result<(), NbdError> {
+    fn count_option(&mut self) -> Result<(), NbdError> {
         self.options += 1;
         if self.options > OPTIONS_MAX {
             return Err(NbdError::TooManyOptions { max: OPTIONS_MAX });
@@ -219,8 +220,8 @@ impl<'e> Negotiation<'e> {
         Ok(())
     }
 
-    /// The answer goes out before the data have come: a client that waits for it is not waited for.
-    fn refuse_long(
+    /// Replies before the data have been received, because the client may wait for the reply before it sends them.
+    fn refuse_oversized(
         &mut self,
         number: u32,
         len_bytes: u32,
@@ -237,8 +238,8 @@ impl<'e> Negotiation<'e> {
             option_reply::ERR_TOO_BIG,
             "the option is too long",
         );
-        self.expected = Expected::Rest(len_bytes.into());
-        Ok(Step::Took(OPTION_LEN_BYTES))
+        self.expected = Expected::Discard(len_bytes.into());
+        Ok(Step::Consumed(OPTION_LEN_BYTES))
     }
 
     fn answer(
@@ -249,17 +250,17 @@ impl<'e> Negotiation<'e> {
         out: &mut Vec<u8>,
     ) -> Result<Step, NbdError> {
         match asked {
-            ClientOption::ExportName(name) => return self.start(&name, taken, out),
-            ClientOption::Go(wanted) => {
-                if let Some(export) = self.tell(number, &wanted, out) {
-                    return Ok(Step::Chosen(taken, self.session(export)));
+            ClientOption::ExportName(name) => return self.export_name(&name, taken, out),
+            ClientOption::Go(info_request) => {
+                if let Some(export) = self.send_info(number, &info_request, out) {
+                    return Ok(Step::Transmission(taken, self.session(export)));
                 }
             }
             ClientOption::Abort => {
                 reply(out, number, option_reply::ACK, &[]);
-                return Ok(Step::Left);
+                return Ok(Step::Abort);
             }
-            ClientOption::Info(wanted) => _ = self.tell(number, &wanted, out),
+            ClientOption::Info(info_request) => _ = self.send_info(number, &info_request, out),
             ClientOption::List => self.list(number, out),
             ClientOption::StructuredReply => {
                 self.structured = true;
@@ -268,23 +269,23 @@ impl<'e> Negotiation<'e> {
             ClientOption::ListMetaContext(query) => self.list_contexts(number, &query, out),
             ClientOption::SetMetaContext(query) => self.set_contexts(number, &query, out),
             ClientOption::StartTls if self.encryption == Encryption::Active => {
-                let words = "TLS is in use already";
-                reply_error(out, number, option_reply::ERR_INVALID, words);
+                let text = "TLS is in use already";
+                reply_error(out, number, option_reply::ERR_INVALID, text);
             }
             ClientOption::StartTls => {
-                let words = "TLS is not offered";
-                reply_error(out, number, option_reply::ERR_POLICY, words);
+                let text = "TLS is not offered";
+                reply_error(out, number, option_reply::ERR_POLICY, text);
             }
             ClientOption::Unknown => {
                 reply_error(out, number, option_reply::ERR_UNSUP, "unknown option");
             }
-            ClientOption::Malformed => malformed(number, &mut self.context_of, out),
+            ClientOption::Malformed => reply_malformed(number, &mut self.context_of, out),
         }
-        Ok(Step::Took(taken))
+        Ok(Step::Consumed(taken))
     }
 
-    /// `EXPORT_NAME`: the oldest way to begin.
-    fn start(&self, name: &[u8], taken: usize, out: &mut Vec<u8>) -> Result<Step, NbdError> {
+    /// `EXPORT_NAME`: starts the transmission without a regular reply.
+    fn export_name(&self, name: &[u8], taken: usize, out: &mut Vec<u8>) -> Result<Step, NbdError> {
         let export = self
             .exports
             .find(name)
@@ -296,7 +297,7 @@ impl<'e> Negotiation<'e> {
         if self.padding {
             out.extend_from_slice(&PADDING);
         }
-        Ok(Step::Chosen(taken, self.session(export)))
+        Ok(Step::Transmission(taken, self.session(export)))
     }
 
     fn session(&self, export: &Export) -> Session {
@@ -318,10 +319,15 @@ impl<'e> Negotiation<'e> {
         }
     }
 
-    /// `INFO` and `GO`: what there is to say of a disk.
-    fn tell(&self, number: u32, wanted: &Wanted, out: &mut Vec<u8>) -> Option<&'e Export> {
-        let Some(export) = self.exports.find(&wanted.name) else {
-            unknown_export(number, &wanted.name, out);
+    /// `INFO` and `GO`: describes an export.
+    fn send_info(
+        &self,
+        number: u32,
+        info_request: &InfoRequest,
+        out: &mut Vec<u8>,
+    ) -> Option<&'e Export> {
+        let Some(export) = self.exports.find(&info_request.name) else {
+            reply_unknown_export(number, &info_request.name, out);
             return None;
         };
         let len = export.image.len_bytes().to_be_bytes();
@@ -331,18 +337,18 @@ impl<'e> Negotiation<'e> {
             &self.flags().to_be_bytes(),
         ];
         reply(out, number, option_reply::INFO, &parts);
-        if wanted.canonical_name {
+        if info_request.canonical_name {
             let parts = [&info::NAME.to_be_bytes(), export.name.as_bytes()];
             reply(out, number, option_reply::INFO, &parts);
         }
-        if wanted.description {
+        if info_request.description {
             let parts = [
                 &info::DESCRIPTION.to_be_bytes(),
                 export.description.as_bytes(),
             ];
             reply(out, number, option_reply::INFO, &parts);
         }
-        if wanted.block_size {
+        if info_request.block_size {
             let sizes = [BLOCK_MIN_BYTES, BLOCK_PREFERRED_BYTES, READ_MAX_BYTES];
             let [min, preferred, max] = sizes.map(u32::to_be_bytes);
             let sizes = [min, preferred, max].concat();
@@ -365,10 +371,10 @@ impl<'e> Negotiation<'e> {
 
     fn list_contexts(&self, number: u32, query: &ContextQuery, out: &mut Vec<u8>) {
         if self.exports.find(&query.name).is_none() {
-            return unknown_export(number, &query.name, out);
+            return reply_unknown_export(number, &query.name, out);
         }
         if query.is_empty || query.base || query.base_allocation {
-            context(out, number, 0);
+            reply_meta_context(out, number, 0);
         }
         reply(out, number, option_reply::ACK, &[]);
     }
@@ -376,21 +382,21 @@ impl<'e> Negotiation<'e> {
     fn set_contexts(&mut self, number: u32, query: &ContextQuery, out: &mut Vec<u8>) {
         self.context_of = None;
         if !self.structured {
-            let words = "NBD_OPT_STRUCTURED_REPLY must come first";
-            return reply_error(out, number, option_reply::ERR_INVALID, words);
+            let text = "NBD_OPT_STRUCTURED_REPLY must come first";
+            return reply_error(out, number, option_reply::ERR_INVALID, text);
         }
         let Some(export) = self.exports.find(&query.name) else {
-            return unknown_export(number, &query.name, out);
+            return reply_unknown_export(number, &query.name, out);
         };
         if query.base_allocation {
             self.context_of = Some(export.name.clone());
-            context(out, number, BASE_ALLOCATION_ID);
+            reply_meta_context(out, number, BASE_ALLOCATION_ID);
         }
         reply(out, number, option_reply::ACK, &[]);
     }
 }
 
-/// Number and length of an option.
+/// Returns the number and the length of an option.
 fn read_header(header: &[u8; OPTION_LEN_BYTES]) -> Result<(u32, u32), NbdError> {
     let [m0, m1, m2, m3, m4, m5, m6, m7, n0, n1, n2, n3, len @ ..] = *header;
     let magic = u64::from_be_bytes([m0, m1, m2, m3, m4, m5, m6, m7]);
@@ -403,36 +409,36 @@ fn read_header(header: &[u8; OPTION_LEN_BYTES]) -> Result<(u32, u32), NbdError> 
     ))
 }
 
-fn context(out: &mut Vec<u8>, number: u32, id: u32) {
+fn reply_meta_context(out: &mut Vec<u8>, number: u32, id: u32) {
     let parts = [&id.to_be_bytes(), BASE_ALLOCATION];
     reply(out, number, option_reply::META_CONTEXT, &parts);
 }
 
-/// A `SET_META_CONTEXT` that fails leaves no context, either.
-fn malformed(number: u32, context_of: &mut Option<ExportName>, out: &mut Vec<u8>) {
+/// A `SET_META_CONTEXT` that fails also clears earlier selections (`doc/proto.md`).
+fn reply_malformed(number: u32, context_of: &mut Option<ExportName>, out: &mut Vec<u8>) {
     if number == option::SET_META_CONTEXT {
         *context_of = None;
     }
-    let words = "the option's data make no sense";
-    reply_error(out, number, option_reply::ERR_INVALID, words);
+    let text = "the option's data are malformed";
+    reply_error(out, number, option_reply::ERR_INVALID, text);
 }
 
-fn unknown_export(number: u32, name: &[u8], out: &mut Vec<u8>) {
-    let words = match name {
+fn reply_unknown_export(number: u32, name: &[u8], out: &mut Vec<u8>) {
+    let text = match name {
         [] => "there is no default export: ask for one by its name",
         _ => "there is no export of that name",
     };
-    reply_error(out, number, option_reply::ERR_UNKNOWN, words);
+    reply_error(out, number, option_reply::ERR_UNKNOWN, text);
 }
 
-fn reply_error(out: &mut Vec<u8>, number: u32, kind: u32, words: &str) {
-    reply(out, number, kind, &[words.as_bytes()]);
+fn reply_error(out: &mut Vec<u8>, number: u32, kind: u32, text: &str) {
+    reply(out, number, kind, &[text.as_bytes()]);
 }
 
 fn reply(out: &mut Vec<u8>, number: u32, kind: u32, parts: &[&[u8]]) {
     let len: usize = parts.iter().map(|part| part.len()).sum();
     out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
-    // Names and descriptions are bounded: a length that does not fit cannot be.
+    // Names and descriptions are limited, so the length always fits.
     for word in [number, kind, u32::try_from(len).unwrap_or(0)] {
         out.extend_from_slice(&word.to_be_bytes());
     }

@@ -1,88 +1,88 @@
-//! An option is a value: bytes of the client, parsed and checked.
+//! Parses and checks the options of the handshake.
 
 use super::exports::NAME_LEN_MAX_BYTES;
 use super::wire::{BASE_ALLOCATION, info, option};
 
-/// What a client asks for before it reads.
+/// An option that the client sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientOption {
-    /// Read this disk; there is no way to say no.
+    /// Start the transmission of this export. There is no error reply.
     ExportName(Vec<u8>),
-    /// The end.
+    /// End the connection.
     Abort,
-    /// Which disks are there?
+    /// List the exports.
     List,
-    /// Encrypt.
+    /// Start TLS.
     StartTls,
-    /// What is there to say of this disk?
-    Info(Wanted),
-    /// Read this disk.
-    Go(Wanted),
-    /// Answer requests in chunks.
+    /// Describe an export.
+    Info(InfoRequest),
+    /// Start the transmission of an export.
+    Go(InfoRequest),
+    /// Use structured replies.
     StructuredReply,
-    /// Which contexts are there?
+    /// List metadata contexts.
     ListMetaContext(ContextQuery),
-    /// Tell of these contexts.
+    /// Select metadata contexts.
     SetMetaContext(ContextQuery),
-    /// Nothing that is known here.
+    /// An option that this server does not support.
     Unknown,
-    /// A known option whose data make no sense.
+    /// A supported option with invalid data.
     Malformed,
 }
 
-/// Of `INFO` and `GO`.
+/// The data of `INFO` and `GO`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Name of the disk.
+pub struct InfoRequest {
+    /// Name of the export; empty for the default export.
     pub name: Vec<u8>,
-    /// Its proper name is asked for, which differs for the disk without a name.
+    /// The client wants the export's canonical name, which differs from the empty name of the default export.
     pub canonical_name: bool,
-    /// A line for people is asked for.
+    /// The client wants a description for people.
     pub description: bool,
-    /// Block sizes are asked for.
+    /// The client wants the block sizes.
     pub block_size: bool,
 }
 
-/// Of the options about metadata contexts.
+/// The data of the options about metadata contexts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextQuery {
-    /// Name of the disk.
+    /// Name of the export.
     pub name: Vec<u8>,
-    /// There is no query at all.
+    /// The list of queries is empty.
     pub is_empty: bool,
-    /// A query is `base:allocation`.
+    /// One of the queries is `base:allocation`.
     pub base_allocation: bool,
-    /// A query is the namespace `base:` alone, which lists but does not select.
+    /// One of the queries is only the namespace, `base:`. It lists contexts but does not select any.
     pub base: bool,
 }
 
-/// Reads the data of option `number`. Never fails: what makes no sense is a value, too.
+/// Parses the data of option `number`. Invalid data are [`ClientOption::Malformed`].
 pub fn parse(number: u32, data: &[u8]) -> ClientOption {
     let parsed = match number {
         option::EXPORT_NAME => Some(ClientOption::ExportName(data.to_vec())),
-        // Clients may send more when they leave; it is ignored.
+        // Data are allowed here, and ignored.
         option::ABORT => Some(ClientOption::Abort),
         option::LIST => data.is_empty().then_some(ClientOption::List),
         option::STARTTLS => data.is_empty().then_some(ClientOption::StartTls),
-        option::INFO => wanted(data).map(ClientOption::Info),
-        option::GO => wanted(data).map(ClientOption::Go),
+        option::INFO => info_request(data).map(ClientOption::Info),
+        option::GO => info_request(data).map(ClientOption::Go),
         option::STRUCTURED_REPLY => data.is_empty().then_some(ClientOption::StructuredReply),
-        option::LIST_META_CONTEXT => query(data).map(ClientOption::ListMetaContext),
-        option::SET_META_CONTEXT => query(data).map(ClientOption::SetMetaContext),
+        option::LIST_META_CONTEXT => context_query(data).map(ClientOption::ListMetaContext),
+        option::SET_META_CONTEXT => context_query(data).map(ClientOption::SetMetaContext),
         _ => Some(ClientOption::Unknown),
     };
     parsed.unwrap_or(ClientOption::Malformed)
 }
 
-fn wanted(data: &[u8]) -> Option<Wanted> {
-    let (name, rest) = string(data)?;
+fn info_request(data: &[u8]) -> Option<InfoRequest> {
+    let (name, rest) = split_string(data)?;
     let (count, kinds) = rest.split_first_chunk::<2>()?;
     if kinds.len() != 2 * usize::from(u16::from_be_bytes(*count)) {
         return None;
     }
     let (kinds, _) = kinds.as_chunks::<2>();
     let asks = |kind: u16| kinds.contains(&kind.to_be_bytes());
-    Some(Wanted {
+    Some(InfoRequest {
         name: name.to_vec(),
         canonical_name: asks(info::NAME),
         description: asks(info::DESCRIPTION),
@@ -90,9 +90,9 @@ fn wanted(data: &[u8]) -> Option<Wanted> {
     })
 }
 
-fn query(data: &[u8]) -> Option<ContextQuery> {
-    let (name, rest) = string(data)?;
-    let (count, mut rest) = word(rest)?;
+fn context_query(data: &[u8]) -> Option<ContextQuery> {
+    let (name, rest) = split_string(data)?;
+    let (count, mut rest) = split_u32(rest)?;
     let mut query = ContextQuery {
         name: name.to_vec(),
         is_empty: count == 0,
@@ -100,7 +100,7 @@ fn query(data: &[u8]) -> Option<ContextQuery> {
         base: false,
     };
     for _ in 0..count {
-        let (text, later) = string(rest)?;
+        let (text, later) = split_string(rest)?;
         rest = later;
         query.base_allocation |= text == BASE_ALLOCATION;
         query.base |= text == b"base:";
@@ -108,9 +108,9 @@ fn query(data: &[u8]) -> Option<ContextQuery> {
     rest.is_empty().then_some(query)
 }
 
-/// A string with its length before it.
-fn string(data: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (len_bytes, rest) = word(data)?;
+/// Splits a length-prefixed string off.
+fn split_string(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len_bytes, rest) = split_u32(data)?;
     let len_bytes = usize::try_from(len_bytes).ok()?;
     if len_bytes > NAME_LEN_MAX_BYTES {
         return None;
@@ -118,9 +118,9 @@ fn string(data: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(len_bytes)
 }
 
-fn word(data: &[u8]) -> Option<(u32, &[u8])> {
-    let (word, rest) = data.split_first_chunk()?;
-    Some((u32::from_be_bytes(*word), rest))
+fn split_u32(data: &[u8]) -> Option<(u32, &[u8])> {
+    let (split_u32, rest) = data.split_first_chunk()?;
+    Some((u32::from_be_bytes(*split_u32), rest))
 }
 
 #[cfg(test)]
@@ -132,15 +132,15 @@ mod tests {
     }
 
     #[test]
-    fn go_names_a_disk_and_what_to_tell_of_it() {
+    fn go_has_an_export_name_and_the_requested_information() {
         let data = joined(&[&[0, 0, 0, 2], b"ab", &[0, 2, 0, 3, 0, 9]]);
-        let wanted = Wanted {
+        let info_request = InfoRequest {
             name: b"ab".to_vec(),
             canonical_name: false,
             description: false,
             block_size: true,
         };
-        assert_eq!(parse(option::GO, &data), ClientOption::Go(wanted));
+        assert_eq!(parse(option::GO, &data), ClientOption::Go(info_request));
         for cut in 0..data.len() {
             assert_eq!(parse(option::GO, &data[..cut]), ClientOption::Malformed);
         }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_read_to_the_last_byte() {
+    fn context_queries_fill_the_data_exactly() {
         let data = joined(&[
             &[0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 5],
             b"base:",
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_are_malformed() {
+    fn wrong_lengths_are_malformed() {
         let long = [0xff; 4];
         for number in [
             option::INFO,
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn options_without_data_have_none() {
+    fn data_in_an_option_without_data_are_malformed() {
         for number in [option::LIST, option::STARTTLS, option::STRUCTURED_REPLY] {
             assert_eq!(parse(number, &[0]), ClientOption::Malformed);
             assert_ne!(parse(number, &[]), ClientOption::Malformed);

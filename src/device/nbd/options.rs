@@ -1,4 +1,4 @@
-//! What a client gets.
+//! Settings of the NBD server.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -7,24 +7,24 @@ use super::certificates::TlsConfig;
 use crate::device::meter::Meter;
 use crate::process::ProcessError;
 
-/// What a client gets.
+/// Settings of the NBD server, per connection.
 #[derive(Debug, Clone)]
 pub struct NbdOptions {
-    /// Threads for what would block.
+    /// Threads for requests that would block.
     pub threads: NonZeroUsize,
-    /// How long to look for further requests before sleeping, while that pays.
+    /// Maximum time to poll for further requests before sleeping. Adaptive: shorter when polling finds nothing.
     pub poll: Duration,
-    /// How long a client may take to say what it wants to read.
+    /// Maximum duration of the handshake.
     pub negotiation: Duration,
-    /// With it, nothing is told to a client that does not encrypt.
+    /// Requires TLS, if given: clients without TLS get no information.
     pub tls: Option<TlsConfig>,
 }
 
 impl NbdOptions {
-    /// Counters for one connection: for the thread that receives, and for all others.
+    /// Counters for one connection: one set for the receiving thread, one for the pool.
     ///
     /// # Errors
-    /// When there is no memory left.
+    /// There is no memory left.
     pub fn meter(&self) -> Result<Meter, ProcessError> {
         Meter::new(2)
     }

@@ -1,4 +1,4 @@
-//! Replies as bytes: what has been answered and is not sent yet.
+//! Encodes replies.
 
 use super::disk::Extent;
 use super::wire::{
@@ -6,34 +6,35 @@ use super::wire::{
     allocation, chunk,
 };
 
-/// Fewer zeros than this are sent as such: a chunk of their own takes 32 bytes and the client's time.
+/// Minimum length of a hole. Fewer zeros are sent as data, because a chunk for a hole takes 32 bytes and the client's
+/// time.
 const HOLE_MIN_BYTES: usize = 4096;
 
-/// Where the flags lie in a chunk.
-const FLAGS_AT: usize = 4;
-/// Where its length lies.
-const LENGTH_AT: usize = 16;
-/// Where the length of a hole lies.
-const HOLE_LENGTH_AT: usize = CHUNK_LEN_BYTES + 8;
+/// Offset of the flags in a chunk.
+const FLAGS_OFFSET: usize = 4;
+/// Offset of the payload's length in a chunk.
+const LENGTH_OFFSET: usize = 16;
+/// Offset of the length of a hole in its chunk.
+const HOLE_LENGTH_OFFSET: usize = CHUNK_LEN_BYTES + 8;
 
-/// Bytes to be sent. What was sent once is overwritten without having been cleared.
+/// Replies to be sent. The allocation is reused for later replies, without clearing it.
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub struct ReplyBuffer {
     bytes: Vec<u8>,
     used: usize,
 }
 
-/// A place in an [`Outbox`], to go back to.
+/// A position in a [`ReplyBuffer`].
 #[derive(Debug, Clone, Copy)]
-pub struct Mark(usize);
+pub struct Position(usize);
 
-impl Outbox {
-    /// What is to be sent.
-    pub fn filled(&self) -> &[u8] {
+impl ReplyBuffer {
+    /// The bytes to be sent.
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.used]
     }
 
-    /// It was sent. Room that only a long reply needs is given back.
+    /// Empties the buffer, after it was sent. Frees memory beyond `keep_bytes`, which only a long reply needs.
     pub fn clear(&mut self, keep_bytes: usize) {
         self.used = 0;
         if self.bytes.len() > keep_bytes {
@@ -42,38 +43,38 @@ impl Outbox {
         }
     }
 
-    /// Where the next reply begins.
-    pub fn mark(&self) -> Mark {
-        Mark(self.used)
+    /// The end of the buffer, where the next reply begins.
+    pub fn position(&self) -> Position {
+        Position(self.used)
     }
 
-    /// Takes back what was written since.
-    pub fn go_back(&mut self, mark: Mark) {
-        self.used = self.used.min(mark.0);
+    /// Removes everything after `position`.
+    pub fn truncate_to(&mut self, position: Position) {
+        self.used = self.used.min(position.0);
     }
 
-    /// A simple reply, whose data follow if there is no error.
+    /// Writes the header of a simple reply. If there is no error, the data of a read follow.
     pub fn simple(&mut self, cookie: u64, error: Option<ErrorCode>) {
         self.write(&SIMPLE_REPLY_MAGIC.to_be_bytes());
         self.write(&error.map_or(0, ErrorCode::number).to_be_bytes());
         self.write(&cookie.to_be_bytes());
     }
 
-    /// A simple reply with room for `len` bytes of data.
+    /// Writes a simple reply with `len` bytes of data, which the caller fills in.
     pub fn simple_data(&mut self, cookie: u64, len: usize) -> &mut [u8] {
         self.simple(cookie, None);
-        self.room(len)
+        self.reserve(len)
     }
 
-    /// A reply in one chunk of data, with room for all its `len` bytes.
-    pub fn whole_data(&mut self, cookie: u64, offset: u64, len: usize) -> &mut [u8] {
+    /// Writes a structured reply of one chunk with `len` bytes of data, which the caller fills in.
+    pub fn single_chunk_data(&mut self, cookie: u64, offset: u64, len: usize) -> &mut [u8] {
         let chunk = self.chunk(chunk::OFFSET_DATA, cookie, 8 + len);
         self.finish(chunk);
         self.write(&offset.to_be_bytes());
-        self.room(len)
+        self.reserve(len)
     }
 
-    /// A reply in one chunk that says only what is wrong. Paths of the host are no business of the client's.
+    /// Writes a structured reply with an error and no message: a message would tell the client paths on the host.
     pub fn error(&mut self, cookie: u64, error: ErrorCode) {
         let chunk = self.chunk(chunk::ERROR, cookie, 4 + 2);
         self.finish(chunk);
@@ -81,7 +82,7 @@ impl Outbox {
         self.write(&[0, 0]);
     }
 
-    /// A reply that says what is allocated.
+    /// Writes a structured reply with extents.
     pub fn block_status(&mut self, cookie: u64, extents: &[Extent]) {
         let chunk = self.chunk(chunk::BLOCK_STATUS, cookie, 4 + 8 * extents.len());
         self.finish(chunk);
@@ -96,7 +97,7 @@ impl Outbox {
         }
     }
 
-    fn room(&mut self, len: usize) -> &mut [u8] {
+    fn reserve(&mut self, len: usize) -> &mut [u8] {
         let start = self.used;
         self.used += len;
         if self.bytes.len() < self.used {
@@ -106,57 +107,57 @@ impl Outbox {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
+        self.reserve(bytes.len()).copy_from_slice(bytes);
     }
 
-    /// The header of a chunk; more of them follow unless it is [`finish`](Self::finish)ed.
-    fn chunk(&mut self, kind: u16, cookie: u64, len: usize) -> Mark {
-        let mark = self.mark();
+    /// Writes the header of a chunk. The reply's last chunk must be marked with [`finish`](Self::finish).
+    fn chunk(&mut self, kind: u16, cookie: u64, len: usize) -> Position {
+        let position = self.position();
         self.write(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
         self.write(&0u16.to_be_bytes());
         self.write(&kind.to_be_bytes());
         self.write(&cookie.to_be_bytes());
         self.write(&length(len));
-        mark
+        position
     }
 
-    /// Makes `chunk` the last one of its reply.
-    fn finish(&mut self, chunk: Mark) {
-        self.overwrite(chunk, FLAGS_AT, &chunk::FLAG_DONE.to_be_bytes());
+    /// Marks `chunk` as the last one of its reply.
+    fn finish(&mut self, chunk: Position) {
+        self.overwrite(chunk, FLAGS_OFFSET, &chunk::FLAG_DONE.to_be_bytes());
     }
 
-    fn overwrite(&mut self, mark: Mark, at: usize, bytes: &[u8]) {
-        let start = mark.0 + at;
+    fn overwrite(&mut self, position: Position, at: usize, bytes: &[u8]) {
+        let start = position.0 + at;
         self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
     }
 }
 
-/// Replies are bounded: a length that does not fit cannot be.
+/// A length on the wire. Replies are limited to far below 4 GiB, so it always fits.
 fn length(len: usize) -> [u8; 4] {
     u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes()
 }
 
-/// The chunk that was written last.
+/// The chunk that was written last, and may still grow.
 #[derive(Debug, Clone, Copy)]
-enum Last {
-    /// Data that may become more, and where they begin.
-    Data(Mark, usize),
-    /// So many zeros, which may become more.
-    Hole(Mark, usize),
+enum LastChunk {
+    /// Data: where the chunk begins, and where its data begin.
+    Data(Position, usize),
+    /// A hole: where the chunk begins, and the hole's length.
+    Hole(Position, usize),
 }
 
-/// A reply in chunks of data and holes that is being written.
-pub struct Chunks<'o> {
-    out: &'o mut Outbox,
+/// Writes a structured reply in chunks of data and holes. Neighbouring parts of the same kind share a chunk.
+pub struct ChunkWriter<'o> {
+    out: &'o mut ReplyBuffer,
     cookie: u64,
-    /// First byte of the disk that is still missing.
+    /// Offset on the disk of the next part.
     offset: u64,
-    last: Option<Last>,
+    last: Option<LastChunk>,
 }
 
-impl<'o> Chunks<'o> {
-    /// Of the disk from `offset` on.
-    pub fn new(out: &'o mut Outbox, cookie: u64, offset: u64) -> Self {
+impl<'o> ChunkWriter<'o> {
+    /// Starts at `offset` on the disk.
+    pub fn new(out: &'o mut ReplyBuffer, cookie: u64, offset: u64) -> Self {
         Self {
             out,
             cookie,
@@ -165,54 +166,57 @@ impl<'o> Chunks<'o> {
         }
     }
 
-    /// Room for `len` bytes of data.
+    /// Appends `len` bytes of data, which the caller fills in.
     pub fn data(&mut self, len: usize) -> &mut [u8] {
-        if !matches!(self.last, Some(Last::Data(..))) {
-            let mark = self.out.chunk(chunk::OFFSET_DATA, self.cookie, 0);
+        if !matches!(self.last, Some(LastChunk::Data(..))) {
+            let position = self.out.chunk(chunk::OFFSET_DATA, self.cookie, 0);
             self.out.write(&self.offset.to_be_bytes());
-            self.last = Some(Last::Data(mark, self.out.used));
+            self.last = Some(LastChunk::Data(position, self.out.used));
         }
         self.offset += len as u64;
-        self.out.room(len)
+        self.out.reserve(len)
     }
 
-    /// So many zeros.
+    /// Appends `len` zeros.
     pub fn zeros(&mut self, len: usize) {
         match self.last {
-            Some(Last::Hole(mark, before)) => {
+            Some(LastChunk::Hole(position, before)) => {
                 self.offset += len as u64;
-                self.set_hole(mark, before + len);
+                self.set_hole(position, before + len);
             }
             _ if len < HOLE_MIN_BYTES => self.data(len).fill(0),
             _ => {
                 self.close();
-                let mark = self.out.chunk(chunk::OFFSET_HOLE, self.cookie, 8 + 4);
+                let position = self.out.chunk(chunk::OFFSET_HOLE, self.cookie, 8 + 4);
                 self.out.write(&self.offset.to_be_bytes());
                 self.out.write(&[0; 4]);
                 self.offset += len as u64;
-                self.set_hole(mark, len);
+                self.set_hole(position, len);
             }
         }
     }
 
-    /// That was all for now; with `done`, for good.
+    /// Ends the last chunk; with `done`, also the reply.
     pub fn end(mut self, done: bool) {
         self.close();
-        if let Some(Last::Data(mark, _) | Last::Hole(mark, _)) = self.last.filter(|_| done) {
-            self.out.finish(mark);
+        if let Some(LastChunk::Data(position, _) | LastChunk::Hole(position, _)) =
+            self.last.filter(|_| done)
+        {
+            self.out.finish(position);
         }
     }
 
-    fn set_hole(&mut self, mark: Mark, len: usize) {
-        self.out.overwrite(mark, HOLE_LENGTH_AT, &length(len));
-        self.last = Some(Last::Hole(mark, len));
+    fn set_hole(&mut self, position: Position, len: usize) {
+        self.out
+            .overwrite(position, HOLE_LENGTH_OFFSET, &length(len));
+        self.last = Some(LastChunk::Hole(position, len));
     }
 
-    /// Only now is it known how long the data are.
+    /// Sets the length of the last chunk, if it contains data.
     fn close(&mut self) {
-        if let Some(Last::Data(mark, start)) = self.last {
+        if let Some(LastChunk::Data(position, start)) = self.last {
             let len = length(8 + self.out.used - start);
-            self.out.overwrite(mark, LENGTH_AT, &len);
+            self.out.overwrite(position, LENGTH_OFFSET, &len);
         }
     }
 }

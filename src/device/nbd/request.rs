@@ -1,25 +1,25 @@
-//! A request is a value: 28 bytes of the client, parsed and checked.
+//! Parses and checks requests.
 
 use super::error::NbdError;
 use super::negotiation::{READ_MAX_BYTES, Session};
 use super::wire::{ErrorCode, REQUEST_LEN_BYTES, REQUEST_MAGIC, command, command_flag};
 
-/// Why a request is not carried out.
+/// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The client wants to change a read-only disk.
+    /// A write to a read-only disk.
     #[error("the client tried to write (request type {kind}): the disk is read-only")]
     Write {
         /// Type of the request.
         kind: u16,
     },
-    /// No such type.
+    /// An unknown type.
     #[error("request type {kind} is unknown")]
     Unknown {
         /// Type of the request.
         kind: u16,
     },
-    /// Flags that this type does not have, or that were not offered.
+    /// Flags that this type does not have, or that were not negotiated.
     #[error("request type {kind} came with flags {flags:#x}")]
     Flags {
         /// Type of the request.
@@ -27,10 +27,10 @@ pub enum Refusal {
         /// All its flags.
         flags: u16,
     },
-    /// Nothing is asked for.
+    /// A length of zero.
     #[error("a request for 0 bytes")]
     Empty,
-    /// More than was offered.
+    /// A read longer than the maximum block size.
     #[error("a read of {len_bytes} bytes is longer than {READ_MAX_BYTES}")]
     TooLong {
         /// Length of the read.
@@ -44,13 +44,13 @@ pub enum Refusal {
         /// Length of the range.
         len_bytes: u32,
     },
-    /// Nobody agreed on a context.
+    /// No metadata context was negotiated.
     #[error("a request for the block status without a metadata context")]
     NoContext,
 }
 
 impl Refusal {
-    /// What the client gets to know.
+    /// The error number for the client.
     pub fn code(self) -> ErrorCode {
         match self {
             Self::Write { .. } => ErrorCode::Perm,
@@ -59,49 +59,49 @@ impl Refusal {
     }
 }
 
-/// What the client asks for.
+/// A checked request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// Bytes; the range is inside the disk and not empty.
+    /// Read a range, which is on the disk and not empty.
     Read {
-        /// First byte of the disk.
+        /// First byte on the disk.
         offset: u64,
-        /// How many.
+        /// Length.
         len_bytes: u32,
-        /// In one piece.
-        whole: bool,
+        /// The reply must be in one piece.
+        unfragmented: bool,
     },
-    /// What is allocated; the range is inside the disk and not empty.
+    /// Return the allocation of a range, which is on the disk and not empty.
     BlockStatus {
-        /// First byte of the disk.
+        /// First byte on the disk.
         offset: u64,
-        /// How many.
+        /// Length.
         len_bytes: u32,
-        /// One extent, which does not go beyond the range.
-        one: bool,
+        /// Return one extent, which ends within the range.
+        one_extent: bool,
     },
-    /// Make writes durable: there are none.
+    /// Flush writes. There are none, so there is nothing to do.
     Flush,
-    /// The end.
+    /// End the connection.
     Disconnect,
-    /// Nothing that could be done.
+    /// Reply with an error.
     Refused(Refusal),
 }
 
-/// A request, and how it is answered.
+/// A parsed request, and what its reply needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parsed {
-    /// How the client knows the request.
+    /// The client's identifier for the request.
     pub cookie: u64,
-    /// What it asks for.
+    /// The request.
     pub request: Request,
-    /// It is answered in chunks.
-    pub chunks: bool,
-    /// How many bytes follow that nobody wants.
+    /// The reply is a structured one.
+    pub structured: bool,
+    /// Length of the payload after the header, which must be discarded.
     pub payload_bytes: u32,
 }
 
-/// The words of a header.
+/// The fields of a header.
 #[derive(Debug, Clone, Copy)]
 struct Header {
     flags: u16,
@@ -111,10 +111,10 @@ struct Header {
     len_bytes: u32,
 }
 
-/// Reads a request of `session`.
+/// Parses a request of `session`.
 ///
 /// # Errors
-/// When the bytes are no request: where the next one begins cannot be known, either.
+/// The bytes are no request. The start of the next one is then unknown, so the connection must be closed.
 pub fn parse(bytes: &[u8; REQUEST_LEN_BYTES], session: &Session) -> Result<Parsed, NbdError> {
     let header = Header::read(bytes)?;
     let request = header.request(session).unwrap_or_else(Request::Refused);
@@ -122,7 +122,7 @@ pub fn parse(bytes: &[u8; REQUEST_LEN_BYTES], session: &Session) -> Result<Parse
     Ok(Parsed {
         cookie: header.cookie,
         request,
-        chunks: session.structured && has_chunks,
+        structured: session.structured && has_chunks,
         payload_bytes: match header.kind {
             command::WRITE => header.len_bytes,
             _ => 0,
@@ -153,7 +153,7 @@ impl Header {
             command::READ => self.read_request(session),
             command::BLOCK_STATUS => self.status_request(session),
             command::FLUSH => self.with_flags(0).map(|()| Request::Flush),
-            // Nothing could be said against it.
+            // It has no reply, so it cannot be refused.
             command::DISC => Ok(Request::Disconnect),
             kind @ (command::WRITE | command::TRIM | command::WRITE_ZEROES | command::RESIZE) => {
                 Err(Refusal::Write { kind })
@@ -176,7 +176,7 @@ impl Header {
         Ok(Request::Read {
             offset: self.offset,
             len_bytes,
-            whole: self.flags & command_flag::DF != 0,
+            unfragmented: self.flags & command_flag::DF != 0,
         })
     }
 
@@ -189,7 +189,7 @@ impl Header {
         Ok(Request::BlockStatus {
             offset: self.offset,
             len_bytes: self.len_bytes,
-            one: self.flags & command_flag::REQ_ONE != 0,
+            one_extent: self.flags & command_flag::REQ_ONE != 0,
         })
     }
 

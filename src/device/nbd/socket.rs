@@ -13,17 +13,17 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, soc
 pub(super) struct Socket(OwnedFd);
 
 impl Socket {
-    /// Takes the socket over, which may or may not block.
+    /// Takes the socket over. Makes it blocking: calls that must not block use `MSG_DONTWAIT`.
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, false)?;
         match setsockopt(&socket, TcpNoDelay, &true) {
-            // A Unix socket, which does not collect bytes anyway.
+            // A Unix socket has no Nagle algorithm.
             Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOPROTOOPT) => Ok(Self(socket)),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Receives what is there, at the end nothing. None if nothing is there yet.
+    /// Receives without blocking. `None` if there are no bytes yet, `Some(0)` at the end of the stream.
     pub(super) fn receive_now(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
         match self.receive(into, MsgFlags::MSG_DONTWAIT) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
@@ -31,8 +31,8 @@ impl Socket {
         }
     }
 
-    /// Waits for bytes; at the end there are none.
-    pub(super) fn receive_in_the_end(&self, into: &mut [u8]) -> io::Result<usize> {
+    /// Waits for bytes and receives them. 0 is the end of the stream.
+    pub(super) fn receive_blocking(&self, into: &mut [u8]) -> io::Result<usize> {
         self.receive(into, MsgFlags::empty())
     }
 
@@ -45,7 +45,7 @@ impl Socket {
         }
     }
 
-    /// Sends all of `bytes` until `deadline`, or however long the other side takes to read them.
+    /// Sends all of `bytes`. Fails at `deadline`, if there is one.
     pub(super) fn send(&self, bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
         let flags = match deadline {
             Some(_) => MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
@@ -65,17 +65,17 @@ impl Socket {
 
     /// Ends the connection for all threads that use it.
     pub(super) fn shut_down(&self) {
-        // It may be at its end already.
+        // The client may have closed it already.
         let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 
-    /// Until something is there to receive.
+    /// Waits until there is something to receive.
     pub(super) fn wait_for_bytes(&self, deadline: Option<Instant>) -> io::Result<()> {
         self.wait(PollFlags::POLLIN, deadline)
     }
 
     fn wait(&self, events: PollFlags, deadline: Option<Instant>) -> io::Result<()> {
-        let timeout = deadline.map_or(Ok(PollTimeout::NONE), until)?;
+        let timeout = deadline.map_or(Ok(PollTimeout::NONE), poll_timeout)?;
         match poll(&mut [PollFd::new(self.0.as_fd(), events)], timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -83,12 +83,12 @@ impl Socket {
     }
 }
 
-fn until(deadline: Instant) -> io::Result<PollTimeout> {
+fn poll_timeout(deadline: Instant) -> io::Result<PollTimeout> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(ErrorKind::TimedOut.into());
     }
-    // Rounded up, or the last millisecond would be spent without sleeping.
+    // poll(2) counts in milliseconds. Rounded down, it would not sleep in the last one.
     let left = left + Duration::from_millis(1);
     Ok(PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))
 }

@@ -1,4 +1,4 @@
-//! A connection, plain or encrypted, that several threads use.
+//! A connection, plain or with TLS, which several threads use.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
@@ -10,21 +10,21 @@ use rustls::ServerConnection;
 use super::certificates::TlsConfig;
 use super::socket::Socket;
 
-/// Most bytes that are encrypted at once: they take as much memory again.
+/// Maximum number of bytes to encrypt at once, because the encrypted bytes take as much memory again.
 const TLS_PART_BYTES: usize = 64 << 10;
 
-/// A connection. What is sent at once is not torn apart by what another thread sends.
+/// A connection. Bytes of one [`send`](Self::send) are not interleaved with those of other threads.
 #[derive(Debug)]
 pub(super) struct Stream {
     socket: Socket,
-    /// Held for as long as encrypting takes, and never while something waits for the client.
+    /// Locked while bytes are encrypted or decrypted, but never while waiting for the client.
     tls: Option<Mutex<ServerConnection>>,
-    /// Held while something is sent: bytes that are encrypted, on their way out. Taken before `tls`.
+    /// Buffer for encrypted bytes. Locked while bytes are sent. Lock order: before `tls`.
     sending: Mutex<Vec<u8>>,
 }
 
 impl Stream {
-    /// Takes the socket over.
+    /// A connection without TLS.
     pub(super) fn plain(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             socket: Socket::new(socket)?,
@@ -33,27 +33,27 @@ impl Stream {
         })
     }
 
-    /// The same connection, encrypted from here on. Waits for the client until `deadline`.
+    /// Starts TLS and waits for the handshake, until `deadline`.
     pub(super) fn encrypt(self, config: &TlsConfig, deadline: Instant) -> io::Result<Self> {
         let mut tls = config.connection()?;
-        // It is sent in small parts anyway.
+        // send() limits what is buffered.
         tls.set_buffer_limit(None);
         let stream = Self {
             tls: Some(Mutex::new(tls)),
             ..self
         };
-        stream.shake_hands(deadline)?;
+        stream.handshake(deadline)?;
         Ok(stream)
     }
 
-    fn shake_hands(&self, deadline: Instant) -> io::Result<()> {
+    fn handshake(&self, deadline: Instant) -> io::Result<()> {
         let Some(tls) = &self.tls else { return Ok(()) };
         loop {
             self.flush(Some(deadline))?;
             if !lock(tls).is_handshaking() {
                 return Ok(());
             }
-            match self.pull(tls)? {
+            match self.read_tls(tls)? {
                 None => self.socket.wait_for_bytes(Some(deadline))?,
                 Some(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Some(_) => {}
@@ -61,7 +61,7 @@ impl Stream {
         }
     }
 
-    /// Receives what is there, at the end nothing. None if nothing is there yet.
+    /// Receives without blocking. `None` if there are no bytes yet, `Some(0)` at the end of the stream.
     pub(super) fn receive_now(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(tls) = &self.tls else {
             return self.socket.receive_now(into);
@@ -69,21 +69,21 @@ impl Stream {
         loop {
             match lock(tls).reader().read(into) {
                 Ok(count) => return Ok(Some(count)),
-                // Clients leave without a word.
+                // Clients disconnect without TLS's close_notify. The protocol's messages show whether one was cut off.
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(Some(0)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
-            if self.pull(tls)?.is_none() {
+            if self.read_tls(tls)?.is_none() {
                 return Ok(None);
             }
         }
     }
 
-    /// Waits for bytes, with a deadline until then; at the end there are none.
+    /// Waits for bytes until `deadline`, if there is one, and receives them. 0 is the end of the stream.
     pub(super) fn receive(&self, into: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
         if self.tls.is_none() && deadline.is_none() {
-            return self.socket.receive_in_the_end(into);
+            return self.socket.receive_blocking(into);
         }
         loop {
             if let Some(count) = self.receive_now(into)? {
@@ -93,7 +93,7 @@ impl Stream {
         }
     }
 
-    /// Sends all of `bytes`, until `deadline` if there is one.
+    /// Sends all of `bytes`. Fails at `deadline`, if there is one.
     pub(super) fn send(&self, bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
         let mut sending = lock(&self.sending);
         let Some(tls) = &self.tls else {
@@ -101,7 +101,7 @@ impl Stream {
         };
         for part in bytes.chunks(TLS_PART_BYTES) {
             lock(tls).writer().write_all(part)?;
-            self.push(tls, &mut sending, deadline)?;
+            self.send_tls(tls, &mut sending, deadline)?;
         }
         Ok(())
     }
@@ -111,10 +111,10 @@ impl Stream {
         self.socket.shut_down();
     }
 
-    /// Decrypts some of what is there: how many bytes that was; at the end 0.
-    fn pull(&self, tls: &Mutex<ServerConnection>) -> io::Result<Option<usize>> {
+    /// Receives encrypted bytes without blocking. Returns their number; `None` if there are none yet, 0 at the end.
+    fn read_tls(&self, tls: &Mutex<ServerConnection>) -> io::Result<Option<usize>> {
         let mut connection = lock(tls);
-        let count = match connection.read_tls(&mut Now(&self.socket)) {
+        let count = match connection.read_tls(&mut NonBlocking(&self.socket)) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
             done => done?,
         };
@@ -125,30 +125,30 @@ impl Stream {
             Ok(_) if has_answer => self.flush(None)?,
             Ok(_) => {}
             Err(error) => {
-                self.say_why(tls);
+                self.send_alert(tls);
                 return Err(io::Error::new(ErrorKind::InvalidData, error));
             }
         }
         Ok(Some(count))
     }
 
-    /// An alert, if it can be sent without waiting.
-    fn say_why(&self, tls: &Mutex<ServerConnection>) {
+    /// Sends a TLS alert, if that is possible without waiting.
+    fn send_alert(&self, tls: &Mutex<ServerConnection>) {
         if let Ok(mut sending) = self.sending.try_lock() {
-            let _ = self.push(tls, &mut sending, Some(Instant::now()));
+            let _ = self.send_tls(tls, &mut sending, Some(Instant::now()));
         }
     }
 
-    /// Sends what TLS itself has to say.
+    /// Sends messages of TLS itself.
     fn flush(&self, deadline: Option<Instant>) -> io::Result<()> {
         let mut sending = lock(&self.sending);
         match &self.tls {
-            Some(tls) => self.push(tls, &mut sending, deadline),
+            Some(tls) => self.send_tls(tls, &mut sending, deadline),
             None => Ok(()),
         }
     }
 
-    fn push(
+    fn send_tls(
         &self,
         tls: &Mutex<ServerConnection>,
         out: &mut Vec<u8>,
@@ -164,28 +164,28 @@ impl Stream {
     }
 }
 
-/// Reads what is there, and does not wait.
-struct Now<'s>(&'s Socket);
+/// A socket as a reader that does not block.
+struct NonBlocking<'s>(&'s Socket);
 
-impl Read for Now<'_> {
+impl Read for NonBlocking<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let received = self.0.receive_now(into)?;
         received.ok_or_else(|| ErrorKind::WouldBlock.into())
     }
 }
 
-/// A panic of another thread ends the process.
+/// Ignores poisoning: a panic of any thread ends the process.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Who cannot be sent anything has left: the next attempt to receive says so, too.
-pub(super) fn left(error: io::Error) -> io::Result<()> {
-    gone(error).map(|_| ())
+/// Ignores that the client has disconnected. The next attempt to receive reports it.
+pub(super) fn ignore_reset(error: io::Error) -> io::Result<()> {
+    reset_is_eof(error).map(|_| ())
 }
 
-/// A connection that was reset is at its end.
-pub(super) fn gone(error: io::Error) -> io::Result<usize> {
+/// Treats a reset connection like the end of the stream.
+pub(super) fn reset_is_eof(error: io::Error) -> io::Result<usize> {
     match error.kind() {
         ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Ok(0),
         _ => Err(error),
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deadline_ends_what_would_wait_for_ever() {
+    fn receiving_and_sending_end_at_the_deadline() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let stream = Stream::plain(ours.into()).unwrap();
         let deadline = Instant::now() + Duration::from_millis(20);

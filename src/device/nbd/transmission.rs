@@ -1,25 +1,25 @@
-//! The transmission: requests and replies, until the client leaves.
+//! The transmission phase: requests and replies.
 //!
-//! One thread receives. It answers at once what is in memory, all requests that came together with one call to send
-//! their replies; what would block goes to a few other threads, which send their replies themselves. So a client that
-//! has many requests in flight costs few calls, and none of its requests waits for another's disk.
+//! One thread receives requests and executes those that need not block. It sends the replies to requests that arrived
+//! together with one system call. Requests that would block go to a pool of threads, which send their replies
+//! themselves, so that a slow read does not delay the requests behind it.
 //!
-//! Memory is bounded: a segment for each thread, one long reply at a time, and [`WAITING_MAX`] requests that wait. A
-//! client that sends more than that, or does not read its replies, is not read from, either.
+//! Memory is limited: one segment per thread, one reply that is longer than a segment, and [`SLOTS_MAX`] requests in
+//! the pool. If a client sends more requests, or does not read its replies, the server stops receiving.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::answer::{Progress, SEGMENT_BYTES, Task, Work, begin};
 use super::disk::Disk;
 use super::error::NbdError;
+use super::execute::{Action, DiskRequest, Progress, SEGMENT_BYTES, dispatch};
 use super::input::Input;
 use super::negotiation::Session;
 use super::options::NbdOptions;
-use super::reply::Outbox;
+use super::reply::ReplyBuffer;
 use super::request::parse;
-use super::stream::{Stream, gone, left};
+use super::stream::{Stream, ignore_reset, reset_is_eof};
 use super::wire::REQUEST_LEN_BYTES;
 use crate::device::log_limit::{LogLimit, more_like_it};
 use crate::device::meter::{Counters, Meter, Stats};
@@ -28,41 +28,41 @@ use crate::device::vhost_blk::pool::{Job, Pool};
 use crate::image::ReadError;
 use crate::source::IoMode;
 
-/// Requests that wait for a thread, or are being worked on by one.
-const WAITING_MAX: usize = 256;
+/// Maximum number of requests in the pool, queued or running.
+const SLOTS_MAX: usize = 256;
 
-/// Replies are sent when there are so many bytes of them, though more requests are at hand.
+/// Replies are sent when they have this length, even if more requests are waiting.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// Room for replies that is kept.
+/// Memory for replies that is kept.
 const KEPT_BYTES: usize = BATCH_BYTES + SEGMENT_BYTES as usize + 4096;
 
-/// A connection whose client has chosen a disk.
+/// A connection in the transmission phase.
 pub(super) struct Transmission {
     session: Session,
     options: NbdOptions,
-    shared: Arc<Shared>,
-    pool: Pool<Waiting>,
+    state: Arc<SharedState>,
+    pool: Pool<PoolJob>,
 }
 
-/// What all threads use.
-struct Shared {
+/// State shared by all threads of the connection.
+struct SharedState {
     stream: Stream,
     disk: Disk,
     limit: LogLimit,
-    /// Held while there is a reply longer than a segment.
-    large: Mutex<()>,
-    waiting: Mutex<usize>,
-    fewer_waiting: Condvar,
+    /// Locked while there is a reply longer than a segment.
+    large_reply: Mutex<()>,
+    slots_in_use: Mutex<usize>,
+    slot_released: Condvar,
     meter: Meter,
 }
 
-/// Work for one of the other threads.
-struct Waiting {
-    work: Work,
-    shared: Arc<Shared>,
-    /// When the request was read.
-    taken: Instant,
+/// A request for the pool.
+struct PoolJob {
+    request: DiskRequest,
+    state: Arc<SharedState>,
+    /// When the request was received.
+    received_at: Instant,
 }
 
 impl Transmission {
@@ -72,185 +72,197 @@ impl Transmission {
         options: &NbdOptions,
         meter: Meter,
     ) -> Self {
-        let shared = Shared {
+        let state = SharedState {
             stream,
             disk: Disk::new(Arc::clone(&session.export.image)),
             limit: LogLimit::new(),
-            large: Mutex::default(),
-            waiting: Mutex::default(),
-            fewer_waiting: Condvar::new(),
+            large_reply: Mutex::default(),
+            slots_in_use: Mutex::default(),
+            slot_released: Condvar::new(),
             meter,
         };
         Self {
             session,
             options: options.clone(),
-            shared: Arc::new(shared),
+            state: Arc::new(state),
             pool: Pool::new(options.threads.get()),
         }
     }
 
-    /// Until the client leaves. `input` is what came with the negotiation.
+    /// Serves requests until the client disconnects. `input` contains what was received after the handshake.
     pub(super) fn run(self, mut input: Input) -> Result<Stats, NbdError> {
-        let mut out = Outbox::default();
+        let mut out = ReplyBuffer::default();
         let end = self.serve(&mut input, &mut out);
-        // Answers what was asked before the client said that it leaves.
+        // Requests before the disconnect still get their replies.
         self.pool.end();
         match end {
-            // Who cannot be sent anything has left.
-            Err(NbdError::Connection(error)) => left(error)?,
+            // The client has disconnected without notice, which is no error.
+            Err(NbdError::Connection(error)) => ignore_reset(error)?,
             other => other?,
         }
-        Ok(self.shared.meter.stats())
+        Ok(self.state.meter.stats())
     }
 
-    fn serve(&self, input: &mut Input, out: &mut Outbox) -> Result<(), NbdError> {
+    fn serve(&self, input: &mut Input, out: &mut ReplyBuffer) -> Result<(), NbdError> {
         let mut poller = Poller::new(self.options.poll);
         loop {
             while let Some(bytes) = input.take_array::<REQUEST_LEN_BYTES>() {
                 if !self.answer(&bytes, input, out)? {
-                    return Ok(self.shared.send(out)?);
+                    return Ok(self.state.send(out)?);
                 }
             }
-            self.shared.send(out)?;
-            let receive = |room: &mut [u8]| self.shared.receive(room, &mut poller);
-            if input.add(receive).or_else(gone)? == 0 {
+            self.state.send(out)?;
+            let receive = |buffer: &mut [u8]| self.state.receive(buffer, &mut poller);
+            if input.add(receive).or_else(reset_is_eof)? == 0 {
                 return match input.bytes() {
                     [] => Ok(()),
-                    _ => Err(NbdError::Cut),
+                    _ => Err(NbdError::UnexpectedEof),
                 };
             }
         }
     }
 
-    /// Answers a request, or has it answered. False if the client leaves.
+    /// Answers a request or submits it to the pool. Returns false for a disconnect request.
     fn answer(
         &self,
         bytes: &[u8; REQUEST_LEN_BYTES],
         input: &mut Input,
-        out: &mut Outbox,
+        out: &mut ReplyBuffer,
     ) -> Result<bool, NbdError> {
         let parsed = parse(bytes, &self.session)?;
         if parsed.payload_bytes > 0 {
-            self.shared.send(out)?;
-            self.shared.throw_away(parsed.payload_bytes, input)?;
+            self.state.send(out)?;
+            self.state.discard(parsed.payload_bytes, input)?;
         }
-        match begin(&parsed, out) {
-            Task::Done => self.shared.meter.of(0).count(Some(0)),
-            Task::Refused(refusal) => self.shared.refused(&refusal),
-            Task::Work(work) => self.try_now(work, out)?,
-            Task::Leave => return Ok(false),
+        match dispatch(&parsed, out) {
+            Action::Answered => self.state.meter.of(0).count(Some(0)),
+            Action::Refused(refusal) => self.state.refused(&refusal),
+            Action::Execute(request) => self.try_without_blocking(request, out)?,
+            Action::Disconnect => return Ok(false),
         }
-        if out.filled().len() >= BATCH_BYTES {
-            self.shared.send(out)?;
+        if out.bytes().len() >= BATCH_BYTES {
+            self.state.send(out)?;
         }
         Ok(true)
     }
 
-    /// Does what can be done without waiting, and leaves the rest to other threads.
-    fn try_now(&self, mut work: Work, out: &mut Outbox) -> Result<(), NbdError> {
-        let (taken, counters) = (Instant::now(), self.shared.meter.of(0));
-        if work.is_heavy() {
-            return self.hand_over(work, taken, out);
+    /// Does what can be done without blocking; gives the rest to the pool.
+    fn try_without_blocking(
+        &self,
+        mut request: DiskRequest,
+        out: &mut ReplyBuffer,
+    ) -> Result<(), NbdError> {
+        let (received_at, counters) = (Instant::now(), self.state.meter.of(0));
+        if request.is_slow() {
+            return self.submit(request, received_at, out);
         }
-        let len_bytes = work.len_bytes();
+        let len_bytes = request.len_bytes();
         loop {
-            match work.advance(&self.shared.disk, IoMode::NoWait, out) {
+            match request.advance(&self.state.disk, IoMode::NoWait, out) {
                 Ok(Progress::Done) => {
-                    counters.took_since(taken, 1);
+                    counters.took_since(received_at, 1);
                     counters.count(Some(len_bytes));
                     return Ok(());
                 }
-                Ok(Progress::Part) => self.shared.send(out)?,
+                Ok(Progress::More) => self.state.send(out)?,
                 Err(error) if error.would_block().is_some() => {
-                    return self.hand_over(work, taken, out);
+                    return self.submit(request, received_at, out);
                 }
                 Err(error) => {
-                    self.shared.failed(&work, &error, counters, out);
+                    self.state.failed(&request, &error, counters, out);
                     return Ok(());
                 }
             }
         }
     }
 
-    fn hand_over(&self, work: Work, taken: Instant, out: &mut Outbox) -> Result<(), NbdError> {
-        if !self.shared.try_begin_waiting() {
-            // Those that wait may be what the client waits for.
-            self.shared.send(out)?;
-            self.shared.begin_waiting();
+    fn submit(
+        &self,
+        request: DiskRequest,
+        received_at: Instant,
+        out: &mut ReplyBuffer,
+    ) -> Result<(), NbdError> {
+        if !self.state.try_acquire_slot() {
+            // The client may wait for these replies before it sends more. Waiting for a slot could take long.
+            self.state.send(out)?;
+            self.state.acquire_slot();
         }
-        let waiting = Waiting {
-            work,
-            shared: Arc::clone(&self.shared),
-            taken,
+        let job = PoolJob {
+            request,
+            state: Arc::clone(&self.state),
+            received_at,
         };
-        if let Err(waiting) = self.pool.submit(waiting) {
-            // No thread could be started: this one waits for the disk.
-            self.shared.send(out)?;
-            waiting.run();
+        if let Err(job) = self.pool.submit(job) {
+            // No thread could be started, so this one blocks.
+            self.state.send(out)?;
+            job.run();
         }
         Ok(())
     }
 }
 
-impl Job for Waiting {
+impl Job for PoolJob {
     fn run(self) {
-        let _large = self.work.is_large().then(|| lock(&self.shared.large));
-        if self.shared.finish(self.work, self.taken).is_err() {
-            // The thread that receives has to know, too.
-            self.shared.stream.shut_down();
+        let _large = self
+            .request
+            .is_large()
+            .then(|| lock(&self.state.large_reply));
+        if self.state.finish(self.request, self.received_at).is_err() {
+            // The receiving thread must end, too.
+            self.state.stream.shut_down();
         }
-        self.shared.end_waiting();
+        self.state.release_slot();
     }
 }
 
-impl Shared {
-    /// Does all of `work`, however long it takes, and sends the reply.
-    fn finish(&self, mut work: Work, taken: Instant) -> io::Result<()> {
-        let mut out = Outbox::default();
-        let len_bytes = work.len_bytes();
+impl SharedState {
+    /// Executes `request`, blocking if necessary, and sends its reply.
+    fn finish(&self, mut request: DiskRequest, received_at: Instant) -> io::Result<()> {
+        let mut out = ReplyBuffer::default();
+        let len_bytes = request.len_bytes();
         let counters = self.meter.last();
         loop {
-            let progress = work.advance(&self.disk, IoMode::Blocking, &mut out);
+            let progress = request.advance(&self.disk, IoMode::Blocking, &mut out);
             match &progress {
                 Ok(Progress::Done) => counters.count(Some(len_bytes)),
-                Ok(Progress::Part) => {}
-                Err(error) => self.failed(&work, error, counters, &mut out),
+                Ok(Progress::More) => {}
+                Err(error) => self.failed(&request, error, counters, &mut out),
             }
             self.send(&mut out)?;
-            if !matches!(progress, Ok(Progress::Part)) {
-                counters.took_since(taken, 1);
+            if !matches!(progress, Ok(Progress::More)) {
+                counters.took_since(received_at, 1);
                 counters.set_plans(self.disk.plans_begun());
                 return Ok(());
             }
         }
     }
 
-    fn send(&self, out: &mut Outbox) -> io::Result<()> {
-        if out.filled().is_empty() {
+    fn send(&self, out: &mut ReplyBuffer) -> io::Result<()> {
+        if out.bytes().is_empty() {
             return Ok(());
         }
-        self.stream.send(out.filled(), None)?;
+        self.stream.send(out.bytes(), None)?;
         out.clear(KEPT_BYTES);
         Ok(())
     }
 
-    fn receive(&self, room: &mut [u8], poller: &mut Poller) -> io::Result<usize> {
+    fn receive(&self, buffer: &mut [u8], poller: &mut Poller) -> io::Result<usize> {
         let mut received = None;
         let mut look = || {
-            received = self.stream.receive_now(room).transpose();
+            received = self.stream.receive_now(buffer).transpose();
             received.is_some()
         };
         if look() || poller.wait(&mut look) {
             return received.unwrap_or(Ok(0));
         }
         poller.sleeps();
-        let received = self.stream.receive(room, None);
+        let received = self.stream.receive(buffer, None);
         poller.woke();
         received
     }
 
-    /// Bytes that a client sends with what it may not do.
-    fn throw_away(&self, len_bytes: u32, input: &mut Input) -> Result<(), NbdError> {
+    /// Discards the payload of a refused request.
+    fn discard(&self, len_bytes: u32, input: &mut Input) -> Result<(), NbdError> {
         let mut left = usize::try_from(len_bytes).unwrap_or(usize::MAX);
         loop {
             let here = left.min(input.bytes().len());
@@ -259,34 +271,34 @@ impl Shared {
             if left == 0 {
                 return Ok(());
             }
-            let receive = |room: &mut [u8]| self.stream.receive(room, None);
-            if input.add(receive).or_else(gone)? == 0 {
-                return Err(NbdError::Cut);
+            let receive = |buffer: &mut [u8]| self.stream.receive(buffer, None);
+            if input.add(receive).or_else(reset_is_eof)? == 0 {
+                return Err(NbdError::UnexpectedEof);
             }
         }
     }
 
-    fn try_begin_waiting(&self) -> bool {
-        let mut waiting = lock(&self.waiting);
-        let has_room = *waiting < WAITING_MAX;
-        *waiting += usize::from(has_room);
-        self.meter.last().took(usize::from(has_room));
-        has_room
+    fn try_acquire_slot(&self) -> bool {
+        let mut in_use = lock(&self.slots_in_use);
+        let is_free = *in_use < SLOTS_MAX;
+        *in_use += usize::from(is_free);
+        self.meter.last().took(usize::from(is_free));
+        is_free
     }
 
-    fn begin_waiting(&self) {
-        let waiting = lock(&self.waiting);
-        let waiting = self
-            .fewer_waiting
-            .wait_while(waiting, |waiting| *waiting >= WAITING_MAX);
-        *waiting.unwrap_or_else(PoisonError::into_inner) += 1;
+    fn acquire_slot(&self) {
+        let in_use = lock(&self.slots_in_use);
+        let in_use = self
+            .slot_released
+            .wait_while(in_use, |in_use| *in_use >= SLOTS_MAX);
+        *in_use.unwrap_or_else(PoisonError::into_inner) += 1;
         self.meter.last().took(1);
     }
 
-    fn end_waiting(&self) {
-        *lock(&self.waiting) -= 1;
+    fn release_slot(&self) {
+        *lock(&self.slots_in_use) -= 1;
         self.meter.last().left(1);
-        self.fewer_waiting.notify_one();
+        self.slot_released.notify_one();
     }
 
     fn refused(&self, refusal: &super::request::Refusal) {
@@ -297,11 +309,17 @@ impl Shared {
         }
     }
 
-    fn failed(&self, work: &Work, error: &ReadError, counters: &Counters, out: &mut Outbox) {
+    fn failed(
+        &self,
+        request: &DiskRequest,
+        error: &ReadError,
+        counters: &Counters,
+        out: &mut ReplyBuffer,
+    ) {
         counters.count(None);
-        work.fail(out);
+        request.fail(out);
         if let Some(dropped) = self.limit.pass_request(self.disk.culprit(error)) {
-            let (offset, len_bytes) = (work.offset(), work.len_bytes());
+            let (offset, len_bytes) = (request.offset(), request.len_bytes());
             tracing::warn!(
                 "read of {len_bytes} bytes at {offset} failed: {error}{}",
                 more_like_it(dropped)
@@ -310,7 +328,7 @@ impl Shared {
     }
 }
 
-/// Nothing here is ever half-changed: a panic of another thread changes nothing.
+/// Ignores poisoning: all critical sections leave the state consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Numbers of the protocol, no logic. All integers on the wire are big-endian.
+//! Constants of the protocol, no logic. All integers on the wire are big-endian.
 //!
 //! Source: `doc/proto.md` of github.com/NetworkBlockDevice/nbd.
 
@@ -6,7 +6,7 @@
 pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// `IHAVEOPT`: second word of the greeting, and first of every option.
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-/// First word of the answer to an option.
+/// First word of the reply to an option.
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// First word of a request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
@@ -24,9 +24,9 @@ pub const CHUNK_LEN_BYTES: usize = 20;
 
 /// Handshake flags, of the server (16 bits) and of the client (32 bits).
 pub mod handshake {
-    /// Options are answered.
+    /// Options have replies.
     pub const FIXED_NEWSTYLE: u16 = 1 << 0;
-    /// The answer to `EXPORT_NAME` has no padding.
+    /// The reply to `EXPORT_NAME` has no padding.
     pub const NO_ZEROES: u16 = 1 << 1;
 }
 
@@ -43,7 +43,7 @@ pub mod option {
     pub const SET_META_CONTEXT: u32 = 10;
 }
 
-/// Types of answers to options. Errors have the highest bit set.
+/// Types of replies to options. Errors have the highest bit set.
 pub mod option_reply {
     pub const ACK: u32 = 1;
     pub const SERVER: u32 = 2;
@@ -57,7 +57,7 @@ pub mod option_reply {
     pub const ERR_TOO_BIG: u32 = (1 << 31) + 9;
 }
 
-/// What `INFO` and `GO` tell.
+/// Types of information in the replies to `INFO` and `GO`.
 pub mod info {
     pub const EXPORT: u16 = 0;
     pub const NAME: u16 = 1;
@@ -65,7 +65,7 @@ pub mod info {
     pub const BLOCK_SIZE: u16 = 3;
 }
 
-/// Transmission flags: what a disk can.
+/// Transmission flags: the capabilities of an export.
 pub mod transmission {
     pub const HAS_FLAGS: u16 = 1 << 0;
     pub const READ_ONLY: u16 = 1 << 1;
@@ -88,9 +88,9 @@ pub mod command {
 
 /// Flags of requests.
 pub mod command_flag {
-    /// The answer to a read must be in one piece.
+    /// "Don't fragment": the reply to a read must be one chunk.
     pub const DF: u16 = 1 << 2;
-    /// The answer to `BLOCK_STATUS` must be one extent.
+    /// The reply to `BLOCK_STATUS` must be one extent.
     pub const REQ_ONE: u16 = 1 << 3;
 }
 
@@ -104,30 +104,30 @@ pub mod chunk {
     pub const FLAG_DONE: u16 = 1 << 0;
 }
 
-/// What `base:allocation` says of an extent.
+/// Flags of an extent in the context `base:allocation`.
 pub mod allocation {
     pub const HOLE: u32 = 1 << 0;
     pub const ZERO: u32 = 1 << 1;
 }
 
-/// The only metadata context there is.
+/// The only metadata context that this server has.
 pub const BASE_ALLOCATION: &[u8] = b"base:allocation";
-/// What it is called in `BLOCK_STATUS`; any number does.
+/// Its id in `BLOCK_STATUS`. The server chooses the number.
 pub const BASE_ALLOCATION_ID: u32 = 1;
 
-/// Why a request failed: the protocol's own error numbers, which are those of Linux.
+/// Error numbers of the protocol, which are those of Linux.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
-    /// Not allowed: the disk is read-only.
+    /// Operation not permitted: the disk is read-only.
     Perm,
-    /// The disk could not be read.
+    /// I/O error: the disk could not be read.
     Io,
-    /// The request makes no sense.
+    /// Invalid request.
     Inval,
 }
 
 impl ErrorCode {
-    /// What goes over the wire.
+    /// The number on the wire.
     pub fn number(self) -> u32 {
         match self {
             Self::Perm => 1,

@@ -189,7 +189,7 @@ impl SocketEndpoint {
                 reporter.tell(&Word::Left(stats));
                 0
             }
-            Ok(nbd::Served::Nobody) => EXIT_SILENT,
+            Ok(nbd::Served::NoExport) => EXIT_SILENT,
             Err(error) => {
                 reporter.tell(&Word::Failed(format!("{error}{}", client.from)));
                 1

@@ -3,12 +3,12 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use lazystore::device::nbd::answer::{Progress, Task, begin};
 use lazystore::device::nbd::disk::Disk;
+use lazystore::device::nbd::execute::{Action, Progress, begin};
 use lazystore::device::nbd::negotiation::{
     Encryption, Negotiation, OPTION_DATA_MAX_BYTES, OPTIONS_MAX, Session, Step,
 };
-use lazystore::device::nbd::reply::Outbox;
+use lazystore::device::nbd::reply::ReplyBuffer;
 use lazystore::device::nbd::request::{Parsed, Request, parse};
 use lazystore::device::nbd::{Export, Exports};
 use lazystore::image::Image;
@@ -93,8 +93,8 @@ fn a_session(exports: &Exports, structured: bool) -> Session {
 }
 
 fn option(number: u32, len: u32, data: &[u8]) -> Vec<u8> {
-    let words = [number.to_be_bytes(), len.to_be_bytes()].concat();
-    [b"IHAVEOPT", &words[..], data].concat()
+    let text = [number.to_be_bytes(), len.to_be_bytes()].concat();
+    [b"IHAVEOPT", &text[..], data].concat()
 }
 
 /// Flags and options with the right magic, and lengths that are right mostly.
@@ -123,13 +123,13 @@ fn negotiate(
 ) -> Option<Session> {
     let mut out = Vec::new();
     let mut negotiation = Negotiation::begin(exports, encryption, &mut out);
-    let mut in_clear = encryption == Encryption::Required;
+    let mut before_tls = encryption == Encryption::Required;
     assert_eq!(out.len(), 18);
     let (mut start, mut end, mut answers) = (0, 0, 0);
     loop {
         out.clear();
         match negotiation.step(&bytes[start..end], &mut out) {
-            Ok(Step::More) => {
+            Ok(Step::NeedMore) => {
                 assert!(out.is_empty());
                 assert!(end - start <= OPTION_DATA_MAX_BYTES + 16);
                 if end == bytes.len() {
@@ -137,31 +137,31 @@ fn negotiate(
                 }
                 end = bytes.len().min(end + part);
             }
-            Ok(Step::Took(count)) => {
+            Ok(Step::Consumed(count)) => {
                 assert!((1..=end - start).contains(&count));
                 assert!(out.len() <= ANSWER_MAX_BYTES);
-                answers += replies::check_answers(&out, in_clear, false);
+                answers += replies::check_answers(&out, before_tls, false);
                 assert!(answers <= OPTIONS_MAX);
                 start += count;
             }
-            Ok(Step::Encrypt(count)) => {
-                assert!(in_clear);
+            Ok(Step::StartTls(count)) => {
+                assert!(before_tls);
                 assert_eq!(count, 16);
                 answers += replies::check_answers(&out, true, true);
                 start += count;
-                negotiation.encrypted();
-                in_clear = false;
+                negotiation.tls_started();
+                before_tls = false;
             }
-            Ok(Step::Chosen(count, session)) => {
-                assert!(!in_clear);
+            Ok(Step::Transmission(count, session)) => {
+                assert!(!before_tls);
                 assert!(count <= end - start);
                 let export = asked_for(exports, &bytes[start..start + count]);
                 assert!(Arc::ptr_eq(&session.export.image, &export.image));
                 assert!(session.structured || !session.base_allocation);
                 return Some(session);
             }
-            Ok(Step::Left) => {
-                replies::check_answers(&out, in_clear, true);
+            Ok(Step::Abort) => {
+                replies::check_answers(&out, before_tls, true);
                 return None;
             }
             Err(error) => {
@@ -189,7 +189,7 @@ fn asked_for<'e>(exports: &'e Exports, option: &[u8]) -> &'e Export {
 fn transmit(session: &Session, input: &mut Input<'_>) {
     let image = &session.export.image;
     let disk = Disk::new(Arc::clone(image));
-    let mut out = Outbox::default();
+    let mut out = ReplyBuffer::default();
     while !input.is_empty() {
         let bytes = request(input, image);
         let Ok(parsed) = parse(&bytes, session) else {
@@ -197,14 +197,14 @@ fn transmit(session: &Session, input: &mut Input<'_>) {
             return;
         };
         out.clear(usize::MAX);
-        match begin(&parsed, &mut out) {
-            Task::Leave => return,
-            Task::Done | Task::Refused(_) => {}
-            Task::Work(mut work) => {
-                while work.advance(&disk, IoMode::Blocking, &mut out).unwrap() == Progress::Part {}
+        match dispatch(&parsed, &mut out) {
+            Action::Disconnect => return,
+            Action::Answered | Action::Refused(_) => {}
+            Action::Execute(mut work) => {
+                while work.advance(&disk, IoMode::Blocking, &mut out).unwrap() == Progress::More {}
             }
         }
-        check(&parsed, out.filled(), image);
+        check(&parsed, out.bytes(), image);
     }
 }
 
@@ -245,13 +245,13 @@ fn check(parsed: &Parsed, bytes: &[u8], image: &Image) {
         Request::Read {
             offset,
             len_bytes,
-            whole,
+            unfragmented,
         } => {
             let len = usize::try_from(len_bytes).unwrap();
             let mut expected = vec![0; len];
             image.read_exact_at(&mut expected, offset).unwrap();
-            let found = match parsed.chunks {
-                true => replies::data_of_chunks(bytes, cookie, offset, len, whole),
+            let found = match parsed.structured {
+                true => replies::data_of_chunks(bytes, cookie, offset, len, unfragmented),
                 false => replies::simple(bytes, cookie, 0).to_vec(),
             };
             assert!(found == expected, "{len} bytes at {offset}");
@@ -259,9 +259,9 @@ fn check(parsed: &Parsed, bytes: &[u8], image: &Image) {
         Request::BlockStatus {
             offset,
             len_bytes,
-            one,
+            one_extent,
         } => {
-            for (at, len, hole) in replies::extents(bytes, cookie, offset, len_bytes, one) {
+            for (at, len, hole) in replies::extents(bytes, cookie, offset, len_bytes, one_extent) {
                 let looked_at = len.min(8192);
                 let mut bytes = vec![1; usize::try_from(looked_at).unwrap()];
                 image.read_exact_at(&mut bytes, at).unwrap();
@@ -272,7 +272,7 @@ fn check(parsed: &Parsed, bytes: &[u8], image: &Image) {
         Request::Refused(refusal) => {
             let code = refusal.code().number();
             assert!([1, 22].contains(&code));
-            match parsed.chunks {
+            match parsed.structured {
                 true => replies::error_chunk(bytes, cookie, code),
                 false => assert!(replies::simple(bytes, cookie, code).is_empty()),
             }

@@ -24,7 +24,7 @@ fn option_bytes(number: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// All that is answered to `input`, which comes in parts of these lengths, and how it ends.
+/// Returns all replies to `input`, received in parts of these lengths, and a text that says how it ended.
 fn talk(exports: &Exports, input: &[u8], parts: &[usize]) -> (Vec<u8>, String) {
     talk_with(Encryption::NotOffered, exports, input, parts)
 }
@@ -41,21 +41,21 @@ fn talk_with(
     let mut parts = parts.iter().copied().chain(std::iter::repeat(1));
     loop {
         match negotiation.step(&input[start..end], &mut all) {
-            Ok(Step::More) if end == input.len() => return (all, "more".to_owned()),
-            Ok(Step::More) => end = input.len().min(end + parts.next().unwrap()),
-            Ok(Step::Took(count)) => {
+            Ok(Step::NeedMore) if end == input.len() => return (all, "more".to_owned()),
+            Ok(Step::NeedMore) => end = input.len().min(end + parts.next().unwrap()),
+            Ok(Step::Consumed(count)) => {
                 assert!((1..=end - start).contains(&count));
                 start += count;
             }
-            Ok(Step::Chosen(count, session)) => {
-                let words = format!("{} {}", session.structured, session.base_allocation);
-                return (all, format!("{words} {}", start + count));
+            Ok(Step::Transmission(count, session)) => {
+                let text = format!("{} {}", session.structured, session.base_allocation);
+                return (all, format!("{text} {}", start + count));
             }
-            Ok(Step::Encrypt(count)) => {
-                negotiation.encrypted();
+            Ok(Step::StartTls(count)) => {
+                negotiation.tls_started();
                 start += count;
             }
-            Ok(Step::Left) => return (all, "left".to_owned()),
+            Ok(Step::Abort) => return (all, "abort".to_owned()),
             Err(error) => return (all, error.to_string()),
         }
     }
@@ -79,7 +79,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn it_does_not_matter_in_which_parts_bytes_come(
+    fn replies_do_not_depend_on_how_the_input_is_split(
         input in options(),
         parts in vec(1usize..70_000, 0..20),
     ) {
@@ -90,7 +90,7 @@ proptest! {
 }
 
 #[test]
-fn the_last_choice_of_contexts_counts_and_only_for_its_disk() {
+fn the_last_selection_of_contexts_counts_and_only_for_its_export() {
     let exports = exports();
     let set = option_bytes(
         option::SET_META_CONTEXT,
@@ -111,7 +111,7 @@ fn the_last_choice_of_contexts_counts_and_only_for_its_disk() {
     }
 }
 
-/// The types of answers to options.
+/// The types of replies to options.
 fn kinds(answers: &[u8]) -> Vec<u32> {
     let mut rest = &answers[18..];
     let mut kinds = Vec::new();
@@ -124,11 +124,11 @@ fn kinds(answers: &[u8]) -> Vec<u32> {
 }
 
 #[test]
-fn before_tls_nothing_is_told_and_nothing_agreed_on() {
+fn before_tls_the_client_gets_no_information_and_nothing_is_negotiated() {
     let exports = exports();
     let flags = vec![0, 0, 0, 3];
     let context = b"\0\0\0\x05store\0\0\0\x01\0\0\0\x0fbase:allocation";
-    let in_clear = [
+    let before_tls = [
         option_bytes(option::LIST, &[]),
         option_bytes(option::STRUCTURED_REPLY, &[]),
         option_bytes(option::SET_META_CONTEXT, context),
@@ -140,16 +140,16 @@ fn before_tls_nothing_is_told_and_nothing_agreed_on() {
     let go = option_bytes(option::GO, b"\0\0\0\x05store\0\0");
     let input = [
         flags.clone(),
-        in_clear.concat(),
+        before_tls.concat(),
         start_tls.clone(),
         start_tls,
         go,
     ]
     .concat();
     let (answers, end) = talk_with(Encryption::Required, &exports, &input, &[]);
-    let mut expected = vec![option_reply::ERR_TLS_REQD; in_clear.len()];
+    let mut expected = vec![option_reply::ERR_TLS_REQD; before_tls.len()];
     expected.push(option_reply::ACK);
-    // A second time; then `GO`.
+    // The second `STARTTLS`; then `GO`.
     expected.push(option_reply::ERR_INVALID);
     expected.extend([option_reply::INFO, option_reply::ACK]);
     assert_eq!(kinds(&answers), expected);
@@ -157,10 +157,10 @@ fn before_tls_nothing_is_told_and_nothing_agreed_on() {
 }
 
 #[test]
-fn before_tls_a_client_may_leave_and_the_oldest_way_to_begin_is_the_end() {
+fn before_tls_abort_is_answered_and_export_name_ends_the_connection() {
     let exports = exports();
     for (option, expected) in [
-        (option_bytes(option::ABORT, &[]), "left"),
+        (option_bytes(option::ABORT, &[]), "abort"),
         (
             option_bytes(option::EXPORT_NAME, b"store"),
             "the NBD client asked for an export without TLS",
@@ -170,7 +170,7 @@ fn before_tls_a_client_may_leave_and_the_oldest_way_to_begin_is_the_end() {
         let (_, end) = talk_with(Encryption::Required, &exports, &input, &[]);
         assert_eq!(end, expected);
     }
-    // Data, where there may be none.
+    // `STARTTLS` with data, which it may not have.
     let input = [vec![0, 0, 0, 3], option_bytes(option::STARTTLS, &[0])].concat();
     let (answers, end) = talk_with(Encryption::Required, &exports, &input, &[]);
     assert_eq!(kinds(&answers), [option_reply::ERR_INVALID]);

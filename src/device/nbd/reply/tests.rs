@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Something to write.
+/// A part to write.
 #[derive(Debug, Clone)]
 enum Piece {
     Data(usize),
@@ -39,14 +39,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn chunks_say_what_was_written(pieces in pieces(), done: bool) {
+    fn chunks_contain_what_was_written(pieces in pieces(), done: bool) {
         let start = 1 << 40;
-        let mut out = Outbox::default();
-        // Bytes of an earlier reply, which must not show.
-        out.room(50_000).fill(0xee);
+        let mut out = ReplyBuffer::default();
+        // Bytes of an earlier reply must not appear.
+        out.reserve(50_000).fill(0xee);
         out.clear(usize::MAX);
         let mut written = Vec::new();
-        let mut writer = Chunks::new(&mut out, 99, start);
+        let mut writer = ChunkWriter::new(&mut out, 99, start);
         for piece in pieces {
             match piece {
                 Piece::Data(len) => {
@@ -60,7 +60,7 @@ proptest! {
             }
         }
         writer.end(done);
-        let chunks = chunks(out.filled());
+        let chunks = chunks(out.bytes());
         let mut read = Vec::new();
         for (index, (flags, kind, payload)) in chunks.iter().enumerate() {
             let is_last = index + 1 == chunks.len();
@@ -84,9 +84,9 @@ proptest! {
 }
 
 #[test]
-fn neighbouring_chunks_are_of_different_kinds() {
-    let mut out = Outbox::default();
-    let mut writer = Chunks::new(&mut out, 99, 0);
+fn neighbouring_parts_of_one_kind_share_a_chunk() {
+    let mut out = ReplyBuffer::default();
+    let mut writer = ChunkWriter::new(&mut out, 99, 0);
     writer.data(10);
     writer.data(10);
     writer.zeros(4096);
@@ -95,26 +95,26 @@ fn neighbouring_chunks_are_of_different_kinds() {
     writer.data(1);
     writer.zeros(4095);
     writer.end(true);
-    let kinds: Vec<u16> = chunks(out.filled()).iter().map(|chunk| chunk.1).collect();
+    let kinds: Vec<u16> = chunks(out.bytes()).iter().map(|chunk| chunk.1).collect();
     assert_eq!(kinds, [1, 2, 1]);
 }
 
 #[test]
-fn going_back_takes_a_reply_away_and_nothing_else() {
-    let mut out = Outbox::default();
+fn truncating_removes_only_the_last_reply() {
+    let mut out = ReplyBuffer::default();
     out.simple(1, None);
-    let before = out.filled().to_vec();
-    let mark = out.mark();
-    out.whole_data(2, 0, 100_000).fill(1);
-    out.go_back(mark);
-    assert_eq!(out.filled(), before);
+    let before = out.bytes().to_vec();
+    let position = out.position();
+    out.single_chunk_data(2, 0, 100_000).fill(1);
+    out.truncate_to(position);
+    assert_eq!(out.bytes(), before);
     out.simple(3, Some(ErrorCode::Io));
-    assert_eq!(out.filled().len(), 32);
+    assert_eq!(out.bytes().len(), 32);
 }
 
 #[test]
-fn room_for_a_long_reply_is_given_back() {
-    let mut out = Outbox::default();
+fn memory_for_a_long_reply_is_freed() {
+    let mut out = ReplyBuffer::default();
     out.simple_data(1, 32 << 20);
     out.clear(4096);
     assert!(out.bytes.capacity() <= 4096);

@@ -53,7 +53,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn only_what_is_allowed_is_carried_out(
+    fn only_valid_requests_are_accepted(
         flags in prop_oneof![Just(0u16), Just(4), Just(8), any::<u16>()],
         kind in prop_oneof![0u16..10, any::<u16>()],
         cookie: u64,
@@ -66,7 +66,7 @@ proptest! {
         let parsed = parse(&bytes(flags, kind, cookie, offset, len), &session).unwrap();
         prop_assert_eq!(parsed.cookie, cookie);
         prop_assert_eq!(parsed.payload_bytes, if kind == 1 { len } else { 0 });
-        prop_assert_eq!(parsed.chunks, structured && (kind == 0 || kind == 7));
+        prop_assert_eq!(parsed.structured, structured && (kind == 0 || kind == 7));
         let disk_len = u128::from(session.export.image.len_bytes());
         let inside = len > 0 && u128::from(offset) + u128::from(len) <= disk_len;
         let expected = match kind {
@@ -78,11 +78,11 @@ proptest! {
         };
         prop_assert_eq!(!matches!(parsed.request, Request::Refused(_)), expected);
         match parsed.request {
-            Request::Read { offset: o, len_bytes, whole } => {
-                prop_assert_eq!((o, len_bytes, whole), (offset, len, flags == 4));
+            Request::Read { offset: o, len_bytes, unfragmented } => {
+                prop_assert_eq!((o, len_bytes, unfragmented), (offset, len, flags == 4));
             }
-            Request::BlockStatus { offset: o, len_bytes, one } => {
-                prop_assert_eq!((o, len_bytes, one), (offset, len, flags == 8));
+            Request::BlockStatus { offset: o, len_bytes, one_extent } => {
+                prop_assert_eq!((o, len_bytes, one_extent), (offset, len, flags == 8));
             }
             Request::Refused(refusal) => {
                 let writes = [1, 4, 6, 8].contains(&kind);
@@ -93,7 +93,7 @@ proptest! {
     }
 
     #[test]
-    fn another_magic_is_no_request(mut bytes: [u8; REQUEST_LEN_BYTES]) {
+    fn a_wrong_magic_is_an_error(mut bytes: [u8; REQUEST_LEN_BYTES]) {
         bytes[0] |= 0x80;
         prop_assert!(parse(&bytes, &session(true, true)).is_err());
     }

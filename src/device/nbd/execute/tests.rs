@@ -17,86 +17,86 @@ fn image() -> (tempfile::TempDir, Arc<Image>) {
     (dir, image)
 }
 
-fn work(kind: Kind) -> Work {
-    Work { cookie: 99, kind }
+fn work(kind: Kind) -> DiskRequest {
+    DiskRequest { cookie: 99, kind }
 }
 
 #[test]
-fn a_read_in_chunks_is_answered_segment_by_segment() {
+fn a_read_in_chunks_is_executed_in_segments() {
     let (_dir, image) = image();
     let disk = Disk::new(image);
     let len_bytes = 2 * SEGMENT_BYTES + 1;
-    let mut read = work(Kind::Chunks {
+    let mut read = work(Kind::ChunkedRead {
         offset: DATA,
         len_bytes,
     });
     for (progress, len) in [
-        (Progress::Part, SEGMENT_BYTES),
-        (Progress::Part, SEGMENT_BYTES),
+        (Progress::More, SEGMENT_BYTES),
+        (Progress::More, SEGMENT_BYTES),
         (Progress::Done, 1),
     ] {
-        let mut out = Outbox::default();
+        let mut out = ReplyBuffer::default();
         let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
         assert_eq!(done, progress);
         let len = usize::try_from(len).unwrap();
-        assert_eq!(out.filled().len(), 20 + 8 + len);
+        assert_eq!(out.bytes().len(), 20 + 8 + len);
     }
 }
 
 #[test]
-fn what_would_block_writes_nothing_and_can_be_tried_again() {
+fn a_request_that_would_block_writes_nothing_and_can_be_repeated() {
     let (_dir, image) = image();
     let disk = Disk::new(Arc::clone(&image));
-    let mut read = work(Kind::Chunks {
+    let mut read = work(Kind::ChunkedRead {
         offset: DATA,
         len_bytes: 4096,
     });
-    let mut out = Outbox::default();
+    let mut out = ReplyBuffer::default();
     out.simple(1, None);
-    let before = out.filled().to_vec();
+    let before = out.bytes().to_vec();
     with_planning_held(&image, 0, || {
         let error = read.advance(&disk, IoMode::NoWait, &mut out).unwrap_err();
         assert!(error.would_block().is_some());
     });
-    assert_eq!(out.filled(), before);
+    assert_eq!(out.bytes(), before);
     let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
     assert_eq!(done, Progress::Done);
-    assert_eq!(out.filled().len(), before.len() + 28 + 4096);
+    assert_eq!(out.bytes().len(), before.len() + 28 + 4096);
 }
 
 #[test]
-fn an_error_ends_each_kind_of_reply_in_its_way() {
-    let whole = |chunk| Kind::Whole {
+fn an_error_is_a_chunk_or_a_simple_reply_like_the_reply_itself() {
+    let single = |chunk| Kind::SingleRead {
         offset: 0,
         len_bytes: 1,
         chunk,
     };
-    let chunks = Kind::Chunks {
+    let chunks = Kind::ChunkedRead {
         offset: 0,
         len_bytes: 1,
     };
-    for (kind, is_chunk) in [(whole(false), false), (whole(true), true), (chunks, true)] {
-        let mut out = Outbox::default();
+    for (kind, is_chunk) in [(single(false), false), (single(true), true), (chunks, true)] {
+        let mut out = ReplyBuffer::default();
         work(kind).fail(&mut out);
         match is_chunk {
-            true => assert_eq!(out.filled()[6..8], chunk::ERROR.to_be_bytes()),
-            false => assert_eq!(out.filled()[4..8], 5u32.to_be_bytes()),
+            true => assert_eq!(out.bytes()[6..8], chunk::ERROR.to_be_bytes()),
+            false => assert_eq!(out.bytes()[4..8], 5u32.to_be_bytes()),
         }
     }
 }
 
 #[test]
-fn metadata_that_are_zeros_are_a_hole() {
+fn zeros_in_metadata_are_a_hole() {
     let (_dir, image) = image();
     let disk = Disk::new(image);
     // After the only directory's block.
-    let mut read = work(Kind::Chunks {
+    let mut read = work(Kind::ChunkedRead {
         offset: 1 << 20,
         len_bytes: 8192,
     });
-    let mut out = Outbox::default();
+    let mut out = ReplyBuffer::default();
     let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
     assert_eq!(done, Progress::Done);
-    assert_eq!(out.filled()[6..8], chunk::OFFSET_HOLE.to_be_bytes());
-    assert_eq!(out.filled().len(), 32);
+    assert_eq!(out.bytes()[6..8], chunk::OFFSET_HOLE.to_be_bytes());
+    assert_eq!(out.bytes().len(), 32);
 }

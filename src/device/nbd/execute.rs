@@ -1,103 +1,101 @@
-//! Request value to reply bytes.
-//!
-//! [`Work::fail`] is the only place where an error becomes an error number.
+//! Carries out requests and writes their replies.
 
 use super::disk::{Disk, Part};
-use super::reply::{Chunks, Outbox};
+use super::reply::{ChunkWriter, ReplyBuffer};
 use super::request::{Parsed, Refusal, Request};
 use super::wire::ErrorCode;
 use crate::image::ReadError;
 use crate::source::IoMode;
 
-/// Most bytes of a read in chunks that are answered at once.
+/// A long read in chunks is carried out in segments of this length, each of which is sent before the next is read.
 pub const SEGMENT_BYTES: u32 = 256 << 10;
 
-/// What there is left to do for a request.
+/// A request that needs the disk. Keeps track of what is still to be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Work {
+pub struct DiskRequest {
     cookie: u64,
     kind: Kind,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
-    /// All data in one piece.
-    Whole {
+    /// A read whose data must be in one piece.
+    SingleRead {
         offset: u64,
         len_bytes: u32,
         chunk: bool,
     },
-    /// In as many pieces as one likes. What is still to be read.
-    Chunks { offset: u64, len_bytes: u32 },
-    /// What is allocated.
-    Status {
+    /// A read in any number of chunks. The range is what is still to be read.
+    ChunkedRead { offset: u64, len_bytes: u32 },
+    /// A query of the allocation.
+    BlockStatus {
         offset: u64,
         len_bytes: u32,
-        one: bool,
+        one_extent: bool,
     },
 }
 
-/// What a request is, once it is parsed.
+/// What to do after [`dispatch`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Task {
-    /// It has been answered.
-    Done,
-    /// It was answered with an error.
+pub enum Action {
+    /// Nothing: the reply is written.
+    Answered,
+    /// Nothing: an error reply is written.
     Refused(Refusal),
-    /// It takes the disk.
-    Work(Work),
-    /// The client leaves.
-    Leave,
+    /// Execute a request that needs the disk.
+    Execute(DiskRequest),
+    /// Close the connection.
+    Disconnect,
 }
 
-/// How far some work has come.
+/// Progress of a [`DiskRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// All of the reply is written.
+    /// The reply is complete.
     Done,
-    /// A part of it; there is more.
-    Part,
+    /// A part of the reply is written, and more will follow.
+    More,
 }
 
-/// Answers what does not take the disk.
-pub fn begin(parsed: &Parsed, out: &mut Outbox) -> Task {
+/// Answers requests that do not need the disk.
+pub fn dispatch(parsed: &Parsed, out: &mut ReplyBuffer) -> Action {
     let cookie = parsed.cookie;
     let kind = match parsed.request {
         Request::Read {
             offset,
             len_bytes,
-            whole,
-        } if whole || !parsed.chunks => Kind::Whole {
+            unfragmented,
+        } if unfragmented || !parsed.structured => Kind::SingleRead {
             offset,
             len_bytes,
-            chunk: parsed.chunks,
+            chunk: parsed.structured,
         },
         Request::Read {
             offset, len_bytes, ..
-        } => Kind::Chunks { offset, len_bytes },
+        } => Kind::ChunkedRead { offset, len_bytes },
         Request::BlockStatus {
             offset,
             len_bytes,
-            one,
-        } => Kind::Status {
+            one_extent,
+        } => Kind::BlockStatus {
             offset,
             len_bytes,
-            one,
+            one_extent,
         },
         Request::Flush => {
             out.simple(cookie, None);
-            return Task::Done;
+            return Action::Answered;
         }
-        Request::Disconnect => return Task::Leave,
+        Request::Disconnect => return Action::Disconnect,
         Request::Refused(refusal) => {
-            write_error(out, cookie, parsed.chunks, refusal.code());
-            return Task::Refused(refusal);
+            write_error(out, cookie, parsed.structured, refusal.code());
+            return Action::Refused(refusal);
         }
     };
-    Task::Work(Work { cookie, kind })
+    Action::Execute(DiskRequest { cookie, kind })
 }
 
-fn write_error(out: &mut Outbox, cookie: u64, chunk: bool, code: ErrorCode) {
+fn write_error(out: &mut ReplyBuffer, cookie: u64, chunk: bool, code: ErrorCode) {
     if chunk {
         out.error(cookie, code);
     } else {
@@ -105,96 +103,98 @@ fn write_error(out: &mut Outbox, cookie: u64, chunk: bool, code: ErrorCode) {
     }
 }
 
-impl Work {
-    /// Whether it is no small thing, in memory or in time: not for a thread that others wait for.
-    pub fn is_heavy(&self) -> bool {
+impl DiskRequest {
+    /// Whether it may take much time or memory. It then belongs in the pool, not in the receiving thread.
+    pub fn is_slow(&self) -> bool {
         match self.kind {
-            Kind::Whole { len_bytes, .. } => len_bytes > SEGMENT_BYTES,
-            Kind::Chunks { .. } => false,
-            // Paths may have to be planned.
-            Kind::Status { .. } => true,
+            Kind::SingleRead { len_bytes, .. } => len_bytes > SEGMENT_BYTES,
+            Kind::ChunkedRead { .. } => false,
+            // It may have to plan paths.
+            Kind::BlockStatus { .. } => true,
         }
     }
 
-    /// Whether it takes more memory than [`SEGMENT_BYTES`] and a little.
+    /// Whether its reply is longer than [`SEGMENT_BYTES`] and must be in memory as a whole.
     pub fn is_large(&self) -> bool {
-        matches!(self.kind, Kind::Whole { len_bytes, .. } if len_bytes > SEGMENT_BYTES)
+        matches!(self.kind, Kind::SingleRead { len_bytes, .. } if len_bytes > SEGMENT_BYTES)
     }
 
-    /// Bytes of the disk that are still to be delivered.
+    /// Number of bytes that are still to be read.
     pub fn len_bytes(&self) -> u64 {
         match self.kind {
-            Kind::Whole { len_bytes, .. } | Kind::Chunks { len_bytes, .. } => len_bytes.into(),
-            Kind::Status { .. } => 0,
+            Kind::SingleRead { len_bytes, .. } | Kind::ChunkedRead { len_bytes, .. } => {
+                len_bytes.into()
+            }
+            Kind::BlockStatus { .. } => 0,
         }
     }
 
-    /// For messages.
+    /// Offset on the disk, for log messages.
     pub fn offset(&self) -> u64 {
         match self.kind {
-            Kind::Whole { offset, .. }
-            | Kind::Chunks { offset, .. }
-            | Kind::Status { offset, .. } => offset,
+            Kind::SingleRead { offset, .. }
+            | Kind::ChunkedRead { offset, .. }
+            | Kind::BlockStatus { offset, .. } => offset,
         }
     }
 
-    /// Does some of it, and writes that part of the reply to `out`.
+    /// Executes the next part, and appends that part of the reply to `out`.
     ///
     /// # Errors
-    /// When the disk cannot be read; nothing is written then, and the work can be tried again.
+    /// The disk cannot be read. Nothing is written then, and the call can be repeated.
     pub fn advance(
         &mut self,
         disk: &Disk,
         mode: IoMode,
-        out: &mut Outbox,
+        out: &mut ReplyBuffer,
     ) -> Result<Progress, ReadError> {
-        let mark = out.mark();
+        let position = out.position();
         let done = match &mut self.kind {
-            Kind::Whole {
+            Kind::SingleRead {
                 offset,
                 len_bytes,
                 chunk,
             } => {
                 let len = usize::try_from(*len_bytes).unwrap_or(usize::MAX);
                 let room = match chunk {
-                    true => out.whole_data(self.cookie, *offset, len),
+                    true => out.single_chunk_data(self.cookie, *offset, len),
                     false => out.simple_data(self.cookie, len),
                 };
                 fill(disk, mode, *offset, *len_bytes, room).map(|()| Progress::Done)
             }
-            Kind::Chunks { offset, len_bytes } => {
+            Kind::ChunkedRead { offset, len_bytes } => {
                 let now = SEGMENT_BYTES.min(*len_bytes);
                 let is_last = now == *len_bytes;
-                let chunks = Chunks::new(out, self.cookie, *offset);
+                let chunks = ChunkWriter::new(out, self.cookie, *offset);
                 write_chunks(disk, mode, *offset, now, chunks, is_last).map(|()| {
                     *offset += u64::from(now);
                     *len_bytes -= now;
                     match is_last {
                         true => Progress::Done,
-                        false => Progress::Part,
+                        false => Progress::More,
                     }
                 })
             }
-            Kind::Status {
+            Kind::BlockStatus {
                 offset,
                 len_bytes,
-                one,
+                one_extent,
             } => {
-                out.block_status(self.cookie, &disk.extents(*offset, *len_bytes, *one));
+                out.block_status(self.cookie, &disk.extents(*offset, *len_bytes, *one_extent));
                 Ok(Progress::Done)
             }
         };
         if done.is_err() {
-            out.go_back(mark);
+            out.truncate_to(position);
         }
         done
     }
 
-    /// Ends the reply with an error: whatever it was, the client gets to know only that the disk could not be read.
-    pub fn fail(&self, out: &mut Outbox) {
+    /// Ends the reply with an I/O error. The client does not learn more than that.
+    pub fn fail(&self, out: &mut ReplyBuffer) {
         let chunk = match self.kind {
-            Kind::Whole { chunk, .. } => chunk,
-            Kind::Chunks { .. } | Kind::Status { .. } => true,
+            Kind::SingleRead { chunk, .. } => chunk,
+            Kind::ChunkedRead { .. } | Kind::BlockStatus { .. } => true,
         };
         write_error(out, self.cookie, chunk, ErrorCode::Io);
     }
@@ -230,7 +230,7 @@ fn write_chunks(
     mode: IoMode,
     offset: u64,
     len_bytes: u32,
-    mut chunks: Chunks<'_>,
+    mut chunks: ChunkWriter<'_>,
     is_last: bool,
 ) -> Result<(), ReadError> {
     disk.visit(mode, offset, len_bytes, &mut |part| {
