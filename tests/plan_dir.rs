@@ -125,8 +125,8 @@ fn walks(trace: &str, server: i32) -> Vec<&str> {
             .to_owned()
     };
     // It makes the place where workers see nothing else, before any of them is there.
-    let furnisher = trace.lines().find(|line| line.contains("\"furnisher\""));
-    let others = [server.to_string(), furnisher.map(of).unwrap()];
+    let builder = trace.lines().find(|line| line.contains("\"jail-builder\""));
+    let others = [server.to_string(), builder.map(of).unwrap()];
     let walks = |line: &&str| {
         let is_look = line.contains("statx(") && !line.contains(", \"\", ");
         let is_of_top = ["\"aaa-one\"", "\"bbb-two\"", "\"ccc-three\""]

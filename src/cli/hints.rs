@@ -45,7 +45,7 @@ pub fn serve(error: &ServeError) -> &'static str {
         ServeError::Socket(SocketError::NotEncrypted { .. }) => {
             ": encrypt with --nbd-tls DIR, or serve at a loopback address, such as 127.0.0.1, or at unix:PATH"
         }
-        ServeError::Disks(DisksError::NoMain) => ": give a closure in addition to --export",
+        ServeError::Disks(DisksError::NoMainDisk) => ": give a closure in addition to --export",
         ServeError::Record { .. } => ": choose another file for --record",
         ServeError::Sandbox(_) => "; --no-sandbox disables confinement",
         _ => "",

@@ -24,7 +24,7 @@ use super::systemd::Systemd;
 use super::watch_args::WatchArgs;
 use crate::device::fuse::FuseOptions;
 use crate::server::{
-    ClientKind, Disks, InheritedSocket, NbdPlace, NbdTls, ServeError, ServeEvent, ServeOptions,
+    ClientKind, Disks, InheritedSocket, NbdAddress, NbdTls, ServeError, ServeEvent, ServeOptions,
     SocketName, serve,
 };
 
@@ -86,7 +86,7 @@ systemd (LISTEN_FDS) are served without an option.";
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Where to serve")]
 #[command(group = ArgGroup::new("sockets").args(["vhost_user", "nbd"]).multiple(true))]
-#[group(required = !InheritedSocket::are_there(), multiple = true)]
+#[group(required = !InheritedSocket::exist(), multiple = true)]
 struct TransportArgs {
     /// Serve a vhost-user-blk device at SOCKET; may be given several times
     // Management tools pass --socket-path (QEMU's docs/interop/vhost-user.rst).
@@ -104,7 +104,7 @@ struct TransportArgs {
     /// without shared memory. Without --nbd-tls, HOST must be a loopback address: localhost, 127.0.0.1 or [::1]. PORT 0
     /// selects a free port, which is printed to stdout
     #[arg(long, value_name = "PLACE")]
-    nbd: Vec<NbdPlace>,
+    nbd: Vec<NbdAddress>,
     /// Serve a further closure over NBD, as the export NAME; may be given several times. CLOSURE is a store path, a link to
     /// one, or the output of closureInfo. The closure without a name is the export nix-store, and the default
     #[arg(long = "export", value_name = "NAME=CLOSURE", requires = "nbd", conflicts_with_all = ["tree", "from"])]
@@ -142,7 +142,7 @@ impl TransportArgs {
     fn inherited(&self) -> Result<Vec<InheritedSocket>, ServeError> {
         let mut all = InheritedSocket::take_all()?;
         if let Some(number) = self.fd {
-            all.push(InheritedSocket::take_number(number)?);
+            all.push(InheritedSocket::take_descriptor(number)?);
         }
         Ok(all)
     }
@@ -196,7 +196,7 @@ impl ServeArgs {
     fn check_places(&self) -> Result<(), CliError> {
         let sockets = self.transports.vhost_user.iter();
         let sockets = sockets.map(|path| Place::new("--vhost-user", path));
-        let nbd = self.transports.nbd.iter().filter_map(NbdPlace::path);
+        let nbd = self.transports.nbd.iter().filter_map(NbdAddress::path);
         let sockets = sockets.chain(nbd.map(|path| Place::new("--nbd", path)));
         let report = self.report.written();
         let report = report.map(|path| Place::new("--report", path));
@@ -277,7 +277,7 @@ fn needed_name(disks: &Disks) -> Option<&str> {
 }
 
 fn log_ready(disks: &Disks) {
-    let has_several = !disks.told_apart().is_empty();
+    let has_several = !disks.exports_if_several().is_empty();
     for export in disks.exports().all() {
         let disk = export.image.fingerprint().map(ToString::to_string);
         let export = has_several.then(|| export.name.as_str());

@@ -1,6 +1,6 @@
 //! A mount namespace that contains only the served paths.
 //!
-//! All workers of a server share one jail. A separate short-lived process, the furnisher, sets it up. It creates a user
+//! All workers of a server share one jail. A separate short-lived process, the builder, sets it up. It creates a user
 //! namespace, because only that lets an ordinary user mount, and because its owner can enter it without further
 //! privileges. In it, it creates a mount namespace whose root is an empty tmpfs with a bind mount of each store path.
 //! Workers enter both namespaces before they drop their privileges. All earlier mounts are detached, not only hidden,
@@ -30,7 +30,7 @@ const STORE: &str = "store";
 
 /// What to mount in a jail.
 #[derive(Debug)]
-pub struct Furniture<'a> {
+pub struct JailSpec<'a> {
     /// Path of the store directory.
     pub store: &'a Path,
     /// The store directory, opened earlier; `store` must still be the same directory.
@@ -50,14 +50,14 @@ pub enum Contents<'a> {
 
 /// What a process gets by entering a jail.
 #[derive(Debug)]
-pub struct Cell {
+pub struct EnteredJail {
     /// The store directory in the jail.
     pub store: OwnedFd,
     /// This process has its own user namespace, so RLIMIT_NPROC counts only its threads.
     pub counts_threads: bool,
 }
 
-/// The namespaces of a furnisher. They outlive that process.
+/// The namespaces of a builder. They outlive that process.
 #[derive(Debug)]
 pub struct Jail {
     user: OwnedFd,
@@ -75,7 +75,7 @@ enum Ids {
     Own,
 }
 
-/// Moves the calling process (the furnisher) to new user and mount namespaces.
+/// Moves the calling process (the builder) to new user and mount namespaces.
 ///
 /// # Errors
 /// The kernel does not let this user create namespaces.
@@ -85,19 +85,19 @@ pub fn unshare() -> Result<(), JailError> {
         .map_err(JailError::host("make a user and a mount namespace"))
 }
 
-/// Called by the furnisher after its ids have been mapped: mounts `furniture` and detaches everything else. Entries
+/// Called by the builder after its ids have been mapped: mounts `spec` and detaches everything else. Entries
 /// that no longer exist are skipped.
 ///
 /// # Errors
 /// A system call fails. The namespaces must not be used then.
-pub fn furnish(furniture: &Furniture<'_>) -> Result<(), JailError> {
+pub fn build(spec: &JailSpec<'_>) -> Result<(), JailError> {
     // Mounts made on the host from now on must not propagate to here.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(JailError::host("separate the mounts"))?;
-    let store = reopen(furniture)?;
+    let store = reopen(spec)?;
     let root = empty_root().map_err(JailError::host("mount a tmpfs"))?;
     mkdirat(&root, STORE, Mode::from_raw_mode(0o755)).map_err(JailError::host("make /store"))?;
-    match &furniture.contents {
+    match &spec.contents {
         Contents::All => bind(&store, b"", &root, STORE.as_bytes())
             .map_err(JailError::host("mount the store"))?,
         Contents::Entries(entries) => bind_entries(&store, entries, &root)?,
@@ -108,11 +108,11 @@ pub fn furnish(furniture: &Furniture<'_>) -> Result<(), JailError> {
 
 /// Opens the store again. The descriptor opened before belongs to a mount of the host's namespace, which cannot be
 /// cloned from here.
-fn reopen(furniture: &Furniture<'_>) -> Result<OwnedFd, JailError> {
+fn reopen(spec: &JailSpec<'_>) -> Result<OwnedFd, JailError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fault = JailError::host("open the store");
-    let found = open(furniture.store, flags, Mode::empty()).and_then(|store| {
-        let (now, then) = (fstat(&store)?, fstat(furniture.opened)?);
+    let found = open(spec.store, flags, Mode::empty()).and_then(|store| {
+        let (now, then) = (fstat(&store)?, fstat(spec.opened)?);
         match (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino) {
             true => Ok(store),
             false => Err(Errno::STALE),
@@ -218,13 +218,13 @@ fn turn_into_root(root: &OwnedFd) -> Result<(), Errno> {
 }
 
 impl Jail {
-    /// Called by the parent of `furnisher` after that has called [`unshare`]: maps its ids and opens its namespaces.
+    /// Called by the parent of `builder` after that has called [`unshare`]: maps its ids and opens its namespaces.
     /// With `all_ids`, all ids must be mapped, because the disk shows the owners of files.
     ///
     /// # Errors
     /// This user may not map all ids, or a system call fails.
-    pub fn of(furnisher: Pid, all_ids: bool) -> Result<Self, JailError> {
-        let dir = format!("/proc/{}", furnisher.as_raw_nonzero());
+    pub fn of(builder: Pid, all_ids: bool) -> Result<Self, JailError> {
+        let dir = format!("/proc/{}", builder.as_raw_nonzero());
         let ids = map_ids(&dir, all_ids).map_err(JailError::io("map the ids of users"))?;
         let open = |name| {
             let path = format!("{dir}/ns/{name}");
@@ -242,7 +242,7 @@ impl Jail {
     ///
     /// # Errors
     /// A system call fails. The process may then be in only one of the namespaces.
-    pub fn enter(&self) -> Result<Cell, SandboxError> {
+    pub fn enter(&self) -> Result<EnteredJail, SandboxError> {
         let enter = |namespace: &OwnedFd, kind| {
             move_into_link_name_space(namespace.as_fd(), Some(kind))
                 .map_err(SandboxError::host("enter the jail"))
@@ -255,7 +255,7 @@ impl Jail {
             self.own_namespaces && nix::sched::unshare(CloneFlags::CLONE_NEWUSER).is_ok();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let store = openat(CWD, format!("/{STORE}"), flags, Mode::empty());
-        Ok(Cell {
+        Ok(EnteredJail {
             store: store.map_err(SandboxError::host("open the store in the jail"))?,
             counts_threads,
         })

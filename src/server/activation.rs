@@ -1,4 +1,4 @@
-//! Sockets that systemd, or another parent, has made and listens on already.
+//! Listening sockets that systemd or another parent passes to this process.
 
 use std::fmt;
 use std::io;
@@ -13,26 +13,26 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 use super::error::SocketError;
 
-/// A listening socket that was handed over. Its file belongs to the process that made it.
+/// A listening socket that was passed to this process. The process that created its file also removes it.
 #[derive(Debug)]
 pub struct InheritedSocket {
     listener: UnixListener,
     descriptor: RawFd,
 }
 
-/// Where a socket is, for messages.
+/// The name of a socket, for messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketName {
-    /// In the file system.
+    /// A path.
     Path(PathBuf),
-    /// Nowhere: it is known by the number under which it was handed over.
+    /// A socket without a path: the number of the passed descriptor.
     Descriptor(RawFd),
     /// A TCP port.
     Tcp(SocketAddr),
 }
 
 impl SocketName {
-    /// Its path, if it has one.
+    /// The path, if it has one.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Path(path) => Some(path),
@@ -52,36 +52,36 @@ impl fmt::Display for SocketName {
 }
 
 impl InheritedSocket {
-    /// Whether there are any: `LISTEN_PID` and `LISTEN_FDS` (sd_listen_fds(3)) speak of this process.
-    pub fn are_there() -> bool {
+    /// Whether systemd passed sockets to this process (`LISTEN_PID` and `LISTEN_FDS`, sd_listen_fds(3)).
+    pub fn exist() -> bool {
         sd_notify::listen_fds().is_ok_and(|fds| fds.len() > 0)
     }
 
-    /// Takes them all; a second call finds them closed.
+    /// Takes all of them. A second call fails, because their numbers are closed then.
     ///
     /// # Errors
-    /// When the environment is malformed, or a descriptor is no listening Unix stream socket.
+    /// The environment is malformed, or a descriptor is not a listening Unix stream socket.
     pub fn take_all() -> Result<Vec<Self>, SocketError> {
         let numbers = sd_notify::listen_fds().map_err(SocketError::Environment)?;
-        let mut given = ListenFd::from_env();
-        let take = |(index, number)| Self::take(&mut given, index, number);
+        let mut passed = ListenFd::from_env();
+        let take = |(index, number)| Self::take(&mut passed, index, number);
         numbers.enumerate().map(take).collect()
     }
 
-    /// Takes the one that the parent has left open under a number, and closes that number.
+    /// Takes the descriptor with this number from the parent, and closes the number.
     ///
     /// # Errors
-    /// When it is no listening Unix stream socket.
-    pub fn take_number(descriptor: RawFd) -> Result<Self, SocketError> {
-        let socket = take_descriptor(descriptor)
+    /// It is not a listening Unix stream socket.
+    pub fn take_descriptor(descriptor: RawFd) -> Result<Self, SocketError> {
+        let socket = move_descriptor(descriptor)
             .map_err(|source| SocketError::Inherited { descriptor, source })?;
         Self::check(UnixListener::from(socket), descriptor)
     }
 
-    fn take(given: &mut ListenFd, index: usize, descriptor: RawFd) -> Result<Self, SocketError> {
+    fn take(passed: &mut ListenFd, index: usize, descriptor: RawFd) -> Result<Self, SocketError> {
         let fault = |source| SocketError::Inherited { descriptor, source };
         let missing = || fault(io::Error::other("it is not open"));
-        let listener = given.take_unix_listener(index).map_err(fault)?;
+        let listener = passed.take_unix_listener(index).map_err(fault)?;
         Self::check(listener.ok_or_else(missing)?, descriptor)
     }
 
@@ -90,9 +90,9 @@ impl InheritedSocket {
         if !getsockopt(&listener, AcceptConn).map_err(|errno| fault(errno.into()))? {
             return Err(fault(io::Error::other("nobody listens on it")));
         }
-        // It has to be a Unix one.
+        // Fails unless it is a Unix socket.
         listener.local_addr().map_err(fault)?;
-        // systemd's do not block, and a worker waits for its connection.
+        // systemd's sockets do not block, but a worker waits in accept(2).
         listener.set_nonblocking(false).map_err(fault)?;
         Ok(Self {
             listener,
@@ -100,7 +100,7 @@ impl InheritedSocket {
         })
     }
 
-    /// Where a frontend finds it.
+    /// The name under which a frontend connects.
     pub fn name(&self) -> SocketName {
         let address = self.listener.local_addr().ok();
         match address.as_ref().and_then(|address| address.as_pathname()) {
@@ -114,9 +114,9 @@ impl InheritedSocket {
     }
 }
 
-/// Moves an inherited descriptor to a number of its own. A duplicate, since safe code cannot own a bare number. The
-/// original would be a way for workers to further connections.
-fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+/// Duplicates an inherited descriptor, because safe code cannot own a bare number. Closes the original: workers would
+/// inherit it, and could accept further connections.
+fn move_descriptor(number: RawFd) -> io::Result<OwnedFd> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     let socket = pidfd_getfd(own, number, PidfdGetfdFlags::empty())?;
     nix::unistd::close(number)?;

@@ -1,4 +1,4 @@
-//! Which process gives up what, and when: the parent before it says that it is ready, a worker before it meets a client.
+//! Confines the processes: the parent before it is ready, a worker before it serves a client.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use rustix::stdio::stderr;
 use super::ServeOptions;
 use super::disks::Disks;
 use crate::image::{Image, PlanDir};
-use crate::sandbox::jail::Cell;
+use crate::sandbox::jail::EnteredJail;
 use crate::sandbox::{self, PATHS_MAX, Process, Reach, SandboxError};
 
-/// Memory that workers may have besides plans.
+/// Memory limit of a worker, plus the size of plans.
 const MEMORY_BYTES: u64 = 2 << 30;
 
-/// Says what this kernel lacks for confining processes.
+/// Warns of what this kernel lacks for confining processes.
 pub(super) fn warn_of_missing_protections(disks: &Disks, options: &ServeOptions) {
     if !options.sandbox {
         return;
@@ -32,35 +32,35 @@ pub(super) fn warn_of_missing_protections(disks: &Disks, options: &ServeOptions)
     }
 }
 
-/// Whether log lines go to a regular file. To be asked before a worker is muted, which has another stderr.
+/// Whether log lines go to a regular file. Must be called before a worker is muted, because that replaces stderr.
 pub(super) fn log_is_file() -> bool {
     let log = fstat(stderr()).map(|stat| FileType::from_raw_mode(stat.st_mode));
     log == Ok(FileType::RegularFile)
 }
 
-/// Confines a process that is about to serve one of `disks`, unless that is not wanted. With `logs_to_file` it may make files
-/// longer; in a `cell` of the jail it sees nothing but what is served.
+/// Confines a process before it serves one of `disks`, unless the sandbox is disabled. With `logs_to_file` it may extend
+/// files. With `jail`, Landlock rules for store paths are unnecessary, because the jail contains no others.
 pub(super) fn confine(
     process: Process,
     disks: &Disks,
     options: &ServeOptions,
     status: &[&Path],
     logs_to_file: bool,
-    cell: Option<&Cell>,
+    jail: Option<&EnteredJail>,
     plan_dir: Option<&PlanDir>,
 ) -> Result<(), SandboxError> {
     if !options.sandbox {
         return Ok(());
     }
     let reach = Reach {
-        store: disks.any().store_dir(),
-        paths: match cell {
+        store: disks.first().store_dir(),
+        paths: match jail {
             Some(_) => Vec::new(),
             None => paths(process, disks, options),
         },
         writes_file: options.record.is_some() || logs_to_file || process == Process::PlanKeeper,
         memory_bytes: memory_bytes(disks),
-        counts_threads: cell.is_some_and(|cell| cell.counts_threads),
+        counts_threads: jail.is_some_and(|jail| jail.counts_threads),
         any_owner: disks.is_tree(),
         cleaned_dirs: cleaned_dirs(disks, options, status),
         written_dirs: written_dirs(options),
@@ -69,20 +69,20 @@ pub(super) fn confine(
     sandbox::confine(process, &reach)
 }
 
-/// Several times what a process has been seen to take: stacks of its threads, long reads, the plans, one very large plan.
-/// One process plans the paths of all disks.
+/// Several times the measured size of a process: stacks, long reads, plans, one very large plan. The planner plans the
+/// paths of all disks.
 fn memory_bytes(disks: &Disks) -> u64 {
     let plans = disks.images().map(|image| image.plan_cache_bytes() as u64);
     MEMORY_BYTES + 4 * plans.sum::<u64>()
 }
 
-/// What of the store is served, for the process that is confined first. Those that it starts inherit that, and the kernel
-/// would only have more to look up.
+/// The served store paths, for the process that is confined first. Its children inherit the Landlock rules. More rules
+/// would only cost time in the kernel.
 fn paths<'d>(process: Process, disks: &'d Disks, options: &ServeOptions) -> Vec<&'d [u8]> {
     let is_first = match process {
         Process::Listener => true,
         Process::Mounter => false,
-        // Mounting takes more than Landlock leaves, so the parent is not confined by it.
+        // Landlock forbids mounting, so the parent is not confined by it, and the children are confined first.
         Process::VhostWorker
         | Process::NbdWorker
         | Process::FuseWorker
@@ -96,7 +96,7 @@ fn paths<'d>(process: Process, disks: &'d Disks, options: &ServeOptions) -> Vec<
     }
 }
 
-/// Where the parent, or its caller, removes something at the end.
+/// Directories in which the parent or its caller removes files at the end.
 fn cleaned_dirs(disks: &Disks, options: &ServeOptions, status: &[&Path]) -> Vec<PathBuf> {
     let removed = options.socket_files().chain(status.iter().copied());
     let removed = removed.chain(options.private_dir.as_deref());

@@ -1,7 +1,8 @@
-//! How many queues there are file descriptors for.
+//! Fits the number of queues and threads to the limit of file descriptors.
 //!
-//! This is settled before anybody connects. A frontend is told when it wants more queues than there are; but if one of
-//! its descriptors could not be received, `vhost` 0.18 would forget the message and leave it waiting for the answer.
+//! This must be done before a frontend connects. A frontend that wants more queues than there are gets an error. But if
+//! one of its descriptors could not be received, `vhost` 0.18 would drop the message, and the frontend would wait for
+//! the reply.
 
 use std::fs;
 use std::io;
@@ -13,31 +14,35 @@ use super::error::ServeError;
 use crate::device::vhost_blk::DeviceOptions;
 use crate::image::LISTERS_MAX;
 
-/// A queue's: kick and call.
+/// Descriptors of a queue: kick and call.
 const PER_QUEUE: usize = 2;
 
-/// A thread's: what it waits on, its two ends of the event that ends it, and the directory and the file that it opens.
+/// Descriptors of a thread: its epoll instance, two ends of its exit event, and the directory and the file that it opens.
 const PER_THREAD: usize = 5;
 
-/// The connection, the report to the parent, the recording, a message's memory regions while the ones before are still
-/// mapped, and directories that are listed at once. More than eight regions come one at a time.
+/// Other descriptors of a worker: the connection, the pipe to the parent, the recording, the memory regions of a message
+/// while the previous ones are still mapped (above eight, regions are added one at a time), and the directories that are
+/// listed concurrently.
 const PER_VM: usize = 4 + 8 + 8 + LISTERS_MAX;
 
-/// `device` with as many of its queues and threads as this process has descriptors for, if its store files take `files`
-/// of them.
+/// Returns `device` with at most as many queues and threads as this process has descriptors for, given that its store
+/// files take `files` of them.
 ///
 /// # Errors
-/// [`ServeError::FewDescriptors`], or the host cannot tell what is open.
-pub(super) fn afford(device: &DeviceOptions, files: usize) -> Result<DeviceOptions, ServeError> {
+/// [`ServeError::TooFewDescriptors`], or the open files cannot be counted.
+pub(super) fn fit_to_limit(
+    device: &DeviceOptions,
+    files: usize,
+) -> Result<DeviceOptions, ServeError> {
     let free = free_descriptors().map_err(ServeError::host("count open files"))?;
     let threads = (1..=device.threads.get())
         .rev()
         .filter_map(NonZeroUsize::new);
-    // A thread without a queue is no use.
+    // A thread without a queue is useless.
     let enough = threads
         .map(|threads| (threads, queues(free, threads, files)))
         .find(|(threads, queues)| *queues >= threads.get().min(device.queues.into()));
-    let (threads, queues) = enough.ok_or(ServeError::FewDescriptors {
+    let (threads, queues) = enough.ok_or(ServeError::TooFewDescriptors {
         free,
         needed: besides_queues(NonZeroUsize::MIN, files) + PER_QUEUE,
     })?;
@@ -50,7 +55,7 @@ pub(super) fn afford(device: &DeviceOptions, files: usize) -> Result<DeviceOptio
 
 fn free_descriptors() -> io::Result<usize> {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    // The directory itself is among them.
+    // The listing contains the directory's own descriptor.
     let open = fs::read_dir("/proc/self/fd")?.count().saturating_sub(1);
     Ok(usize::try_from(limit)
         .unwrap_or(usize::MAX)

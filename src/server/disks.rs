@@ -1,7 +1,6 @@
-//! The disks of a server: the main one, for clients that cannot or do not choose, and others that NBD clients choose by
-//! name.
+//! The disks of a server: the main disk, for clients that do not choose by name, and others that NBD clients choose.
 //!
-//! Processes are confined before they know what their client chooses, so they get at the paths of all disks.
+//! A process is confined before its client chooses, so it can read the paths of all disks.
 
 use std::sync::Arc;
 
@@ -9,35 +8,35 @@ use crate::device::nbd::{Export, ExportName, Exports, ExportsError};
 use crate::image::{Fingerprint, Image};
 use crate::source::RemoteTree;
 
-/// Why disks cannot be served by one server.
+/// Why one server cannot serve these disks.
 #[derive(Debug, thiserror::Error)]
 pub enum DisksError {
-    /// Their names cannot be told apart.
+    /// Their names or descriptions cannot be exported.
     #[error(transparent)]
     Exports(#[from] ExportsError),
-    /// Processes get at one directory of this host.
+    /// They are not closures of one store on this host. Processes can read only one store directory.
     #[error(
         "several disks can be served by one server only if all of them are closures of the same store on this host"
     )]
-    Apart,
-    /// Only NBD has names.
+    DifferentStores,
+    /// A main disk is needed, because only NBD clients can choose by name.
     #[error(
         "only NBD clients can choose one of several disks: vhost-user sockets, the mounted file, recordings and reports \
          need a main disk"
     )]
-    NoMain,
+    NoMainDisk,
 }
 
 /// The disks of a server; at least one.
 #[derive(Debug, Clone)]
 pub struct Disks {
     exports: Exports,
-    /// Each path once, however many disks have it.
+    /// Number of distinct paths on all disks.
     path_count: usize,
 }
 
 impl Disks {
-    /// A `main` disk, which needs no name, and others with names.
+    /// A `main` disk and others with names.
     ///
     /// # Errors
     /// There is no disk, two have the same name, or they are not in the same store.
@@ -55,14 +54,14 @@ impl Disks {
             true => exports,
             false => exports.without_default(),
         };
-        let path_count = distinct(&exports, region_names).len();
+        let path_count = distinct_paths(&exports, region_names).len();
         Ok(Self {
             exports,
             path_count,
         })
     }
 
-    /// All of them, as NBD clients see them.
+    /// All disks, for NBD.
     pub fn exports(&self) -> &Exports {
         &self.exports
     }
@@ -71,53 +70,54 @@ impl Disks {
         self.exports.all().iter().map(|export| &*export.image)
     }
 
-    /// The disk for clients that cannot choose.
+    /// The disk for clients that do not choose by name.
     pub(super) fn main(&self) -> Result<&Arc<Image>, DisksError> {
         let main = self.exports.default_export();
-        main.map(|export| &export.image).ok_or(DisksError::NoMain)
+        main.map(|export| &export.image)
+            .ok_or(DisksError::NoMainDisk)
     }
 
-    /// One disk, where it does not matter which: all of them are in the same store.
-    pub(super) fn any(&self) -> &Image {
+    /// The first disk. For properties that are the same for all disks, such as the store.
+    pub(super) fn first(&self) -> &Image {
         &self.exports.all()[0].image
     }
 
-    /// Whether there is one disk, a directory tree instead of a closure.
+    /// Whether the disk is a directory tree. There is only one disk then.
     pub(super) fn is_tree(&self) -> bool {
-        self.any().is_tree()
+        self.first().is_tree()
     }
 
-    /// The source of paths that are not on this host, if any: then there is one disk.
+    /// The source of paths that are not on this host, if any. There is only one disk then.
     pub(super) fn remote(&self) -> Option<&RemoteTree> {
-        self.any().remote()
+        self.first().remote()
     }
 
-    /// All disks, if there are several to tell apart; otherwise nothing.
-    pub fn told_apart(&self) -> &[Export] {
+    /// All disks if there are several. Empty if there is only one, whose name is of no interest.
+    pub fn exports_if_several(&self) -> &[Export] {
         match self.exports.all() {
             [_] => &[],
             several => several,
         }
     }
 
-    /// Identity of the main disk.
+    /// Fingerprint of the main disk.
     pub fn main_fingerprint(&self) -> Option<&Fingerprint> {
         self.main().ok()?.fingerprint()
     }
 
-    /// How many paths there are on all disks together.
+    /// Number of distinct paths on all disks.
     pub(super) fn path_count(&self) -> usize {
         self.path_count
     }
 
     /// The names of all paths, sorted.
     pub(super) fn paths(&self) -> Vec<&[u8]> {
-        distinct(&self.exports, region_names)
+        distinct_paths(&self.exports, region_names)
     }
 
-    /// The names of the paths that are read from the store directory on the host, sorted.
+    /// The names of the paths that are read from the host's store directory, sorted.
     pub(super) fn host_paths(&self) -> Vec<&[u8]> {
-        distinct(&self.exports, Image::host_paths)
+        distinct_paths(&self.exports, Image::host_paths)
     }
 }
 
@@ -143,7 +143,7 @@ fn check_together(exports: &Exports) -> Result<(), DisksError> {
     };
     match all.len() == 1 || all.iter().all(fits) {
         true => Ok(()),
-        false => Err(DisksError::Apart),
+        false => Err(DisksError::DifferentStores),
     }
 }
 
@@ -151,8 +151,8 @@ fn region_names(image: &Image) -> impl Iterator<Item = &[u8]> {
     image.space().regions().iter().map(|region| &*region.name)
 }
 
-/// Several disks may have the same path.
-fn distinct<'e, N: Iterator<Item = &'e [u8]>>(
+/// The names of all disks' paths, sorted and without duplicates.
+fn distinct_paths<'e, N: Iterator<Item = &'e [u8]>>(
     exports: &'e Exports,
     names: impl Fn(&'e Image) -> N,
 ) -> Vec<&'e [u8]> {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_several_disks_is_one() {
+    fn a_path_on_several_disks_is_counted_once() {
         let dir = store(&["a", "b", "c", "d"]);
         let web = named("web", image(dir.path(), &["a", "c"]));
         let disks = Disks::new(Some(image(dir.path(), &["b", "c"])), [web]).unwrap();
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(disks.host_paths(), [b"a", b"b", b"c"]);
         assert_eq!(disks.path_count(), 3);
         let names: Vec<_> = disks
-            .told_apart()
+            .exports_if_several()
             .iter()
             .map(|one| one.name.as_str())
             .collect();
@@ -217,19 +217,19 @@ mod tests {
     }
 
     #[test]
-    fn only_the_main_disk_needs_no_name() {
+    fn the_main_disk_is_optional() {
         let dir = store(&["a", "b"]);
         let disk = |names| image(dir.path(), names);
         let one = Disks::new(Some(disk(&["a"])), []).unwrap();
         assert_eq!(one.main_fingerprint(), disk(&["a"]).fingerprint());
-        assert!(one.told_apart().is_empty());
+        assert!(one.exports_if_several().is_empty());
         let none = Disks::new(None, [named("b", disk(&["b"]))]).unwrap();
-        assert!(matches!(none.main(), Err(DisksError::NoMain)));
+        assert!(matches!(none.main(), Err(DisksError::NoMainDisk)));
         assert_eq!(none.main_fingerprint(), None);
     }
 
     #[test]
-    fn disks_of_one_server_have_names_and_a_store_in_common() {
+    fn disks_of_one_server_have_different_names_and_one_store() {
         let (here, there) = (store(&["a"]), store(&["a"]));
         let disk = |dir: &tempfile::TempDir| image(dir.path(), &["a"]);
         let tree = || tree_image(here.path());
@@ -239,7 +239,7 @@ mod tests {
             (disk(&here), tree()),
         ] {
             let error = Disks::new(Some(main), [named("b", other)]).unwrap_err();
-            assert!(matches!(error, DisksError::Apart), "{error}");
+            assert!(matches!(error, DisksError::DifferentStores), "{error}");
         }
         let same = Disks::new(Some(disk(&here)), [named("nix-store", disk(&here))]);
         assert!(matches!(same.unwrap_err(), DisksError::Exports(_)));

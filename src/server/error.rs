@@ -1,4 +1,4 @@
-//! Why a disk cannot be served.
+//! Errors of the server.
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,7 +43,7 @@ pub enum SocketError {
         /// The longest that works.
         max_bytes: usize,
     },
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen on {}: {source}", path.display())]
     Listen {
         /// The socket.
@@ -51,24 +51,24 @@ pub enum SocketError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The same socket twice.
+    /// A socket is given twice.
     #[error("{name} is given twice: name each socket once")]
     GivenTwice {
         /// The socket.
         name: String,
     },
-    /// Other hosts could read what is sent.
+    /// A TCP address that other hosts can reach, without TLS.
     #[error("other hosts may reach {address}, and nothing is encrypted")]
     NotEncrypted {
-        /// Where clients would connect.
+        /// The address.
         address: SocketAddr,
     },
-    /// The name of the host means nothing.
+    /// The name of the host cannot be resolved.
     #[error(
         "cannot find the address of {place}: {source}: write an address, such as 127.0.0.1:10809"
     )]
     UnknownHost {
-        /// What was asked for.
+        /// The given address.
         place: String,
         /// What the host said.
         source: io::Error,
@@ -76,18 +76,18 @@ pub enum SocketError {
     /// Another process listens at the port.
     #[error("{address} is in use by another process: stop it or choose another port")]
     PortInUse {
-        /// Where clients would connect.
+        /// The address.
         address: SocketAddr,
     },
-    /// The port cannot be listened at.
+    /// The port cannot be opened.
     #[error("cannot listen at {address}: {source}")]
     Port {
-        /// Where clients would connect.
+        /// The address.
         address: SocketAddr,
         /// What the kernel said.
         source: io::Error,
     },
-    /// The socket cannot belong to that group.
+    /// The group of the socket's file cannot be set.
     #[error("cannot give {} to group {gid}: {source}; only root, and who is in that group, can", path.display())]
     Group {
         /// The socket.
@@ -98,17 +98,17 @@ pub enum SocketError {
         source: io::Error,
     },
     /// `LISTEN_PID` and `LISTEN_FDS` are malformed.
-    #[error("cannot understand LISTEN_PID and LISTEN_FDS: {0}")]
+    #[error("LISTEN_PID and LISTEN_FDS are malformed: {0}")]
     Environment(io::Error),
-    /// What was handed over is not what is needed.
+    /// A passed descriptor is not a listening Unix stream socket.
     #[error(
-        "descriptor {descriptor}, which was handed over, is no listening Unix stream socket ({source}): it must be one that \
-         connections are accepted from, as with systemd's ListenStream=PATH and Accept=no"
+        "descriptor {descriptor}, which the parent has passed, is not a listening Unix stream socket ({source}): pass one \
+         as systemd does with ListenStream=PATH and Accept=no"
     )]
     Inherited {
         /// Its number.
         descriptor: RawFd,
-        /// What is wrong.
+        /// The reason.
         source: io::Error,
     },
 }
@@ -119,16 +119,16 @@ pub enum ServeError {
     /// A socket cannot be served.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// These disks cannot be served, or not in this way.
+    /// These disks cannot be served together, or not with these options.
     #[error(transparent)]
     Disks(#[from] DisksError),
-    /// There is nothing to encrypt with.
+    /// TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The disk cannot be mounted as a file.
     #[error(transparent)]
     Fuse(#[from] FuseError),
-    /// Plans cannot be kept.
+    /// The directory for plans cannot be used.
     #[error(transparent)]
     PlanDir(#[from] PlanDirError),
     /// A process cannot be started or watched.
@@ -145,21 +145,21 @@ pub enum ServeError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Not one VM could be served.
+    /// There are too few descriptors even for one VM.
     #[error(
         "{free} more files may be opened, and serving a VM takes {needed}: raise the limit of open files (ulimit -n, \
          LimitNOFILE=)"
     )]
-    FewDescriptors {
-        /// What is left.
+    TooFewDescriptors {
+        /// Number of descriptors that can still be opened.
         free: usize,
-        /// What one VM with one queue needs.
+        /// Number that a VM with one queue needs.
         needed: usize,
     },
-    /// The worker that mounts gave up; these are its words.
+    /// The worker that mounts has failed.
     #[error("{reason}")]
     NotMounted {
-        /// Its words.
+        /// Its error message.
         reason: String,
     },
     /// The host refused something that serving needs.
@@ -170,8 +170,8 @@ pub enum ServeError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The only worker did not end well.
-    #[error("the worker process ended badly: {how}")]
+    /// The only worker ended with an error.
+    #[error("the worker process failed: {how}")]
     Worker {
         /// Exit code or signal.
         how: String,
@@ -179,7 +179,7 @@ pub enum ServeError {
 }
 
 impl ServeError {
-    /// For `map_err`: names what was tried.
+    /// For `map_err`: adds what was tried.
     pub(super) fn host<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Host {
             action,

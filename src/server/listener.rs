@@ -1,4 +1,4 @@
-//! Listening sockets: stale and live ones, permissions, removal.
+//! Listening sockets: permissions, replacing stale sockets, removal.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -24,12 +24,12 @@ use super::error::SocketError;
 /// `sun_path` of `sockaddr_un` has 108 bytes, the last of which is NUL (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
 
-/// Who may connect to a socket that is made.
+/// Who may connect to a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketAccess {
     /// Permission bits, 0o777 at most. Write permission is what connecting needs (unix(7)).
     pub mode: u32,
-    /// Group of the socket's file; none: the process's.
+    /// Group of the socket's file. `None`: the group of this process.
     pub group: Option<u32>,
 }
 
@@ -43,27 +43,27 @@ impl Default for SocketAccess {
     }
 }
 
-/// A listening socket. One that was made here removes its file when it is dropped.
+/// A listening socket. Dropping it removes its file, if this process created it.
 #[derive(Debug)]
 pub(super) struct ListeningSocket {
     listener: OwnedFd,
-    /// None when another process made it, and for a TCP port.
+    /// `None` for a socket of another process and for a TCP port.
     file: Option<SocketFile>,
 }
 
 impl ListeningSocket {
     /// Listens at `path`, replacing a socket that nobody listens on any more.
     ///
-    /// The socket is never connectable by anyone `access` excludes. Changes the process's umask for a moment, so no
-    /// other thread should be making files.
+    /// The socket is never connectable by anyone `access` excludes. Changes the process's umask temporarily, so no other
+    /// thread should be creating files.
     pub(super) fn bind(path: &Path, access: SocketAccess) -> Result<Self, SocketError> {
         check_length(path)?;
-        clear_stale(path)?;
+        remove_stale(path)?;
         let fault = |error| listen_error(path, error);
-        let socket = bind_with_mode(path, access.first_mode()).map_err(fault)?;
+        let socket = bind_with_mode(path, access.initial_mode()).map_err(fault)?;
         let file = SocketFile::of(path).map_err(fault)?;
         if let Some(gid) = access.group {
-            file.give_to(gid, access.mode)
+            file.set_group(gid, access.mode)
                 .map_err(|source| SocketError::Group {
                     path: path.to_owned(),
                     gid,
@@ -77,8 +77,8 @@ impl ListeningSocket {
         })
     }
 
-    /// Listens at a TCP port, and says which one it is.
-    pub(super) fn listen_at(address: SocketAddr) -> Result<(Self, SocketAddr), SocketError> {
+    /// Listens at a TCP port. Returns the address, because port 0 stands for any free port.
+    pub(super) fn bind_tcp(address: SocketAddr) -> Result<(Self, SocketAddr), SocketError> {
         let fault = |source: io::Error| match source.kind() {
             ErrorKind::AddrInUse => SocketError::PortInUse { address },
             _ => SocketError::Port { address, source },
@@ -87,34 +87,34 @@ impl ListeningSocket {
         let chosen = listener.local_addr().map_err(fault)?;
         let listener = OwnedFd::from(listener);
         keep_alive(&listener).map_err(|errno| fault(errno.into()))?;
-        // More than the library asks for.
+        // TcpListener has a shorter backlog.
         listen(&listener, Backlog::MAXALLOWABLE).map_err(|errno| fault(errno.into()))?;
         let file = None;
         Ok((Self { listener, file }, chosen))
     }
 
-    /// From now on [`accept`](Self::accept) does not wait.
+    /// Makes [`accept`](Self::accept) non-blocking.
     pub(super) fn set_nonblocking(&self) -> io::Result<()> {
         Ok(ioctl_fionbio(&self.listener, true)?)
     }
 
-    /// Takes a connection, which does not block either.
+    /// Accepts a connection and makes it non-blocking.
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         Ok(accept_with(&self.listener, flags)?.into())
     }
 
-    /// For a worker: keeps the descriptor and leaves the file to the parent.
+    /// For a worker: returns the descriptor and does not remove the file, which belongs to the parent.
     pub(super) fn into_listener(self) -> OwnedFd {
-        // Dropping it would remove the file.
+        // Dropping the value would remove the file.
         std::mem::forget(self.file);
         self.listener
     }
 }
 
 impl SocketAccess {
-    /// Before the group is right, it must not be let in.
-    fn first_mode(self) -> u32 {
+    /// Until the file has its group, that of the process must not get access.
+    fn initial_mode(self) -> u32 {
         match self.group {
             Some(_) => self.mode & !0o070,
             None => self.mode,
@@ -122,8 +122,8 @@ impl SocketAccess {
     }
 }
 
-/// A client whose host has vanished does not hold its worker for ever: after a minute without a word it is asked once in
-/// 10 s whether it is still there, and given up after six times. Connections have this from the socket that listens.
+/// Enables TCP keepalive, so that a worker ends if the host of its client has vanished: after a minute without traffic,
+/// six probes at intervals of 10 s. Connections inherit this from the listening socket.
 fn keep_alive(listener: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(listener, true)?;
     sockopt::set_tcp_keepidle(listener, Duration::from_secs(60))?;
@@ -131,8 +131,8 @@ fn keep_alive(listener: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepcnt(listener, 6)
 }
 
-/// The socket's file appears with `mode`: the mode of the socket's own inode becomes its file's (`unix_bind_bsd` in Linux's
-/// net/unix/af_unix.c).
+/// Creates the socket's file with `mode`. bind(2) copies the mode of the socket's own inode to the file
+/// (`unix_bind_bsd` in Linux's net/unix/af_unix.c).
 fn bind_with_mode(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let socket = socket(
         AddressFamily::Unix,
@@ -163,7 +163,7 @@ impl AsFd for ListeningSocket {
     }
 }
 
-/// The socket's file, as it was when it was made.
+/// The socket's file, identified as it was when it was created.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -181,13 +181,13 @@ impl SocketFile {
         })
     }
 
-    /// Sets the group, then the mode: of this file and of no other that may have taken its place.
-    fn give_to(&self, gid: u32, mode: u32) -> io::Result<()> {
+    /// Sets the group, then the mode. Fails if another file has replaced this one.
+    fn set_group(&self, gid: u32, mode: u32) -> io::Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(CWD, &self.path, flags, Mode::empty())?;
         let found = fstat(&file)?;
         if (found.st_dev, found.st_ino) != (self.device, self.inode) {
-            return Err(io::Error::other("somebody has replaced it"));
+            return Err(io::Error::other("another process has replaced it"));
         }
         chownat(
             &file,
@@ -196,7 +196,7 @@ impl SocketFile {
             Some(Gid::from_raw(gid)),
             AtFlags::EMPTY_PATH,
         )?;
-        // fchmod refuses a descriptor that is only a path.
+        // fchmod(2) refuses O_PATH descriptors.
         let link = format!("/proc/self/fd/{}", file.as_raw_fd());
         Ok(chmod(link, Mode::from_raw_mode(mode))?)
     }
@@ -210,7 +210,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.is_ours() {
-            // Nobody is left to tell.
+            // The server is ending, so an error has no consequence.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -228,8 +228,8 @@ fn check_length(path: &Path) -> Result<(), SocketError> {
     })
 }
 
-/// Removes a socket without a listener; anything else stays.
-fn clear_stale(path: &Path) -> Result<(), SocketError> {
+/// Removes a socket that nobody listens on. Anything else stays.
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let found = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -255,7 +255,7 @@ fn listen_error(path: &Path, source: io::Error) -> SocketError {
     let path = path.to_owned();
     match source.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => SocketError::NoDirectory { path },
-        // Someone else was faster.
+        // Another process has bound it since the check.
         ErrorKind::AddrInUse => SocketError::InUse { path },
         _ => SocketError::Listen { path, source },
     }

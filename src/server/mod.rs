@@ -1,29 +1,28 @@
-//! The processes that serve disks: one that listens, and a worker for each connection or mount.
+//! The processes that serve disks: a parent that listens, and a worker for each connection or mount.
 //!
-//! A frontend can truncate the file behind its shared memory, and then a process that touches a ring dies of SIGBUS. So
-//! the process that owns the endpoints touches no guest's memory: it has one thread, and forks a worker for every
-//! connection. What a guest breaks is its own worker. A worker costs little, because the disk is a pure function and the
-//! parent's plans are shared copy-on-write; and its death loses nothing (see
-//! [`ring`](crate::device::vhost_blk::ring)).
+//! A frontend can truncate the file behind its shared memory. A process that then accesses a ring dies of SIGBUS. So
+//! the parent accesses no guest memory. It has one thread and forks a worker for each connection, and a guest can only
+//! crash its own worker. A worker costs little, because the disk is a pure function and the parent's plans are shared
+//! copy-on-write. Its death loses no request (see [`ring`](crate::device::vhost_blk::ring)).
 //!
 //! | module | what it does |
 //! |---|---|
-//! | `disks` | what is served: a main disk, and others that NBD clients choose by name |
-//! | `endpoint` | where clients find the disk: sockets, a FUSE mount; how their workers run |
+//! | `disks` | the disks: a main disk, and others that NBD clients choose by name |
+//! | `endpoint` | sockets and the FUSE mount, and how their workers run |
 //! | `supervisor` | the parent: waits for events, starts workers, ends everything |
-//! | `workers` | the workers of VMs: what they tell, and how they ended |
-//! | `report` | what a worker tells its parent |
-//! | `status` | where the server can be asked what its VMs do, and its metrics |
-//! | `throttle`, `mute` | limits of what a client can cause: forks and log lines |
-//! | `listener` | listening sockets: stale and live ones, permissions, removal |
-//! | `activation` | listening sockets that systemd hands over |
-//! | `nbd_place` | where NBD clients connect |
-//! | `descriptors` | how many VMs there are descriptors for |
-//! | `boot_report` | what the first VM read, written when it has left |
-//! | `written` | files that the server writes while it serves |
-//! | `recording` | which VM is recorded, and reading in advance |
-//! | `confine` | which process gives up what, and when |
-//! | `error` | why a disk cannot be served |
+//! | `workers` | the parent's view of the workers of VMs |
+//! | `messages` | messages from a worker to its parent |
+//! | `status` | status sockets and metrics |
+//! | `throttle`, `mute` | limit the forks and log lines that a client can cause |
+//! | `listener` | listening sockets: permissions, stale sockets, removal |
+//! | `activation` | listening sockets that systemd passes |
+//! | `nbd_address` | addresses of NBD sockets |
+//! | `descriptors` | fits queues and threads to the limit of file descriptors |
+//! | `boot_report` | the report on what the first VM read |
+//! | `written` | replaces files atomically |
+//! | `recording` | the recording of what a VM reads, and prefetching |
+//! | `confine` | confines the processes |
+//! | `error` | errors |
 
 mod activation;
 mod boot_report;
@@ -33,10 +32,10 @@ mod disks;
 mod endpoint;
 mod error;
 mod listener;
+mod messages;
 mod mute;
-mod nbd_place;
+mod nbd_address;
 mod recording;
-mod report;
 mod status;
 mod supervisor;
 mod throttle;
@@ -53,7 +52,7 @@ pub use boot_report::{
 pub use disks::{Disks, DisksError};
 pub use error::{ServeError, SocketError};
 pub use listener::SocketAccess;
-pub use nbd_place::{NbdPlace, NbdTls, NotAPlace, TcpPlace};
+pub use nbd_address::{NbdAddress, NbdAddressError, NbdTls, TcpAddress};
 pub use status::{
     ClientKind, ClientStatus, ExportStatus, STATUS_SUFFIX, ServerStatus, prometheus_text,
     status_path,
@@ -65,65 +64,64 @@ use crate::device::fuse::FuseOptions;
 use crate::device::vhost_blk::DeviceOptions;
 use crate::image::recording::Recording;
 
-/// How to serve a disk to any number of VMs: at sockets, as a file, or both.
+/// How to serve disks: at sockets, as a file, or both.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Where to listen; each at most 107 bytes.
+    /// Paths of vhost-user sockets, each at most 107 bytes long.
     pub sockets: Vec<PathBuf>,
-    /// Where to listen for NBD clients.
-    pub nbd: Vec<NbdPlace>,
-    /// What encrypts at TCP ports. Without it they are this host's only.
+    /// Addresses of NBD sockets.
+    pub nbd: Vec<NbdAddress>,
+    /// TLS for TCP ports. Without it, only loopback addresses are allowed.
     pub nbd_tls: Option<NbdTls>,
-    /// Who may connect there.
+    /// Who may connect to Unix sockets.
     pub access: SocketAccess,
-    /// Where to mount.
+    /// The FUSE mount.
     pub fuse: Option<FuseOptions>,
-    /// End when the first VM at a socket has gone; without a socket, when the last reader has closed the file.
+    /// End when the first VM at a socket has disconnected; without a socket, when the last reader closes the file.
     pub once: bool,
-    /// Confine every process before it meets a guest.
+    /// Confine every process before it serves a guest.
     pub sandbox: bool,
-    /// What each VM gets.
+    /// Settings of the vhost-user-blk device.
     pub device: DeviceOptions,
-    /// What clients may cost.
+    /// Limits for clients.
     pub limits: Limits,
-    /// Where to write down what the first VM reads.
+    /// File for the recording of what the first VM reads.
     pub record: Option<PathBuf>,
-    /// A directory for this alone, which the caller removes at the end.
+    /// A private directory that the caller removes at the end, when this process may already be confined.
     pub private_dir: Option<PathBuf>,
-    /// Where the status can be asked for; none: next to each socket and the mount, see [`status_path`].
+    /// Path of the status socket. `None`: one next to each socket and the mount, see [`status_path`].
     pub status: Option<PathBuf>,
-    /// What the first VM reads, as a report.
+    /// The report on what the first VM reads.
     pub report: Option<ReportOptions>,
-    /// A file with metrics in Prometheus' text format.
+    /// A file for metrics in the text format of Prometheus.
     pub metrics: Option<PathBuf>,
-    /// Where plans of store paths are kept for later servers. Made if it is not there.
+    /// Directory that keeps plans for later servers. Created if it does not exist.
     pub plan_dir: Option<PathBuf>,
-    /// What to read in advance.
+    /// The recording to prefetch.
     pub prefetch: Option<Recording>,
-    /// What is fetched meanwhile from binary caches.
+    /// Counters of what is fetched from binary caches, for the status.
     pub fetched: Option<FetchMeter>,
 }
 
 impl ServeOptions {
-    /// Sockets that are made as files.
+    /// The sockets that are files.
     fn socket_files(&self) -> impl Iterator<Item = &Path> {
-        let nbd = self.nbd.iter().filter_map(NbdPlace::path);
+        let nbd = self.nbd.iter().filter_map(NbdAddress::path);
         self.sockets.iter().map(PathBuf::as_path).chain(nbd)
     }
 }
 
-/// What clients may cost.
+/// Limits for clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at a time, all sockets together; further ones wait.
+    /// Maximum number of connections at all sockets together. Further clients wait.
     pub max_vms: usize,
-    /// How long a client may stay connected without a first message.
+    /// Maximum time from a client's connect to its first message.
     pub first_message: Duration,
 }
 
 impl Default for Limits {
-    /// More than a host has VMs; and longer than a VMM takes from its connecting to its first message while it allocates
-    /// a VM's memory.
+    /// More VMs than a host has. More time than a VMM needs, which allocates the VM's memory before its first message.
     fn default() -> Self {
         Self {
             max_vms: 1000,
@@ -132,13 +130,13 @@ impl Default for Limits {
     }
 }
 
-/// What happens while a disk is served.
+/// Events for the caller of [`serve`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServeEvent<'s> {
-    /// These sockets listen, and the file is there.
+    /// The sockets listen, and the file is mounted.
     Ready(&'s [(ClientKind, SocketName)]),
-    /// So many VMs are connected now.
+    /// The number of connected VMs has changed to this.
     Vms(usize),
-    /// The end begins.
+    /// The server is ending.
     Stopping,
 }

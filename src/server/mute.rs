@@ -1,4 +1,4 @@
-//! Workers of a client that comes and goes all the time do not write to the log.
+//! Mutes the workers of a client that reconnects all the time, so that they do not fill the log.
 
 use std::fs::File;
 use std::io;
@@ -6,30 +6,30 @@ use std::os::fd::OwnedFd;
 
 use rustix::stdio::{dup2_stderr, stderr};
 
-/// A process whose stderr leads nowhere, and what it was before.
+/// A process whose stderr is /dev/null, and the stderr that it had before.
 #[derive(Debug)]
 pub(super) struct Muted {
-    before: OwnedFd,
+    stderr_before: OwnedFd,
 }
 
 impl Muted {
-    /// How long a worker stays muted. One that lives longer is no longer one of many, and what it says counts.
+    /// How long a worker stays muted. One that lives longer does not belong to a flood of short connections.
     pub(super) const TIME_MS: u16 = 60_000;
 
-    /// Mutes this process: its stderr becomes `nowhere`.
-    pub(super) fn new(nowhere: &File) -> io::Result<Self> {
-        let before = rustix::io::fcntl_dupfd_cloexec(stderr(), 3)?;
-        dup2_stderr(nowhere)?;
-        Ok(Self { before })
+    /// Mutes this process: makes `dev_null` its stderr.
+    pub(super) fn new(dev_null: &File) -> io::Result<Self> {
+        let stderr_before = rustix::io::fcntl_dupfd_cloexec(stderr(), 3)?;
+        dup2_stderr(dev_null)?;
+        Ok(Self { stderr_before })
     }
 
-    /// The file to mute processes with.
-    pub(super) fn nowhere() -> io::Result<File> {
+    /// Opens /dev/null.
+    pub(super) fn dev_null() -> io::Result<File> {
         File::options().write(true).open("/dev/null")
     }
 
-    /// Undoes it.
-    pub(super) fn speak(self) {
-        let _ = dup2_stderr(&self.before);
+    /// Restores stderr.
+    pub(super) fn unmute(self) {
+        let _ = dup2_stderr(&self.stderr_before);
     }
 }

@@ -1,7 +1,7 @@
-//! Which worker records what its VM reads, and the process that reads a recording in advance.
+//! The recording of what a VM reads, and prefetching.
 //!
-//! One VM is recorded, the first that reads something of a path. When its worker dies, the next one that reads goes on where
-//! it stopped; once the VM has left, the recording is done.
+//! One VM is recorded: the first that reads from a store path. If its worker dies, the next worker that reads continues
+//! the recording. When the VM disconnects, the recording is complete.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
@@ -11,78 +11,78 @@ use std::sync::Arc;
 use rustix::io::ioctl_fionbio;
 
 use super::error::ServeError;
-use super::report::{Reporter, Word};
+use super::messages::{Message, MessageSender};
 use crate::image::recording::Recording;
 use crate::image::{Image, Start};
 
-/// A file that a worker fills with what is read from the main disk.
+/// A file to which a worker writes what is read from the main disk.
 ///
-/// Whose turn it is, is decided by a pipe: it holds one byte, and the worker that reads it records. All workers have its
-/// end, so a client that only connects, or never reads, takes nothing.
+/// A pipe decides which worker records: it contains one byte, the token, and the worker that reads it records. Each
+/// worker tries that at its first read from a path, so clients that only connect do not get the token.
 pub(super) struct RecordFile {
     image: Arc<Image>,
     file: File,
-    turn: PipeReader,
-    give: PipeWriter,
+    token: PipeReader,
+    token_writer: PipeWriter,
 }
 
-/// The byte for each way to begin.
-const ANEW: u8 = b'0';
-const AT_ITS_END: u8 = b'1';
+/// Values of the token: whether the recording starts from scratch or continues.
+const START_NEW: u8 = b'0';
+const APPEND: u8 = b'1';
 
 impl RecordFile {
-    /// Makes the file if it is not there, and leaves what is in it until there is something to record.
+    /// Creates the file if it does not exist. Does not truncate it: an old recording stays until a new one starts.
     pub(super) fn open(path: &Path, image: Arc<Image>) -> Result<Self, ServeError> {
         let opened = File::options().append(true).create(true).open(path);
         let file = opened.map_err(|source| ServeError::Record {
             path: path.to_owned(),
             source,
         })?;
-        let (turn, give) = turn_pipe().map_err(ServeError::host("create a pipe"))?;
+        let (token, token_writer) = token_pipe().map_err(ServeError::host("create a pipe"))?;
         Ok(Self {
             image,
             file,
-            turn,
-            give,
+            token,
+            token_writer,
         })
     }
 
-    /// In a worker that was just forked: records what is read, if nobody else does by then.
-    pub(super) fn record(self, reporter: Arc<Reporter>) {
+    /// In a new worker: starts recording at the first read, if this worker then gets the token.
+    pub(super) fn start(self, sender: Arc<MessageSender>) {
         let Self {
             image,
             file,
-            mut turn,
+            mut token,
             ..
         } = self;
         image.record_to(file, move || {
             let mut byte = [0];
-            turn.read_exact(&mut byte).ok()?;
-            reporter.tell(&Word::Records);
+            token.read_exact(&mut byte).ok()?;
+            sender.send(&Message::Recording);
             Some(match byte {
-                [ANEW] => Start::Anew,
+                [START_NEW] => Start::Anew,
                 _ => Start::AtItsEnd,
             })
         });
     }
 
-    /// In the parent: the worker that recorded has died, and its VM may come back.
-    pub(super) fn give_to_next(&mut self) {
-        // There is room: it holds a byte or two.
-        let _ = self.give.write(&[AT_ITS_END]);
+    /// In the parent, after the recording worker has died: puts a token in the pipe for the next worker.
+    pub(super) fn release(&mut self) {
+        // The pipe has space: it contains at most one other token.
+        let _ = self.token_writer.write(&[APPEND]);
     }
 }
 
-/// A pipe with the first turn in it. Neither end is waited for.
-fn turn_pipe() -> io::Result<(PipeReader, PipeWriter)> {
-    let (turn, mut give) = io::pipe()?;
-    ioctl_fionbio(&turn, true)?;
-    ioctl_fionbio(&give, true)?;
-    give.write_all(&[ANEW])?;
-    Ok((turn, give))
+/// A pipe that contains the first token. Neither end blocks.
+fn token_pipe() -> io::Result<(PipeReader, PipeWriter)> {
+    let (token, mut token_writer) = io::pipe()?;
+    ioctl_fionbio(&token, true)?;
+    ioctl_fionbio(&token_writer, true)?;
+    token_writer.write_all(&[START_NEW])?;
+    Ok((token, token_writer))
 }
 
-/// Reads in advance what `recording` names.
+/// Prefetches what `recording` names.
 pub(super) fn prefetch(image: &Image, recording: &Recording) {
     let begin = std::time::Instant::now();
     let done = image.prefetch(recording);
@@ -91,6 +91,6 @@ pub(super) fn prefetch(image: &Image, recording: &Recording) {
         seconds = begin.elapsed().as_secs_f64(),
         unknown_paths = done.paths - done.known_paths,
         failed_ranges = done.failed,
-        "read in advance what was recorded"
+        "prefetched what was recorded"
     );
 }

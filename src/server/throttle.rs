@@ -1,16 +1,16 @@
-//! How often something may happen that a client can cause.
+//! Limits the rate of what a client can cause.
 
 use std::time::{Duration, Instant};
 
-/// A token bucket: so many at once, and then one more each interval.
+/// A token bucket: `burst` tokens, and one more each interval.
 #[derive(Debug)]
 pub(super) struct Throttle {
     tokens: u32,
     burst: u32,
     interval: Duration,
-    /// When the last token came.
+    /// When the last token was added.
     filled: Instant,
-    /// How often there was none since there last was one.
+    /// Attempts without a token since the last successful one.
     refused: u64,
 }
 
@@ -25,7 +25,7 @@ impl Throttle {
         }
     }
 
-    /// Takes a token. If there is one: how often there was none before.
+    /// Takes a token. Returns the number of failed attempts before, or `None` if there is no token.
     pub(super) fn take(&mut self, now: Instant) -> Option<u64> {
         self.fill(now);
         if self.tokens == 0 {
@@ -36,7 +36,7 @@ impl Throttle {
         Some(std::mem::take(&mut self.refused))
     }
 
-    /// When there is a token, if there is none now.
+    /// If there is no token: when the next one will be added.
     pub(super) fn next(&mut self, now: Instant) -> Option<Instant> {
         self.fill(now);
         (self.tokens == 0).then(|| self.filled + self.interval)
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(throttle.take(at(250)), None);
         assert_eq!(throttle.next(at(250)), Some(at(300)));
         assert_eq!(throttle.next(at(300)), None);
-        // A long rest gives no more than a burst.
+        // A long pause gives no more than a burst.
         let passed = (0..9).filter(|_| throttle.take(at(1_000_000)).is_some());
         assert_eq!(passed.count(), 3);
     }

@@ -1,4 +1,4 @@
-//! The workers of VMs, as their parent knows them.
+//! The parent's view of the workers of VMs.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use nix::sys::signal::Signal;
 use super::activation::SocketName;
 use super::disks::Disks;
 use super::endpoint::EXIT_SILENT;
-use super::report::{Reports, Word};
+use super::messages::{Message, MessageReceiver};
 use crate::device::Stats;
 use crate::device::meter::Meter;
 use crate::process::{Child, End};
 
-/// A worker that lived so long is logged, however many came and went before it.
+/// A worker that lived this long is logged even if it was muted.
 const LONG_LIFE: Duration = Duration::from_secs(60);
 
 /// A process that serves one connection.
@@ -26,31 +26,31 @@ pub(super) struct Worker {
     /// Where it is connected, for log lines.
     pub(super) socket: SocketName,
     disks: Disks,
-    /// Index of the disk that its client has chosen, as far as the worker is to be believed.
-    chosen: Option<usize>,
-    reports: Reports,
-    /// What it serves.
+    /// Index of the disk that its client has chosen, according to the worker.
+    export_index: Option<usize>,
+    receiver: MessageReceiver,
+    /// Counters of what it serves.
     pub(super) meter: Meter,
-    /// When its client was found waiting.
+    /// When its client was found waiting at the socket.
     pub(super) started: Instant,
-    /// It has taken its connection.
+    /// It has accepted its connection.
     pub(super) has_accepted: bool,
-    /// Its client has sent a first message.
-    pub(super) has_spoken: bool,
+    /// Its client has sent its first message, so it counts as a VM.
+    pub(super) is_connected: bool,
     /// It records what its client reads.
     pub(super) records: bool,
-    /// The server ends, and this worker with it.
+    /// The server is ending, and SIGTERM is the expected end of this worker.
     is_ending: bool,
-    /// This process ended it, for want of a first message.
-    was_turned_away: bool,
-    /// Its connection is not to be logged: too many come and go.
+    /// The parent has killed it, because its client sent no first message in time.
+    was_disconnected: bool,
+    /// Its connection is not logged, because there are too many short ones.
     is_muted: bool,
     stats: Option<Stats>,
     failure: Option<String>,
 }
 
 /// Where a client connects, and what it can choose from there.
-pub(super) struct Place {
+pub(super) struct EndpointInfo {
     /// Index of the endpoint.
     pub(super) endpoint: usize,
     /// Its name.
@@ -59,23 +59,23 @@ pub(super) struct Place {
     pub(super) disks: Disks,
 }
 
-/// What a worker has told.
+/// What has changed according to a worker's messages.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct News {
-    /// It has taken its connection.
+pub(super) struct WorkerUpdate {
+    /// It has accepted its connection.
     pub(super) accepted: bool,
-    /// Its client has sent a first message.
-    pub(super) spoke: bool,
+    /// Its client has sent its first message.
+    pub(super) connected: bool,
 }
 
 /// How a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Its client has left.
+    /// Its client has disconnected.
     Served,
-    /// Its client said nothing.
+    /// Its client sent no message.
     Silent,
-    /// It gave up, or was killed.
+    /// It ended with an error, or was killed.
     Failed {
         /// Exit code or signal.
         how: String,
@@ -86,32 +86,32 @@ impl Worker {
     pub(super) fn new(
         child: Child,
         vm: u64,
-        place: Place,
-        reports: Reports,
+        endpoint_info: EndpointInfo,
+        receiver: MessageReceiver,
         meter: Meter,
         started: Instant,
         is_muted: bool,
     ) -> Self {
-        let Place {
+        let EndpointInfo {
             endpoint,
             socket,
             disks,
-        } = place;
+        } = endpoint_info;
         Self {
             child,
             vm,
             endpoint,
             socket,
             disks,
-            chosen: None,
-            reports,
+            export_index: None,
+            receiver,
             meter,
             started,
             has_accepted: false,
-            has_spoken: false,
+            is_connected: false,
             records: false,
             is_ending: false,
-            was_turned_away: false,
+            was_disconnected: false,
             is_muted,
             stats: None,
             failure: None,
@@ -119,49 +119,52 @@ impl Worker {
     }
 
     pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.reports.as_fd()
+        self.receiver.as_fd()
     }
 
-    /// What the disk is called that its client has chosen, if there are several.
+    /// The name of the disk that its client has chosen, if there are several disks.
     pub(super) fn export(&self) -> Option<&str> {
-        let export = self.disks.told_apart().get(self.chosen?)?;
+        let export = self.disks.exports_if_several().get(self.export_index?)?;
         Some(export.name.as_str())
     }
 
-    /// When its client must have spoken; none once it has, or was turned away.
+    /// Deadline for the client's first message. `None` once it was sent, or the worker was killed.
     pub(super) fn deadline(&self, first_message: Duration) -> Option<Instant> {
-        (!self.has_spoken && !self.was_turned_away).then(|| self.started + first_message)
+        (!self.is_connected && !self.was_disconnected).then(|| self.started + first_message)
     }
 
-    /// Reads what it tells.
-    pub(super) fn read_reports(&mut self) -> News {
-        let words = self.reports.read();
-        self.hear(words)
+    /// Receives its messages.
+    pub(super) fn receive_messages(&mut self) -> WorkerUpdate {
+        let messages = self.receiver.receive();
+        self.apply(messages)
     }
 
-    fn hear(&mut self, words: Vec<Word>) -> News {
-        let mut news = News::default();
-        for word in words {
-            match word {
-                Word::Accepted => {
+    fn apply(&mut self, messages: Vec<Message>) -> WorkerUpdate {
+        let mut update = WorkerUpdate::default();
+        for message in messages {
+            match message {
+                Message::Accepted => {
                     self.has_accepted = true;
-                    news.accepted = true;
+                    update.accepted = true;
                 }
-                Word::Chose(index) => self.chosen = Some(index),
-                Word::Spoke if !self.has_spoken => {
-                    self.has_spoken = true;
-                    news.spoke = true;
+                Message::ExportChosen(index) => self.export_index = Some(index),
+                Message::Connected if !self.is_connected => {
+                    self.is_connected = true;
+                    update.connected = true;
                     if !self.is_muted {
                         self.log_connected();
                     }
                 }
-                Word::Records => self.records = true,
-                Word::Left(stats) => self.stats = Some(stats),
-                Word::Failed(reason) => self.failure = Some(reason),
-                Word::Spoke | Word::Mounted | Word::Opened | Word::Closed(_) => {}
+                Message::Recording => self.records = true,
+                Message::Disconnected(stats) => self.stats = Some(stats),
+                Message::Failed(reason) => self.failure = Some(reason),
+                Message::Connected
+                | Message::Mounted
+                | Message::FileOpened
+                | Message::FileClosed(_) => {}
             }
         }
-        news
+        update
     }
 
     fn log_connected(&self) {
@@ -169,25 +172,25 @@ impl Worker {
         tracing::info!(%socket, export, vm = self.vm, "a VM has connected");
     }
 
-    /// Ends it, because its client says nothing.
-    pub(super) fn turn_away(&mut self) {
-        self.was_turned_away = true;
-        // It holds SIGTERM back, to say what was served; there is nothing.
+    /// Kills it, because its client sends no message.
+    pub(super) fn disconnect(&mut self) {
+        self.was_disconnected = true;
+        // Not SIGTERM, which workers handle to send their statistics. There are none.
         self.child.signal(Signal::SIGKILL);
     }
 
-    /// The server ends: from now on SIGTERM is no fault.
-    pub(super) fn ask_to_end(&mut self) {
+    /// The server is ending: from now on, an end by SIGTERM is not a failure.
+    pub(super) fn expect_end(&mut self) {
         self.is_ending = true;
     }
 
-    /// How it ended; none while it lives.
+    /// How it ended. `None` while it runs.
     pub(super) fn outcome(&mut self) -> Option<Outcome> {
         let end = self.child.end()?;
-        let words = self.reports.read_to_end();
-        self.hear(words);
+        let messages = self.receiver.receive_all();
+        self.apply(messages);
         Some(match end {
-            _ if self.was_turned_away => Outcome::Silent,
+            _ if self.was_disconnected => Outcome::Silent,
             End::Exited(0) => Outcome::Served,
             End::Killed(Signal::SIGTERM) if self.is_ending => Outcome::Served,
             End::Exited(EXIT_SILENT) => Outcome::Silent,
@@ -214,17 +217,19 @@ impl Worker {
         let export = self.export();
         match (outcome, end, &self.failure) {
             (Outcome::Served, ..) => self.log_stats(seconds),
-            (Outcome::Silent, ..) if self.was_turned_away => {
-                tracing::warn!(%socket, seconds, "a client said nothing and was disconnected");
+            (Outcome::Silent, ..) if self.was_disconnected => {
+                tracing::warn!(%socket, seconds, "disconnected a client that sent no message");
             }
-            (Outcome::Silent, ..) => tracing::debug!(%socket, "a client left without a word"),
+            (Outcome::Silent, ..) => {
+                tracing::debug!(%socket, "a client disconnected without a message");
+            }
             (_, Some(End::Killed(signal)), _) => tracing::error!(
                 %socket, export, vm, pid, seconds,
                 "worker {pid} was killed by {signal}; its VM may reconnect"
             ),
             (_, _, Some(reason)) => tracing::error!(%socket, export, vm, seconds, "{reason}"),
             (Outcome::Failed { how }, ..) => {
-                tracing::error!(%socket, export, vm, seconds, how, "the worker of a VM ended badly");
+                tracing::error!(%socket, export, vm, seconds, how, "the worker of a VM failed");
             }
         }
     }

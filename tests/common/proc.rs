@@ -23,7 +23,7 @@ pub fn fds(pid: Pid) -> usize {
 /// Waits until a server's workers have the place that another process makes for them while it starts.
 pub fn wait_for_jail(server: Pid) {
     let makes_it =
-        |pid: &Pid| fs::read_to_string(of(*pid, "comm")).is_ok_and(|name| name == "furnisher\n");
+        |pid: &Pid| fs::read_to_string(of(*pid, "comm")).is_ok_and(|name| name == "jail-builder\n");
     wait_for("the jail", || {
         (!children(server).iter().any(makes_it)).then_some(())
     });

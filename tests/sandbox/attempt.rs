@@ -18,7 +18,7 @@ use super::calls::{CALLS, NOWHERE, PRIVATE};
 use crate::common::process::wait_for;
 use crate::common::tool;
 use lazystore::process::{self, spawn};
-use lazystore::sandbox::jail::{self, Contents, Furniture, Jail};
+use lazystore::sandbox::jail::{self, Contents, Jail, JailSpec};
 use lazystore::sandbox::{Process, Reach, confine};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -271,28 +271,28 @@ fn attempt(name: &str, outside: &Path) -> Result<(), Errno> {
     }
 }
 
-/// Moves into a jail that a process like the server's furnisher makes.
+/// Moves into a jail that a process like the server's builder makes.
 fn enter_jail(store: &Path, dir: &OwnedFd) -> OwnedFd {
     let (mut ours, mut theirs) = UnixStream::pair().unwrap();
-    let furniture = Furniture {
+    let spec = JailSpec {
         store,
         opened: dir.as_fd(),
         contents: Contents::Entries(vec![b"path"]),
     };
-    let mut furnisher = spawn(Signal::SIGKILL, || {
+    let mut builder = spawn(Signal::SIGKILL, || {
         jail::unshare().unwrap();
         theirs.write_all(&[0]).unwrap();
         theirs.read_exact(&mut [0]).unwrap();
-        jail::furnish(&furniture).unwrap();
+        jail::build(&spec).unwrap();
         0
     })
     .unwrap();
     ours.read_exact(&mut [0]).unwrap();
-    let pid = rustix::process::Pid::from_raw(furnisher.pid().as_raw()).unwrap();
+    let pid = rustix::process::Pid::from_raw(builder.pid().as_raw()).unwrap();
     let jail = Jail::of(pid, false).unwrap();
     ours.write_all(&[0]).unwrap();
     assert_eq!(
-        wait_for("the furnisher", || furnisher.end()),
+        wait_for("the builder", || builder.end()),
         process::End::Exited(0)
     );
     jail.enter().unwrap().store

@@ -30,7 +30,7 @@ use super::report_args::ReportFileArgs;
 use crate::device::fuse::{FuseOptions, clear_mount};
 use crate::process::{self, Child, End, Signals};
 use crate::server::{
-    Disks, Limits, NbdPlace, ServeError, ServeEvent, ServeOptions, SocketAccess, serve,
+    Disks, Limits, NbdAddress, ServeError, ServeEvent, ServeOptions, SocketAccess, serve,
 };
 pub use private_dir::PrivateDir;
 use snapshot::{Snapshot, SnapshotArgs};
@@ -245,7 +245,7 @@ fn serve_options(
     let nbd = attached.uses_nbd.then(|| disk.nbd.clone());
     ServeOptions {
         sockets: sockets.into_iter().collect(),
-        nbd: nbd.into_iter().map(NbdPlace::Unix).collect(),
+        nbd: nbd.into_iter().map(NbdAddress::Unix).collect(),
         nbd_tls: None,
         access: SocketAccess::default(),
         fuse,

@@ -1,15 +1,15 @@
-//! A report as a page: one file that needs no other.
+//! A report as one self-contained HTML file.
 
 use super::BootReport;
 
-/// The page, with a place for the report's JSON.
+/// The page, with a placeholder for the report's JSON.
 const PAGE: &str = include_str!("page.html");
 
-/// Where the JSON goes.
+/// The placeholder.
 const PLACE: &str = "/*REPORT*/null";
 
 pub(super) fn page(report: &BootReport) -> String {
-    // Names of paths must not end the script.
+    // The name of a path must not end the script element.
     let json = serde_json::json!(report)
         .to_string()
         .replace('<', "\\u003c");
@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_data_and_no_markup() {
+    fn names_cannot_inject_markup() {
         let report = BootReport {
             format: String::new(),
             version: String::new(),
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn it_needs_no_other_file() {
+    fn the_page_refers_to_no_other_file() {
         for outside in ["http:", "https:", "src=", "href=", "@import", "url("] {
             let found = PAGE.replace("http://www.w3.org/2000/svg", "");
             assert!(!found.contains(outside), "{outside}");

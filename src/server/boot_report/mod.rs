@@ -1,7 +1,7 @@
-//! What a VM read, from its first request to its leaving: the report of a boot.
+//! The report on what a VM read, from its first request until it disconnected.
 //!
-//! It is about the main disk and one VM, the first that reads more than the superblock, or about the readers of the mount. A worker that dies
-//! and is replaced goes on with the same report.
+//! It covers the main disk and one VM, the first that reads more than the superblock, or the readers of the mount. If
+//! the VM's worker dies, its successor continues the report.
 
 mod html;
 
@@ -18,17 +18,17 @@ use super::written::replace;
 use crate::device::meter::{Meter, merged, percentile};
 use crate::image::{Footprint, Image, Touched};
 
-/// First member of a report, by which it is known.
+/// Value of the first member, which identifies a report.
 pub const FORMAT: &str = "lazystore report 1";
 
-/// Where a report goes, and what it needs besides what is counted.
+/// The file of a report, and data for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportOptions {
-    /// The file: a page if its name ends with `.html`, otherwise JSON.
+    /// The file: HTML if its name ends with `.html`, otherwise JSON.
     pub file: PathBuf,
-    /// NAR sizes by the names of store paths, as far as they are known.
+    /// The known NAR sizes, by the names of store paths.
     pub nar_sizes: Arc<BTreeMap<Box<[u8]>, u64>>,
-    /// When the program began.
+    /// When the program started.
     pub start: Instant,
 }
 
@@ -39,85 +39,85 @@ pub struct BootReport {
     pub format: String,
     /// Version of the program.
     pub version: String,
-    /// What happened when, in this order.
+    /// Events, in order of time.
     pub events: Vec<Event>,
-    /// Sums.
+    /// Totals.
     pub totals: Totals,
-    /// All paths of the disk, in its order.
+    /// All paths, in their order on the disk.
     pub paths: Vec<PathReport>,
 }
 
-/// Something that happened once.
+/// An event, which happens once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// What.
+    /// Its name.
     pub name: String,
-    /// When, in milliseconds since the program started.
+    /// Its time, in milliseconds since the program started.
     pub ms: f64,
 }
 
-/// Sums over all that was read.
+/// Totals of what was read.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
     /// Requests answered.
     pub requests: u64,
-    /// Bytes delivered, those that were read twice included.
+    /// Bytes delivered, including those that were read repeatedly.
     pub bytes: u64,
     /// Requests answered with an error.
     pub errors: u64,
-    /// Half of the answers took no longer, in microseconds.
+    /// Median latency, in microseconds.
     pub p50_us: Option<f64>,
-    /// 99 of 100 answers took no longer.
+    /// 99th percentile of the latency, in microseconds.
     pub p99_us: Option<f64>,
     /// Paths on the disk.
     pub paths: u64,
     /// Paths that were read.
     pub touched_paths: u64,
-    /// NAR sizes of all paths, as far as they are known.
+    /// Sum of the known NAR sizes.
     pub nar_bytes: u64,
-    /// NAR sizes of the paths that were read.
+    /// Sum of the known NAR sizes of paths that were read.
     pub touched_nar_bytes: u64,
-    /// Metadata that was read, each block once.
+    /// Metadata that was read. Each block counts once.
     pub meta_bytes: u64,
-    /// Contents of files that were read, each block once.
+    /// File data that was read. Each block counts once.
     pub data_bytes: u64,
 }
 
-/// What was read of a path.
+/// What was read of one path.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PathReport {
-    /// Its name in the store; empty for a tree.
+    /// Its name in the store. Empty for a tree.
     pub name: String,
-    /// Its NAR size, if that is known.
+    /// Its NAR size, if known.
     pub nar_bytes: Option<u64>,
-    /// When it was read first; none: never.
+    /// Time of the first read. `None` if it was not read.
     pub first_ms: Option<f64>,
-    /// When it was read last.
+    /// Time of the last read.
     pub last_ms: Option<f64>,
-    /// Reads that had something of it.
+    /// Number of reads that included part of it.
     pub reads: u64,
-    /// Reads that waited for the host's disk: the path was cold.
+    /// Number of reads that had to wait for the host's disk, because the path was not cached.
     pub waits: u64,
-    /// Metadata that was read, each block once.
+    /// Metadata that was read. Each block counts once.
     pub meta_bytes: u64,
-    /// Contents of files that were read, each block once.
+    /// File data that was read. Each block counts once.
     pub data_bytes: u64,
 }
 
-/// A report that is being made.
+/// A report in progress.
 pub(super) struct ReportFile {
     image: Arc<Image>,
     options: ReportOptions,
     footprint: Arc<Footprint>,
-    /// Of the VM's workers that have ended.
+    /// Counters of the VM's workers that have ended.
     meters: Vec<Meter>,
-    /// Of the mount's workers.
+    /// Counters of the mount's workers.
     mounts: Vec<Meter>,
     events: Vec<Event>,
     is_written: bool,
 }
 
-/// Who a worker is to the footprint: VMs are counted from 1.
+/// Reader number of the mount in the footprint. VMs have numbers from 1.
 const MOUNT: u64 = u64::MAX;
 
 impl ReportFile {
@@ -136,43 +136,43 @@ impl ReportFile {
         Ok(report)
     }
 
-    /// In a worker that was just forked, for a VM or the mount: has what is read noted, if nobody else reads before.
-    pub(super) fn note(self, vm: Option<u64>) {
+    /// In a new worker, for a VM or the mount: counts what is read, unless another worker has read before.
+    pub(super) fn attach(self, vm: Option<u64>) {
         self.image.note_in(self.footprint, vm.unwrap_or(MOUNT));
     }
 
-    /// A worker of the mount has been started.
-    pub(super) fn mounted(&mut self, meter: Meter) {
+    /// Adds the counters of a worker of the mount.
+    pub(super) fn add_mount(&mut self, meter: Meter) {
         self.mounts.push(meter);
     }
 
-    /// Something happened now, for the first time.
-    pub(super) fn happened(&mut self, name: &str) {
+    /// Records an event with the current time, if it has not happened before.
+    pub(super) fn record_event(&mut self, name: &str) {
         if self.events.iter().all(|event| event.name != name) {
             self.event(name, Instant::now());
         }
     }
 
-    /// A VM's worker has ended. With the VM's leaving the report is complete.
+    /// Handles the end of a VM's worker. If the VM has disconnected, the report is complete.
     pub(super) fn ended(&mut self, worker: &Worker, outcome: &Outcome) {
         if self.is_written || self.footprint.reader() != Some(worker.vm) {
             return;
         }
         self.meters.push(worker.meter.clone());
         if self.events.iter().all(|event| event.name != "connected") {
-            // Not when the worker told of a first message: it may have served reads before that was heard.
+            // Not the time of its message: it may have served reads before the parent received that.
             self.event("connected", worker.started);
         }
         if *outcome == Outcome::Served {
-            self.happened("left");
+            self.record_event("left");
             self.write();
         } else {
-            self.happened("worker replaced");
+            self.record_event("worker replaced");
             self.footprint.give_to_next();
         }
     }
 
-    /// Writes it, unless that was done.
+    /// Writes the report, once.
     pub(super) fn write(&mut self) {
         if self.is_written {
             return;
@@ -180,7 +180,7 @@ impl ReportFile {
         self.is_written = true;
         let file = &self.options.file;
         let report = self.report();
-        let text = match is_page(file) {
+        let text = match is_html(file) {
             true => html::page(&report),
             false => format!("{}\n", serde_json::json!(report)),
         };
@@ -240,19 +240,19 @@ impl ReportFile {
     }
 }
 
-/// Whether a file is to be a page.
-fn is_page(file: &Path) -> bool {
+/// Whether a report in this file is HTML.
+fn is_html(file: &Path) -> bool {
     file.extension()
         .is_some_and(|extension| extension == "html")
 }
 
 impl BootReport {
-    /// The page of a report.
+    /// The report as HTML.
     pub fn page(&self) -> String {
         html::page(self)
     }
 
-    /// When something happened, in milliseconds since the start.
+    /// The time of an event, in milliseconds since the start.
     pub fn at(&self, name: &str) -> Option<f64> {
         let event = self.events.iter().find(|event| event.name == name);
         event.map(|event| event.ms)
@@ -282,7 +282,7 @@ impl Totals {
     }
 }
 
-/// A worker may have written anything.
+/// Adds without overflow: a compromised worker may have written any numbers.
 fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }
@@ -310,6 +310,6 @@ impl PathReport {
 }
 
 fn millis(time: Duration) -> f64 {
-    // Three digits after the point are microseconds.
+    // Rounded to microseconds.
     (time.as_secs_f64() * 1e6).round() / 1e3
 }

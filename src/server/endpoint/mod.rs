@@ -1,7 +1,7 @@
-//! Where clients find the disks.
+//! Endpoints: the sockets and the mount at which clients reach the disks.
 //!
-//! An endpoint owns what it listens on or has mounted and what it serves there, knows the sandbox profile of its workers,
-//! and how they run. To add one: a variant here, a file next to `socket`, a [`Process`] in `sandbox`.
+//! An endpoint owns its socket or mount and the disks that it serves. It defines the sandbox profile of its workers and
+//! how they run. To add one: a variant here, a file next to `socket`, a [`Process`] in `sandbox`.
 
 mod mount;
 mod socket;
@@ -11,15 +11,15 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(super) use mount::{MountEndpoint, MountNews};
+pub(super) use mount::{MountEndpoint, MountEvent};
 pub(super) use socket::{EXIT_SILENT, SocketDevice, SocketEndpoint};
 
 use super::activation::{InheritedSocket, SocketName};
 use super::disks::Disks;
 use super::error::{ServeError, SocketError};
 use super::listener::ListeningSocket;
-use super::nbd_place::NbdPlace;
-use super::report::Reporter;
+use super::messages::MessageSender;
+use super::nbd_address::NbdAddress;
 use super::status::ClientKind;
 use super::{ServeOptions, descriptors};
 use crate::device::fuse::FuseOptions;
@@ -28,10 +28,10 @@ use crate::device::nbd::{NbdOptions, TlsConfig};
 use crate::device::vhost_blk::DeviceOptions;
 use crate::sandbox::{Process, SandboxError};
 
-/// As many reads as a VMM has under way, nearly always.
+/// Minimum number of threads if reads may wait for a fetch. VMMs rarely have more reads in flight.
 const FETCH_WAITERS: usize = 32;
 
-/// A place where clients find a disk.
+/// A socket or mount at which clients reach disks.
 pub(super) enum Endpoint {
     /// A vhost-user-blk socket: a worker for each connection.
     VhostUser(SocketEndpoint),
@@ -42,7 +42,7 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    /// What workers of this endpoint are confined to.
+    /// The sandbox profile of its workers.
     pub(super) fn profile(&self) -> Process {
         match self {
             Self::VhostUser(_) => Process::VhostWorker,
@@ -51,7 +51,7 @@ impl Endpoint {
         }
     }
 
-    /// What its clients are called.
+    /// The kind of its clients.
     pub(super) fn kind(&self) -> ClientKind {
         match self {
             Self::VhostUser(_) => ClientKind::VhostUser,
@@ -60,13 +60,13 @@ impl Endpoint {
         }
     }
 
-    /// Where clients connect, if it is a socket.
+    /// The name of the socket, if it is one.
     pub(super) fn listens_at(&self) -> Option<(ClientKind, SocketName)> {
         let socket = self.socket()?;
         Some((self.kind(), socket.name().clone()))
     }
 
-    /// What becomes readable when there is something to do.
+    /// Becomes readable when there is something to do.
     pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::VhostUser(socket) | Self::Nbd(socket) => Some(socket.as_fd()),
@@ -74,7 +74,7 @@ impl Endpoint {
         }
     }
 
-    /// When it wants to be looked at, whether anything is readable or not.
+    /// When it must be checked even if it does not become readable.
     pub(super) fn wakes_at(&mut self, now: Instant) -> Option<Instant> {
         match self {
             Self::VhostUser(socket) | Self::Nbd(socket) => socket.waits_until(now),
@@ -112,16 +112,16 @@ impl Endpoint {
     }
 }
 
-/// What a worker has of its server.
+/// What a worker gets from the server.
 pub(super) struct WorkerContext<'c> {
-    pub(super) reporter: Arc<Reporter>,
-    /// Where it counts what it serves.
+    pub(super) sender: Arc<MessageSender>,
+    /// Counters of what it serves.
     pub(super) meter: Meter,
-    /// Confines this process; to be called before it meets a client.
+    /// Confines this process. Must be called before it serves a client.
     pub(super) confine: Box<dyn FnOnce() -> Result<(), SandboxError> + 'c>,
 }
 
-/// Makes sockets and adds those that are there already; nothing is mounted yet.
+/// Creates the sockets and adds the inherited ones. Mounts nothing yet.
 pub(super) fn all(
     disks: &Disks,
     options: &ServeOptions,
@@ -131,10 +131,10 @@ pub(super) fn all(
     let tls = options.nbd_tls.as_ref();
     let tls = tls.map(|tls| TlsConfig::read(&tls.dir, tls.verify_peer));
     let tls = tls.transpose()?;
-    for place in &options.nbd {
-        let (socket, name) = nbd_socket(place, options, &endpoints)?;
-        // Who may connect to a file is settled by its permissions.
-        let tls = tls.clone().filter(|_| place.path().is_none());
+    for address in &options.nbd {
+        let (socket, name) = nbd_socket(address, options, &endpoints)?;
+        // Permissions of the file control who can connect to a Unix socket, so it needs no TLS.
+        let tls = tls.clone().filter(|_| address.path().is_none());
         let device = SocketDevice::Nbd {
             exports: disks.exports().clone(),
             options: nbd_options(disks, &options.device, tls),
@@ -142,7 +142,7 @@ pub(super) fn all(
         endpoints.push(Endpoint::Nbd(SocketEndpoint::new(socket, name, device)));
     }
     if let Some(fuse) = options.fuse.clone() {
-        let threads = waiting_threads(disks, fuse.threads);
+        let threads = blocking_threads(disks, fuse.threads);
         let fuse = FuseOptions { threads, ..fuse };
         let mount = MountEndpoint::new(fuse, Arc::clone(disks.main()?));
         endpoints.push(Endpoint::Fuse(mount));
@@ -171,7 +171,7 @@ fn vhost_user_sockets(
         let socket = ListeningSocket::bind(path, options.access)?;
         sockets.push((SocketName::Path(path.clone()), socket));
     }
-    let device = descriptors::afford(&options.device, image.max_open_files())?;
+    let device = descriptors::fit_to_limit(&options.device, image.max_open_files())?;
     let endpoint = |(name, socket)| {
         let device = SocketDevice::VhostUser {
             image: Arc::clone(image),
@@ -182,9 +182,9 @@ fn vhost_user_sockets(
     Ok(sockets.into_iter().map(endpoint).collect())
 }
 
-/// Listens at `place`, which none of `others` may do.
+/// Listens at `address`. Fails if one of `others` already does.
 fn nbd_socket(
-    place: &NbdPlace,
+    address: &NbdAddress,
     options: &ServeOptions,
     others: &[Endpoint],
 ) -> Result<(ListeningSocket, SocketName), SocketError> {
@@ -197,23 +197,23 @@ fn nbd_socket(
             false => Ok(name),
         }
     };
-    match place {
-        NbdPlace::Unix(path) => {
+    match address {
+        NbdAddress::Unix(path) => {
             let name = check(SocketName::Path(path.clone()))?;
             Ok((ListeningSocket::bind(path, options.access)?, name))
         }
-        NbdPlace::Tcp(place) => {
-            let address = place.resolve(options.nbd_tls.is_none())?;
+        NbdAddress::Tcp(address) => {
+            let address = address.resolve(options.nbd_tls.is_none())?;
             check(SocketName::Tcp(address))?;
-            let (socket, chosen) = ListeningSocket::listen_at(address)?;
+            let (socket, chosen) = ListeningSocket::bind_tcp(address)?;
             Ok((socket, SocketName::Tcp(chosen)))
         }
     }
 }
 
-/// Threads that wait for what they read. Where that may have to be fetched, which takes seconds, there must be some left for
-/// other reads.
-fn waiting_threads(disks: &Disks, wanted: NonZeroUsize) -> NonZeroUsize {
+/// Number of threads for blocking reads. A fetch takes seconds, so if paths may have to be fetched there must be threads
+/// left for other reads.
+fn blocking_threads(disks: &Disks, wanted: NonZeroUsize) -> NonZeroUsize {
     match (disks.remote(), NonZeroUsize::new(FETCH_WAITERS)) {
         (Some(_), Some(waiters)) => wanted.max(waiters),
         _ => wanted,
@@ -222,7 +222,7 @@ fn waiting_threads(disks: &Disks, wanted: NonZeroUsize) -> NonZeroUsize {
 
 fn nbd_options(disks: &Disks, device: &DeviceOptions, tls: Option<TlsConfig>) -> NbdOptions {
     NbdOptions {
-        threads: waiting_threads(disks, device.threads),
+        threads: blocking_threads(disks, device.threads),
         poll: device.poll,
         tls,
         ..NbdOptions::default()

@@ -1,9 +1,9 @@
 //! A file in a FUSE mount, and the worker that serves it.
 //!
-//! The worker mounts and the parent unmounts: first detach, then end the worker, so that nobody meets a dead mount. When
-//! the worker dies, those who have the file open get errors for good, since the kernel gave their requests to a process
-//! that is gone. The parent then mounts again, for those who open the file again. If that fails it tries again later:
-//! VMs at sockets must not suffer.
+//! The worker mounts and the parent unmounts. It detaches the mount before it ends the worker, so that no process
+//! accesses a dead mount. If the worker dies, processes that have the file open get errors from then on, because their
+//! FUSE connection has ended. The parent mounts again for processes that open the file later. If mounting fails, it
+//! retries later, so that VMs at sockets are not affected.
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::super::report::{Reporter, Reports, Word};
+use super::super::messages::{Message, MessageReceiver, MessageSender};
 use super::super::throttle::Throttle;
 use super::WorkerContext;
 use crate::device::Stats;
@@ -24,15 +24,15 @@ use crate::device::meter::Meter;
 use crate::image::Image;
 use crate::process::{Child, End, EndRequest, exit_now};
 
-/// Pause before the first attempt to mount again, and the longest one: each is twice the one before.
+/// Pause before the first attempt to mount again, and the longest pause. The pause doubles with each attempt.
 const RETRY: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// Log lines about readers that come and go: at once, and the time after which there may be one more.
+/// Limit of log lines about readers that open and close the file: burst, and interval.
 const LOGS_AT_ONCE: u32 = 100;
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Where the file is mounted, and by which process.
+/// The mount, and the process that serves it.
 pub(in super::super) struct MountEndpoint {
     image: Arc<Image>,
     options: FuseOptions,
@@ -51,34 +51,34 @@ enum State {
     Waiting {
         until: Instant,
     },
-    /// Someone unmounted the file, or with `once` its last reader closed it.
+    /// Someone unmounted the file; or with `once`, its last reader closed it.
     Over,
 }
 
 /// The process that serves the mount. Dropping it unmounts.
 struct MountWorker {
     child: Child,
-    reports: Reports,
+    receiver: MessageReceiver,
     meter: Meter,
     since: Instant,
     mountpoint: MountPoint,
     is_mounted: bool,
-    /// What it said before it gave up.
+    /// Its error message, if it failed.
     failure: Option<String>,
 }
 
-/// What the server should know.
+/// An event for the server.
 #[derive(Debug, PartialEq, Eq)]
-pub(in super::super) enum MountNews {
-    /// Nothing of importance.
+pub(in super::super) enum MountEvent {
+    /// Nothing relevant.
     None,
-    /// The file is there.
+    /// The file is mounted.
     Mounted,
-    /// The worker gave up before the file was there; these are its words.
+    /// The worker failed to mount, with this error message.
     Failed(String),
-    /// The worker has ended; whether it had finished.
+    /// The worker has ended.
     Ended {
-        /// The file is not wanted any more.
+        /// It must not be restarted: the file was unmounted, or closed with `once`.
         is_over: bool,
     },
 }
@@ -97,7 +97,7 @@ impl MountEndpoint {
 
     pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.state {
-            State::Worker(worker) => worker.reports.as_fd(),
+            State::Worker(worker) => worker.receiver.as_fd(),
             _ => None,
         }
     }
@@ -109,7 +109,7 @@ impl MountEndpoint {
         }
     }
 
-    /// Since when the file is there, and what was read of it.
+    /// When it was mounted, and the counters of what was read. `None` if it is not mounted.
     pub(in super::super) fn served(&self) -> Option<(Instant, &Meter)> {
         match &self.state {
             State::Worker(worker) if worker.is_mounted => Some((worker.since, &worker.meter)),
@@ -117,47 +117,47 @@ impl MountEndpoint {
         }
     }
 
-    /// Where the file is.
+    /// Path of the file.
     pub(in super::super) fn file(&self) -> PathBuf {
         self.options.image_path()
     }
 
-    /// Whether the file is there.
+    /// Whether the file is mounted.
     pub(in super::super) fn is_mounted(&self) -> bool {
         matches!(&self.state, State::Worker(worker) if worker.is_mounted)
     }
 
-    /// Whether the file will not come back.
+    /// Whether the file will not be mounted again.
     pub(in super::super) fn is_over(&self) -> bool {
         matches!(self.state, State::Over)
     }
 
-    /// Looks whether the directory can be mounted on; detaches what a dead server left there.
+    /// Checks that the directory can be mounted on. Detaches a dead mount of an earlier server.
     pub(in super::super) fn prepare(&self) -> Result<MountPoint, FuseError> {
         check_device()?;
         MountPoint::prepare(&self.options.dir)
     }
 
-    /// A worker that is to mount on `mountpoint` has been started.
+    /// Stores the worker that was started to mount on `mountpoint`.
     pub(in super::super) fn started(
         &mut self,
         child: Child,
-        reports: Reports,
-        on: MountPoint,
+        receiver: MessageReceiver,
+        mountpoint: MountPoint,
         meter: Meter,
     ) {
         self.state = State::Worker(MountWorker {
             child,
-            reports,
+            receiver,
             meter,
             since: Instant::now(),
-            mountpoint: on,
+            mountpoint,
             is_mounted: false,
             failure: None,
         });
     }
 
-    /// The last attempt failed: the next one comes later.
+    /// Schedules the next attempt, after a failed one.
     pub(in super::super) fn back_off(&mut self, now: Instant) {
         self.state = State::Waiting {
             until: now + self.pause,
@@ -165,73 +165,77 @@ impl MountEndpoint {
         self.pause = (2 * self.pause).min(RETRY_MAX);
     }
 
-    /// Reads what the worker tells.
-    pub(in super::super) fn read_reports(&mut self) -> MountNews {
+    /// Receives the worker's messages.
+    pub(in super::super) fn receive_messages(&mut self) -> MountEvent {
         let State::Worker(worker) = &mut self.state else {
-            return MountNews::None;
+            return MountEvent::None;
         };
-        let words = worker.reports.read();
-        self.hear(words)
+        let messages = worker.receiver.receive();
+        self.apply(messages)
     }
 
-    fn hear(&mut self, words: Vec<Word>) -> MountNews {
-        let mut news = MountNews::None;
-        for word in words {
-            match word {
-                Word::Mounted => news = self.mounted(),
-                Word::Opened => self.log_opened(),
-                Word::Closed(stats) => self.log_closed(stats),
-                Word::Failed(reason) => {
+    fn apply(&mut self, messages: Vec<Message>) -> MountEvent {
+        let mut event = MountEvent::None;
+        for message in messages {
+            match message {
+                Message::Mounted => event = self.mounted(),
+                Message::FileOpened => self.log_opened(),
+                Message::FileClosed(stats) => self.log_closed(stats),
+                Message::Failed(reason) => {
                     if let State::Worker(worker) = &mut self.state {
                         worker.failure = Some(reason);
                     }
                 }
-                Word::Accepted | Word::Chose(_) | Word::Spoke | Word::Records | Word::Left(_) => {}
+                Message::Accepted
+                | Message::ExportChosen(_)
+                | Message::Connected
+                | Message::Recording
+                | Message::Disconnected(_) => {}
             }
         }
-        news
+        event
     }
 
-    fn mounted(&mut self) -> MountNews {
+    fn mounted(&mut self) -> MountEvent {
         let State::Worker(worker) = &mut self.state else {
-            return MountNews::None;
+            return MountEvent::None;
         };
         if let Err(error) = worker.mountpoint.mounted() {
-            return MountNews::Failed(error.to_string());
+            return MountEvent::Failed(error.to_string());
         }
         worker.is_mounted = true;
         self.pause = RETRY;
-        MountNews::Mounted
+        MountEvent::Mounted
     }
 
-    /// Looks whether the worker has ended.
-    pub(in super::super) fn reap(&mut self) -> MountNews {
+    /// Checks whether the worker has ended.
+    pub(in super::super) fn reap(&mut self) -> MountEvent {
         let State::Worker(worker) = &mut self.state else {
-            return MountNews::None;
+            return MountEvent::None;
         };
         let Some(end) = worker.child.end() else {
-            return MountNews::None;
+            return MountEvent::None;
         };
-        let words = worker.reports.read_to_end();
-        self.hear(words);
-        // Unmounts what is left.
+        let messages = worker.receiver.receive_all();
+        self.apply(messages);
+        // Dropping the worker's mountpoint unmounts the file if it is still mounted.
         let State::Worker(mut worker) = std::mem::replace(&mut self.state, State::Over) else {
-            return MountNews::None;
+            return MountEvent::None;
         };
         worker.mountpoint.left_by_worker();
         if end == End::Exited(0) {
-            tracing::info!(dir = %self.options.dir.display(), "the file is not served any more");
-            return MountNews::Ended { is_over: true };
+            tracing::info!(dir = %self.options.dir.display(), "the file is no longer served");
+            return MountEvent::Ended { is_over: true };
         }
         match (worker.is_mounted, worker.failure) {
-            (false, failure) => MountNews::Failed(
+            (false, failure) => MountEvent::Failed(
                 failure.unwrap_or_else(|| "the worker process died while it mounted".to_owned()),
             ),
             (true, failure) => {
                 let dir = self.options.dir.display();
                 let reason = failure.unwrap_or_else(|| format!("{end:?}"));
-                tracing::error!(%dir, reason, "the worker of the FUSE mount ended: mounting again");
-                MountNews::Ended { is_over: false }
+                tracing::error!(%dir, reason, "the worker of the FUSE mount ended, mounting again");
+                MountEvent::Ended { is_over: false }
             }
         }
     }
@@ -240,7 +244,7 @@ impl MountEndpoint {
         let now = Instant::now();
         self.opened = Some(now);
         if self.logs.take(now).is_some() {
-            tracing::info!(file = %self.options.image_path().display(), "a first reader has opened the file");
+            tracing::info!(file = %self.options.image_path().display(), "the first reader has opened the file");
         }
     }
 
@@ -260,61 +264,61 @@ impl MountEndpoint {
         );
     }
 
-    /// Detaches the file: what is still open fails from now on. Returns the worker, which is to be ended.
+    /// Detaches the mount, and returns the worker, which the caller must end. Reads of open files fail from then on.
     pub(in super::super) fn detach(&mut self) -> Option<DetachedWorker> {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Worker(MountWorker {
                 child,
-                reports,
+                receiver,
                 mountpoint,
                 is_mounted,
                 ..
             }) => Some(DetachedWorker {
                 child,
-                reports,
-                // Unmounts now, if the file is there.
-                unheard: (!is_mounted).then_some(mountpoint),
+                receiver,
+                // If it is mounted, it is dropped here, which unmounts it.
+                unmounted: (!is_mounted).then_some(mountpoint),
             }),
             _ => None,
         }
     }
 
-    /// What a worker said at its end, and what it left mounted.
-    pub(in super::super) fn hear_last(&mut self, mut worker: DetachedWorker) {
+    /// Handles the last messages of a detached worker, and unmounts what it has mounted.
+    pub(in super::super) fn finish_detached(&mut self, mut worker: DetachedWorker) {
         let has_ended = worker.child.end().is_some();
         if has_ended {
-            let words = worker.reports.read_to_end();
-            self.hear(words);
+            let messages = worker.receiver.receive_all();
+            self.apply(messages);
         }
-        match worker.unheard {
+        match worker.unmounted {
             Some(mut mountpoint) if has_ended => mountpoint.left_by_worker(),
             other => std::mem::forget(other),
         }
     }
 
-    /// In another process than the parent: closes the pipe, and leaves the mount alone.
+    /// In a worker of another endpoint: closes the pipe, and leaves the mount to the parent.
     pub(super) fn leave_to_parent(self) {
         if let State::Worker(worker) = self.state {
             std::mem::forget(worker.mountpoint);
         }
     }
 
-    /// The worker's life. With `once` until the last reader has closed the file, else until someone unmounts it.
+    /// Runs the worker until someone unmounts the file; with `once`, until the last reader closes it.
     pub(in super::super) fn serve(self, context: WorkerContext<'_>, once: bool) -> u8 {
         let WorkerContext {
-            reporter,
+            sender,
             meter,
             confine,
         } = context;
-        let told = Arc::clone(&reporter);
+        let events = Arc::clone(&sender);
         let readers = Arc::new(Readers::new(meter, move |change| {
-            told.tell(&match change {
-                Change::Opened => Word::Opened,
-                Change::Closed(stats) => Word::Closed(stats),
+            events.send(&match change {
+                Change::Opened => Message::FileOpened,
+                Change::Closed(stats) => Message::FileClosed(stats),
             });
         }));
         let fail = |reason: String| {
-            reporter.tell(&Word::Failed(reason));
+            sender.send(&Message::Failed(reason));
             1
         };
         let mounted = match Mounted::mount(self.image, &self.options, Arc::clone(&readers)) {
@@ -330,10 +334,10 @@ impl MountEndpoint {
             Err(error) => return fail(error.to_string()),
         };
         match end {
-            Ok(end) => watch(readers, Arc::clone(&reporter), end),
+            Ok(end) => watch(readers, Arc::clone(&sender), end),
             Err(error) => tracing::warn!("{error}"),
         }
-        reporter.tell(&Word::Mounted);
+        sender.send(&Message::Mounted);
         match serving.wait(once) {
             Ok(MountEnd::Closed | MountEnd::Unmounted) => 0,
             Err(error) => fail(error.to_string()),
@@ -341,20 +345,20 @@ impl MountEndpoint {
     }
 }
 
-/// The worker of a file that was detached.
+/// The worker of a detached mount.
 pub(in super::super) struct DetachedWorker {
     pub(in super::super) child: Child,
-    reports: Reports,
-    /// Where it was to mount, if it has not said that it has.
-    unheard: Option<MountPoint>,
+    receiver: MessageReceiver,
+    /// Its mountpoint, if it has not reported yet that it has mounted.
+    unmounted: Option<MountPoint>,
 }
 
-/// Tells the parent at SIGTERM, from a thread of its own, what was read by those who still have the file open.
-fn watch(readers: Arc<Readers>, reporter: Arc<Reporter>, end: EndRequest) {
+/// Starts a thread that waits for SIGTERM. It then sends the statistics of readers that still have the file open.
+fn watch(readers: Arc<Readers>, sender: Arc<MessageSender>, end: EndRequest) {
     let watch = move || {
         end.wait(None, None);
         if readers.are_there() {
-            reporter.tell(&Word::Closed(readers.stats()));
+            sender.send(&Message::FileClosed(readers.stats()));
         }
         exit_now(128 + u8::try_from(Signal::SIGTERM as i32).unwrap_or(0));
     };

@@ -1,4 +1,4 @@
-//! A socket, for vhost-user-blk or NBD, and the workers of its connections.
+//! A socket for vhost-user-blk or NBD, and the workers of its connections.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,8 +13,8 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 
 use super::super::activation::SocketName;
 use super::super::listener::ListeningSocket;
+use super::super::messages::{Message, MessageSender};
 use super::super::mute::Muted;
-use super::super::report::{Reporter, Word};
 use super::super::throttle::Throttle;
 use super::WorkerContext;
 use crate::device::meter::Meter;
@@ -23,25 +23,25 @@ use crate::device::vhost_blk::{BlkDevice, DeviceOptions, Served, serve_connectio
 use crate::image::Image;
 use crate::process::{EndRequest, ProcessError, Waited, exit_now};
 
-/// Exit code of a worker whose client left without a word.
+/// Exit code of a worker whose client disconnected without a message.
 pub(in super::super) const EXIT_SILENT: u8 = 3;
 
-/// Connections that are accepted at once, and the time after which one more is.
+/// Limit of new workers: burst, and interval.
 const FORKS_AT_ONCE: u32 = 200;
 const FORK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Connections whose log lines are written at once, and the time after which those of one more are.
+/// Limit of logged connections: burst, and interval.
 const LOGS_AT_ONCE: u32 = 100;
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Pause after a worker that could not be started or could not accept: the connection is still waiting, and would cause
-/// the next attempt at once.
+/// Pause after a worker could not be started or could not accept. The connection stays pending, so the socket stays
+/// readable.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How long a worker's threads may take to come back once the frontend has left; then the process ends without them.
-const COME_BACK_MS: u16 = 5_000;
+/// How long a worker's threads may take to return after the frontend has disconnected. Then the process exits anyway.
+const EXIT_TIMEOUT_MS: u16 = 5_000;
 
-/// What the clients of a socket speak, and what they read.
+/// The protocol of a socket, and the disks behind it.
 #[derive(Debug, Clone)]
 pub(in super::super) enum SocketDevice {
     VhostUser {
@@ -59,7 +59,7 @@ pub(in super::super) struct SocketEndpoint {
     socket: ListeningSocket,
     name: SocketName,
     device: SocketDevice,
-    /// The number of the worker that has not taken its connection yet; until then the socket stays readable.
+    /// Number of the worker that has not accepted its connection yet. Until then the socket stays readable.
     accepting: Option<u64>,
     retry_at: Option<Instant>,
     forks: Throttle,
@@ -92,7 +92,7 @@ impl SocketEndpoint {
         &self.name
     }
 
-    /// Counters for the next worker.
+    /// Creates counters for the next worker.
     pub(in super::super) fn meter(&self) -> Result<Meter, ProcessError> {
         match &self.device {
             SocketDevice::VhostUser { options, .. } => options.meter(),
@@ -100,37 +100,37 @@ impl SocketEndpoint {
         }
     }
 
-    /// Whether the next connection can be given to a worker.
+    /// Whether a worker can be started for the next connection.
     pub(in super::super) fn may_accept(&mut self, now: Instant) -> bool {
         self.accepting.is_none() && self.waits_until(now).is_none()
     }
 
-    /// Until when no connection is taken, for lack of something or because there were too many.
+    /// Until when no worker is started, after a failure or because there were too many connections.
     pub(super) fn waits_until(&mut self, now: Instant) -> Option<Instant> {
         self.retry_at.take_if(|retry_at| *retry_at <= now);
         self.retry_at.or_else(|| self.forks.next(now))
     }
 
-    /// Something is lacking: the connection waits.
+    /// Pauses, after a failure.
     pub(in super::super) fn back_off(&mut self, now: Instant) {
         self.accepting = None;
         self.retry_at = Some(now + RETRY);
     }
 
-    /// A worker with this number is to take the next connection. Says how many connections before this one were not
-    /// logged, or that this one is not to be, either.
+    /// A worker with this number is started for the next connection. Returns the number of connections before it that
+    /// were not logged, or `None` if this one is not to be logged either.
     pub(in super::super) fn starts(&mut self, worker: u64, now: Instant) -> Option<u64> {
         self.accepting = Some(worker);
         let _ = self.forks.take(now);
         self.logs.take(now)
     }
 
-    /// The worker has taken its connection.
+    /// The worker has accepted its connection.
     pub(in super::super) fn accepted(&mut self, worker: u64) {
         self.accepting.take_if(|accepting| *accepting == worker);
     }
 
-    /// The worker has ended; says whether it never took its connection.
+    /// The worker has ended. Returns whether it never accepted its connection.
     pub(in super::super) fn ended(&mut self, worker: u64, now: Instant) -> bool {
         let failed = self.accepting == Some(worker);
         if failed {
@@ -139,12 +139,12 @@ impl SocketEndpoint {
         failed
     }
 
-    /// Keeps the descriptor and leaves the socket's file to the parent.
+    /// Returns the descriptor and leaves the socket's file to the parent.
     pub(super) fn into_listener(self) -> OwnedFd {
         self.socket.into_listener()
     }
 
-    /// The worker's life: one connection, from accept to the client's leaving.
+    /// Runs the worker: accepts one connection and serves it until the client disconnects.
     pub(in super::super) fn serve(self, context: WorkerContext<'_>, muted: Option<Muted>) -> u8 {
         match self.device.clone() {
             SocketDevice::VhostUser { image, options } => {
@@ -157,41 +157,41 @@ impl SocketEndpoint {
         }
     }
 
-    /// SIGTERM simply ends it.
+    /// Serves an NBD client. Does not handle SIGTERM, which ends the process without a last message.
     fn serve_nbd(self, exports: &Exports, options: &NbdOptions, context: WorkerContext<'_>) -> u8 {
         let listener = self.into_listener();
-        let reporter = &context.reporter;
+        let sender = &context.sender;
         if let Err(error) = (context.confine)() {
-            reporter.tell(&Word::Failed(error.to_string()));
+            sender.send(&Message::Failed(error.to_string()));
             return 1;
         }
         let client = match accept(&listener) {
             Ok(client) => client,
             Err(error) => {
-                reporter.tell(&Word::Failed(format!(
+                sender.send(&Message::Failed(format!(
                     "cannot accept a connection: {error}"
                 )));
                 return 1;
             }
         };
-        // One connection, and no way to another one.
+        // This worker must not be able to accept other connections.
         drop(listener);
-        reporter.tell(&Word::Accepted);
+        sender.send(&Message::Accepted);
         let meter = context.meter.clone();
         let on_start = |chosen: &Export| {
             if let Some(index) = exports.index_of(&chosen.name) {
-                reporter.tell(&Word::Chose(index));
+                sender.send(&Message::ExportChosen(index));
             }
-            reporter.tell(&Word::Spoke);
+            sender.send(&Message::Connected);
         };
         match nbd::serve_connection(client.socket, exports, options, meter, on_start) {
             Ok(nbd::Served::Client(stats)) => {
-                reporter.tell(&Word::Left(stats));
+                sender.send(&Message::Disconnected(stats));
                 0
             }
             Ok(nbd::Served::NoExport) => EXIT_SILENT,
             Err(error) => {
-                reporter.tell(&Word::Failed(format!("{error}{}", client.from)));
+                sender.send(&Message::Failed(format!("{error}{}", client.from)));
                 1
             }
         }
@@ -205,25 +205,25 @@ impl SocketEndpoint {
         muted: Option<Muted>,
     ) -> u8 {
         let WorkerContext {
-            reporter,
+            sender,
             meter,
             confine,
         } = context;
         let listener = UnixListener::from(self.into_listener());
-        // Before the filter, which lets no further one be made; and before there are other threads.
+        // Before the seccomp filter, which forbids signalfd(2), and before there are other threads.
         let end = EndRequest::block();
         if let Err(error) = confine() {
-            reporter.tell(&Word::Failed(error.to_string()));
+            sender.send(&Message::Failed(error.to_string()));
             return 1;
         }
-        let watched = Arc::clone(&reporter);
+        let watch_sender = Arc::clone(&sender);
         let on_accept = |device: &Arc<BlkDevice>, connection| {
-            watched.tell(&Word::Accepted);
+            watch_sender.send(&Message::Accepted);
             let device = Arc::clone(device);
             match end {
                 Ok(end) => Watch {
                     device,
-                    reporter: watched,
+                    sender: watch_sender,
                     end,
                     connection,
                     muted,
@@ -234,12 +234,12 @@ impl SocketEndpoint {
         };
         match serve_connection(image, device, meter, listener, on_accept) {
             Ok(Served::Frontend(stats)) => {
-                reporter.tell(&Word::Left(stats));
+                sender.send(&Message::Disconnected(stats));
                 0
             }
             Ok(Served::Nobody) => EXIT_SILENT,
             Err(error) => {
-                reporter.tell(&Word::Failed(error.to_string()));
+                sender.send(&Message::Failed(error.to_string()));
                 1
             }
         }
@@ -249,11 +249,11 @@ impl SocketEndpoint {
 /// A connected client.
 struct NbdClient {
     socket: OwnedFd,
-    /// Where it comes from, for messages; empty on this host.
+    /// Its address, for messages. Empty for a Unix socket.
     from: String,
 }
 
-/// Of a socket of any family.
+/// Accepts a connection at a socket of any family.
 fn accept(listener: &OwnedFd) -> io::Result<NbdClient> {
     let (socket, from) = retry_on_intr(|| acceptfrom_with(listener, SocketFlags::CLOEXEC))?;
     let from = from.and_then(|from| SocketAddr::try_from(from).ok());
@@ -261,13 +261,13 @@ fn accept(listener: &OwnedFd) -> io::Result<NbdClient> {
     Ok(NbdClient { socket, from })
 }
 
-/// A thread that tells the parent that the client has spoken, and at the end what was served, and sees to it that there is
-/// an end.
+/// A thread that sends messages to the parent: that the client is connected, and the statistics at the end. It also
+/// ends the process at SIGTERM, or if other threads do not return.
 struct Watch {
     device: Arc<BlkDevice>,
-    reporter: Arc<Reporter>,
+    sender: Arc<MessageSender>,
     end: EndRequest,
-    /// None once the frontend has hung up.
+    /// `None` once the frontend has disconnected.
     connection: Option<OwnedFd>,
     muted: Option<Muted>,
 }
@@ -276,14 +276,14 @@ impl Watch {
     fn start(self) {
         let thread = thread::Builder::new().name("watch".to_owned());
         if let Err(error) = thread.spawn(move || self.run()) {
-            // Then the parent takes the client for silent, and ends this process.
+            // Without this thread, the parent considers the client silent and kills this process.
             tracing::warn!("cannot start a thread: {error}");
         }
     }
 
     fn run(mut self) {
         self.device.wait_until_addressed();
-        self.reporter.tell(&Word::Spoke);
+        self.sender.send(&Message::Connected);
         let mut limit_ms = self.muted.as_ref().map(|_| Muted::TIME_MS);
         loop {
             let connection = self.connection.as_ref().map(AsFd::as_fd);
@@ -291,24 +291,25 @@ impl Watch {
                 Waited::Asked => break,
                 Waited::HungUp => {
                     self.connection = None;
-                    limit_ms = Some(COME_BACK_MS);
+                    limit_ms = Some(EXIT_TIMEOUT_MS);
                 }
-                Waited::Limit if limit_ms == Some(COME_BACK_MS) => {
+                Waited::Limit if limit_ms == Some(EXIT_TIMEOUT_MS) => {
                     tracing::warn!(
-                        "the frontend has left, and threads that serve it do not come back"
+                        "the frontend has disconnected, but threads that serve it do not end"
                     );
                     break;
                 }
                 Waited::Limit => {
-                    // It has stayed: no longer one of many that come and go.
+                    // It does not belong to a flood of short connections.
                     if let Some(muted) = self.muted.take() {
-                        muted.speak();
+                        muted.unmute();
                     }
                     limit_ms = None;
                 }
             }
         }
-        self.reporter.tell(&Word::Left(self.device.stats()));
+        self.sender
+            .send(&Message::Disconnected(self.device.stats()));
         exit_now(0);
     }
 }

@@ -1,4 +1,4 @@
-//! What is told of a server and its VMs.
+//! The status of a server and its VMs.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,12 +14,12 @@ pub enum ClientKind {
     VhostUser,
     /// Over NBD.
     Nbd,
-    /// From the file, all readers together.
+    /// Through the file. All readers together count as one client.
     Fuse,
 }
 
 impl ClientKind {
-    /// For people and labels.
+    /// The name for people and labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::VhostUser => "vhost-user",
@@ -29,23 +29,23 @@ impl ClientKind {
     }
 }
 
-/// One VM, or one client of another kind.
+/// The status of a VM or another client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientStatus {
     /// Its number, counted from 1 since the server started; 0 for the file.
     pub vm: u64,
-    /// How it reads.
+    /// How it reads the disk.
     pub kind: ClientKind,
-    /// Its socket, or the file.
+    /// Its socket or the file.
     pub place: String,
     /// The disk that it has chosen by name, if the server has several.
     #[serde(default)]
     pub export: Option<String>,
-    /// Since when it is served: seconds since 1970.
+    /// When it connected, in seconds since 1970.
     pub since_sec: u64,
-    /// For how long, in milliseconds.
+    /// How long ago that was, in milliseconds.
     pub age_ms: u64,
-    /// Requests answered, whatever the answer.
+    /// Requests answered, including errors.
     pub requests: u64,
     /// Data bytes delivered.
     pub bytes: u64,
@@ -53,58 +53,58 @@ pub struct ClientStatus {
     pub errors: u64,
     /// Requests that wait for the host.
     pub in_flight: u64,
-    /// Store paths whose planning was begun.
+    /// Store paths whose planning was started.
     pub plans: u64,
-    /// How long answers took: nanoseconds, and how many took no longer and longer than those before.
+    /// Histogram of latencies: pairs of the upper bound of a bucket in nanoseconds, and its count.
     pub times: Vec<(u64, u64)>,
 }
 
-/// One of several disks of a server.
+/// The status of one of several disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportStatus {
     /// Its name.
     pub name: String,
     /// Its fingerprint.
     pub disk: Option<String>,
-    /// Store paths on it.
+    /// Number of store paths on it.
     pub paths: u64,
 }
 
-/// A server.
+/// The status of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
-    /// Its process.
+    /// Its process id.
     pub pid: u32,
     /// Its version.
     pub version: String,
-    /// Fingerprint of the main disk; a tree has none.
+    /// Fingerprint of the main disk. A tree has none.
     #[serde(default)]
     pub disk: Option<String>,
     /// All disks, if there are several.
     #[serde(default)]
     pub exports: Vec<ExportStatus>,
-    /// When it started: seconds since 1970.
+    /// When it started, in seconds since 1970.
     pub since_sec: u64,
     /// How long ago that was, in milliseconds.
     pub age_ms: u64,
-    /// Store paths, each once, however many disks have it.
+    /// Number of distinct store paths on all disks.
     pub paths: u64,
-    /// Who is connected.
+    /// Connected clients.
     pub clients: Vec<ClientStatus>,
-    /// How many were, and have left.
+    /// Number of clients that have disconnected.
     pub left: u64,
-    /// What those got: requests, bytes, errors.
+    /// Requests of those.
     pub left_requests: u64,
-    /// Bytes that they got.
+    /// Bytes delivered to those.
     pub left_bytes: u64,
-    /// Errors that they got.
+    /// Errors of those.
     pub left_errors: u64,
-    /// What was fetched from binary caches, if some paths are not on this host.
+    /// What was fetched from binary caches, if paths are not on this host.
     pub fetched: Option<FetchFigures>,
 }
 
 impl ClientStatus {
-    /// Takes over what a meter has counted.
+    /// Copies the counts of a meter.
     pub(in super::super) fn set_figures(&mut self, figures: &Figures) {
         let Stats {
             requests,

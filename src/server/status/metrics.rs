@@ -1,4 +1,4 @@
-//! A file with metrics, for node_exporter's textfile collector and the like.
+//! A file with metrics, for collectors such as node_exporter's textfile collector.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::super::written::replace;
 use super::ServerStatus;
 
-/// Collectors look every 15 seconds, or less often.
+/// Interval between writes. Collectors read every 15 seconds or less often.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// A file that is written again and again.
+/// A file that is rewritten periodically.
 pub(in super::super) struct MetricsFile {
     path: PathBuf,
     due: Instant,
@@ -26,13 +26,17 @@ impl MetricsFile {
         }
     }
 
-    /// When it is to be written next.
+    /// When it must be written next.
     pub(in super::super) fn wakes_at(&self) -> Instant {
         self.due
     }
 
-    /// Writes it if it is time. What fails is told once, and tried again.
-    pub(in super::super) fn turn(&mut self, now: Instant, status: &dyn Fn() -> ServerStatus) {
+    /// Writes it if it is due. Logs only the first of consecutive errors.
+    pub(in super::super) fn write_if_due(
+        &mut self,
+        now: Instant,
+        status: &dyn Fn() -> ServerStatus,
+    ) {
         if now < self.due {
             return;
         }
@@ -46,9 +50,9 @@ impl MetricsFile {
         self.has_failed = written.is_err();
     }
 
-    /// The server ends: metrics of a server that is gone would be taken for those of one that is idle.
+    /// Removes the file when the server ends, because the server would otherwise look idle.
     pub(in super::super) fn remove(&self) {
-        // It may never have been written.
+        // It may not exist.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -1,8 +1,8 @@
-//! Where the server can be asked what its VMs do.
+//! Status sockets, which tell what the server's VMs do.
 //!
-//! Next to each socket `S` there is `S.status`, for the owner only. Whoever connects gets one JSON object, and the
-//! connection ends. The server waits for no client: what a socket does not take at once is written later, and one that
-//! takes nothing for some seconds is let go.
+//! Next to each socket `S` there is `S.status`, for the owner only. A client that connects gets one JSON object, and the
+//! connection ends. Writes do not block: the rest of an answer is written when the client has read. A client that does
+//! not read its answer within some seconds is disconnected.
 
 mod figures;
 mod metrics;
@@ -24,22 +24,22 @@ pub use prometheus::text as prometheus_text;
 
 use super::listener::{ListeningSocket, SocketAccess};
 
-/// Clients at a time; further ones wait.
+/// Maximum number of clients at a time. Further ones wait.
 const CLIENTS_MAX: usize = 16;
 
-/// How long one may take to read its answer.
+/// How long a client may take to read its answer.
 const CLIENT_TIME: Duration = Duration::from_secs(5);
 
-/// All who ask within this time get the same answer, which costs something with many VMs.
+/// How long an answer is reused. With many VMs it costs some CPU time.
 const ANSWER_LASTS: Duration = Duration::from_millis(50);
 
-/// Pause after a connection that could not be accepted, which would be tried again at once.
+/// Pause after a failed accept(2). The connection stays pending, so the socket stays readable.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// The end of the names of status sockets.
+/// Suffix of the names of status sockets.
 pub const STATUS_SUFFIX: &str = ".status";
 
-/// Where the status of what is served at `place`, a socket or a directory, can be asked for.
+/// Path of the status socket for `place`, a socket or the directory of a mount.
 pub fn status_path(place: &Path) -> PathBuf {
     let place: PathBuf = place.components().collect();
     let mut name = OsString::from(place);
@@ -47,9 +47,9 @@ pub fn status_path(place: &Path) -> PathBuf {
     name.into()
 }
 
-/// The sockets, and who is being answered.
+/// The status sockets and their clients.
 #[derive(Default)]
-pub(super) struct StatusPoint {
+pub(super) struct StatusServer {
     sockets: Vec<(PathBuf, ListeningSocket)>,
     clients: Vec<Client>,
     answer: Option<(Instant, Arc<[u8]>)>,
@@ -63,17 +63,17 @@ struct Client {
     deadline: Instant,
 }
 
-impl StatusPoint {
-    /// Listens at `paths`. One that cannot be made is no reason not to serve.
+impl StatusServer {
+    /// Listens at `paths`. Sockets that cannot be created are skipped: serving disks is more important.
     pub(super) fn bind(paths: Vec<PathBuf>) -> Self {
         let mut sockets = Vec::new();
         for path in paths {
             match ListeningSocket::bind(&path, SocketAccess::default()) {
                 Ok(socket) => match socket.set_nonblocking() {
                     Ok(()) => sockets.push((path, socket)),
-                    Err(error) => tracing::debug!("no status can be asked for: {error}"),
+                    Err(error) => tracing::debug!("no status socket: {error}"),
                 },
-                Err(error) => tracing::debug!("no status can be asked for: {error}"),
+                Err(error) => tracing::debug!("no status socket: {error}"),
             }
         }
         Self {
@@ -82,13 +82,13 @@ impl StatusPoint {
         }
     }
 
-    /// Where it listens.
+    /// Paths of the sockets.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.sockets.iter().map(|(path, _)| path.as_path())
     }
 
-    /// What to wait for.
-    pub(super) fn awaited(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+    /// Descriptors to poll.
+    pub(super) fn poll_fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let has_room = self.clients.len() < CLIENTS_MAX && self.retry_at.is_none();
         let sockets = self.sockets.iter().filter(move |_| has_room);
         let sockets = sockets.map(|(_, socket)| (socket.as_fd(), PollFlags::POLLIN));
@@ -96,14 +96,14 @@ impl StatusPoint {
         sockets.chain(clients.map(|client| (client.stream.as_fd(), PollFlags::POLLOUT)))
     }
 
-    /// When it wants to be looked at, if nothing happens before.
+    /// When [`process`](Self::process) must be called even without an event.
     pub(super) fn wakes_at(&self) -> Option<Instant> {
         let deadlines = self.clients.iter().map(|client| client.deadline);
         deadlines.chain(self.retry_at).min()
     }
 
-    /// Answers those who ask, as far as that is possible without waiting.
-    pub(super) fn turn(&mut self, now: Instant, status: &dyn Fn() -> ServerStatus) {
+    /// Accepts clients and writes answers, without blocking.
+    pub(super) fn process(&mut self, now: Instant, status: &dyn Fn() -> ServerStatus) {
         self.retry_at.take_if(|retry_at| *retry_at <= now);
         for stream in self.accept(now) {
             let answer = self.answer(now, status);
@@ -114,7 +114,7 @@ impl StatusPoint {
                 deadline: now + CLIENT_TIME,
             });
         }
-        self.clients.retain_mut(|client| client.is_unfinished(now));
+        self.clients.retain_mut(|client| client.write_more(now));
     }
 
     fn accept(&mut self, now: Instant) -> Vec<UnixStream> {
@@ -142,13 +142,13 @@ impl StatusPoint {
         {
             return Arc::clone(answer);
         }
-        // Numbers and strings can always be written.
+        // Serializing numbers and strings does not fail.
         let answer: Arc<[u8]> = serde_json::to_vec(&status()).unwrap_or_default().into();
         self.answer = Some((now, Arc::clone(&answer)));
         answer
     }
 
-    /// In a worker: closes all of it, and leaves the files to the parent.
+    /// In a worker: closes all descriptors, and leaves the files to the parent.
     pub(super) fn leave_to_parent(&mut self) {
         self.clients.clear();
         let sockets = self.sockets.drain(..);
@@ -157,8 +157,8 @@ impl StatusPoint {
 }
 
 impl Client {
-    /// Writes on; says whether there is something left to write.
-    fn is_unfinished(&mut self, now: Instant) -> bool {
+    /// Writes more of the answer. Returns whether the client is still to be served.
+    fn write_more(&mut self, now: Instant) -> bool {
         while let rest @ [_, ..] = &self.answer[self.written..] {
             match self.stream.write(rest) {
                 Ok(0) => return false,

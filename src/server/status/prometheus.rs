@@ -1,16 +1,16 @@
-//! A status in the text format of Prometheus (version 0.0.4).
+//! Writes a status in the text format of Prometheus (version 0.0.4).
 
 use std::fmt::Write as _;
 
 use super::{ClientStatus, ServerStatus};
 use crate::cache::FetchFigures;
 
-/// Bounds of the histogram, in microseconds: few, because each is a series for each VM.
+/// Bounds of the histogram, in microseconds. Few, because each is a time series per VM.
 const BOUNDS_US: [u64; 12] = [
     1, 2, 5, 10, 20, 50, 100, 500, 1_000, 10_000, 100_000, 1_000_000,
 ];
 
-/// A number of a client.
+/// Returns a number of a client.
 type Number = fn(&ClientStatus) -> u64;
 
 /// Name, type, help, and value.
@@ -175,11 +175,11 @@ fn fetches(out: &mut String, fetched: &FetchFigures) {
 }
 
 fn header(out: &mut String, name: &str, kind: &str, help: &str) {
-    // Writing to a string does not fail.
+    // Writing to a String does not fail.
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-/// All come from the server; a worker has no say.
+/// The labels of a client. They come from the server, not from a worker, which may be compromised.
 fn labels(vm: &ClientStatus) -> String {
     let escaped = |text: &str| {
         text.replace('\\', "\\\\")
@@ -212,7 +212,7 @@ fn histogram(out: &mut String, name: &str, vm: &ClientStatus) {
     let _ = writeln!(out, "{name}_count{{{labels}}} {all}");
 }
 
-/// Rounding is no loss here.
+/// Rounding does not matter here.
 #[expect(clippy::cast_precision_loss)]
 fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9

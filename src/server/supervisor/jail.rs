@@ -1,4 +1,4 @@
-//! The jail of all workers: made by a process of its own, while this one goes on.
+//! The jail of all workers. A separate process builds it, so that the parent does not block.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,43 +10,44 @@ use rustix::process::Pid;
 use super::Server;
 use crate::image::Image;
 use crate::process::{self, Child, End};
-use crate::sandbox::jail::{self, Contents, Furniture, Jail};
+use crate::sandbox::jail::{self, Contents, Jail, JailSpec};
 use crate::sandbox::{self, PATHS_MAX, Process, SandboxError};
 
-/// What the furnisher and its parent tell each other when it has its namespaces, and when its ids are mapped.
+/// Message from the builder when it has its namespaces, and from the parent when their ids are mapped.
 const GO_ON: [u8; 1] = [0];
 
-/// How long that may take, and the mounts after it: clients wait. A store on a host that does not answer takes for ever.
+/// Time limits of creating namespaces and of the mounts, because clients wait. A store on a network file system may
+/// block forever.
 const NAMESPACES_MAX: Duration = Duration::from_secs(10);
 const MOUNTS_MAX: Duration = Duration::from_secs(30);
 
-/// Whether workers get a jail.
+/// State of the jail.
 pub(super) enum JailState {
-    /// It is not wanted, or this host gives none.
-    None,
-    /// In a moment.
-    Furnishing {
+    /// Not wanted, or not possible on this host.
+    Disabled,
+    /// In progress.
+    Building {
         jail: Jail,
-        furnisher: Child,
+        builder: Child,
         until: Instant,
     },
-    /// Now.
-    Furnished(Jail),
+    /// Built.
+    Ready(Jail),
 }
 
 impl JailState {
-    pub(super) fn furnisher(&mut self) -> Option<&mut Child> {
+    pub(super) fn builder(&mut self) -> Option<&mut Child> {
         match self {
-            Self::Furnishing { furnisher, .. } => Some(furnisher),
-            Self::None | Self::Furnished(_) => None,
+            Self::Building { builder, .. } => Some(builder),
+            Self::Disabled | Self::Ready(_) => None,
         }
     }
 
-    /// When it has to be made.
+    /// Deadline for building it.
     pub(super) fn until(&self) -> Option<Instant> {
         match self {
-            Self::Furnishing { until, .. } => Some(*until),
-            Self::None | Self::Furnished(_) => None,
+            Self::Building { until, .. } => Some(*until),
+            Self::Disabled | Self::Ready(_) => None,
         }
     }
 }
@@ -54,7 +55,7 @@ impl JailState {
 type Reason = Box<dyn std::error::Error>;
 
 impl Server<'_> {
-    /// Begins to make the jail. To be called before this process is confined.
+    /// Starts building the jail. Must be called before this process is confined.
     pub(super) fn start_jail(&mut self) {
         if !self.options.sandbox {
             return;
@@ -67,25 +68,25 @@ impl Server<'_> {
 
     fn make_namespaces(&mut self) -> Result<JailState, Reason> {
         let (mut ours, theirs) = UnixStream::pair()?;
-        let mut furnisher = process::spawn(Signal::SIGKILL, || self.become_furnisher(theirs))?;
-        let jail = map_furnisher(&mut ours, &furnisher, self.disks.is_tree());
+        let mut builder = process::spawn(Signal::SIGKILL, || self.become_jail_builder(theirs))?;
+        let jail = map_ids_of_builder(&mut ours, &builder, self.disks.is_tree());
         if jail.is_err() {
-            furnisher.stop(Duration::ZERO);
+            builder.stop(Duration::ZERO);
         }
-        Ok(JailState::Furnishing {
+        Ok(JailState::Building {
             jail: jail?,
-            furnisher,
+            builder,
             until: Instant::now() + MOUNTS_MAX,
         })
     }
 
-    /// The furnisher's life.
-    fn become_furnisher(&mut self, mut parent: UnixStream) -> u8 {
-        self.take_endpoint(usize::MAX);
-        // For those who look at processes.
-        let _ = rustix::thread::set_name(c"furnisher");
+    /// Runs the builder.
+    fn become_jail_builder(&mut self, mut parent: UnixStream) -> u8 {
+        self.take_endpoint(None);
+        // For tools that list processes.
+        let _ = rustix::thread::set_name(c"jail-builder");
         if let Err(reason) = jail::unshare() {
-            // Nobody may be left to tell.
+            // The parent may have ended.
             let _ = write!(parent, "{reason}");
             return 1;
         }
@@ -93,7 +94,7 @@ impl Server<'_> {
         if told.and_then(|()| parent.read_exact(&mut [0])).is_err() {
             return 1;
         }
-        match jail::furnish(&self.furniture()) {
+        match jail::build(&self.spec()) {
             Ok(()) => 0,
             Err(reason) => {
                 warn_of_no_jail(&reason);
@@ -102,44 +103,41 @@ impl Server<'_> {
         }
     }
 
-    fn furniture(&self) -> Furniture<'_> {
+    fn spec(&self) -> JailSpec<'_> {
         let disks = &self.disks;
         let contents = match disks.is_tree() || disks.path_count() > PATHS_MAX {
             true => Contents::All,
             false => Contents::Entries(disks.host_paths()),
         };
-        Furniture {
-            store: disks.any().store_path(),
-            opened: disks.any().store_dir(),
+        JailSpec {
+            store: disks.first().store_path(),
+            opened: disks.first().store_dir(),
             contents,
         }
     }
 
-    pub(super) fn is_furnishing(&self) -> bool {
-        matches!(self.jail, JailState::Furnishing { .. })
+    pub(super) fn is_building_jail(&self) -> bool {
+        matches!(self.jail, JailState::Building { .. })
     }
 
-    /// Looks whether the furnisher is done.
-    pub(super) fn look_after_jail(&mut self) {
-        let JailState::Furnishing {
-            furnisher, until, ..
-        } = &mut self.jail
-        else {
+    /// Checks whether the builder has finished.
+    pub(super) fn check_jail(&mut self) {
+        let JailState::Building { builder, until, .. } = &mut self.jail else {
             return;
         };
-        let end = furnisher.end();
+        let end = builder.end();
         if end.is_none() && Instant::now() < *until {
             return;
         }
         if end.is_none() {
-            furnisher.stop(Duration::ZERO);
+            builder.stop(Duration::ZERO);
         }
-        let done = std::mem::replace(&mut self.jail, JailState::None);
+        let done = std::mem::replace(&mut self.jail, JailState::Disabled);
         match (end, done) {
-            (Some(End::Exited(0)), JailState::Furnishing { jail, .. }) => {
-                self.jail = JailState::Furnished(jail);
+            (Some(End::Exited(0)), JailState::Building { jail, .. }) => {
+                self.jail = JailState::Ready(jail);
             }
-            // It has said why.
+            // It has logged the reason.
             (Some(End::Exited(_)), _) => {}
             (Some(end), _) => warn_of_no_jail(&*Reason::from(format!("{end:?}"))),
             (None, _) => warn_of_no_jail(&*Reason::from("it takes too long to make them")),
@@ -149,7 +147,7 @@ impl Server<'_> {
         }
     }
 
-    /// In a worker: confines it, and in the jail if there is one.
+    /// In a worker: enters the jail if there is one, and confines the process.
     pub(super) fn confine_worker(
         &self,
         profile: Process,
@@ -157,11 +155,11 @@ impl Server<'_> {
     ) -> Result<(), SandboxError> {
         self.disks.images().for_each(Image::leave_pins);
         let cell = match jail {
-            JailState::Furnished(jail) => Some(jail.enter()?),
-            JailState::None | JailState::Furnishing { .. } => None,
+            JailState::Ready(jail) => Some(jail.enter()?),
+            JailState::Disabled | JailState::Building { .. } => None,
         };
         if let Some(cell) = &cell {
-            // Of all disks: a descriptor of the host's store would lead out of the jail.
+            // All disks must use the jail's store directory: a descriptor of the host's store would lead out of the jail.
             let mut images = self.disks.images();
             images.try_for_each(|image| image.move_to(&cell.store))?;
         }
@@ -169,8 +167,12 @@ impl Server<'_> {
     }
 }
 
-/// Reads that the furnisher has its namespaces, and lets it go on.
-fn map_furnisher(words: &mut UnixStream, furnisher: &Child, all_ids: bool) -> Result<Jail, Reason> {
+/// Waits until the builder has its namespaces, maps their ids, and lets it continue.
+fn map_ids_of_builder(
+    words: &mut UnixStream,
+    builder: &Child,
+    all_ids: bool,
+) -> Result<Jail, Reason> {
     words.set_read_timeout(Some(NAMESPACES_MAX))?;
     let mut said = [0; 256];
     let len = words.read(&mut said)?;
@@ -180,7 +182,7 @@ fn map_furnisher(words: &mut UnixStream, furnisher: &Child, all_ids: bool) -> Re
     if said[..len] != GO_ON {
         return Err(String::from_utf8_lossy(&said[..len]).into());
     }
-    let pid = Pid::from_raw(furnisher.pid().as_raw()).ok_or("it has no number")?;
+    let pid = Pid::from_raw(builder.pid().as_raw()).ok_or("it has no number")?;
     let jail = Jail::of(pid, all_ids)?;
     words.write_all(&GO_ON)?;
     Ok(jail)

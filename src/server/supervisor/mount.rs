@@ -1,11 +1,11 @@
-//! The mount's worker: started, watched, and started again when it ends before its time.
+//! Starts the mount's worker, and restarts it if it fails.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::endpoint::{Endpoint, MountNews};
+use super::super::endpoint::{Endpoint, MountEvent};
 use super::super::error::ServeError;
-use super::super::report::{self, Reporter};
+use super::super::messages::{self, MessageSender};
 use super::Server;
 use crate::device::meter::Meter;
 
@@ -15,7 +15,7 @@ impl Server<'_> {
         endpoints.position(|endpoint| matches!(endpoint, Endpoint::Fuse(_)))
     }
 
-    /// Whether a mount is awaited.
+    /// Whether the mount is still in progress.
     pub(super) fn is_mounting(&self) -> bool {
         self.endpoints.iter().any(|endpoint| match endpoint {
             Endpoint::Fuse(mount) => !mount.is_mounted() && !mount.is_over(),
@@ -29,46 +29,51 @@ impl Server<'_> {
             return Ok(());
         };
         let mountpoint = mount.prepare()?;
-        let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
+        let (receiver, sender) = messages::channel().map_err(ServeError::host("create a pipe"))?;
         let meter = Meter::new(1)?;
         let of_role = meter.clone();
-        let role = |server: &mut Self| server.become_mount_worker(index, reporter, of_role);
+        let role = |server: &mut Self| server.become_mount_worker(index, sender, of_role);
         let child = self.spawn_reader(role)?;
         if let Some(mount) = self.endpoints[index].mount_mut() {
-            mount.started(child, reports, mountpoint, meter.clone());
+            mount.started(child, receiver, mountpoint, meter.clone());
         }
         if let Some(report) = &mut self.report {
-            report.mounted(meter);
+            report.add_mount(meter);
         }
         Ok(())
     }
 
-    /// The life of the mount's worker.
-    fn become_mount_worker(&mut self, index: usize, reporter: Reporter, meter: Meter) -> u8 {
+    /// Runs the mount's worker.
+    fn become_mount_worker(&mut self, index: usize, sender: MessageSender, meter: Meter) -> u8 {
         let is_alone = self.endpoints.len() == 1;
-        let reporter = Arc::new(reporter);
+        let sender = Arc::new(sender);
         if let Some(record) = self.record.take().filter(|_| is_alone) {
-            record.record(Arc::clone(&reporter));
+            record.start(Arc::clone(&sender));
         }
         if let Some(report) = self.report.take() {
-            report.note(None);
+            report.attach(None);
         }
-        self.serve_endpoint(index, reporter, meter, None)
+        self.serve_endpoint(index, sender, meter, None)
     }
 
-    /// At the start a mount that fails is an error; later it is tried again.
-    pub(super) fn judge_mount(&mut self, index: usize, news: MountNews) -> Result<(), ServeError> {
-        match news {
-            MountNews::None | MountNews::Mounted => {}
-            MountNews::Failed(reason) if !self.is_ready => {
+    /// Handles an event of the mount. A failure is an error at the start, and is retried later.
+    pub(super) fn handle_mount_event(
+        &mut self,
+        index: usize,
+        event: MountEvent,
+    ) -> Result<(), ServeError> {
+        match event {
+            MountEvent::None | MountEvent::Mounted => {}
+            MountEvent::Failed(reason) if !self.is_ready => {
                 return Err(ServeError::NotMounted { reason });
             }
-            MountNews::Failed(reason) => self.retry_mount(index, &reason),
-            MountNews::Ended { is_over: true } => {}
-            MountNews::Ended { is_over: false } => {
-                // Nobody else records then; a turn that it had not taken comes first.
+            MountEvent::Failed(reason) => self.retry_mount(index, &reason),
+            MountEvent::Ended { is_over: true } => {}
+            MountEvent::Ended { is_over: false } => {
+                // Without sockets, the mount's worker records, so its successor needs a token. If the worker had not
+                // taken the first token, the successor takes that one.
                 if let Some(record) = self.record.as_mut().filter(|_| self.endpoints.len() == 1) {
-                    record.give_to_next();
+                    record.release();
                 }
                 if let Some(mount) = self.endpoints[index].mount_mut() {
                     mount.back_off(Instant::now());
@@ -83,24 +88,24 @@ impl Server<'_> {
         if let Some(mount) = self.endpoints[index].mount_mut() {
             if let Some(mut worker) = mount.detach() {
                 worker.child.stop(Duration::ZERO);
-                mount.hear_last(worker);
+                mount.finish_detached(worker);
             }
             mount.back_off(Instant::now());
         }
     }
 
-    pub(super) fn look_after_mount(&mut self) -> Result<(), ServeError> {
+    pub(super) fn check_mount(&mut self) -> Result<(), ServeError> {
         let Some(index) = self.mount_index() else {
             return Ok(());
         };
         let Some(mount) = self.endpoints[index].mount_mut() else {
             return Ok(());
         };
-        let (news, now) = (mount.reap(), Instant::now());
+        let (event, now) = (mount.reap(), Instant::now());
         let is_due = self.endpoints[index]
             .wakes_at(now)
             .is_some_and(|at| at <= now);
-        self.judge_mount(index, news)?;
+        self.handle_mount_event(index, event)?;
         if is_due && let Err(error) = self.start_mount(index) {
             self.retry_mount(index, &error.to_string());
         }

@@ -1,4 +1,4 @@
-//! The process that plans paths for all others, so that a further VM walks nothing.
+//! The planner: a process that plans paths for all workers, so that another VM need not walk them again.
 
 use std::sync::Arc;
 use std::thread;
@@ -15,25 +15,25 @@ use crate::process::{self, Child, ProcessError, exit_now};
 use crate::sandbox::Process;
 use crate::source::RemoteTree;
 
-/// The lowest priority: it plans while others have nothing to do.
+/// Lowest priority, so that it does not take CPU time from VMs.
 const NICE: i32 = 19;
 
-/// After its death it is started again when a process is started that would read by its plans, but not before this time
-/// has passed; each time it is twice as long.
+/// Minimum pause before a dead planner is restarted, and the longest pause. It doubles with each restart. The planner is
+/// restarted together with the next process that uses its plans.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_LAST: Duration = Duration::from_secs(600);
 
-/// The process that plans.
+/// The planner process.
 #[derive(Default)]
 pub(super) struct Planner {
     child: Option<Child>,
-    /// When it may be started again, and how long that was waited for.
+    /// Earliest time of the next start, and the current pause.
     not_before: Option<Instant>,
     pause: Duration,
 }
 
 impl Planner {
-    /// It, while it lives.
+    /// The process, while it runs.
     pub(super) fn child_mut(&mut self) -> Option<&mut Child> {
         self.child.as_mut()
     }
@@ -43,7 +43,7 @@ impl Planner {
         self.child.is_none() && is_due
     }
 
-    /// It is not there; only the first time is told.
+    /// Schedules the next start, after a failure. Logs only the first failure.
     fn back_off(&mut self, why: &dyn std::fmt::Display) {
         if self.pause.is_zero() {
             tracing::warn!("every VM plans paths by itself, which takes longer: {why}");
@@ -55,17 +55,15 @@ impl Planner {
     pub(super) fn reap(&mut self) {
         if let Some(end) = self.child.as_mut().and_then(Child::end) {
             self.child = None;
-            self.back_off(&format_args!(
-                "the process that plans for all has ended ({end:?})"
-            ));
+            self.back_off(&format_args!("the planner process has ended ({end:?})"));
         }
     }
 }
 
 impl Server<'_> {
-    /// Starts it unless it is there. To be called before a process is started that reads the disk.
+    /// Starts the planner unless it runs. Must be called before starting a process that reads the disk.
     pub(super) fn start_planner(&mut self) {
-        let has_cache = self.disks.any().plan_cache_bytes() > 0;
+        let has_cache = self.disks.first().plan_cache_bytes() > 0;
         let is_wanted = has_cache && !self.disks.is_tree();
         if !is_wanted || !self.planner.may_start() {
             return;
@@ -79,21 +77,21 @@ impl Server<'_> {
     fn spawn_planner(&mut self) -> Result<Child, ProcessError> {
         let publishers = self.disks.images().map(Image::share_plans);
         let publishers = publishers.collect::<Result<_, _>>()?;
-        // In this process the closure is dropped, and with it what is written through: no other process may have that.
+        // The parent drops the closure, and with it the writable mappings. No other process may have them.
         process::spawn(Signal::SIGKILL, || self.become_planner(publishers))
     }
 
-    /// Its life.
+    /// Runs the planner.
     fn become_planner(&mut self, mut publishers: Vec<Publisher>) -> u8 {
         let plan_dir = self.plan_dir.take();
-        self.take_endpoint(usize::MAX);
+        self.take_endpoint(None);
         self.plan_dir = plan_dir;
         self.disks.remote().map(RemoteTree::forget_control);
-        // For those who look at processes.
+        // For tools that list processes.
         let _ = rustix::thread::set_name(c"planner");
-        // It only costs more otherwise.
+        // An error only means a higher priority.
         let _ = setpriority_process(None, NICE);
-        let jail = std::mem::replace(&mut self.jail, JailState::None);
+        let jail = std::mem::replace(&mut self.jail, JailState::Disabled);
         let profile = match self.plan_dir {
             Some(_) => Process::PlanKeeper,
             None => Process::Planner,
@@ -103,7 +101,7 @@ impl Server<'_> {
             return 1;
         }
         if let Some(dir) = self.plan_dir.take().map(Arc::new) {
-            // Its files belong to paths, whichever disks these are on.
+            // All disks share the directory: its files belong to store paths.
             let keep = |publisher: &mut Publisher| publisher.keep_in(Arc::clone(&dir));
             publishers.iter_mut().for_each(keep);
         }
@@ -111,7 +109,7 @@ impl Server<'_> {
     }
 }
 
-/// Publishes the plans of all disks until the process ends. Each disk after the first has a thread of its own.
+/// Publishes the plans of all disks until the process ends. Each disk after the first has its own thread.
 fn publish(disks: &Disks, publishers: Vec<Publisher>) -> u8 {
     let mut all = publishers.into_iter().zip(disks.images());
     let Some((first, its_image)) = all.next() else {

@@ -1,4 +1,4 @@
-//! Reading in advance, in a process of its own.
+//! Prefetching, in a separate process.
 
 use super::super::recording::prefetch;
 use super::Server;
@@ -6,7 +6,7 @@ use super::jail::JailState;
 use crate::sandbox::Process;
 
 impl Server<'_> {
-    /// Starts the processes that read before there is a VM.
+    /// Starts the processes that read the disk before a VM does.
     pub(super) fn start_readers(&mut self) {
         if self.plan_dir.is_some() {
             self.start_planner();
@@ -14,21 +14,21 @@ impl Server<'_> {
         self.start_prefetch();
     }
 
-    /// Has another process read in advance, so that this one keeps its one thread and answers at once.
+    /// Starts the process that prefetches. The parent must stay single-threaded and must not block.
     fn start_prefetch(&mut self) {
         if self.options.prefetch.is_none() {
             return;
         }
         match self.spawn_reader(Self::become_prefetcher) {
             Ok(child) => self.prefetcher = Some(child),
-            Err(error) => tracing::warn!("cannot read in advance: {error}"),
+            Err(error) => tracing::warn!("cannot prefetch: {error}"),
         }
     }
 
-    /// That process's life.
+    /// Runs that process.
     fn become_prefetcher(&mut self) -> u8 {
-        self.take_endpoint(usize::MAX);
-        let jail = std::mem::replace(&mut self.jail, JailState::None);
+        self.take_endpoint(None);
+        let jail = std::mem::replace(&mut self.jail, JailState::Disabled);
         if let Err(error) = self.confine_worker(Process::Prefetcher, jail) {
             tracing::error!("{error}");
             return 1;

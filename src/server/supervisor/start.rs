@@ -1,4 +1,4 @@
-//! Processes that read a disk: how the parent starts them, and how they begin.
+//! Starts processes that read a disk.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,19 +9,20 @@ use nix::sys::signal::Signal;
 use super::super::confine::confine;
 use super::super::endpoint::{Endpoint, WorkerContext};
 use super::super::error::ServeError;
+use super::super::messages::{self, MessageSender};
 use super::super::mute::Muted;
-use super::super::report::{self, Reporter};
-use super::super::workers::{Place, Worker};
+use super::super::workers::{EndpointInfo, Worker};
 use super::Server;
 use super::jail::JailState;
 use crate::device::meter::Meter;
 use crate::process::{self, Child};
-use crate::sandbox::jail::Cell;
+use crate::sandbox::jail::EnteredJail;
 use crate::sandbox::{Process, SandboxError};
 use crate::source::RemoteTree;
 
 impl Server<'_> {
-    /// Starts a worker for a client that waits at a socket. What fails is tried again later: the client waits on.
+    /// Starts a worker for a client that waits at a socket. If that fails, the client keeps waiting, and the next attempt
+    /// follows later.
     pub(super) fn start_worker(&mut self, index: usize) {
         let (now, vm) = (Instant::now(), self.next_vm);
         let Some(socket) = self.endpoints[index].socket_mut() else {
@@ -31,25 +32,26 @@ impl Server<'_> {
         let meter = socket.meter();
         let unlogged = socket.starts(vm, now);
         if let Some(connections @ 1..) = unlogged {
-            tracing::warn!(socket = %name, connections, "connections that came and went were not logged");
+            tracing::warn!(socket = %name, connections, "some short connections were not logged");
         }
         let is_muted = unlogged.is_none();
         let started = meter.map_err(ServeError::from).and_then(|meter| {
-            let (reports, reporter) = report::pipe().map_err(ServeError::host("create a pipe"))?;
+            let (receiver, sender) =
+                messages::channel().map_err(ServeError::host("create a pipe"))?;
             let of_role = meter.clone();
             let role =
-                |server: &mut Self| server.become_vm_worker(index, reporter, of_role, is_muted);
-            Ok((self.spawn_reader(role)?, reports, meter))
+                |server: &mut Self| server.become_vm_worker(index, sender, of_role, is_muted);
+            Ok((self.spawn_reader(role)?, receiver, meter))
         });
         match started {
-            Ok((child, reports, meter)) => {
+            Ok((child, receiver, meter)) => {
                 self.next_vm += 1;
-                let place = Place {
+                let endpoint_info = EndpointInfo {
                     endpoint: index,
                     socket: name,
                     disks: self.disks.clone(),
                 };
-                let worker = Worker::new(child, vm, place, reports, meter, now, is_muted);
+                let worker = Worker::new(child, vm, endpoint_info, receiver, meter, now, is_muted);
                 self.workers.push(worker);
             }
             Err(error) => {
@@ -63,7 +65,7 @@ impl Server<'_> {
         }
     }
 
-    /// Starts a process that reads the disk.
+    /// Starts a process that reads the disk and runs `role`.
     pub(super) fn spawn_reader(
         &mut self,
         role: impl FnOnce(&mut Self) -> u8,
@@ -71,9 +73,9 @@ impl Server<'_> {
         self.start_planner();
         let remote = self.disks.remote();
         let connection = remote.map(RemoteTree::connect).transpose();
-        // Without one, what is not on this host is an I/O error, and the rest is served.
+        // Without a connection, reads of paths that are not on this host are I/O errors. Other paths are served.
         let connection = connection.unwrap_or_else(|error| {
-            tracing::error!("a new process cannot ask for paths to be fetched: {error}");
+            tracing::error!("a new process cannot request fetches: {error}");
             None
         });
         let child = process::spawn(Signal::SIGKILL, || {
@@ -86,57 +88,57 @@ impl Server<'_> {
         Ok(child)
     }
 
-    /// In a worker: takes its endpoint, and lets go of all else that is the parent's.
-    pub(super) fn take_endpoint(&mut self, index: usize) -> Option<Endpoint> {
+    /// In a child process: takes its endpoint, if it has one, and closes everything else that belongs to the parent.
+    pub(super) fn take_endpoint(&mut self, index: Option<usize>) -> Option<Endpoint> {
         self.signals.leave_to_parent();
         self.status.leave_to_parent();
         self.plan_dir = None;
         drop(std::mem::take(&mut self.workers));
         let mut own = None;
         for (other, endpoint) in std::mem::take(&mut self.endpoints).into_iter().enumerate() {
-            match other == index {
+            match Some(other) == index {
                 true => own = Some(endpoint),
-                // It leads to other VMs.
+                // A worker must not reach other VMs' endpoints.
                 false => endpoint.leave_to_parent(),
             }
         }
         own
     }
 
-    /// The life of a VM's worker.
+    /// Runs a VM's worker.
     fn become_vm_worker(
         &mut self,
         index: usize,
-        reporter: Reporter,
+        sender: MessageSender,
         meter: Meter,
         is_muted: bool,
     ) -> u8 {
-        let muted = is_muted.then(|| Muted::new(&self.nowhere).ok()).flatten();
-        let reporter = Arc::new(reporter);
+        let muted = is_muted.then(|| Muted::new(&self.dev_null).ok()).flatten();
+        let sender = Arc::new(sender);
         if let Some(record) = self.record.take() {
-            record.record(Arc::clone(&reporter));
+            record.start(Arc::clone(&sender));
         }
         if let Some(report) = self.report.take() {
-            report.note(Some(self.next_vm));
+            report.attach(Some(self.next_vm));
         }
-        self.serve_endpoint(index, reporter, meter, muted)
+        self.serve_endpoint(index, sender, meter, muted)
     }
 
     pub(super) fn serve_endpoint(
         &mut self,
         index: usize,
-        reporter: Arc<Reporter>,
+        sender: Arc<MessageSender>,
         meter: Meter,
         muted: Option<Muted>,
     ) -> u8 {
         let (is_alone, once) = (self.endpoints.len() == 1, self.options.once);
-        let Some(endpoint) = self.take_endpoint(index) else {
+        let Some(endpoint) = self.take_endpoint(Some(index)) else {
             return 1;
         };
         let profile = endpoint.profile();
-        let jail = std::mem::replace(&mut self.jail, JailState::None);
+        let jail = std::mem::replace(&mut self.jail, JailState::Disabled);
         let context = WorkerContext {
-            reporter,
+            sender,
             meter,
             confine: Box::new(move || self.confine_worker(profile, jail)),
         };
@@ -149,7 +151,7 @@ impl Server<'_> {
     pub(super) fn confine(
         &self,
         profile: Process,
-        cell: Option<&Cell>,
+        cell: Option<&EnteredJail>,
     ) -> Result<(), SandboxError> {
         let status: Vec<&Path> = self.status.paths().collect();
         confine(

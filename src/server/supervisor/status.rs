@@ -1,4 +1,4 @@
-//! What the server tells of itself and its VMs.
+//! The status of the server and its VMs.
 
 use std::path::PathBuf;
 use std::process;
@@ -14,8 +14,8 @@ use crate::device::Stats;
 use crate::device::meter::Meter;
 use crate::device::nbd::Export;
 
-/// Where a status can be asked for: next to everything that has a place.
-pub(super) fn places(options: &ServeOptions, inherited: &[InheritedSocket]) -> Vec<PathBuf> {
+/// Paths of the status sockets: next to each socket that has a path, and to the mount.
+pub(super) fn status_paths(options: &ServeOptions, inherited: &[InheritedSocket]) -> Vec<PathBuf> {
     if let Some(path) = &options.status {
         return vec![path.clone()];
     }
@@ -26,14 +26,14 @@ pub(super) fn places(options: &ServeOptions, inherited: &[InheritedSocket]) -> V
     places.map(status_path).collect()
 }
 
-/// Clients that have left.
+/// Totals of clients that have disconnected.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Left {
+pub(super) struct DepartedClients {
     count: u64,
     stats: Stats,
 }
 
-impl Left {
+impl DepartedClients {
     pub(super) fn add(&mut self, meter: &Meter) {
         let stats = meter.stats();
         self.count += 1;
@@ -44,33 +44,33 @@ impl Left {
 }
 
 impl Server<'_> {
-    /// Something that a report tells, for the first time.
-    pub(super) fn happened(&mut self, name: &str) {
+    /// Adds an event to the boot report, if there is one and the event is new.
+    pub(super) fn record_event(&mut self, name: &str) {
         if let Some(report) = &mut self.report {
-            report.happened(name);
+            report.record_event(name);
         }
     }
 
-    /// Answers those who ask, and writes the metrics if it is time.
-    pub(super) fn tell_status(&mut self) {
+    /// Serves status clients, and writes the metrics if they are due.
+    pub(super) fn update_status(&mut self) {
         let now = Instant::now();
-        let mut point = std::mem::take(&mut self.status);
-        point.turn(now, &|| self.status());
-        self.status = point;
+        let mut status_server = std::mem::take(&mut self.status);
+        status_server.process(now, &|| self.status());
+        self.status = status_server;
         if let Some(mut metrics) = self.metrics.take() {
-            metrics.turn(now, &|| self.status());
+            metrics.write_if_due(now, &|| self.status());
             self.metrics = Some(metrics);
         }
     }
 
-    /// When there is something to tell, whether anything happens or not.
-    pub(super) fn status_due(&self) -> Option<Instant> {
+    /// When [`update_status`](Self::update_status) must be called even without an event.
+    pub(super) fn next_status_update(&self) -> Option<Instant> {
         let metrics = self.metrics.iter().map(|metrics| metrics.wakes_at());
         let metrics = metrics.filter(|_| self.is_ready);
         metrics.chain(self.status.wakes_at()).min()
     }
 
-    /// For the log, at SIGUSR1.
+    /// Logs the status, at SIGUSR1.
     pub(super) fn log_status(&self) {
         let status = self.status();
         for vm in &status.clients {
@@ -107,22 +107,27 @@ impl Server<'_> {
     }
 
     fn status(&self) -> ServerStatus {
-        let spoken = self.workers.iter().filter(|worker| worker.has_spoken);
+        let spoken = self.workers.iter().filter(|worker| worker.is_connected);
         let mut clients: Vec<_> = spoken.filter_map(|worker| self.client(worker)).collect();
         clients.extend(self.file_status());
         ServerStatus {
             pid: process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             disk: self.disks.main_fingerprint().map(ToString::to_string),
-            exports: self.disks.told_apart().iter().map(export_status).collect(),
+            exports: self
+                .disks
+                .exports_if_several()
+                .iter()
+                .map(export_status)
+                .collect(),
             since_sec: unix_sec(self.started),
             age_ms: age_ms(self.started),
             paths: self.disks.path_count() as u64,
             clients,
-            left: self.left.count,
-            left_requests: self.left.stats.requests,
-            left_bytes: self.left.stats.bytes,
-            left_errors: self.left.stats.errors,
+            left: self.departed.count,
+            left_requests: self.departed.stats.requests,
+            left_bytes: self.departed.stats.bytes,
+            left_errors: self.departed.stats.errors,
             fetched: self.options.fetched.as_ref().map(FetchMeter::figures),
         }
     }

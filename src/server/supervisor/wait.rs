@@ -1,4 +1,4 @@
-//! Waiting, in one place, for whatever comes first.
+//! Waits for events: the only place where the parent blocks.
 
 use std::time::{Duration, Instant};
 
@@ -8,26 +8,26 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::super::workers::Worker;
 use super::{SILENT_MAX, Server};
 
-/// Pause after waiting itself failed, for want of memory.
+/// Pause after a failed poll(2), which happens when memory is short.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What can be waited for.
+/// The source of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum EventSource {
     Signals,
     /// Index of a worker.
     Worker(usize),
     /// Index of an endpoint.
     Endpoint(usize),
-    /// Someone asks for the status, or takes more of the answer.
+    /// A status client connects or can receive more.
     Status,
 }
 
 impl Server<'_> {
-    /// What is readable, waiting for it if need be; nothing when it is time to look after something.
-    pub(super) fn wait(&mut self) -> Vec<Source> {
+    /// Waits for events. Returns their sources, or nothing if a deadline has passed.
+    pub(super) fn wait(&mut self) -> Vec<EventSource> {
         let now = Instant::now();
-        let may_take = self.is_ready && !self.is_furnishing() && self.may_take_clients();
+        let may_take = self.is_ready && !self.is_building_jail() && self.may_take_clients();
         let limit = self
             .wakes_at(now)
             .map(|at| at.saturating_duration_since(now));
@@ -40,7 +40,8 @@ impl Server<'_> {
         for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
             let waits = match endpoint.socket_mut() {
                 Some(socket) => {
-                    let silent = |worker: &&Worker| worker.endpoint == index && !worker.has_spoken;
+                    let silent =
+                        |worker: &&Worker| worker.endpoint == index && !worker.is_connected;
                     may_take
                         && self.workers.iter().filter(silent).count() < SILENT_MAX
                         && socket.may_accept(now)
@@ -48,18 +49,18 @@ impl Server<'_> {
                 None => true,
             };
             if waits && let Some(fd) = endpoint.as_fd() {
-                add(Source::Endpoint(index), fd, PollFlags::POLLIN);
+                add(EventSource::Endpoint(index), fd, PollFlags::POLLIN);
             }
         }
         if let Some(fd) = self.signals.as_fd() {
-            add(Source::Signals, fd, PollFlags::POLLIN);
+            add(EventSource::Signals, fd, PollFlags::POLLIN);
         }
-        for (fd, flags) in self.status.awaited().filter(|_| self.is_ready) {
-            add(Source::Status, fd, flags);
+        for (fd, flags) in self.status.poll_fds().filter(|_| self.is_ready) {
+            add(EventSource::Status, fd, flags);
         }
         for (index, worker) in self.workers.iter().enumerate() {
             if let Some(fd) = worker.as_fd() {
-                add(Source::Worker(index), fd, PollFlags::POLLIN);
+                add(EventSource::Worker(index), fd, PollFlags::POLLIN);
             }
         }
         match poll(&mut fds, timeout(limit)) {
@@ -75,14 +76,17 @@ impl Server<'_> {
         ready.map(|(source, _)| *source).collect()
     }
 
-    /// When something is due, if nothing happens before.
+    /// The next deadline.
     fn wakes_at(&mut self, now: Instant) -> Option<Instant> {
         let first_message = self.options.limits.first_message;
         let deadlines = self
             .workers
             .iter()
             .filter_map(|worker| worker.deadline(first_message));
-        let others = self.status_due().into_iter().chain(self.jail.until());
+        let others = self
+            .next_status_update()
+            .into_iter()
+            .chain(self.jail.until());
         let deadline = deadlines.chain(others).min();
         let endpoints = self.endpoints.iter_mut();
         let due = endpoints.filter_map(|endpoint| endpoint.wakes_at(now));
@@ -90,7 +94,7 @@ impl Server<'_> {
     }
 }
 
-/// Rounded up, so that what is waited for is due afterwards.
+/// Rounds up, so that the deadline has passed after the timeout.
 fn timeout(limit: Option<Duration>) -> PollTimeout {
     limit.map_or(PollTimeout::NONE, |limit| {
         let millis = limit.as_millis() + 1;

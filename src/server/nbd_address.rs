@@ -1,4 +1,4 @@
-//! Where NBD clients connect: a Unix socket or a TCP port.
+//! Addresses of NBD sockets.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -7,28 +7,28 @@ use std::str::FromStr;
 
 use super::error::SocketError;
 
-/// Where NBD clients connect.
+/// Address of an NBD socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NbdPlace {
+pub enum NbdAddress {
     /// A Unix socket.
     Unix(PathBuf),
     /// A TCP port.
-    Tcp(TcpPlace),
+    Tcp(TcpAddress),
 }
 
-/// Where certificates and keys are, and whether clients need some.
+/// Settings of TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NbdTls {
     /// The directory with the files that [`TlsConfig::read`](crate::device::nbd::TlsConfig::read) reads.
     pub dir: PathBuf,
-    /// Only clients with a certificate get in.
+    /// Require a certificate from clients.
     pub verify_peer: bool,
 }
 
-/// A host by name or address, and a port; 0 is any free one.
+/// A host (name or address) and a port. Port 0 stands for any free port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TcpPlace {
-    /// An IPv6 address has no brackets here.
+pub struct TcpAddress {
+    /// Without the brackets of an IPv6 address.
     host: String,
     port: u16,
 }
@@ -38,10 +38,10 @@ pub struct TcpPlace {
 #[error(
     "write unix:PATH for a Unix socket, or HOST:PORT for TCP, such as 127.0.0.1:10809 or [::1]:10809"
 )]
-pub struct NotAPlace;
+pub struct NbdAddressError;
 
-impl NbdPlace {
-    /// Its path, if it has one.
+impl NbdAddress {
+    /// The path, if it has one.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Unix(path) => Some(path),
@@ -50,29 +50,29 @@ impl NbdPlace {
     }
 }
 
-impl FromStr for NbdPlace {
-    type Err = NotAPlace;
+impl FromStr for NbdAddress {
+    type Err = NbdAddressError;
 
-    fn from_str(text: &str) -> Result<Self, NotAPlace> {
+    fn from_str(text: &str) -> Result<Self, NbdAddressError> {
         match text.strip_prefix("unix:") {
-            Some("") => Err(NotAPlace),
+            Some("") => Err(NbdAddressError),
             Some(path) => Ok(Self::Unix(path.into())),
             None => text.parse().map(Self::Tcp),
         }
     }
 }
 
-impl FromStr for TcpPlace {
-    type Err = NotAPlace;
+impl FromStr for TcpAddress {
+    type Err = NbdAddressError;
 
-    fn from_str(text: &str) -> Result<Self, NotAPlace> {
-        let (host, port) = text.rsplit_once(':').ok_or(NotAPlace)?;
+    fn from_str(text: &str) -> Result<Self, NbdAddressError> {
+        let (host, port) = text.rsplit_once(':').ok_or(NbdAddressError)?;
         let bracketed = host.strip_prefix('[');
         let host = match bracketed {
-            Some(rest) => rest.strip_suffix(']').ok_or(NotAPlace)?,
+            Some(rest) => rest.strip_suffix(']').ok_or(NbdAddressError)?,
             None => host,
         };
-        // Which of its colons would come before the port?
+        // An IPv6 address without brackets is ambiguous: any of its colons could precede the port.
         let is_host = !host.is_empty() && host.contains(':') == bracketed.is_some();
         let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
         match port.parse() {
@@ -80,12 +80,12 @@ impl FromStr for TcpPlace {
                 host: host.to_owned(),
                 port,
             }),
-            _ => Err(NotAPlace),
+            _ => Err(NbdAddressError),
         }
     }
 }
 
-impl fmt::Display for TcpPlace {
+impl fmt::Display for TcpAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
             true => write!(f, "[{}]:{}", self.host, self.port),
@@ -94,9 +94,9 @@ impl fmt::Display for TcpPlace {
     }
 }
 
-impl TcpPlace {
-    /// The address to listen at: the first one that the host's name has. With `only_loopback` none of them may be another
-    /// host's way to here.
+impl TcpAddress {
+    /// The address to listen at: the first one of the host name. With `only_loopback`, fails if any of its addresses is
+    /// reachable from other hosts.
     pub(super) fn resolve(&self, only_loopback: bool) -> Result<SocketAddr, SocketError> {
         let found = (self.host.as_str(), self.port).to_socket_addrs();
         let found: Vec<_> = found.map_err(|source| self.unknown(source))?.collect();
@@ -121,16 +121,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_paths_or_ports() {
+    fn addresses_are_paths_or_ports() {
         let unix = "unix:/run/a:b.nbd".parse();
-        assert_eq!(unix, Ok(NbdPlace::Unix("/run/a:b.nbd".into())));
+        assert_eq!(unix, Ok(NbdAddress::Unix("/run/a:b.nbd".into())));
         for text in [
             "localhost:10809",
             "127.0.0.1:0",
             "[::1]:10809",
             "[::]:65535",
         ] {
-            let Ok(NbdPlace::Tcp(place)) = text.parse() else {
+            let Ok(NbdAddress::Tcp(place)) = text.parse() else {
                 panic!("{text}");
             };
             assert_eq!(place.to_string(), text);
@@ -154,13 +154,13 @@ mod tests {
             "/run/x:1",
             "tcp://host:1",
         ] {
-            assert_eq!(text.parse::<NbdPlace>(), Err(NotAPlace), "{text}");
+            assert_eq!(text.parse::<NbdAddress>(), Err(NbdAddressError), "{text}");
         }
     }
 
     #[test]
-    fn without_encryption_only_this_host_may_connect() {
-        let resolve = |text: &str, only| text.parse::<TcpPlace>().unwrap().resolve(only);
+    fn without_tls_only_loopback_addresses_are_allowed() {
+        let resolve = |text: &str, only| text.parse::<TcpAddress>().unwrap().resolve(only);
         for text in [
             "127.0.0.1:1",
             "127.9.9.9:1",
