@@ -51,7 +51,7 @@ fn requests(server: &HttpServer, end: &str) -> Vec<String> {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn every_byte_is_the_same_as_from_a_host_that_has_all_of_it() {
+fn a_remote_store_reads_the_same_as_a_local_one() {
     for (compression, listings) in [
         (Compression::Xz, true),
         (Compression::Zstd, false),
@@ -72,7 +72,7 @@ fn every_byte_is_the_same_as_from_a_host_that_has_all_of_it() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn what_is_on_the_host_is_taken_from_there_and_the_disk_is_the_same() {
+fn paths_on_the_host_are_read_there_and_the_disk_is_the_same() {
     let store = RemoteStore::new(&NAMES);
     let own = &store.paths[2].name;
     let to = store.root().join("nix/store").join(own);
@@ -126,7 +126,7 @@ pub fn copy(from: &Path, to: &Path) {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_start_asks_for_narinfos_a_look_for_listings_and_a_read_for_one_nar() {
+fn starting_fetches_narinfos_listing_fetches_ls_files_and_reading_fetches_one_nar() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let server = store.serve(&[&http.url()], &[]);
@@ -157,7 +157,7 @@ fn a_start_asks_for_narinfos_a_look_for_listings_and_a_read_for_one_nar() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_second_start_and_a_second_vm_ask_nobody() {
+fn a_second_start_and_a_second_vm_fetch_nothing() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let url = http.url();
@@ -175,7 +175,7 @@ fn a_second_start_and_a_second_vm_ask_nobody() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_cache_in_a_directory() {
+fn a_cache_in_a_directory_is_read() {
     let store = RemoteStore::new(&NAMES);
     let url = format!("file://{}", store.cache.dir.display());
     let server = store.serve(&[&url], &[]);
@@ -184,7 +184,7 @@ fn a_cache_in_a_directory() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn what_was_recorded_is_fetched_before_a_vm_asks() {
+fn recorded_paths_are_fetched_before_a_vm_reads_them() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let recording = store.root().join("boot.rec");

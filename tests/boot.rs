@@ -100,7 +100,7 @@ fn q35_boots_reads_everything_runs_a_program_and_reboots() {
 
 #[test]
 #[ignore = "boots a VM"]
-fn microvm_boots_and_reads_everything_and_another_vm_follows() {
+fn two_microvms_boot_one_after_the_other_and_read_everything() {
     let _turn = turn();
     let served = Served::start();
     for name in ["first", "second"] {
@@ -121,7 +121,7 @@ fn sixteen_cpus_read_through_sixteen_queues() {
 
 #[test]
 #[ignore = "boots a VM"]
-fn a_vm_boots_from_the_file_in_every_way_that_qemu_reads_it() {
+fn a_vm_boots_from_the_file_with_every_aio_mode_of_qemu() {
     let _turn = turn();
     let served = Served::start();
     let ways = [

@@ -80,7 +80,7 @@ fn busy_worker(server: &Server, guest: &mut Child) -> Pid {
 
 #[test]
 #[ignore = "boots a VM"]
-fn a_guest_that_hashes_everything_does_not_notice_twenty_kills() {
+fn a_guest_reads_correctly_while_its_worker_is_killed_twenty_times() {
     const KILLS: u32 = 20;
     let _turn = turn();
     let out = tempfile::tempdir().unwrap();
@@ -149,7 +149,7 @@ fn qemu(socket: &Path) -> Pid {
 
 #[test]
 #[ignore = "boots a VM"]
-fn guests_that_reboot_or_vanish_leave_nothing() {
+fn guests_that_reboot_or_are_killed_leave_no_process_or_descriptor() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_after(&[], &closure(), &[]);

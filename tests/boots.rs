@@ -39,7 +39,7 @@ fn shell(options: &[&str], script: &str) -> (i32, String, String) {
 }
 
 #[test]
-fn a_mark_that_never_comes_is_one_sentence() {
+fn a_missing_mark_is_reported_in_one_sentence() {
     let options = ["--runs", "3", "--until", "login:", "--timeout", "2"];
     let (code, _, stderr) = shell(&options, "echo hello; echo; exec sleep 1000");
     assert_eq!(code, 1);
@@ -50,7 +50,7 @@ fn a_mark_that_never_comes_is_one_sentence() {
 }
 
 #[test]
-fn a_vm_that_ends_too_early_is_one_sentence() {
+fn a_vm_that_ends_before_the_mark_is_reported_in_one_sentence() {
     for (options, script) in [
         (&["--until", "login:"][..], "echo panic"),
         (&[][..], "echo panic; exit 3"),
@@ -66,7 +66,7 @@ fn a_vm_that_ends_too_early_is_one_sentence() {
 }
 
 #[test]
-fn a_vm_that_ends_by_itself_is_measured_to_its_end() {
+fn without_a_mark_a_vm_is_measured_until_it_ends() {
     let (code, stdout, stderr) = shell(&["--runs", "2"], "exit 0");
     assert_eq!(code, 0, "{stderr}");
     assert!(
@@ -77,7 +77,7 @@ fn a_vm_that_ends_by_itself_is_measured_to_its_end() {
 
 /// The mark may come in two parts.
 #[test]
-fn a_mark_in_two_parts_is_seen() {
+fn a_mark_written_in_two_parts_is_found() {
     let script = "printf log; sleep 0.2; printf in:; exec sleep 1000";
     let (code, stdout, stderr) = shell(&["--runs", "1", "--until", "login:"], script);
     assert_eq!(code, 0, "{stderr}");

@@ -68,7 +68,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..cases(40) })]
 
     #[test]
-    fn a_nar_and_its_listing_are_the_tree(tree in any_tree()) {
+    fn nars_and_listings_describe_the_tree(tree in any_tree()) {
         let dir = memory_dir();
         let path = dir.path().join("tree");
         tree.write(&path);
@@ -131,7 +131,7 @@ fn write_tree(path: &Path) {
 }
 
 #[test]
-fn a_cache_is_read_whatever_it_is_compressed_with() {
+fn caches_of_every_compression_are_read() {
     let dir = memory_dir();
     let tree = dir.path().join("tree");
     write_tree(&tree);
@@ -179,7 +179,7 @@ fn has_no_listing(host: &Path) -> bool {
 
 #[test]
 #[ignore = "needs Nix"]
-fn what_nix_copies_is_read() {
+fn a_cache_written_by_nix_copy_is_read() {
     let store = ChrootStore::new();
     let [secret, public] = ["secret", "public"].map(|name| store.path(name));
     let files = [&secret, &public].map(|path| path.to_str().unwrap());
@@ -277,7 +277,7 @@ fn nix_takes_the_cache_that_the_tests_write() {
 
 #[test]
 #[ignore = "needs Nix"]
-fn nars_are_those_that_nix_dumps() {
+fn nars_equal_those_of_nix_store_dump() {
     let store = ChrootStore::new();
     for host in nasty::PATHS.map(|name| nasty::store().join(name)) {
         let dump = store.nix_store(&["--dump", host.to_str().unwrap()], Stdio::null());
@@ -292,7 +292,7 @@ fn nars_are_those_that_nix_dumps() {
 }
 
 #[test]
-fn attributes_are_those_of_a_store() {
+fn attributes_in_a_nar_are_those_of_a_store_path() {
     let dir = memory_dir();
     write_tree(dir.path());
     let (nar, _) = nar::with_listing(dir.path());

@@ -130,7 +130,7 @@ fn read_all(stream: Option<impl std::io::Read>) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_wrong_is_said_in_one_sentence() {
+fn errors_are_one_sentence() {
     let fixture = Fixture::new();
     fixture.write("empty", "\n");
     fixture.write("outside", "/nix/store/aaa-one\n/tmp/x\n");
@@ -206,7 +206,7 @@ fn wrong_usage_exits_with_2() {
 }
 
 #[test]
-fn a_socket_that_cannot_be_made_is_explained() {
+fn a_failure_to_create_the_socket_is_explained() {
     let fixture = Fixture::new();
     fixture.write("file", "precious");
     let long = "s".repeat(120);
@@ -225,7 +225,7 @@ fn a_socket_that_cannot_be_made_is_explained() {
 }
 
 #[test]
-fn says_that_it_is_ready_and_how_to_attach() {
+fn the_ready_message_says_how_to_attach() {
     for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
         let fixture = Fixture::new();
         let server = Server::start(fixture.serve(&[
@@ -285,7 +285,7 @@ fn a_list_from_stdin_is_served() {
 }
 
 #[test]
-fn systemd_is_told() {
+fn systemd_is_notified() {
     let fixture = Fixture::new();
     let notify = UnixDatagram::bind(fixture.path("notify")).unwrap();
     let minute = Some(Duration::from_secs(60));
@@ -370,7 +370,7 @@ fn nothing_inside_a_store_path_is_opened_before_a_guest_asks() {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_path_without_a_nar_size_is_planned_before() {
+fn a_path_without_a_nar_size_is_planned_at_the_start() {
     // The same look at the trace must be able to find something.
     assert!(!opened_before_ready(&[]).is_empty());
 }

@@ -98,12 +98,12 @@ fn trees_are_laid_out_and_read_back() {
 }
 
 #[test]
-fn guests_get_what_virtio_allows() {
+fn guests_get_only_answers_that_virtio_allows() {
     replay("guest", guest::run);
 }
 
 #[test]
-fn nbd_clients_get_what_the_protocol_allows() {
+fn nbd_clients_get_only_answers_that_the_protocol_allows() {
     replay("nbd", nbd::run);
 }
 
@@ -132,33 +132,33 @@ proptest! {
 
     /// Options and requests as the fuzzer's target reads them from bytes.
     #[test]
-    fn random_nbd_clients_get_what_the_protocol_allows(bytes in vec(any::<u8>(), 0..600)) {
+    fn random_nbd_clients_get_only_answers_that_the_protocol_allows(bytes in vec(any::<u8>(), 0..600)) {
         nbd::run(&bytes);
     }
 
     /// Rings, chains and events as the fuzzer's target reads them from bytes.
     #[test]
-    fn random_guests_get_what_virtio_allows(bytes in vec(any::<u8>(), 0..600)) {
+    fn random_guests_get_only_answers_that_virtio_allows(bytes in vec(any::<u8>(), 0..600)) {
         guest::run(&bytes);
     }
 
     #[test]
-    fn changed_narinfos_parse_or_are_refused(text in changed("narinfo")) {
+    fn mutated_narinfos_parse_or_are_refused(text in changed("narinfo")) {
         narinfo::run(&text);
     }
 
     #[test]
-    fn changed_listings_parse_or_are_refused(text in changed("listing")) {
+    fn mutated_listings_parse_or_are_refused(text in changed("listing")) {
         listing::run(&text);
     }
 
     #[test]
-    fn changed_nars_parse_or_are_refused(nar in changed("nar")) {
+    fn mutated_nars_parse_or_are_refused(nar in changed("nar")) {
         nar::run(&nar);
     }
 
     #[test]
-    fn changed_packed_trees_parse_or_are_refused(packed in changed("packed")) {
+    fn mutated_packed_trees_parse_or_are_refused(packed in changed("packed")) {
         packed::run(&packed);
     }
 }

@@ -60,7 +60,7 @@ impl Fixture {
 }
 
 #[test]
-fn arguments_that_contradict_each_other_are_refused_in_one_sentence() {
+fn contradictory_arguments_are_refused_in_one_sentence() {
     let fixture = Fixture::new();
     let cases: [(&[&str], i32, &[&str]); 6] = [
         (
@@ -100,7 +100,7 @@ fn arguments_that_contradict_each_other_are_refused_in_one_sentence() {
 }
 
 #[test]
-fn values_that_cannot_be_meant_are_refused() {
+fn implausible_values_are_refused() {
     let fixture = Fixture::new();
     let serial = "s".repeat(21);
     let cases: [(&[&str], &str); 10] = [
@@ -126,7 +126,7 @@ fn values_that_cannot_be_meant_are_refused() {
 }
 
 #[test]
-fn many_missing_paths_are_three_and_a_number() {
+fn of_many_missing_paths_three_are_named_and_the_rest_counted() {
     let fixture = Fixture::new();
     let list = |count: u32| -> String {
         let lines = (0..count).map(|n| format!("/nix/store/{n:032}-x\n"));
@@ -172,7 +172,7 @@ fn a_list_with_carriage_returns_is_explained() {
 }
 
 #[test]
-fn a_root_gets_advice_that_fits() {
+fn a_wrong_root_is_reported_with_matching_advice() {
     let fixture = Fixture::new();
     let store_path = format!("root/nix/store/{NAME}");
     symlink(fixture.path(&store_path), fixture.path("result")).unwrap();
@@ -195,7 +195,7 @@ fn a_root_gets_advice_that_fits() {
 }
 
 #[test]
-fn what_run_itself_cannot_do_has_its_own_exit_code() {
+fn failures_of_run_itself_have_their_own_exit_code() {
     let fixture = Fixture::new();
     let run = |args: &[&str]| fixture.lazystore(&[&["run"], args].concat()).status.code();
     assert_eq!(
@@ -231,7 +231,7 @@ fn what_run_itself_cannot_do_has_its_own_exit_code() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_made_is_named() {
+fn a_directory_that_cannot_be_created_is_named() {
     let fixture = Fixture::new();
     let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
     command.args(["run", "--tree", "tree", "--", "true", "{socket}"]);
@@ -246,7 +246,7 @@ fn a_directory_that_cannot_be_made_is_named() {
 }
 
 #[test]
-fn the_doctor_refuses_a_kernel_that_is_not_there() {
+fn the_doctor_refuses_a_missing_kernel() {
     let fixture = Fixture::new();
     for kernel in ["absent", "tree"] {
         let said = fixture.sentence(&["doctor", "--kernel", kernel], 1);
@@ -283,7 +283,7 @@ fn is_recording(path: &Path) -> bool {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn a_recording_keeps_itself() {
+fn the_first_run_records_and_later_runs_keep_the_recording() {
     let fixture = Fixture::new();
     let file = fixture.path("boot.rec");
     let read = "head -c 200000 {image} >/dev/null";
@@ -325,7 +325,7 @@ fn on_a_terminal(fixture: &Fixture, args: &str, no_color: &str) -> String {
 
 #[test]
 #[ignore = "needs script"]
-fn a_terminal_gets_colours_unless_they_are_not_wanted() {
+fn terminals_get_colours_unless_disabled() {
     let fixture = Fixture::new();
     let sentence = "verify --tree absent";
     let coloured = on_a_terminal(&fixture, sentence, "");

@@ -204,7 +204,7 @@ fn check_log(log: &[String], paths: &[&str]) {
 /// Before anything of the path was read, so that neither a plan nor an open file helps.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn a_fault_in_what_nobody_has_read_is_an_error_until_it_goes_away() {
+fn a_fault_in_an_unread_file_is_an_error_until_it_is_repaired() {
     let store = new_store();
     let served = Served::start(&store, &store.image(), &[], &store.args());
     let readers = served.readers();
@@ -248,7 +248,7 @@ fn a_fault_in_what_nobody_has_read_is_an_error_until_it_goes_away() {
 /// is an error, soon.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn a_fault_in_what_is_being_read_is_noticed_and_undone() {
+fn a_fault_in_an_open_file_is_an_error_until_it_is_repaired() {
     let store = new_store();
     let served = Served::start(&store, &store.image(), &[], &store.args());
     let readers = served.readers();
@@ -288,7 +288,7 @@ fn a_fault_in_what_is_being_read_is_noticed_and_undone() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn a_wrong_nar_size_makes_one_path_an_error() {
+fn a_wrong_nar_size_makes_only_that_path_fail() {
     let store = new_store();
     store.register(&BTreeMap::from([("ccc-shrinks", 200)]));
     let image = store.image();
@@ -338,7 +338,7 @@ fn a_wrong_nar_size_makes_one_path_an_error() {
 /// Root may read everything, so somebody else serves.
 #[test]
 #[ignore = "needs root"]
-fn what_may_not_be_read_is_an_error_until_it_may() {
+fn unreadable_files_are_errors_until_they_are_readable() {
     let store = new_store();
     fs::set_permissions(store.root(), Permissions::from_mode(0o755)).unwrap();
     let image = store.image();
@@ -380,7 +380,7 @@ fn what_may_not_be_read_is_an_error_until_it_may() {
 /// A disk that fails, for file data and for directories.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn a_disk_that_fails_is_an_error_until_it_works() {
+fn a_failing_host_disk_is_an_error_until_it_works() {
     let store = new_store();
     let image = store.image();
     let flaky = Flaky::mount(store.root());

@@ -93,7 +93,7 @@ fn two_hosts_with_one_closure_agree() {
 }
 
 #[test]
-fn whatever_changes_a_byte_changes_it() {
+fn every_change_of_a_byte_changes_the_fingerprint() {
     let host = Host::new();
     let registered = ["--with-registration"];
     let mut all = vec![host.fingerprint(&[]), host.fingerprint(&registered)];
@@ -119,7 +119,7 @@ fn whatever_changes_a_byte_changes_it() {
 }
 
 #[test]
-fn without_hashes_it_is_weaker_and_says_so() {
+fn without_hashes_the_fingerprint_is_weak_and_a_warning_says_so() {
     let (one, other) = (Host::new(), Host::new());
     let args = ["--store-paths", "store-paths"];
     let output = one.run("fingerprint", &args);
@@ -141,7 +141,7 @@ fn without_hashes_it_is_weaker_and_says_so() {
 }
 
 #[test]
-fn another_disk_is_refused() {
+fn a_disk_with_another_fingerprint_is_refused() {
     let host = Host::new();
     let expected = host.fingerprint(&[]);
     let serve = |more: &[&str]| {
@@ -171,7 +171,7 @@ fn another_disk_is_refused() {
 
 /// With a binary cache the layout is another one, and does not depend on which paths are on this host.
 #[test]
-fn with_a_binary_cache_the_disk_is_another_one_wherever_its_paths_are() {
+fn a_binary_cache_changes_the_fingerprint_wherever_the_paths_are() {
     let store = RemoteStore::new(&["top", "middle", "bottom"]);
     let http = HttpServer::start(&store.cache.dir);
     let lines = store.paths.iter().map(|added| added.path() + "\n");

@@ -43,7 +43,7 @@ fn random() {
 }
 
 #[test]
-fn a_connection_ends_with_its_frontend_and_leaves_nothing() {
+fn a_connection_ends_with_its_frontend_and_leaks_nothing() {
     kept();
     random();
 }

@@ -78,7 +78,7 @@ fn diff_finds_no_difference() {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and tools"]
-fn fsck_and_dump_read_it() {
+fn fsck_and_dump_read_the_file() {
     let server = serve_paths(&nasty::PATHS);
     let out = tempfile::tempdir().unwrap();
     let out = out.path().join("extracted");
@@ -110,7 +110,7 @@ fn found(dir: &Path) -> Vec<Vec<u8>> {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and tools"]
-fn mkfs_makes_the_same_of_a_tree() {
+fn mkfs_erofs_writes_an_equal_tree() {
     let theirs = tempfile::tempdir().unwrap();
     let theirs = theirs.path().join("theirs.img");
     // mkfs.erofs 1.5 cuts names of 255 bytes off, and then cannot find the files.

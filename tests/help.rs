@@ -31,7 +31,7 @@ const SUBCOMMANDS: [&str; 7] = [
 ];
 
 #[test]
-fn help_shows_usage_first_and_examples_in_one_piece() {
+fn help_shows_usage_first_and_does_not_wrap_examples() {
     for args in [
         &["--help"][..],
         &["-h"],
@@ -117,7 +117,7 @@ fn every_subcommand_has_a_manual_page() {
 }
 
 #[test]
-fn log_lines_are_objects_when_asked_for() {
+fn json_log_lines_are_objects() {
     let json = [
         "--log-format",
         "json",
@@ -145,7 +145,7 @@ fn log_lines_are_objects_when_asked_for() {
 }
 
 #[test]
-fn rust_log_that_is_not_understood_is_mentioned() {
+fn an_invalid_rust_log_is_reported() {
     let output = lazystore(&["man"])
         .env("RUST_LOG", "lazystore=loud")
         .output()
@@ -155,7 +155,7 @@ fn rust_log_that_is_not_understood_is_mentioned() {
 }
 
 #[test]
-fn the_version_tells_the_features() {
+fn the_version_lists_the_features() {
     let long = said(&["--version"]);
     assert!(
         long.starts_with("lazystore ") && long.contains("features"),
@@ -169,7 +169,7 @@ fn the_version_tells_the_features() {
 
 #[test]
 #[cfg(not(feature = "bench"))]
-fn bench_says_which_feature_it_needs() {
+fn bench_names_the_feature_that_it_needs() {
     let output = lazystore(&["bench", "--socket", "x", "--help"])
         .output()
         .unwrap();

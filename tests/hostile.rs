@@ -88,7 +88,7 @@ fn descriptors(server: &Server) -> usize {
 }
 
 #[test]
-fn half_a_message_is_waited_for_and_holds_up_nobody() {
+fn an_incomplete_message_does_not_delay_other_clients() {
     let stage = Stage::new();
     let message = raw::message(request::GET_FEATURES, &[]);
     for sent in 0..message.len() {
@@ -111,7 +111,7 @@ fn half_a_message_is_waited_for_and_holds_up_nobody() {
 }
 
 #[test]
-fn a_frontend_that_leaves_in_mid_message_leaves_nothing_behind() {
+fn a_frontend_that_disconnects_within_a_message_leaves_no_worker() {
     let stage = Stage::new();
     let shared = Shared::new();
     let message = raw::message(
@@ -127,7 +127,7 @@ fn a_frontend_that_leaves_in_mid_message_leaves_nothing_behind() {
 }
 
 #[test]
-fn headers_that_make_no_sense_end_the_connection() {
+fn invalid_headers_end_the_connection() {
     let stage = Stage::new();
     let headers = [
         // Request, flags, size: unknown, wrong version, an answer, too long, nothing after it.
@@ -212,7 +212,7 @@ fn impossible_memory_tables_end_the_connection() {
 }
 
 #[test]
-fn descriptors_that_are_no_memory_end_the_connection() {
+fn descriptors_that_cannot_be_mapped_end_the_connection() {
     let stage = Stage::new();
     let (reader, writer) = std::io::pipe().unwrap();
     let null = File::open("/dev/null").unwrap();
@@ -237,7 +237,7 @@ fn descriptors_that_are_no_memory_end_the_connection() {
 
 /// Descriptor table, used ring and available ring where they cannot be.
 #[test]
-fn rings_that_cannot_be_harm_nobody() {
+fn impossible_rings_affect_no_other_vm() {
     let stage = Stage::new();
     let end = Shared::BYTES;
     let places = [
@@ -268,7 +268,7 @@ fn rings_that_cannot_be_harm_nobody() {
 
 /// A buffer that lies over its own ring, header and status byte: the guest may get anything, others nothing of it.
 #[test]
-fn buffers_over_rings_harm_nobody() {
+fn buffers_that_overlap_rings_affect_no_other_vm() {
     let stage = Stage::new();
     for data in [0, 0x1000, 0x2000, 0x3000, 0x3010] {
         let mut shared = Shared::new();
@@ -287,7 +287,7 @@ fn buffers_over_rings_harm_nobody() {
 
 /// Messages that only the features that a frontend claims to have accepted allow, and the end of them.
 #[test]
-fn features_that_were_never_offered_harm_nobody() {
+fn features_that_were_not_offered_affect_no_other_vm() {
     let stage = Stage::new();
     for kind in 0..48 {
         let frontend = stage.connect();
@@ -307,7 +307,7 @@ fn features_that_were_never_offered_harm_nobody() {
 
 /// A call descriptor that takes nothing more must not stop the worker: it would outlive its frontend.
 #[test]
-fn a_full_call_descriptor_leaves_no_worker_behind() {
+fn a_full_call_eventfd_leaves_no_worker() {
     let stage = Stage::new();
     let full = nix::sys::eventfd::EventFd::new().unwrap();
     full.write(u64::MAX - 1).unwrap();
@@ -326,7 +326,7 @@ fn a_full_call_descriptor_leaves_no_worker_behind() {
 
 /// Three rings of which each feeds the next (see the engine's tests) keep a worker busy, but not without its frontend.
 #[test]
-fn rings_that_feed_each_other_leave_no_worker_behind() {
+fn rings_that_feed_each_other_leave_no_worker() {
     const LEN: u16 = 32768;
     const PLACES: [u64; 3] = [0x10_0000, 0x20_0000, 0x30_0000];
     let stage = Stage::new();

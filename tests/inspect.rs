@@ -172,7 +172,7 @@ fn the_command_names_a_byte_a_block_and_a_nid() {
 }
 
 #[test]
-fn a_nid_that_is_none_fails_and_says_what_lies_there() {
+fn an_invalid_nid_fails_and_says_what_is_there() {
     let dir = fixture();
     let (output, text) = inspect(dir.path(), &["--nid", "129"]);
     assert_eq!(output.status.code(), Some(1));
@@ -183,7 +183,7 @@ fn a_nid_that_is_none_fails_and_says_what_lies_there() {
 }
 
 #[test]
-fn the_map_adds_up() {
+fn sizes_in_the_map_add_up() {
     let dir = fixture();
     let (output, text) = inspect(dir.path(), &[]);
     assert!(output.status.success());
@@ -204,7 +204,7 @@ fn the_map_adds_up() {
 }
 
 #[test]
-fn json_says_the_same_of_a_place() {
+fn json_and_text_agree_about_a_location() {
     let dir = fixture();
     let (_, json) = inspect(dir.path(), &["--nid", "128", "--json"]);
     let spot: serde_json::Value = serde_json::from_str(&json).unwrap();

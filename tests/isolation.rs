@@ -97,7 +97,7 @@ fn write_path(store: &Path, prefix: &str, marker: &[u8]) -> String {
 }
 
 #[test]
-fn nothing_beside_the_closure_is_on_the_disk() {
+fn only_the_closure_is_on_the_disk() {
     let root = tempfile::tempdir().unwrap();
     let store = root.path().join("nix/store");
     let names = [
@@ -148,7 +148,7 @@ fn write_host(root: &Path, odd: bool) -> [String; 2] {
 
 #[test]
 #[ignore = "needs root"]
-fn the_host_does_not_show() {
+fn attributes_of_the_host_are_not_on_the_disk() {
     let disk_dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     // A tmpfs on every Linux (shm_overview(7)).
     let memory_dir = TempDir::new_in("/dev/shm").unwrap();

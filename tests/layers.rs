@@ -225,7 +225,7 @@ fn src() -> PathBuf {
 }
 
 #[test]
-fn no_module_uses_what_stands_to_its_right() {
+fn no_module_uses_one_to_its_right() {
     let sources = sources(&src());
     for order in ORDERS {
         assert_eq!(order.violations(&sources), Vec::<String>::new());
@@ -233,7 +233,7 @@ fn no_module_uses_what_stands_to_its_right() {
 }
 
 #[test]
-fn every_module_has_its_place() {
+fn every_module_is_listed() {
     for order in ORDERS {
         let parts: BTreeSet<String> = sources(&src())
             .iter()
@@ -291,13 +291,13 @@ fn circles(sources: &[Source]) -> Vec<String> {
 }
 
 #[test]
-fn no_circle_of_modules() {
+fn modules_have_no_import_cycle() {
     assert_eq!(circles(&sources(&src())), Vec::<String>::new());
 }
 
 /// Every way to name a module of this crate.
 #[test]
-fn a_use_to_the_right_is_found_however_it_is_written() {
+fn every_form_of_a_forbidden_import_is_found() {
     let texts = [
         "use crate::image::Image;",
         "use crate::{erofs, image::Image};",
@@ -336,7 +336,7 @@ fn a_use_to_the_right_is_found_however_it_is_written() {
 }
 
 #[test]
-fn a_circle_is_found() {
+fn an_import_cycle_is_found() {
     let root = memory_dir();
     let write = |name: &str, text: &str| fs::write(root.path().join(name), text).unwrap();
     fs::create_dir(root.path().join("image")).unwrap();

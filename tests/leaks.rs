@@ -86,7 +86,7 @@ fn visit(socket: &Path, way: usize) {
 }
 
 #[test]
-fn a_hundred_connects_and_disconnects_leave_nothing() {
+fn a_hundred_connections_leak_nothing() {
     let store = SmallStore::new(&["aaa-one"]);
     let server = Server::start_after(&[], &store.args(), &[]);
     (0..10).for_each(|way| visit(&server.socket, way));
@@ -100,7 +100,7 @@ fn a_hundred_connects_and_disconnects_leave_nothing() {
 }
 
 #[test]
-fn one_who_says_nothing_keeps_nobody_from_being_served() {
+fn a_silent_client_does_not_delay_others() {
     let store = SmallStore::new(&["aaa-one"]);
     let server = Server::start_after(&[], &store.args(), &[]);
     visit(&server.socket, 4);
@@ -124,7 +124,7 @@ fn one_who_says_nothing_keeps_nobody_from_being_served() {
 /// A frontend that lives on while its guest reboots sets its queue up again each time.
 #[test]
 #[ignore = "needs root"]
-fn a_hundred_reboots_leave_nothing_in_the_worker() {
+fn a_hundred_reboots_leak_nothing_in_the_worker() {
     let store = SmallStore::new(&["aaa-one"]);
     let server = Server::start_after(&[], &store.args(), &[]);
     let mut guest = Guest::new();
@@ -167,7 +167,7 @@ fn read_and_compare(socket: &Path, image: &Image, seed: u64, files: &[Range<u64>
 }
 
 #[test]
-fn thirty_two_clients_are_not_disturbed_by_one_that_kills_its_worker() {
+fn thirty_two_clients_are_unaffected_by_one_that_kills_its_worker() {
     const TRICKS: usize = 8;
     let store = SmallStore::new(&["aaa-one", "bbb-two", "ccc-three"]);
     let image = store.image();
@@ -210,7 +210,7 @@ fn thirty_two_clients_are_not_disturbed_by_one_that_kills_its_worker() {
 /// As many paths as several NixOS systems have.
 #[test]
 #[ignore = "needs root"]
-fn a_further_vm_that_has_read_nothing_takes_under_three_megabytes() {
+fn an_idle_vm_takes_less_than_three_megabytes() {
     const PATHS: usize = 10_000;
     let store = SmallStore::of_small_paths(PATHS);
     let server = Server::start_after(&[], &store.args(), &[]);

@@ -28,7 +28,7 @@ fn read_once(frontend: &Frontend, guest: &mut Guest) {
 
 /// `--once` waited for the end of a client that never spoke, and kept its VM out meanwhile.
 #[test]
-fn once_is_not_kept_from_its_vm_by_silent_clients() {
+fn with_once_silent_clients_do_not_prevent_the_vm_from_connecting() {
     let tree = tree();
     let server = Server::start(tree.path(), &["--once"]);
     let mut silent: Vec<_> = (0..3)
@@ -44,7 +44,7 @@ fn once_is_not_kept_from_its_vm_by_silent_clients() {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_disconnected() {
+fn a_silent_client_is_disconnected() {
     let tree = tree();
     let mut server = Server::start(tree.path(), &["--first-message-timeout", "1"]);
     let mut guest = Guest::new();
@@ -56,11 +56,16 @@ fn a_client_that_says_nothing_is_disconnected() {
     assert!(server.is_running());
     server.signal(Signal::SIGTERM);
     let (_, log) = server.end();
-    assert_eq!(log.matches("a client said nothing").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("disconnected a client that sent no message")
+            .count(),
+        1,
+        "{log}"
+    );
 }
 
 #[test]
-fn no_more_vms_than_allowed_are_served_at_a_time() {
+fn at_most_max_vms_are_served_at_once() {
     let tree = tree();
     let server = Logged::start(tree.path(), &["--max-vms", "2"]);
     let socket = &server.socket;
@@ -89,7 +94,7 @@ fn no_more_vms_than_allowed_are_served_at_a_time() {
 
 /// EMFILE in the listener ended it, and with it all VMs.
 #[test]
-fn a_passing_shortage_of_descriptors_ends_nothing() {
+fn a_temporary_shortage_of_descriptors_does_not_end_the_server() {
     let tree = tree();
     let server = Logged::start(tree.path(), &[]);
     let mut guest = Guest::new();
@@ -110,7 +115,7 @@ fn a_passing_shortage_of_descriptors_ends_nothing() {
 /// A worker of the mount that could not be started again ended the listener, and with it all VMs.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn a_mount_that_fails_for_a_while_ends_nothing() {
+fn a_mount_that_fails_temporarily_does_not_end_the_server() {
     let tree = tree();
     let dir = tempfile::tempdir().unwrap();
     let mount = dir.path().join("mount");
@@ -136,7 +141,7 @@ fn a_mount_that_fails_for_a_while_ends_nothing() {
 /// SIGHUP and SIGQUIT left the socket and a dead mount.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn a_terminal_that_goes_leaves_neither_socket_nor_mount() {
+fn closing_the_terminal_removes_socket_and_mount() {
     let tree = tree();
     for signal in [Signal::SIGHUP, Signal::SIGQUIT] {
         let dir = tempfile::tempdir().unwrap();
@@ -167,7 +172,7 @@ fn nohup_is_respected() {
 }
 
 #[test]
-fn what_a_vm_was_served_is_logged_in_fields_also_at_the_end_of_the_server() {
+fn statistics_of_a_vm_are_logged_also_when_the_server_ends() {
     let tree = tree();
     let server = Server::start(tree.path(), &["--log-format", "json"]);
     let socket = server.socket.clone();
@@ -197,7 +202,7 @@ fn what_a_vm_was_served_is_logged_in_fields_also_at_the_end_of_the_server() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn what_was_read_from_the_file_is_logged_also_at_the_end_of_the_server() {
+fn statistics_of_the_file_are_logged_also_when_the_server_ends() {
     let tree = tree();
     let dir = tempfile::tempdir().unwrap();
     let mount = dir.path().join("mount");
@@ -223,7 +228,7 @@ fn what_was_read_from_the_file_is_logged_also_at_the_end_of_the_server() {
 
 /// A client that came back with one wrong message again and again wrote gigabytes of log a day.
 #[test]
-fn a_client_that_comes_and_goes_does_not_fill_the_log() {
+fn a_client_that_reconnects_all_the_time_does_not_fill_the_log() {
     const TIMES: usize = 150;
     let tree = tree();
     let server = Logged::start(tree.path(), &[]);

@@ -91,7 +91,7 @@ fn assert_marked(guest: &mut Guest, frontend: &Frontend, log: &Log) {
 }
 
 #[test]
-fn what_is_written_to_is_marked_while_the_log_is_on() {
+fn written_pages_are_marked_while_logging_is_on() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let mut guest = Guest::new();
@@ -121,7 +121,7 @@ fn what_is_written_to_is_marked_while_the_log_is_on() {
 
 /// A process that was killed may have published and not marked that: who goes on marks the used ring at once.
 #[test]
-fn whoever_takes_a_ring_over_marks_what_another_one_has_published() {
+fn a_new_worker_marks_what_its_predecessor_has_published() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let guest = Guest::new();
@@ -138,7 +138,7 @@ fn whoever_takes_a_ring_over_marks_what_another_one_has_published() {
 }
 
 #[test]
-fn a_frontend_that_only_says_that_it_logs_is_served() {
+fn a_frontend_that_sets_log_all_without_a_log_is_served() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let mut guest = Guest::new();
@@ -148,7 +148,7 @@ fn a_frontend_that_only_says_that_it_logs_is_served() {
 }
 
 #[test]
-fn a_log_that_cannot_be_ends_its_own_connection_only() {
+fn an_impossible_log_ends_only_its_own_connection() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let mut other = Guest::new();
@@ -178,7 +178,7 @@ fn a_log_that_cannot_be_ends_its_own_connection_only() {
 
 /// The worker gets SIGBUS, as when the memory itself is cut; all others go on.
 #[test]
-fn a_log_that_is_cut_ends_its_own_worker_only() {
+fn a_truncated_log_ends_only_its_own_worker() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let mut other = Guest::new();

@@ -58,7 +58,7 @@ mod watching;
 
 /// A file that nobody names is never compiled, and its tests never run.
 #[test]
-fn every_file_of_tests_is_named() {
+fn every_file_of_tests_is_a_module() {
     let own = include_str!("main.rs");
     let manifest = include_str!("../Cargo.toml");
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");

@@ -81,7 +81,7 @@ fn migrations() -> usize {
 
 #[test]
 #[ignore = "boots a VM"]
-fn a_guest_that_moves_back_and_forth_reads_the_same() {
+fn a_guest_reads_correctly_while_it_migrates_back_and_forth() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let servers = [server(), server()];
@@ -108,7 +108,7 @@ fn a_guest_that_moves_back_and_forth_reads_the_same() {
 
 #[test]
 #[ignore = "boots a VM"]
-fn a_guest_that_was_saved_goes_on_with_a_new_server() {
+fn a_saved_guest_continues_with_a_new_server() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let mut machine = Machine::new(dir.path(), "lazystore.hash_s=30");
@@ -129,7 +129,7 @@ fn a_guest_that_was_saved_goes_on_with_a_new_server() {
 
 #[test]
 #[ignore = "boots a VM"]
-fn a_guest_that_was_written_to_a_file_goes_on_with_a_new_server() {
+fn a_guest_migrated_to_a_file_continues_with_a_new_server() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let mut machine = Machine::new(dir.path(), "lazystore.hash_s=30");

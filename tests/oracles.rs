@@ -177,7 +177,7 @@ fn found(dir: &Path) -> Vec<String> {
 
 #[test]
 #[ignore = "needs the store of scripts/test"]
-fn mkfs_makes_the_same_of_the_tree() {
+fn mkfs_erofs_writes_an_equal_tree() {
     /// Holds names of 255 bytes, which mkfs.erofs 1.5 cuts off and then cannot find.
     const CORNERS: &str = "-corners";
     let realistic = Realistic::new();
@@ -225,7 +225,7 @@ fn model(dir: &Path) -> (Arc<lazystore::image::Image>, Vec<(u64, Vec<u8>)>) {
 
 #[test]
 #[ignore = "needs the store of scripts/test"]
-fn all_ways_to_read_agree_with_a_vector() {
+fn all_read_functions_return_the_same_bytes() {
     let tree = tempfile::tempdir().unwrap();
     for (index, len) in crate::common::tree::SIZES
         .into_iter()

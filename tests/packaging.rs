@@ -71,7 +71,7 @@ fn install(prefix: &Path) -> Command {
 
 #[test]
 #[ignore = "needs systemd"]
-fn what_is_installed_works_and_can_be_removed() {
+fn the_installed_files_work_and_can_be_removed() {
     let prefix = tempfile::tempdir().unwrap();
     done(&mut install(prefix.path()));
     for file in INSTALLED {
@@ -120,7 +120,7 @@ pub fn debian_package(out: &Path) -> PathBuf {
 
 #[test]
 #[ignore = "needs root and dpkg"]
-fn a_release_is_the_same_each_time_and_its_package_can_be_installed_and_removed() {
+fn releases_are_reproducible_and_the_package_can_be_installed_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let sums = release(&out);
@@ -288,7 +288,7 @@ fn terminate(child: &Child) {
 }
 
 #[test]
-fn a_descriptor_that_is_no_listening_socket_is_refused() {
+fn a_descriptor_that_is_not_a_listening_socket_is_refused() {
     let tree = server::tree();
     let (connected, _other) = UnixStream::pair().unwrap();
     for (stdin, said) in [

@@ -179,7 +179,7 @@ fn walks_of_next(fixture: &Fixture) -> usize {
 
 #[test]
 #[ignore = "needs root and strace"]
-fn the_first_vm_of_a_restarted_server_walks_nothing() {
+fn the_first_vm_of_a_restarted_server_walks_no_path() {
     let fixture = Fixture::new();
     // The same look must be able to find something.
     assert!(walks_of_next(&fixture) > 100);
@@ -194,7 +194,7 @@ fn the_first_vm_of_a_restarted_server_walks_nothing() {
 
 #[test]
 #[ignore = "needs root and strace"]
-fn whatever_lies_there_a_vm_reads_what_it_would_without() {
+fn invalid_files_in_the_plan_directory_do_not_change_what_a_vm_reads() {
     let fixture = Fixture::new();
     let kept = fixture.keep_all();
     let mut random = Random::new(0x91a7);
@@ -252,7 +252,7 @@ fn a_replaced_path_is_never_served_from_an_old_plan() {
 /// Until the next start: then the path is walked again, as without a directory.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn what_changed_inside_a_path_is_an_error_for_one_server_only() {
+fn a_change_inside_a_path_is_an_error_until_the_server_restarts() {
     let mut fixture = Fixture::new();
     let kept = fixture.keep_all();
     let lib = fixture.store.store().join("ccc-three/lib");
@@ -278,7 +278,7 @@ fn what_changed_inside_a_path_is_an_error_for_one_server_only() {
 
 #[test]
 #[ignore = "needs root and strace"]
-fn a_planner_that_is_killed_while_it_writes_leaves_nothing_wrong() {
+fn a_planner_killed_while_writing_leaves_no_wrong_plan() {
     let fixture = Fixture::new();
     let mut cut = 0;
     for round in 0..40_u64 {
@@ -360,7 +360,7 @@ fn a_full_disk_costs_one_warning() {
 
 #[test]
 #[ignore = "needs root and strace: it mounts"]
-fn a_directory_that_cannot_be_written_to_is_read_without_a_word() {
+fn a_read_only_plan_directory_is_used_without_a_warning() {
     let fixture = Fixture::new();
     let mounted = Mounted::new(fixture.plans(), "mode=0700");
     let kept = fixture.keep_all();
@@ -382,7 +382,7 @@ fn a_directory_that_cannot_be_written_to_is_read_without_a_word() {
 
 #[test]
 #[ignore = "needs root and strace"]
-fn servers_share_a_directory() {
+fn servers_share_a_plan_directory() {
     let fixture = Fixture::new();
     let servers: Vec<Server> = (0..4).map(|_| fixture.start_after(&[])).collect();
     let clients = servers
@@ -412,7 +412,7 @@ fn servers_share_a_directory() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn only_the_planner_has_the_directory() {
+fn only_the_planner_has_the_plan_directory() {
     let fixture = Fixture::new();
     let server = fixture.start();
     let _client = Client::start(&server.socket, 1);
@@ -428,7 +428,7 @@ fn only_the_planner_has_the_directory() {
 
 #[test]
 #[ignore = "needs root: it changes owners"]
-fn a_directory_that_others_can_write_to_is_refused_in_one_sentence() {
+fn a_plan_directory_writable_by_others_is_refused_in_one_sentence() {
     let fixture = Fixture::new();
     fs::create_dir(fixture.plans()).unwrap();
     let plans = fixture.plans();
@@ -455,7 +455,7 @@ fn a_directory_that_others_can_write_to_is_refused_in_one_sentence() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn nothing_is_kept_of_a_tree() {
+fn no_plan_of_a_tree_is_kept() {
     let fixture = Fixture::new();
     let tree = tempfile::tempdir().unwrap();
     fill(tree.path(), 1, &[("dir", &[100, 5000])]);
@@ -469,7 +469,7 @@ fn nothing_is_kept_of_a_tree() {
 /// `lazystore run` takes the option, too.
 #[test]
 #[ignore = "needs root: it serves a VM"]
-fn run_keeps_plans_where_it_is_told_to() {
+fn run_keeps_plans_in_the_given_directory() {
     let fixture = Fixture::new();
     let mut run = Command::new(env!("CARGO_BIN_EXE_lazystore"));
     run.arg("run").args(fixture.store.args()).arg("--plan-dir");

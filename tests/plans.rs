@@ -112,7 +112,7 @@ fn wait_until_planned(server: &Server, image: &Image) {
 
 #[test]
 #[ignore = "needs root and strace"]
-fn a_second_vm_walks_nothing() {
+fn a_second_vm_walks_no_path() {
     let store = new_store();
     let image = store.image();
     let server = planned(&store, &image);
@@ -167,7 +167,7 @@ fn nice(pid: Pid) -> String {
 
 #[test]
 #[ignore = "needs root and strace"]
-fn a_planner_that_is_killed_is_missed_by_nobody() {
+fn vms_do_not_notice_that_the_planner_is_killed() {
     let store = new_store();
     let image = store.image();
     let (ranges, mut deaths) = (metadata(&image), 0);
@@ -240,7 +240,7 @@ fn swap(dir: &Path, aside: &Path) {
 /// A worker that started later planned another tree than the guest had seen, and served wrong bytes with status OK.
 #[test]
 #[ignore = "needs root and strace"]
-fn what_changes_in_a_path_after_it_was_planned_is_an_error_and_never_other_bytes() {
+fn a_change_after_planning_is_an_error_and_never_wrong_bytes() {
     let store = new_store();
     let image = store.image();
     let ranges: Vec<_> = metadata(&image).into_iter().chain(data(&image)).collect();

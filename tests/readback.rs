@@ -181,7 +181,7 @@ fn a_special_file_in_a_store_path_is_an_error_that_names_the_path() {
 }
 
 #[test]
-fn a_nar_size_that_is_too_small_is_an_error_and_its_neighbours_are_untouched() {
+fn a_too_small_nar_size_is_an_error_of_that_path_only() {
     let dir = memory_dir();
     for name in ["a", "b", "c"] {
         fs::create_dir(dir.path().join(name)).unwrap();
@@ -216,7 +216,7 @@ fn a_nar_size_that_is_too_small_is_an_error_and_its_neighbours_are_untouched() {
 }
 
 #[test]
-fn the_same_closure_gives_the_same_disk_wherever_it_lies() {
+fn the_disk_does_not_depend_on_where_the_store_is() {
     let (one, other) = (tempfile::tempdir().unwrap(), memory_dir());
     for dir in [one.path(), other.path()] {
         let entry = |(index, len): (usize, usize)| {
@@ -267,7 +267,7 @@ proptest! {
 
     /// The list shuffled, with duplicates; a disk made again; read in another order, in other steps.
     #[test]
-    fn the_same_closure_listed_in_another_order_gives_the_same_disk(tree in any_dir(), seed in any::<u64>()) {
+    fn the_disk_does_not_depend_on_the_order_of_the_list(tree in any_dir(), seed in any::<u64>()) {
         let dir = memory_dir();
         tree.write(dir.path());
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();

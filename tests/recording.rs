@@ -141,7 +141,7 @@ fn no_worker_is_left(server: &Server) {
 
 #[test]
 #[ignore = "needs fincore"]
-fn what_a_vm_read_is_in_memory_when_it_is_read_in_advance() {
+fn prefetching_a_recording_brings_its_data_into_memory() {
     let store = Store::new("abcd");
     let image = store.image("abc");
     let file = store.path("recording");
@@ -178,7 +178,7 @@ fn what_a_vm_read_is_in_memory_when_it_is_read_in_advance() {
 }
 
 #[test]
-fn a_recording_goes_on_behind_a_worker_that_was_killed() {
+fn a_recording_continues_after_a_worker_is_killed() {
     let store = Store::new("a");
     let image = store.image("a");
     let file = store.path("recording");
@@ -204,7 +204,7 @@ fn a_recording_goes_on_behind_a_worker_that_was_killed() {
 
 /// Clients that say nothing, or do not read, are not recorded, and keep nobody from it.
 #[test]
-fn a_client_that_does_not_read_does_not_take_the_recording() {
+fn a_client_that_reads_nothing_is_not_recorded() {
     let store = Store::new("a");
     let image = store.image("a");
     let file = store.path("recording");
@@ -218,7 +218,7 @@ fn a_client_that_does_not_read_does_not_take_the_recording() {
 }
 
 #[test]
-fn nothing_read_leaves_an_older_recording_alone() {
+fn an_existing_recording_stays_if_nothing_is_read() {
     let store = Store::new("a");
     let file = store.path("recording");
     fs::write(&file, "of old").unwrap();
@@ -240,7 +240,7 @@ fn fails(store: &Store, option: &str, recording: &Path) -> String {
 }
 
 #[test]
-fn what_is_no_recording_is_refused_with_its_line() {
+fn an_invalid_recording_is_refused_with_its_line() {
     let store = Store::new("a");
     let file = store.path("recording");
     let error = fails(&store, "--prefetch", &file);

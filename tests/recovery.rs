@@ -85,7 +85,7 @@ fn kill_often(server: &mut Server, store: &SmallStore, progress: &AtomicU64, mos
 }
 
 #[test]
-fn a_client_that_checks_every_byte_survives_two_hundred_kills() {
+fn a_client_reads_correctly_while_its_worker_is_killed_two_hundred_times() {
     const KILLS: u32 = 200;
     let store = SmallStore::new(&NAMES);
     let image = store.image();
@@ -144,7 +144,7 @@ fn finish(driver: &mut Driver, frontend: &Frontend, image: &Image) {
 /// The answer is published, the guest does not know it, and the process is dead.
 #[test]
 #[ignore = "needs strace"]
-fn a_kill_between_the_used_index_and_the_interrupt_is_survived() {
+fn a_kill_between_the_used_index_and_the_interrupt_loses_no_request() {
     const KILLS: u32 = 20;
     let store = SmallStore::new(&NAMES);
     let image = store.image();

@@ -50,7 +50,7 @@ fn name(store_path: &str) -> &str {
 
 #[test]
 #[ignore = "needs Nix"]
-fn what_dump_db_prints_gives_every_size_and_hash() {
+fn the_output_of_dump_db_has_every_size_and_hash() {
     let store = ChrootStore::new();
     let added = ["one", "two", "three"].map(|file| store.add(file, &file.repeat(1000)));
     let paths = load(
@@ -75,7 +75,7 @@ fn what_dump_db_prints_gives_every_size_and_hash() {
 
 #[test]
 #[ignore = "needs Nix"]
-fn what_load_db_accepts_means_the_same_here() {
+fn input_and_output_of_load_db_are_read_alike() {
     let store = ChrootStore::new();
     let [one, two] = ["one", "two"].map(|file| store.add(file, file));
     // As closureInfo writes it: nix32 after the algorithm's name, references, no deriver.

@@ -63,7 +63,7 @@ fn event(report: &Value, name: &str) -> f64 {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_report_says_what_was_read_of_each_path_and_when() {
+fn a_report_lists_what_was_read_of_each_path_and_when() {
     let reported = Reported::start();
     let image = reported.store.image();
     let region = image.space().region(0);
@@ -117,7 +117,7 @@ fn a_report_says_what_was_read_of_each_path_and_when() {
 /// Every worker is killed after its reads; what they read together is in the report.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn what_a_killed_worker_read_is_in_the_report_and_the_next_one_goes_on() {
+fn a_report_continues_after_a_worker_is_killed() {
     let reported = Reported::start();
     let image = reported.store.image();
     let regions = image.space().regions();
@@ -177,7 +177,7 @@ fn a_report_is_about_the_first_vm_that_reads() {
 }
 
 #[test]
-fn a_server_that_nobody_used_reports_that() {
+fn an_unused_server_writes_a_report() {
     let tree = crate::common::server::tree();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("boot.html");
@@ -300,7 +300,7 @@ fn reports_are_compared_by_names_without_hashes() {
 }
 
 #[test]
-fn what_is_no_report_is_told_in_a_sentence() {
+fn an_invalid_report_is_refused_in_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let mut other = report(Vec::new(), 2_000_000);
     other["format"] = "lazystore report 9".into();
@@ -363,7 +363,7 @@ fn drawn(dir: &Path, scheme: &str) -> (String, PathBuf) {
 
 #[test]
 #[ignore = "needs chromium"]
-fn a_browser_draws_the_page() {
+fn a_browser_renders_the_page() {
     let dir = tempfile::tempdir().unwrap();
     let (page, light) = drawn(dir.path(), "light");
     let (_, dark) = drawn(dir.path(), "dark");

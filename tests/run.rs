@@ -108,7 +108,7 @@ fn a_command_gets_socket_and_file_and_its_exit_code_is_returned() {
 }
 
 #[test]
-fn a_signal_that_ends_the_vm_is_told_as_shells_do() {
+fn a_signal_that_ends_the_vm_becomes_128_plus_its_number() {
     let fixture = Fixture::new();
     for (signal, code) in [("KILL", 137), ("TERM", 143)] {
         let output = fixture.output(&["sh", "-c", &format!(": {{socket}}; kill -{signal} $$")]);
@@ -117,7 +117,7 @@ fn a_signal_that_ends_the_vm_is_told_as_shells_do() {
 }
 
 #[test]
-fn signals_are_passed_on() {
+fn signals_are_forwarded() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let fixture = Fixture::new();
         let name = signal.as_str().trim_start_matches("SIG");
@@ -136,7 +136,7 @@ fn signals_are_passed_on() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn a_vm_that_never_connects_is_mentioned() {
+fn a_vm_that_never_connects_is_reported() {
     let fixture = Fixture::new();
     let output = fixture.output(&["true", "{socket}"]);
     assert!(output.status.success());
@@ -181,7 +181,7 @@ impl Running {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn nothing_is_left_when_the_first_process_is_killed() {
+fn nothing_remains_when_the_first_process_is_killed() {
     let fixture = Fixture::new();
     let mut running = Running::start(&fixture);
     running.run.kill().unwrap();
@@ -190,7 +190,7 @@ fn nothing_is_left_when_the_first_process_is_killed() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn nothing_is_left_when_the_server_is_killed() {
+fn nothing_remains_when_the_server_is_killed() {
     let fixture = Fixture::new();
     let running = Running::start(&fixture);
     kill(running.server, Signal::SIGKILL).unwrap();
@@ -199,7 +199,7 @@ fn nothing_is_left_when_the_server_is_killed() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn nothing_is_left_when_the_vm_is_killed() {
+fn nothing_remains_when_the_vm_is_killed() {
     let fixture = Fixture::new();
     let running = Running::start(&fixture);
     kill(running.vm, Signal::SIGKILL).unwrap();
@@ -207,7 +207,7 @@ fn nothing_is_left_when_the_vm_is_killed() {
 }
 
 #[test]
-fn what_is_wrong_is_said_in_one_sentence() {
+fn errors_are_one_sentence() {
     let fixture = Fixture::new();
     let mem = "memory-backend-ram,id=mem,size=1G";
     let cases: [(&[&str], i32, &str); 6] = [
@@ -385,13 +385,13 @@ fn a_microvm_runs_a_program_from_the_disk() {
 
 #[test]
 #[ignore = "boots a VM"]
-fn a_real_vm_whose_memory_is_its_own_reads_the_disk_over_nbd() {
+fn a_real_vm_without_shared_memory_reads_the_disk_over_nbd() {
     boots("q35", &["--nbd"]);
 }
 
 #[test]
 #[ignore = "boots a VM"]
-fn a_vm_that_was_saved_is_restored_instead_of_booted() {
+fn a_saved_vm_is_restored_instead_of_booted() {
     const MARK: &str = "lazystore: mounted_uptime_s=";
     let _turn = turn();
     let fixture = Fixture::new();

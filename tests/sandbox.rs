@@ -46,7 +46,7 @@ fn workers_are_killed_or_refused() {
 
 /// What is refused to the confined is refused because they are confined.
 #[test]
-fn the_unconfined_are_not_refused() {
+fn an_unconfined_process_may_make_the_same_calls() {
     for (name, ..) in CALLS {
         let end = try_in(None, name);
         let refused = matches!(end, End::Killed(_) | End::Errno(libc::ENOSYS));
@@ -76,7 +76,7 @@ fn only_the_store_can_be_read() {
 
 /// Without a jail a worker can look at what it cannot read.
 #[test]
-fn only_a_jail_hides_what_is_not_served() {
+fn only_a_jail_hides_unserved_paths() {
     for process in [
         Process::VhostWorker,
         Process::NbdWorker,
@@ -94,7 +94,7 @@ fn only_a_jail_hides_what_is_not_served() {
 
 #[test]
 #[ignore = "needs user namespaces"]
-fn in_a_jail_there_is_nothing_but_what_is_served() {
+fn a_jail_contains_only_served_paths() {
     for process in [
         Process::VhostWorker,
         Process::NbdWorker,
@@ -115,7 +115,7 @@ fn in_a_jail_there_is_nothing_but_what_is_served() {
 }
 
 #[test]
-fn workers_have_no_more_memory_than_they_may() {
+fn memory_of_workers_is_limited() {
     for process in [
         Process::VhostWorker,
         Process::NbdWorker,
@@ -132,7 +132,7 @@ fn workers_have_no_more_memory_than_they_may() {
 /// Root's are bounded by what starts the server.
 #[test]
 #[ignore = "needs root"]
-fn workers_of_an_ordinary_user_start_no_more_threads_than_they_may() {
+fn threads_of_an_ordinary_users_workers_are_limited() {
     let name = "start threads";
     let refused = End::Errno(libc::EAGAIN);
     assert_eq!(try_in_jail_by(65534, Process::VhostWorker, name), refused);
@@ -141,7 +141,7 @@ fn workers_of_an_ordinary_user_start_no_more_threads_than_they_may() {
 
 /// Only vhost-user needs messages that may carry descriptors.
 #[test]
-fn workers_without_vhost_user_pass_no_descriptors() {
+fn workers_without_vhost_user_cannot_pass_descriptors() {
     let message = "sendmsg";
     for process in [Process::NbdWorker, Process::FuseWorker] {
         let refused = End::Errno(libc::ENOSYS);
@@ -153,7 +153,7 @@ fn workers_without_vhost_user_pass_no_descriptors() {
 }
 
 #[test]
-fn workers_make_no_file_longer() {
+fn workers_cannot_extend_files() {
     let name = "make a file longer";
     assert_eq!(try_in(None, name), End::Done);
     for process in WORKERS {
@@ -163,7 +163,7 @@ fn workers_make_no_file_longer() {
 }
 
 #[test]
-fn a_listener_runs_nothing_and_reaches_no_network() {
+fn a_listener_can_neither_execute_programs_nor_reach_the_network() {
     for name in [
         "execve",
         "ptrace",
@@ -192,7 +192,7 @@ fn a_listener_starts_workers_after_the_kernel_has_dropped_its_caches() {
 
 #[test]
 #[ignore = "needs root"]
-fn a_served_closure_leaves_no_capability_to_anyone() {
+fn no_process_has_capabilities_while_a_closure_is_served() {
     let store = store();
     let server = Served::at_socket(&store_args(store.path()), store.path());
     let _connected = UnixStream::connect(server.socket()).unwrap();
@@ -224,7 +224,7 @@ fn without_a_sandbox_nothing_is_confined() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn a_mount_leaves_its_worker_nothing_and_its_parent_the_right_to_unmount() {
+fn with_a_mount_only_the_parent_keeps_the_capability_to_unmount() {
     let store = store();
     let server = Served::as_file(&store_args(store.path()), store.path());
     let worker = Status::of(server.worker());
@@ -247,7 +247,7 @@ fn first_data(socket: &Path, len: usize) -> Vec<u8> {
 
 #[test]
 #[ignore = "needs root"]
-fn a_trees_private_files_are_read_with_the_one_right_that_takes() {
+fn private_files_of_a_tree_are_read_with_one_capability() {
     let tree = tempfile::tempdir().unwrap();
     let private = tree.path().join("private");
     fs::create_dir(&private).unwrap();
@@ -302,7 +302,7 @@ fn an_ordinary_user_is_confined_and_pins_the_store_for_its_own_garbage_collector
 }
 
 #[test]
-fn a_kernel_without_landlock_is_mentioned_once() {
+fn a_kernel_without_landlock_causes_one_warning() {
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join("file"), [9; 8192]).unwrap();
     let args = vec!["--tree".into(), tree.path().into()];

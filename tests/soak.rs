@@ -295,7 +295,7 @@ fn seconds() -> u64 {
 
 #[test]
 #[ignore = "loads the machine for a minute"]
-fn nothing_is_wrong_or_grows_under_load_and_faults() {
+fn load_and_faults_cause_no_wrong_byte_and_no_growth() {
     let soak = Soak::new(Duration::from_secs(seconds()));
     let (counts, samples) = thread::scope(|scope| {
         let clients: Vec<_> = (1..=CLIENTS)

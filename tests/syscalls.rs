@@ -127,14 +127,14 @@ fn read_warm(len: usize, batch: usize) -> (BTreeMap<String, usize>, usize) {
 /// Neither opened, nor looked up, nor closed: a file that is open costs its read.
 #[test]
 #[ignore = "needs root and strace"]
-fn a_file_that_is_open_costs_its_read_and_nothing_else() {
+fn reading_an_open_file_takes_one_system_call() {
     let (calls, reads) = read_warm(BLOCK, 1);
     assert_eq!(count(&calls, "preadv2"), reads, "{calls:?}");
 }
 
 #[test]
 #[ignore = "needs root and strace"]
-fn requests_that_continue_each_other_are_one_read() {
+fn contiguous_requests_are_one_read() {
     let (calls, reads) = read_warm(BLOCK, DEPTH);
     // A batch may be looked at before all of it is there.
     assert!(count(&calls, "preadv2") < reads / DEPTH * 2, "{calls:?}");

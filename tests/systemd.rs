@@ -49,7 +49,7 @@ fn systemd_accepts_the_units() {
 
 #[test]
 #[ignore = "needs systemd"]
-fn the_service_is_as_confined_as_it_was() {
+fn the_exposure_level_of_the_service_has_not_grown() {
     let (_dir, service, _) = units();
     let mut security = Command::new(tool("systemd-analyze", "systemd"));
     let threshold = format!("--threshold={EXPOSURE_MAX}");
@@ -106,7 +106,7 @@ fn allowed_calls(unit: &str) -> BTreeSet<String> {
 /// The service could not take its socket, nor confine itself: its unit forbade the calls for that.
 #[test]
 #[ignore = "needs systemd and strace"]
-fn the_unit_allows_what_the_service_calls() {
+fn the_unit_allows_the_system_calls_of_the_service() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/systemd/lazystore@.service");
     let allowed = allowed_calls(&fs::read_to_string(unit).unwrap());
     let store = SmallStore::new(&["aaa-one"]);

@@ -101,7 +101,7 @@ proptest! {
     #![proptest_config(cases(32))]
 
     #[test]
-    fn random_stores_are_as_registered(tree in any_dir()) {
+    fn random_stores_match_their_registration(tree in any_dir()) {
         let dir = memory_dir();
         tree.write(dir.path());
         let closure = closure(dir.path());
@@ -112,7 +112,7 @@ proptest! {
     }
 
     #[test]
-    fn random_trees_are_as_on_the_host(random in any_dir()) {
+    fn random_trees_match_the_host(random in any_dir()) {
         let dir = memory_dir();
         random.write(dir.path());
         let report = verified(&tree(dir.path()));
@@ -122,12 +122,12 @@ proptest! {
 }
 
 #[test]
-fn nothing_differs_from_itself() {
+fn a_disk_has_no_difference_from_itself() {
     assert_eq!(changed(|_| {}), Vec::<String>::new());
 }
 
 #[test]
-fn every_kind_of_difference_is_named() {
+fn every_kind_of_difference_is_reported() {
     type Case = (fn(&Path), &'static [&'static str]);
     let changes: [Case; 8] = [
         (
@@ -182,7 +182,7 @@ fn every_kind_of_difference_is_named() {
 }
 
 #[test]
-fn a_byte_that_changed_since_registration_shows_in_the_hash_alone() {
+fn a_byte_changed_since_registration_changes_only_the_hash() {
     let dir = small_store();
     let closure = closure(dir.path());
     fs::write(dir.path().join("bbb/sub/small"), "bbB").unwrap();
@@ -204,7 +204,7 @@ fn a_byte_that_changed_since_registration_shows_in_the_hash_alone() {
 }
 
 #[test]
-fn a_file_that_changed_since_it_was_planned_cannot_be_read() {
+fn a_file_changed_since_planning_cannot_be_read() {
     let dir = small_store();
     let closure = closure(dir.path());
     let image = image(&closure);
@@ -231,7 +231,7 @@ fn a_file_that_changed_since_it_was_planned_cannot_be_read() {
 }
 
 #[test]
-fn a_wrong_registration_names_its_path() {
+fn a_wrong_registration_is_reported_with_its_path() {
     let dir = small_store();
     let mut wrong_hash = closure(dir.path());
     paths(&mut wrong_hash)[1].nar_hash = Some([7; 32]);
@@ -267,7 +267,7 @@ fn off_by_eight_size(dir: &Path) -> Option<u64> {
 }
 
 #[test]
-fn a_path_that_the_disk_does_not_have_is_missing_and_one_too_many_is_too() {
+fn missing_and_additional_paths_are_reported() {
     let dir = small_store();
     let (mut fewer, all) = (closure(dir.path()), closure(dir.path()));
     paths(&mut fewer).remove(0);
@@ -283,7 +283,7 @@ fn a_path_that_the_disk_does_not_have_is_missing_and_one_too_many_is_too() {
 }
 
 #[test]
-fn differences_are_counted_and_the_first_kept() {
+fn all_differences_are_counted_and_the_first_ones_kept() {
     let (one, other) = (memory_dir(), memory_dir());
     for dir in [&one, &other] {
         fs::create_dir(dir.path().join("path")).unwrap();
@@ -300,7 +300,7 @@ fn differences_are_counted_and_the_first_kept() {
 }
 
 #[test]
-fn a_sample_takes_so_many_paths() {
+fn a_sample_has_the_requested_number_of_paths() {
     let dir = small_store();
     let closure = closure(dir.path());
     let sample = VerifyOptions {
@@ -313,7 +313,7 @@ fn a_sample_takes_so_many_paths() {
 
 #[test]
 #[ignore = "needs root"]
-fn what_only_a_tree_can_hold_is_compared_too() {
+fn attributes_that_only_trees_have_are_compared() {
     let dir = memory_dir();
     let at = |name: &str| dir.path().join(name);
     let mknod = |args: &[&str]| {
@@ -349,7 +349,7 @@ fn command(dir: &Path, args: &[&str]) -> Output {
 }
 
 #[test]
-fn the_command_says_what_differs_and_its_exit_code_too() {
+fn the_command_prints_differences_and_exits_accordingly() {
     let dir = memory_dir();
     let store = dir.path().join("nix/store");
     fs::create_dir_all(store.join("aaa-one/bin")).unwrap();

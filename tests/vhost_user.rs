@@ -65,7 +65,7 @@ fn compare(client: &mut Client, image: &Image, rounds: usize) {
 }
 
 #[test]
-fn random_reads_in_several_queues_are_what_the_image_says() {
+fn random_reads_in_several_queues_return_the_images_bytes() {
     let tree = tree();
     let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &["--threads", "3"]);
@@ -78,7 +78,7 @@ fn random_reads_in_several_queues_are_what_the_image_says() {
 }
 
 #[test]
-fn clients_come_and_go_and_overlap() {
+fn overlapping_connections_are_served() {
     let tree = tree();
     let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
@@ -99,7 +99,7 @@ fn clients_come_and_go_and_overlap() {
 }
 
 #[test]
-fn a_client_that_wants_to_write_is_turned_away() {
+fn a_client_that_requires_a_writable_disk_is_refused() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     assert!(
@@ -114,7 +114,7 @@ fn a_client_that_wants_to_write_is_turned_away() {
 }
 
 #[test]
-fn writes_fail_on_the_wire_and_harm_nothing() {
+fn writes_fail_and_change_nothing() {
     let tree = tree();
     let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
@@ -137,7 +137,7 @@ fn writes_fail_on_the_wire_and_harm_nothing() {
 }
 
 #[test]
-fn the_serial_is_told() {
+fn get_id_returns_the_serial() {
     let tree = tree();
     let server = Server::start(tree.path(), &["--serial", "my-own-serial"]);
     let mut guest = Guest::new();
@@ -164,7 +164,7 @@ fn a_frontend_without_version_1_or_protocol_features_is_served() {
 }
 
 #[test]
-fn configuration_is_as_long_as_asked_for() {
+fn get_config_returns_the_requested_length() {
     let tree = tree();
     let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
@@ -179,7 +179,7 @@ fn configuration_is_as_long_as_asked_for() {
 }
 
 #[test]
-fn a_queue_can_be_stopped_and_started_again() {
+fn a_queue_can_be_stopped_and_restarted() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let mut guest = Guest::new();
@@ -194,7 +194,7 @@ fn a_queue_can_be_stopped_and_started_again() {
 }
 
 #[test]
-fn a_killed_worker_is_replaced_without_loss() {
+fn a_killed_worker_is_replaced_without_losing_a_request() {
     let tree = tree();
     let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
@@ -247,7 +247,7 @@ fn memory_that_is_not_shared_is_explained() {
 }
 
 #[test]
-fn ending_removes_the_socket_and_the_workers() {
+fn the_end_of_the_server_removes_the_socket_and_the_workers() {
     let tree = tree();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let server = Server::start(tree.path(), &[]);
@@ -264,7 +264,7 @@ fn ending_removes_the_socket_and_the_workers() {
 }
 
 #[test]
-fn another_socket_in_the_same_place_is_not_removed() {
+fn a_socket_of_another_process_at_the_same_path_is_not_removed() {
     let tree = tree();
     let mut server = Server::start(tree.path(), &[]);
     let socket = server.socket.clone();
@@ -304,7 +304,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[test]
-fn paths_that_cannot_be_are_explained() {
+fn impossible_socket_paths_are_explained() {
     let tree = tree();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");

@@ -39,7 +39,7 @@ fn point(socket: &Path) -> PathBuf {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_vm_is_counted_while_it_reads_and_after_it_has_left() {
+fn a_vm_is_counted_while_it_reads_and_after_it_has_disconnected() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     assert_eq!(told(&server.socket)["vms"], Value::Array(Vec::new()));
@@ -76,7 +76,7 @@ fn a_vm_is_counted_while_it_reads_and_after_it_has_left() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn rates_and_percentiles_are_those_of_the_last_moment() {
+fn rates_and_percentiles_cover_the_last_interval() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let mut client = Client::start(&server.socket, 1);
@@ -100,7 +100,7 @@ fn rates_and_percentiles_are_those_of_the_last_moment() {
 }
 
 #[test]
-fn only_the_owner_can_ask_and_a_server_is_found_by_all_its_names() {
+fn the_status_socket_is_private_and_found_by_every_name_of_the_server() {
     let tree = tree();
     let server = Server::start(tree.path(), &["--socket-mode", "666"]);
     let point = point(&server.socket);
@@ -129,7 +129,7 @@ fn only_the_owner_can_ask_and_a_server_is_found_by_all_its_names() {
 /// Those who ask and then do nothing delay neither VMs nor others who ask, and are let go.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_server_waits_for_nobody_who_asks() {
+fn a_slow_status_client_does_not_block_the_server() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let before = fds(server.pid());
@@ -151,7 +151,7 @@ fn a_server_waits_for_nobody_who_asks() {
 /// A worker has neither the listening socket nor anybody's connection to it.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_worker_has_no_way_to_the_status() {
+fn workers_cannot_reach_the_status_socket() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let held = UnixStream::connect(point(&server.socket)).unwrap();
@@ -219,7 +219,7 @@ fn metrics_are_replaced_while_the_server_runs_and_removed_at_its_end() {
 }
 
 #[test]
-fn sigusr1_has_the_server_log_its_status_and_ends_nothing() {
+fn on_sigusr1_the_server_logs_its_status_and_continues() {
     let tree = tree();
     let server = Server::start(tree.path(), &["--log-format", "json"]);
     server.signal(Signal::SIGUSR1);
@@ -236,7 +236,7 @@ fn sigusr1_has_the_server_log_its_status_and_ends_nothing() {
 }
 
 #[test]
-fn a_status_that_cannot_be_offered_keeps_nobody_from_serving() {
+fn a_failing_status_socket_does_not_prevent_serving() {
     let tree = tree();
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("disk.sock");
@@ -254,7 +254,7 @@ fn a_status_that_cannot_be_offered_keeps_nobody_from_serving() {
 }
 
 #[test]
-fn a_status_of_another_program_is_refused() {
+fn an_answer_that_is_not_a_status_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("x.status");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();

@@ -31,7 +31,7 @@ fn cache(store: &RemoteStore, command: &str, extra: &[&str]) -> (String, i32) {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn what_is_kept_is_listed_verified_and_pruned_but_not_while_it_is_in_use() {
+fn cache_commands_list_verify_and_prune_what_is_not_in_use() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let server = store.serve(&[&http.url()], &[]);
@@ -73,7 +73,7 @@ fn what_is_kept_is_listed_verified_and_pruned_but_not_while_it_is_in_use() {
 }
 
 #[test]
-fn verify_compares_hashes_of_what_is_not_on_the_host() {
+fn verify_compares_hashes_of_remote_paths() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let (args, url) = (store.args(&[&http.url()]), http.url());
@@ -87,7 +87,7 @@ fn verify_compares_hashes_of_what_is_not_on_the_host() {
 }
 
 #[test]
-fn over_nbd_too() {
+fn a_remote_store_is_served_over_nbd() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let dir = tempfile::tempdir().unwrap();
@@ -122,7 +122,7 @@ fn twelve_paths() -> (RemoteStore, HttpServer) {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_process_that_fetches_and_is_killed_is_not_noticed() {
+fn vms_do_not_notice_that_the_fetcher_is_killed() {
     let (store, http) = twelve_paths();
     let server = store.serve(&[&http.url()], &[]);
     let image = store.expected();

@@ -40,7 +40,7 @@ fn one_path_fails(wrong: impl FnOnce(&RemoteStore, &HttpServer)) -> String {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_listing_that_its_nar_contradicts_is_an_error_for_good() {
+fn a_listing_contradicted_by_its_nar_is_a_permanent_error() {
     let log = one_path_fails(|store, _| {
         let mut listing = store.paths[1].listing.clone();
         // The sizes add up, but two files have changed places.
@@ -74,7 +74,7 @@ fn a_tampered_nar_is_never_served() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_nar_that_decompresses_to_more_than_it_should() {
+fn a_nar_that_decompresses_to_too_much_is_an_error() {
     let log = one_path_fails(|store, _| {
         let nar = [&store.paths[1].nar[..], &vec![0; 50 << 20]].concat();
         store.cache.put_nar(&store.paths[1], &nar);
@@ -84,7 +84,7 @@ fn a_nar_that_decompresses_to_more_than_it_should() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn servers_that_break() {
+fn broken_servers_are_errors() {
     for fault in [
         Fault::Status(404),
         Fault::Status(500),
@@ -105,7 +105,7 @@ fn servers_that_break() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn what_passes_is_not_noticed() {
+fn temporary_failures_are_not_noticed() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let elsewhere = HttpServer::start(&store.cache.dir);
@@ -147,7 +147,7 @@ fn the_next_cache_is_asked_when_one_lacks_a_path_or_lies() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_bad_listing_is_made_up_for_by_the_nar() {
+fn a_bad_listing_is_replaced_by_the_nar() {
     const TWICE: &str = "{\"version\":1,\"root\":{\"type\":\"directory\",\"entries\":{\
         \"a\":{\"type\":\"regular\",\"size\":1},\"a\":{\"type\":\"regular\",\"size\":1}}}}";
     let with_name = |name: &str| {
@@ -178,7 +178,7 @@ fn a_bad_listing_is_made_up_for_by_the_nar() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_silent_server_is_an_error_after_the_limit_and_others_go_on() {
+fn a_silent_server_is_an_error_after_the_timeout_and_other_reads_continue() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     http.fault(&format!("nar/{}", store.paths[1].hash()), Fault::Hang);
@@ -192,7 +192,7 @@ fn a_silent_server_is_an_error_after_the_limit_and_others_go_on() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_read_that_waits_for_a_fetch_is_told_as_one_that_waits() {
+fn a_read_that_waits_for_a_fetch_is_counted_as_in_flight() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     http.fault(&format!("nar/{}", store.paths[1].hash()), Fault::Hang);
@@ -210,7 +210,7 @@ fn a_read_that_waits_for_a_fetch_is_told_as_one_that_waits() {
 }
 
 #[test]
-fn starts_that_cannot_be() {
+fn impossible_starts_are_refused() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let url = http.url();

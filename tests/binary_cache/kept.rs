@@ -25,7 +25,7 @@ fn nars(store: &RemoteStore) -> usize {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn what_was_used_longest_ago_goes_when_there_is_more_than_the_limit_but_nothing_in_use() {
+fn the_least_recently_used_nars_are_evicted_but_none_in_use() {
     let store = RemoteStore::new(&NAMES);
     let tree = store.trees().join(&store.paths[0].name).join("share");
     let alone = store.cache.add("alone", &tree, &[]);
@@ -54,7 +54,7 @@ fn what_was_used_longest_ago_goes_when_there_is_more_than_the_limit_but_nothing_
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn two_servers_that_share_it_fetch_each_nar_once() {
+fn two_servers_that_share_a_cache_fetch_each_nar_once() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let servers = [(); 2].map(|()| store.serve(&[&http.url()], &[]));
@@ -76,7 +76,7 @@ fn two_servers_that_share_it_fetch_each_nar_once() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn without_a_network_what_is_kept_is_read_and_the_rest_is_an_error() {
+fn without_a_network_kept_paths_are_read_and_others_are_errors() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let server = store.serve(&[&http.url()], &[]);
@@ -93,7 +93,7 @@ fn without_a_network_what_is_kept_is_read_and_the_rest_is_an_error() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn what_could_not_be_fetched_is_tried_again_later() {
+fn failed_fetches_are_retried_later() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     http.fault(
@@ -109,7 +109,7 @@ fn what_could_not_be_fetched_is_tried_again_later() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_slow_nar_is_waited_for_and_others_are_read_meanwhile() {
+fn a_slow_nar_does_not_delay_other_reads() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let slow = Fault::Slow(100, std::time::Duration::from_millis(20));
@@ -158,7 +158,7 @@ fn mount(options: &str, path: &Path) {
 
 #[test]
 #[ignore = "needs root: mounts a small file system"]
-fn a_full_disk_is_an_error_and_leaves_nothing_torn() {
+fn a_full_disk_is_an_error_and_leaves_no_partial_nar() {
     let store = RemoteStore::new(&NAMES);
     let dir = store.cache_dir();
     // There is room for one NAR of four.

@@ -157,7 +157,7 @@ fn warnings(mut log: &File) -> String {
 
 #[test]
 #[ignore = "needs root: kills hundreds of processes, for minutes"]
-fn kills_of_any_process_are_not_noticed_and_leave_nothing_torn() {
+fn killing_any_process_is_not_noticed_and_leaves_no_partial_nar() {
     let attack = Attack::new();
     let (counts, kills) = thread::scope(|scope| {
         let attack = &attack;

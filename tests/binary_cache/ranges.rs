@@ -79,7 +79,7 @@ fn wait_for_all(store: &RemoteStore, dir: &str, end: &str, count: usize) {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn what_is_read_is_fetched_and_kept_and_all_of_it_is_a_verified_nar() {
+fn parts_are_kept_and_a_complete_nar_is_verified() {
     let store = store();
     let http = HttpServer::start(&store.cache.dir);
     let (image, url, nar) = (store.expected(), http.url(), nar_name(&store));
@@ -138,7 +138,7 @@ fn what_is_read_is_fetched_and_kept_and_all_of_it_is_a_verified_nar() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn caches_that_nobody_declared_trusted_are_asked_for_whole_nars() {
+fn caches_that_are_not_trusted_are_asked_for_whole_nars() {
     let store = store();
     let (one, other) = (
         HttpServer::start(&store.cache.dir),
@@ -161,7 +161,7 @@ fn caches_that_nobody_declared_trusted_are_asked_for_whole_nars() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_server_that_gives_no_parts_or_wrong_ones_is_asked_for_the_whole_nar() {
+fn a_server_without_correct_ranges_is_asked_for_the_whole_nar() {
     let store = store();
     let image = store.expected();
     let whole = store.paths[0].nar.len();
@@ -208,7 +208,7 @@ fn a_server_that_gives_no_parts_or_wrong_ones_is_asked_for_the_whole_nar() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn parts_that_are_not_of_the_signed_nar_are_an_error_once_all_have_come() {
+fn parts_that_do_not_match_the_signed_nar_are_an_error_once_it_is_complete() {
     let store = store();
     let http = HttpServer::start(&store.cache.dir);
     let mut nar = store.paths[0].nar.clone();
@@ -249,7 +249,7 @@ fn parts_that_are_not_of_the_signed_nar_are_an_error_once_all_have_come() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_listing_that_a_part_contradicts_is_an_error_for_good() {
+fn a_listing_contradicted_by_a_part_is_a_permanent_error() {
     let store = store();
     let mut listing = store.paths[0].listing.clone();
     // The sizes add up, but two files have changed places.
@@ -282,7 +282,7 @@ fn a_listing_that_a_part_contradicts_is_an_error_for_good() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_listing_of_another_cache_is_not_what_parts_are_found_by() {
+fn a_listing_of_another_cache_is_not_used_to_locate_parts() {
     let store = store();
     // The trusted cache has no listing; the other one has one, and no narinfo.
     let copy = store.root().join("copy");
@@ -308,7 +308,7 @@ fn a_listing_of_another_cache_is_not_what_parts_are_found_by() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn a_process_that_fetches_parts_and_is_killed_is_not_noticed() {
+fn vms_do_not_notice_that_the_fetcher_of_parts_is_killed() {
     let store = store();
     let http = HttpServer::start(&store.cache.dir);
     http.latency(std::time::Duration::from_millis(5));
@@ -340,7 +340,7 @@ fn a_process_that_fetches_parts_and_is_killed_is_not_noticed() {
 
 #[test]
 #[ignore = "needs nginx and s3s-fs"]
-fn nginx_and_a_bucket_give_parts() {
+fn parts_come_from_nginx_and_a_bucket() {
     let store = store();
     let image = store.expected();
     let deep = file(&store, &image, "file5000000");
@@ -373,7 +373,7 @@ fn nginx_and_a_bucket_give_parts() {
 
 #[test]
 #[ignore = "needs root: a real client locks memory"]
-fn parts_come_from_directories_and_along_redirects_too() {
+fn parts_come_from_directories_and_through_redirects() {
     let store = store();
     let image = store.expected();
     let deep = file(&store, &image, "file5000000");

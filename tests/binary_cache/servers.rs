@@ -89,7 +89,7 @@ pub fn s3(dir: &Path, port: u16, access_key: &str, secret_key: &str) -> Foreign 
 
 #[test]
 #[ignore = "needs s3s-fs"]
-fn a_bucket_is_read_with_its_keys_and_no_others() {
+fn a_bucket_is_read_only_with_the_right_keys() {
     let store = RemoteStore::new(&NAMES);
     let port = free_port();
     let _s3 = s3(&store.cache.dir, port, "AKIDEXAMPLE", "a/secret+key=");
@@ -142,7 +142,7 @@ fn certificate(dir: &Path) -> [PathBuf; 2] {
 
 #[test]
 #[ignore = "needs openssl and python3"]
-fn an_authority_that_is_not_known_is_refused_and_one_that_is_named_is_believed() {
+fn an_unknown_authority_is_refused_unless_it_is_given() {
     let store = RemoteStore::new(&NAMES);
     let own = tempfile::tempdir().unwrap();
     let [key, cert] = certificate(own.path());
@@ -207,7 +207,7 @@ fn bytes_in(dir: &Path) -> u64 {
 
 #[test]
 #[ignore = "boots a VM from a cache that Nix writes and nginx serves"]
-fn a_guest_boots_from_a_store_that_is_not_on_this_host() {
+fn a_guest_boots_from_a_remote_store() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let key = nix_cache(dir.path());

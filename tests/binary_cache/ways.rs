@@ -11,7 +11,7 @@ use crate::common::remote::{RemoteStore, used};
 
 #[test]
 #[ignore = "needs root: mounts"]
-fn as_a_file() {
+fn a_remote_store_is_served_as_a_file() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let server = fuse::Server::start(&store.args(&[&http.url()]));
@@ -36,7 +36,7 @@ fn as_a_file() {
 
 #[test]
 #[ignore = "needs root: mounts"]
-fn for_a_command_that_is_started_with_it() {
+fn a_remote_store_is_served_to_a_command_of_run() {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
     let image = store.expected();

@@ -128,7 +128,7 @@ const COMPRESSED: [Compression; 4] = [
 ];
 
 #[test]
-fn what_a_server_gives_is_read_through() {
+fn nars_and_listings_are_read_from_a_server() {
     for compression in COMPRESSED.into_iter().chain([Compression::None]) {
         let served = Served::new(compression);
         let whole = NarTree::parse(&served.added.nar[..], served.added.nar.len() as u64).unwrap();
@@ -184,7 +184,7 @@ fn bodies_that_end_early_or_never_are_errors() {
 
 /// A gigabyte that takes a few kilobytes to send.
 #[test]
-fn a_nar_that_grows_is_left_at_its_size() {
+fn reading_a_nar_stops_at_its_declared_size() {
     let served = Served::new(Compression::Zstd);
     let mut bomb = Vec::new();
     let zeros = io::repeat(0).take(1 << 30);
@@ -216,7 +216,7 @@ fn a_nar_that_grows_is_left_at_its_size() {
 
 /// Each byte of contents, names and structure: the tree differs, the hash does, or it is no NAR.
 #[test]
-fn a_nar_with_another_byte_is_an_error() {
+fn a_nar_with_a_changed_byte_is_an_error() {
     let served = Served::new(Compression::Zstd);
     for at in (0..served.added.nar.len()).step_by(9973).chain(0..400) {
         let mut nar = served.added.nar.clone();
@@ -229,7 +229,7 @@ fn a_nar_with_another_byte_is_an_error() {
 }
 
 #[test]
-fn narinfos_of_liars_are_refused() {
+fn malicious_narinfos_are_refused() {
     let served = Served::new(Compression::Xz);
     let text = std::fs::read_to_string(served.cache.narinfo_file(&served.added)).unwrap();
     let keys = PublicKey::parse_list(&served.cache.key.public()).unwrap();
@@ -269,7 +269,7 @@ fn narinfos_of_liars_are_refused() {
 }
 
 #[test]
-fn listings_of_liars_are_refused_or_another_tree() {
+fn malicious_listings_are_refused_or_describe_another_tree() {
     let served = Served::new(Compression::Xz);
     let whole = served.nar().unwrap();
     let listing = served.added.listing.to_string();

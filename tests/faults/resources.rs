@@ -71,7 +71,7 @@ fn start_with_few(limit: u32, closure: &[String]) -> Result<Server, String> {
 /// What is refused is refused at the start; after that, everyone is answered, and every byte is right.
 #[test]
 #[ignore = "needs prlimit"]
-fn with_few_descriptors_a_server_serves_or_says_so() {
+fn with_few_descriptors_a_server_serves_or_explains_why_not() {
     let store = new_store();
     let files = store.files(&store.image());
     let (mut refused, mut served) = (Vec::new(), Vec::new());
@@ -116,7 +116,7 @@ fn too_many_queues_for_the_descriptors_are_refused() {
 /// Descriptors that are taken away while a VM reads: its reads are right or errors, and right again once they are back.
 #[test]
 #[ignore = "needs root and strace"]
-fn when_descriptors_run_out_bytes_are_right_or_not_there() {
+fn when_descriptors_run_out_reads_are_correct_or_fail() {
     let store = new_store();
     let files = store.files(&store.image());
     let strace = tool("strace", "strace");
@@ -225,7 +225,7 @@ impl Drop for MemoryGroup {
 /// killed for it again and again.
 #[test]
 #[ignore = "needs root"]
-fn with_little_memory_reads_are_right() {
+fn with_little_memory_reads_are_correct() {
     const FILES: usize = 12;
     const FILE_BYTES: usize = 8 << 20;
     const LIMIT_BYTES: u64 = 24 << 20;

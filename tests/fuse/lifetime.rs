@@ -42,7 +42,7 @@ fn signals_unmount() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn what_a_killed_server_left_is_replaced() {
+fn a_mount_left_by_a_killed_server_is_replaced() {
     let (place, tree) = (Place::new(), tree());
     let mut server = start_at(&place, tree.path(), &[]);
     server.signal(Signal::KILL);
@@ -194,7 +194,7 @@ fn sentence(output: &Output, code: i32) -> String {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn what_is_wrong_is_explained() {
+fn errors_are_explained() {
     let tree = tree();
     let said = refused(&tree.path().join("nowhere"), tree.path(), &[]);
     assert!(said.contains("nowhere is not a directory"), "{said}");
@@ -244,7 +244,7 @@ fn without_fuse_the_socket_is_recommended() {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn without_fusermount_it_is_named() {
+fn without_fusermount_the_error_names_it() {
     let (place, tree) = (Place::new(), tree());
     // Without the right to mount, root is like any other user.
     let script = "d=$(mktemp -d) && cp /usr/bin/setpriv $d/ && mount -t tmpfs none /usr/bin && \
@@ -282,7 +282,7 @@ fn another_user_reads(image: &Path) -> bool {
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn other_users_read_it_only_if_allowed() {
+fn other_users_can_read_only_with_allow_other() {
     use std::os::unix::fs::PermissionsExt;
     for (extra, allowed) in [(&[][..], false), (&["--allow-other"][..], true)] {
         let (place, tree) = (Place::new(), tree());

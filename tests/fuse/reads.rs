@@ -58,7 +58,7 @@ fn small() -> (tempfile::TempDir, Server) {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and tools"]
-fn random_reads_agree_with_the_core() {
+fn random_reads_return_the_images_bytes() {
     let tree = tempfile::tempdir().unwrap();
     for (name, len) in [("a", 5 * MIB), ("b", 100), ("c", 70_000)] {
         fs::write(
@@ -155,7 +155,7 @@ fn mapped_bytes(file: &File) -> Vec<u8> {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and tools"]
-fn holes_are_told() {
+fn seek_finds_holes() {
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join("a"), vec![PATTERN; MIB]).unwrap();
     let server = serve_tree(tree.path());
@@ -228,7 +228,7 @@ fn sparse_copies_are_normal_images() {
 
 #[test]
 #[ignore = "needs root, /dev/fuse and tools"]
-fn qemu_reads_it_in_every_way() {
+fn qemu_reads_with_every_aio_mode() {
     let (_dir, server) = small();
     let read = format!("read -P {PATTERN} {DATA} 4M");
     for how in [

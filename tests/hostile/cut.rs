@@ -70,7 +70,7 @@ fn killed(stage: Stage) -> usize {
 }
 
 #[test]
-fn a_memory_file_cut_under_the_ring_hurts_only_its_own_worker() {
+fn truncating_the_memory_of_a_ring_affects_only_its_own_worker() {
     let stage = Stage::new();
     while_others_read(&stage, || {
         for _ in 0..5 {
@@ -93,7 +93,7 @@ fn a_memory_file_cut_under_the_ring_hurts_only_its_own_worker() {
 
 /// Memory may be said to be longer than its file; what lies after the end is like what was cut off.
 #[test]
-fn a_ring_behind_the_end_of_its_file_hurts_only_its_own_worker() {
+fn a_ring_after_the_end_of_its_file_affects_only_its_own_worker() {
     let stage = Stage::new();
     let shared = Shared::new();
     let len = Shared::BYTES;
@@ -111,7 +111,7 @@ fn a_ring_behind_the_end_of_its_file_hurts_only_its_own_worker() {
 }
 
 #[test]
-fn a_memory_file_cut_under_a_buffer_hurts_only_its_own_worker() {
+fn truncating_the_memory_of_a_buffer_affects_only_its_own_worker() {
     let stage = Stage::new();
     // Data of a file go to the buffer by a system call, which fails; metadata are copied, which is a fault.
     for (sector, expected) in [((128 << 30) / 512, Some(1)), (0, None)] {

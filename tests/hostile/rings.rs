@@ -56,7 +56,7 @@ fn busy(stage: &Stage, shared: &Shared) -> Raw {
 
 /// The worker leaves at once, in the midst of a request.
 #[test]
-fn large_requests_leave_no_worker_behind() {
+fn large_requests_leave_no_worker() {
     let stage = Stage::new();
     let shared = Shared::new();
     let frontend = busy(&stage, &shared);
@@ -67,7 +67,7 @@ fn large_requests_leave_no_worker_behind() {
 
 /// GET_VRING_BASE is answered while large requests are queued, and its answer is the used index.
 #[test]
-fn a_base_is_told_while_large_requests_are_queued() {
+fn get_vring_base_is_answered_while_large_requests_are_queued() {
     let stage = Stage::new();
     let shared = Shared::new();
     let frontend = busy(&stage, &shared);
@@ -84,7 +84,7 @@ fn a_base_is_told_while_large_requests_are_queued() {
 
 /// A thread whose kick descriptor is always readable sleeps between two looks.
 #[test]
-fn a_kick_that_is_always_readable_does_not_keep_a_worker_busy() {
+fn a_kick_eventfd_that_is_always_readable_does_not_keep_a_worker_busy() {
     let stage = Stage::new();
     let mut shared = Shared::new();
     let frontend = stage.connect();
@@ -120,7 +120,7 @@ fn a_kick_that_is_always_readable_does_not_keep_a_worker_busy() {
 }
 
 #[test]
-fn a_queue_size_that_is_no_power_of_two_ends_the_connection() {
+fn a_queue_size_that_is_not_a_power_of_two_ends_the_connection() {
     let stage = Stage::new();
     for size in [6, 100, 32767] {
         let shared = Shared::new();

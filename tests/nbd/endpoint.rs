@@ -15,7 +15,7 @@ use crate::common::process::{stderr_of, wait_for};
 use crate::common::tool;
 
 #[test]
-fn clients_have_a_worker_each_and_the_disk() {
+fn each_client_has_its_own_worker_and_reads_the_disk() {
     let tree = tree();
     let program = serve(tree.path(), &[]);
     let image = common::tree_image(tree.path());
@@ -36,7 +36,7 @@ fn clients_have_a_worker_each_and_the_disk() {
 }
 
 #[test]
-fn a_worker_that_is_killed_takes_nobody_along() {
+fn killing_a_worker_affects_no_other_client() {
     let tree = tree();
     let program = serve(tree.path(), &[]);
     let mut one = program.client();
@@ -62,7 +62,7 @@ fn workers_are_confined() {
 }
 
 #[test]
-fn silent_clients_hold_up_nobody() {
+fn silent_clients_do_not_delay_others() {
     let tree = tree();
     let program = serve(tree.path(), &[]);
     let mut silent: Vec<_> = (0..20)
@@ -81,7 +81,7 @@ fn silent_clients_hold_up_nobody() {
 
 #[test]
 #[ignore = "needs libnbd and QEMU"]
-fn with_once_the_first_client_is_the_last_and_a_look_is_none() {
+fn with_once_listing_exports_does_not_count_as_a_client() {
     let tree = tree();
     let mut program = serve(tree.path(), &["--once"]);
     let uri = format!("nbd+unix:///?socket={}", program.socket.display());
@@ -100,7 +100,7 @@ fn with_once_the_first_client_is_the_last_and_a_look_is_none() {
 
 /// It ended the server, with exit code 1, and would have taken the VM along.
 #[test]
-fn with_once_a_client_that_breaks_the_protocol_is_none() {
+fn with_once_a_client_that_violates_the_protocol_does_not_count() {
     let tree = tree();
     let mut program = serve(tree.path(), &["--once"]);
     let mut broken = Client::greet(UnixStream::connect(&program.socket).unwrap(), !0);
@@ -115,7 +115,7 @@ fn with_once_a_client_that_breaks_the_protocol_is_none() {
 
 /// It was logged as an error for each client.
 #[test]
-fn clients_at_the_end_of_the_server_are_no_error() {
+fn ending_the_server_with_connected_clients_is_no_error() {
     let tree = tree();
     let mut program = serve(tree.path(), &[]);
     let mut client = program.client();

@@ -113,7 +113,7 @@ fn assert_reads(client: &mut Client, image: &Image) {
 
 /// Which plans are whose is settled anew when the process that makes them is started again.
 #[test]
-fn each_name_leads_to_its_own_disk_and_to_no_other() {
+fn each_name_leads_to_its_own_disk() {
     let fixture = Fixture::new();
     let server = fixture.serve_all(&[]);
     let lens = CLOSURES.map(|(name, _)| fixture.image(name).len_bytes());
@@ -184,7 +184,7 @@ fn all_disks_are_listed_and_the_main_one_is_the_default() {
 }
 
 #[test]
-fn without_a_main_disk_a_client_has_to_choose() {
+fn without_a_main_disk_clients_must_name_an_export() {
     let fixture = Fixture::new();
     let mut server = fixture.serve(&fixture.exports(), &[]);
     let names: Vec<_> = listed(&server).into_iter().map(|(name, _)| name).collect();
@@ -224,7 +224,7 @@ fn refused(args: &[&str], code: i32) -> String {
 }
 
 #[test]
-fn names_that_are_none_are_refused() {
+fn invalid_export_names_are_refused() {
     let fixture = Fixture::new();
     let nbd = [
         "--nbd",
@@ -261,7 +261,7 @@ fn names_that_are_none_are_refused() {
 }
 
 #[test]
-fn what_needs_another_disk_or_nbd_is_refused() {
+fn options_that_need_a_main_disk_or_nbd_are_refused() {
     let fixture = Fixture::new();
     let (main, exports) = (fixture.main(), fixture.exports());
     let main: Vec<_> = main.iter().map(String::as_str).collect();
@@ -319,7 +319,7 @@ fn exports_in(log: &str) -> BTreeMap<String, Vec<Value>> {
 }
 
 #[test]
-fn status_metrics_and_log_tell_what_a_client_has_chosen() {
+fn status_metrics_and_log_name_the_export_of_a_client() {
     let fixture = Fixture::new();
     let mut server = fixture.serve_all(&["--log-format", "json"]);
     let mut client = server.client_of("web");
@@ -356,7 +356,7 @@ fn status_metrics_and_log_tell_what_a_client_has_chosen() {
 }
 
 #[test]
-fn where_there_is_one_disk_nothing_is_told_apart() {
+fn with_one_disk_status_and_log_name_no_export() {
     let fixture = Fixture::new();
     let mut server = fixture.serve(&fixture.main(), &["--log-format", "json"]);
     let client = server.client();
@@ -376,7 +376,7 @@ fn where_there_is_one_disk_nothing_is_told_apart() {
 
 /// Of a chroot store: the file of a process is written once, and a second closure's would replace that of the first.
 #[test]
-fn the_paths_of_all_closures_are_held_against_garbage_collection() {
+fn the_paths_of_all_closures_are_protected_from_garbage_collection() {
     let fixture = Fixture::new();
     let state = fixture.store.root().join("nix/var/nix");
     fs::create_dir_all(state.join("db")).unwrap();
@@ -404,7 +404,7 @@ fn names(dir: &Path) -> Vec<String> {
 /// It is confined before it knows what its client chooses.
 #[test]
 #[ignore = "needs root"]
-fn a_worker_sees_the_paths_of_all_closures_and_nothing_else() {
+fn workers_see_only_the_paths_of_the_closures() {
     let fixture = Fixture::new();
     fs::create_dir(fixture.store.store().join("eee-not-served")).unwrap();
     let server = fixture.serve_all(&[]);

@@ -20,7 +20,7 @@ fn node(server: &str) -> Option<String> {
 
 #[test]
 #[ignore = "boots a VM"]
-fn a_guest_that_was_saved_over_nbd_goes_on_with_another_server_over_tls() {
+fn a_guest_saved_over_nbd_continues_with_another_server_over_tls() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let mut machine = Machine::new(dir.path(), "lazystore.hash_s=30");

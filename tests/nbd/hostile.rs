@@ -24,7 +24,7 @@ fn impatient() -> NbdOptions {
 }
 
 #[test]
-fn what_is_not_the_protocol_ends_the_connection() {
+fn protocol_violations_end_the_connection() {
     let dir = tree();
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::greet(ours, 4 | 1);
@@ -59,7 +59,7 @@ fn what_is_not_the_protocol_ends_the_connection() {
 }
 
 #[test]
-fn half_a_message_is_the_end_when_the_client_leaves() {
+fn disconnecting_within_a_message_is_an_error() {
     let dir = tree();
     let option = option_bytes(OPT_GO, &wanted("store", &[]));
     for sent in 1..option.len() {
@@ -103,7 +103,7 @@ fn messages_may_come_byte_by_byte() {
 }
 
 #[test]
-fn a_client_that_does_not_get_on_is_late() {
+fn a_handshake_without_progress_times_out() {
     let dir = tree();
     // Says nothing; half an option; options that are too long, for ever.
     let (_ours, served) = single(dir.path(), &impatient());
@@ -123,7 +123,7 @@ fn a_client_that_does_not_get_on_is_late() {
 }
 
 #[test]
-fn a_client_that_reads_no_answers_is_late() {
+fn a_handshake_whose_replies_are_not_read_times_out() {
     let dir = tree();
     let (mut ours, served) = single(dir.path(), &impatient());
     ours.write_all(&3u32.to_be_bytes()).unwrap();
@@ -139,7 +139,7 @@ fn a_client_that_reads_no_answers_is_late() {
 }
 
 #[test]
-fn options_come_to_an_end() {
+fn the_number_of_options_is_limited() {
     let dir = tree();
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::greet(ours, 3);
@@ -155,7 +155,7 @@ fn options_come_to_an_end() {
 }
 
 #[test]
-fn an_option_that_is_too_long_is_thrown_away() {
+fn an_oversized_option_is_discarded() {
     let server = Server::start();
     let mut client = Client::connect(&server.socket);
     let long = vec![b'x'; (64 << 10) + 1];
@@ -173,7 +173,7 @@ fn an_option_that_is_too_long_is_thrown_away() {
 }
 
 #[test]
-fn a_client_that_never_reads_is_not_read_from_and_ends_with_its_connection() {
+fn the_server_stops_receiving_from_a_client_that_reads_no_replies() {
     let dir = tree();
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::start(ours, "store");
@@ -205,7 +205,7 @@ fn a_client_that_never_reads_is_not_read_from_and_ends_with_its_connection() {
 }
 
 #[test]
-fn who_stops_sending_still_gets_the_answers() {
+fn a_client_that_shuts_down_sending_still_gets_the_replies() {
     let dir = tree();
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::start(ours, "store");
@@ -218,7 +218,7 @@ fn who_stops_sending_still_gets_the_answers() {
 }
 
 #[test]
-fn who_leaves_in_the_middle_of_a_long_reply_leaves_nothing_behind() {
+fn disconnecting_within_a_long_reply_leaks_nothing() {
     let dir = tree();
     for flags in [0, DF] {
         let (ours, served) = single(dir.path(), &options());

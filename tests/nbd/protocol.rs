@@ -48,7 +48,7 @@ fn ranges(server: &Server) -> Vec<(u64, usize)> {
 }
 
 #[test]
-fn all_ways_to_read_give_the_same_bytes() {
+fn all_kinds_of_reads_return_the_same_bytes() {
     let server = Server::start();
     let mut chunks = Client::start(connect(&server), "store");
     let mut simple = Client::start_simple(connect(&server), "store");
@@ -70,7 +70,7 @@ fn all_ways_to_read_give_the_same_bytes() {
 }
 
 #[test]
-fn the_longest_read_is_answered_in_all_ways_and_a_longer_one_is_refused() {
+fn a_read_of_the_maximum_length_succeeds_and_a_longer_one_is_refused() {
     let server = Server::start();
     let longest = 32 << 20;
     let expected = expected(&server, DATA, longest);
@@ -86,7 +86,7 @@ fn the_longest_read_is_answered_in_all_ways_and_a_longer_one_is_refused() {
 }
 
 #[test]
-fn nothing_is_sent_as_a_hole_unless_the_client_wants_it_whole() {
+fn holes_are_sent_as_holes_except_in_unfragmented_replies() {
     let server = Server::start();
     let mut client = Client::start(connect(&server), "store");
     let nowhere = 64 << 30;
@@ -107,7 +107,7 @@ fn nothing_is_sent_as_a_hole_unless_the_client_wants_it_whole() {
 }
 
 #[test]
-fn block_status_tells_where_something_is() {
+fn block_status_returns_holes_and_data() {
     let server = Server::start();
     let mut client = Client::start(connect(&server), "store");
     let end = server.image.len_bytes();
@@ -136,7 +136,7 @@ fn block_status_tells_where_something_is() {
 }
 
 #[test]
-fn one_extent_is_one_and_stays_inside() {
+fn with_req_one_there_is_one_extent_within_the_range() {
     let server = Server::start();
     let mut client = Client::start(connect(&server), "store");
     for (offset, len) in [(0, 512), (100, 1), (DATA, 1 << 30), (DATA - 4096, 8192)] {
@@ -164,7 +164,7 @@ fn block_status_without_a_context_is_refused() {
 }
 
 #[test]
-fn what_makes_no_sense_fails_alone() {
+fn an_invalid_request_fails_and_the_connection_continues() {
     let server = Server::start();
     let end = server.image.len_bytes();
     let cases = [
@@ -207,7 +207,7 @@ fn what_makes_no_sense_fails_alone() {
 }
 
 #[test]
-fn what_is_written_is_thrown_away_and_refused() {
+fn writes_are_discarded_and_refused() {
     let server = Server::start();
     let mut client = Client::start(connect(&server), "store");
     for len in [0, 1, 28, 4096, 1 << 20] {
@@ -250,7 +250,7 @@ fn many_requests_at_once_are_all_answered() {
 }
 
 #[test]
-fn who_leaves_gets_what_was_asked_for_before() {
+fn requests_before_a_disconnect_are_answered() {
     let dir = tree();
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::start(ours, "store");
@@ -268,7 +268,7 @@ fn who_leaves_gets_what_was_asked_for_before() {
 }
 
 #[test]
-fn a_read_that_fails_is_told_of_and_the_next_one_does_not() {
+fn a_failed_read_is_an_error_and_the_connection_continues() {
     let dir = tree();
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::start(ours, "store");
@@ -302,7 +302,7 @@ fn a_read_that_fails_is_told_of_and_the_next_one_does_not() {
 }
 
 #[test]
-fn options_are_answered_as_the_protocol_has_it() {
+fn options_are_answered_as_the_protocol_requires() {
     let server = Server::start();
     let mut client = Client::greet(connect(&server), 3);
     let kind = |answers: Vec<Answer>| answers.last().unwrap().kind;
@@ -360,7 +360,7 @@ fn options_are_answered_as_the_protocol_has_it() {
 }
 
 #[test]
-fn a_failed_choice_of_contexts_leaves_none() {
+fn a_failed_selection_of_contexts_selects_none() {
     let server = Server::start();
     for fails in [query("no such", &[]), vec![0xff; 9]] {
         let mut client = Client::greet(connect(&server), 3);
@@ -374,7 +374,7 @@ fn a_failed_choice_of_contexts_leaves_none() {
 }
 
 #[test]
-fn the_oldest_way_to_begin_works_with_and_without_padding() {
+fn export_name_works_with_and_without_padding() {
     let server = Server::start();
     for (flags, padding) in [(3, 0), (1, 124), (0, 124), (2, 0)] {
         let mut client = Client::greet(connect(&server), flags);
@@ -402,7 +402,7 @@ fn requests_that_come_with_the_last_option_are_answered() {
 }
 
 #[test]
-fn who_only_looks_is_nobody() {
+fn a_client_that_only_lists_exports_does_not_count() {
     let dir = tree();
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::greet(ours, 3);

@@ -59,7 +59,7 @@ fn ipv6_is_served_where_there_is_some() {
 }
 
 #[test]
-fn what_other_hosts_could_reach_is_refused_without_tls() {
+fn addresses_that_other_hosts_can_reach_are_refused_without_tls() {
     for place in ["0.0.0.0:10809", "[::]:10809", "192.0.2.1:10809"] {
         let said = refused(place);
         assert!(said.contains("nothing is encrypted"), "{said}");
@@ -72,7 +72,7 @@ fn what_other_hosts_could_reach_is_refused_without_tls() {
 }
 
 #[test]
-fn places_that_are_none_are_refused_in_one_sentence() {
+fn invalid_addresses_are_refused_in_one_sentence() {
     for place in ["unix:", "/run/x", "localhost", "::1:10809", "host:port"] {
         let said = refused(place);
         assert!(
@@ -111,7 +111,7 @@ fn places_that_are_none_are_refused_in_one_sentence() {
 }
 
 #[test]
-fn a_port_is_free_again_when_the_server_has_ended() {
+fn a_port_is_free_after_the_server_has_ended() {
     let tree = tree();
     let program = serve_at(tree.path(), &["127.0.0.1:0"], &[]);
     let place = program.places[0].clone();
@@ -125,7 +125,7 @@ fn a_port_is_free_again_when_the_server_has_ended() {
 
 /// They held up the clients of all sockets.
 #[test]
-fn silent_clients_of_a_port_do_not_keep_those_of_another_place_waiting() {
+fn silent_clients_of_one_port_do_not_delay_those_of_another() {
     let tree = tree();
     let program = serve_at(tree.path(), &["127.0.0.1:0", "127.0.0.1:0"], &[]);
     let mut silent: Vec<_> = (0..64).map(|_| program.connect(0)).collect();
@@ -143,7 +143,7 @@ fn silent_clients_of_a_port_do_not_keep_those_of_another_place_waiting() {
 }
 
 #[test]
-fn a_flood_of_connections_ends_and_a_client_is_served_after_it() {
+fn a_client_is_served_after_a_flood_of_connections() {
     let tree = tree();
     let program = serve_at(
         tree.path(),
@@ -162,7 +162,7 @@ fn a_flood_of_connections_ends_and_a_client_is_served_after_it() {
 }
 
 #[test]
-fn who_says_nothing_is_disconnected() {
+fn a_silent_client_is_disconnected() {
     let tree = tree();
     let program = serve_at(
         tree.path(),

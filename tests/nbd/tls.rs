@@ -67,7 +67,7 @@ fn encrypted(program: &Program, tls: ClientConnection) -> Client<Encrypted> {
 
 #[test]
 #[ignore = "needs openssl"]
-fn an_encrypted_client_reads_the_disk() {
+fn a_client_reads_the_disk_over_tls() {
     let pki = Pki::new();
     let (tree, program) = serve(&pki, &[]);
     let image = common::tree_image(tree.path());
@@ -99,7 +99,7 @@ fn an_encrypted_client_reads_the_disk() {
 
 #[test]
 #[ignore = "needs openssl"]
-fn before_tls_nothing_is_told() {
+fn before_tls_the_client_gets_no_information() {
     let pki = Pki::new();
     let (_tree, program) = serve(&pki, &[]);
     let mut client = Client::greet(program.connect(0), 3);
@@ -129,7 +129,7 @@ fn before_tls_nothing_is_told() {
 /// Somebody on the way could add commands to what the client says after the handshake.
 #[test]
 #[ignore = "needs openssl"]
-fn bytes_that_come_with_the_wish_for_tls_end_the_connection() {
+fn unencrypted_bytes_after_starttls_end_the_connection() {
     let pki = Pki::new();
     let (_tree, mut program) = serve(&pki, &[]);
     let mut client = Client::greet(program.connect(0), 3);
@@ -152,7 +152,7 @@ fn bytes_that_come_with_the_wish_for_tls_end_the_connection() {
 
 #[test]
 #[ignore = "needs openssl"]
-fn half_a_handshake_and_silence_is_late() {
+fn an_incomplete_tls_handshake_times_out() {
     let pki = Pki::new();
     let (_tree, program) = serve(&pki, &["--first-message-timeout", "1"]);
     let mut silent = asked(&program);
@@ -178,7 +178,7 @@ fn half_a_handshake_and_silence_is_late() {
 
 #[test]
 #[ignore = "needs openssl"]
-fn what_is_no_tls_ends_the_connection() {
+fn bytes_that_are_not_tls_end_the_connection() {
     let pki = Pki::new();
     let (tree, mut program) = serve(&pki, &[]);
     for bytes in [
@@ -218,7 +218,7 @@ fn what_is_no_tls_ends_the_connection() {
 /// Both ways to say what is next: a client that asks for new keys all the time gets its answers.
 #[test]
 #[ignore = "needs openssl"]
-fn keys_may_be_changed_while_it_reads() {
+fn keys_can_be_updated_during_transmission() {
     let pki = Pki::new();
     let (_tree, program) = serve(&pki, &[]);
     let mut client = encrypted(&program, tls(&pki, false));
@@ -231,7 +231,7 @@ fn keys_may_be_changed_while_it_reads() {
 
 #[test]
 #[ignore = "needs openssl"]
-fn only_clients_with_a_certificate_get_in_where_one_is_asked_for() {
+fn with_verify_peer_only_clients_with_a_certificate_are_served() {
     let (pki, other) = (Pki::new(), Pki::new());
     let (_tree, program) = serve(&pki, &["--nbd-verify-peer"]);
     encrypted(&program, tls(&pki, true)).begin("nix-store");
@@ -258,7 +258,7 @@ fn only_clients_with_a_certificate_get_in_where_one_is_asked_for() {
 
 #[test]
 #[ignore = "needs openssl"]
-fn a_certificate_that_was_revoked_lets_nobody_in() {
+fn a_revoked_certificate_is_refused() {
     let pki = Pki::new();
     pki.revoke_client();
     let (_tree, program) = serve(&pki, &["--nbd-verify-peer"]);
@@ -289,7 +289,7 @@ fn refused(dir: &Path, extra: &[&str]) -> String {
 
 #[test]
 #[ignore = "needs openssl"]
-fn files_that_are_of_no_use_are_named_in_one_sentence() {
+fn unusable_files_are_named_in_one_sentence() {
     let (pki, other) = (Pki::new(), Pki::new());
     let names = ["server-cert.pem", "server-key.pem"];
     let nothing = tempfile::tempdir().unwrap();
@@ -363,7 +363,7 @@ fn output(program: &Path, arguments: &[&str]) -> Output {
 
 #[test]
 #[ignore = "needs openssl, libnbd and QEMU"]
-fn real_clients_read_over_tls_and_only_those_that_may() {
+fn real_clients_read_over_tls_if_they_are_allowed_to() {
     let (pki, other) = (Pki::new(), Pki::new());
     let (_tree, program) = serve(&pki, &["--nbd-verify-peer"]);
     let (_tree, open) = serve(&pki, &[]);

@@ -27,7 +27,7 @@ fn output(command: &mut Command) -> Output {
 
 #[test]
 #[ignore = "needs libnbd and QEMU"]
-fn nbdinfo_tells_what_is_there() {
+fn nbdinfo_describes_the_export() {
     let server = Server::start();
     let nbdinfo = tool("nbdinfo", "libnbd-bin");
     let said = run(Command::new(&nbdinfo).args(["--list", &server.uri("")]));
@@ -56,7 +56,7 @@ fn nbdinfo_tells_what_is_there() {
 
 #[test]
 #[ignore = "needs libnbd and QEMU"]
-fn nbdinfo_and_qemu_img_map_the_same() {
+fn nbdinfo_and_qemu_img_agree_about_the_map() {
     let server = Server::start();
     let totals = run(Command::new(tool("nbdinfo", "libnbd-bin"))
         .args(["--map", "--totals"])
@@ -152,7 +152,7 @@ print("fine", h.get_protocol(), h.get_structured_replies_negotiated())
 
 #[test]
 #[ignore = "needs libnbd and QEMU"]
-fn nbdsh_reads_in_all_ways_and_cannot_write() {
+fn nbdsh_reads_with_all_flags_and_cannot_write() {
     let server = Server::start();
     // The Python that Debian's packages belong to, whichever comes first otherwise.
     let said = run(Command::new("env")

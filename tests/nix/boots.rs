@@ -107,7 +107,7 @@ fn a_lazy_vm() {
 
 /// From the outside, as the module that this one replaces is tested.
 #[test]
-fn a_vm_that_shares_nothing() {
+fn a_vm_without_shared_directories() {
     let user = "{ virtualisation.qemu.isolation.keepSharedDirectories = false; }";
     let guest = Guest {
         share: None,
@@ -203,7 +203,7 @@ fn a_microvm_from_the_socket() {
 
 /// QEMU stands for the hypervisors that read a file.
 #[test]
-fn a_microvm_from_the_file_which_goes_with_it() {
+fn a_microvm_from_the_file_ends_with_its_server() {
     let machine = Machine::new();
     let microvm = "{ microvm = { hypervisor = \"firecracker\"; qemu.machine = \"q35\"; }; }";
     let runner = built("runner", &qemu(), &[("microvmUser", microvm)]);

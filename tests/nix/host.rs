@@ -20,7 +20,7 @@ fn host(user: &str) -> Value {
 }
 
 #[test]
-fn each_disk_has_a_socket_and_a_service_of_the_package() {
+fn each_disk_has_a_socket_and_a_service() {
     let host = host(USER);
     assert_eq!(host["failedAssertions"], json!([]));
     let package = host["packages"][0].as_str().unwrap();
@@ -56,7 +56,7 @@ fn each_disk_has_a_socket_and_a_service_of_the_package() {
 }
 
 #[test]
-fn what_cannot_be_served_is_said() {
+fn invalid_options_fail_with_an_explanation() {
     for (disk, said) in [
         (
             "\"a/b\".closure = [ (import ./tests/nix/pkgs.nix { }).guest ];",

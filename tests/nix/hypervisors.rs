@@ -146,7 +146,7 @@ fn a_machine_with_pci_gets_a_pci_device() {
 }
 
 #[test]
-fn it_is_left_alone_or_told_where_there_is_nothing_to_serve() {
+fn without_a_store_disk_nothing_is_added_and_hotplugged_memory_is_refused() {
     let store = "{ tag = \"ro-store\"; source = \"/nix/store\"; mountPoint = \"/nix/.ro-store\"; }";
     let shared = microvm(&format!("{{ microvm.shares = [ {store} ]; }}"));
     assert_eq!(shared["preStart"], "");

@@ -182,7 +182,7 @@ fn shares_are_the_users_choice_and_never_show_the_store() {
 }
 
 #[test]
-fn what_cannot_work_is_said() {
+fn unsupported_configurations_fail_with_an_explanation() {
     for (definition, said) in [
         (
             "useNixStoreImage = true;",

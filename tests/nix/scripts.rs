@@ -29,7 +29,7 @@ fn count(arguments: &[String], argument: &str) -> usize {
 
 /// As current NixOS starts QEMU: with memory that is shared already, for virtiofs.
 #[test]
-fn the_start_script_gives_qemu_the_disk_and_leaves_nothing() {
+fn the_start_script_gives_qemu_the_disk_and_cleans_up() {
     let machine = Machine::new();
     let script = built("vm", &fake_qemu(), &[]);
     let mut vm = machine.command(&script, "vm");
@@ -67,7 +67,7 @@ fn the_start_script_gives_qemu_the_disk_and_leaves_nothing() {
 
 /// As older NixOS starts it: then the memory becomes shared, whatever its size is in the end.
 #[test]
-fn memory_that_is_not_shared_becomes_so() {
+fn unshared_memory_becomes_shared() {
     let machine = Machine::new();
     let user = "{ virtualisation.qemu = { enableSharedMemory = false; isolation.keepSharedDirectories = false; }; }";
     let script = built("vm", &fake_qemu(), &[("user", user)]);
@@ -82,7 +82,7 @@ fn memory_that_is_not_shared_becomes_so() {
 
 /// A socket's path has 107 bytes at most.
 #[test]
-fn a_vm_may_live_in_a_directory_with_a_long_name() {
+fn a_vm_works_in_a_directory_with_a_long_name() {
     let machine = Machine::new();
     let script = built("vm", &fake_qemu(), &[]);
     let below = "long/".repeat(30);
@@ -97,7 +97,7 @@ fn a_vm_may_live_in_a_directory_with_a_long_name() {
 }
 
 #[test]
-fn what_asks_qemu_something_gets_no_disk() {
+fn queries_to_qemu_get_no_disk() {
     let machine = Machine::new();
     let package = built("package", &fake_qemu(), &[]);
     for question in [
@@ -124,7 +124,7 @@ fn what_asks_qemu_something_gets_no_disk() {
 
 /// systemd would take the unit for active before the VM has booted.
 #[test]
-fn systemd_does_not_hear_lazystore() {
+fn lazystore_does_not_notify_systemd() {
     let machine = Machine::new();
     let heard = machine.path("notify");
     let listener = UnixDatagram::bind(&heard).unwrap();
@@ -165,7 +165,7 @@ fn cloud_hypervisor_gets_the_socket_and_shared_memory() {
 }
 
 #[test]
-fn crosvm_gets_the_socket_when_it_runs_a_vm_only() {
+fn crosvm_gets_the_socket_only_when_it_runs_a_vm() {
     let machine = Machine::new();
     let microvm = "{ microvm.hypervisor = \"crosvm\"; }";
     let arguments = [("microvmUser", microvm)];
@@ -184,7 +184,7 @@ fn crosvm_gets_the_socket_when_it_runs_a_vm_only() {
 
 /// QEMU becomes that user after it has connected, and must be able to do it again.
 #[test]
-fn the_socket_is_the_users_that_qemu_becomes() {
+fn the_socket_belongs_to_the_user_that_qemu_switches_to() {
     let machine = Machine::new();
     let microvm = "{ microvm.user = \"nobody\"; }";
     let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
@@ -212,7 +212,7 @@ fn refused(vm: &mut Command) -> String {
 }
 
 #[test]
-fn a_host_without_fuse_for_users_is_told_what_to_set() {
+fn without_fuse_for_users_the_error_says_what_to_set() {
     let machine = Machine::new();
     let microvm = "{ microvm.hypervisor = \"firecracker\"; }";
     let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
@@ -253,7 +253,7 @@ fn a_dead_mount_is_replaced() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_made_is_named() {
+fn a_directory_that_cannot_be_created_is_named() {
     let machine = Machine::new();
     let microvm =
         "{ microvm.hypervisor = \"firecracker\"; microvm.lazystore.mountPoint = \"/proc/none\"; }";
@@ -266,7 +266,7 @@ fn a_directory_that_cannot_be_made_is_named() {
 
 /// Independent of the builder and the date.
 #[test]
-fn images_are_the_same_each_time() {
+fn images_are_reproducible() {
     for store_type in ["erofs", "ext4"] {
         let user = format!(
             "{{ virtualisation.qemu.isolation.nixStoreFilesystemType = \"{store_type}\"; }}"

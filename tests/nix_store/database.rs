@@ -105,7 +105,7 @@ fn sorted(paths: &[&String]) -> Vec<String> {
 
 #[test]
 #[ignore = "needs Nix"]
-fn roots_give_the_closure_that_nix_store_gives() {
+fn roots_have_the_same_closure_as_in_nix_store() {
     let fixture = Fixture::new();
     let Fixture { store, app, .. } = &fixture;
     let before = store.database_files();
@@ -156,7 +156,7 @@ fn all_is_every_valid_path() {
 
 #[test]
 #[ignore = "needs Nix"]
-fn a_user_who_may_only_read_sees_the_same() {
+fn a_user_with_read_access_gets_the_same() {
     let fixture = Fixture::new();
     let before = fixture.store.database_files();
     let expected = sorted(&[&fixture.app, &fixture.lib, &fixture.base]);
@@ -187,7 +187,7 @@ fn add_reference(writer: &Connection, from: &str, to: &str) -> usize {
 
 #[test]
 #[ignore = "needs Nix"]
-fn a_database_without_a_log_is_read_too() {
+fn a_database_without_a_wal_is_read() {
     let fixture = Fixture::new();
     let expected = fixture.lists_graph(&[&fixture.app]);
     let writer = Connection::open(fixture.database()).unwrap();
@@ -202,7 +202,7 @@ fn a_database_without_a_log_is_read_too() {
 
 #[test]
 #[ignore = "needs Nix"]
-fn a_store_that_is_added_to_is_read_whole_at_every_moment() {
+fn a_store_is_read_consistently_while_paths_are_added() {
     const ADDED: usize = 12;
     let fixture = Fixture::new();
     let done = AtomicBool::new(false);
@@ -251,7 +251,7 @@ fn fails(args: &[&str], store_root: &Path) -> String {
 
 #[test]
 #[ignore = "needs Nix"]
-fn a_root_that_is_not_valid_is_named_with_what_to_do() {
+fn an_invalid_root_is_named_with_advice() {
     let fixture = Fixture::new();
     let gone = "/nix/store/00000000000000000000000000000000-gone";
     let root = fixture.store.root();
@@ -281,7 +281,7 @@ fn a_root_that_is_not_valid_is_named_with_what_to_do() {
 
 #[test]
 #[ignore = "needs Nix"]
-fn what_is_no_database_is_told() {
+fn an_invalid_database_is_reported() {
     let fixture = Fixture::new();
     fs::write(
         fixture.database(),
@@ -330,7 +330,7 @@ pub fn in_its_place(store: &ChrootStore, program: &str) -> Command {
 
 #[test]
 #[ignore = "needs Nix"]
-fn who_may_not_read_the_database_asks_the_daemon() {
+fn without_access_to_the_database_the_daemon_is_asked() {
     let fixture = Fixture::new();
     let store = &fixture.store;
     let database = store.root().join("nix/var/nix/db");

@@ -79,7 +79,7 @@ impl Drop for Server {
 
 #[test]
 #[ignore = "needs Nix"]
-fn a_chroot_store_keeps_what_is_served() {
+fn garbage_collection_in_a_chroot_store_keeps_served_paths() {
     for signal in [Signal::TERM, Signal::KILL] {
         let fixture = Fixture::new();
         let mut serve = Command::new(LAZYSTORE);
@@ -105,14 +105,14 @@ fn check_in_its_place(fixture: &Fixture, args: &[&str]) {
 
 #[test]
 #[ignore = "needs Nix"]
-fn roots_are_held() {
+fn roots_are_protected_from_garbage_collection() {
     let fixture = Fixture::new();
     check_in_its_place(&fixture, &[&fixture.app]);
 }
 
 #[test]
 #[ignore = "needs Nix"]
-fn lists_are_held_with_and_without_a_registration() {
+fn listed_paths_are_protected_with_and_without_a_registration() {
     for with in [true, false] {
         let fixture = Fixture::new();
         let (list, registration) = fixture.store.write_lists(&[&fixture.app]);
@@ -124,7 +124,7 @@ fn lists_are_held_with_and_without_a_registration() {
 
 #[test]
 #[ignore = "needs Nix"]
-fn what_cannot_be_held_is_told_once() {
+fn unprotected_paths_cause_one_warning() {
     let store = ChrootStore::new();
     let paths = store.add_many(40);
     std::fs::write(store.path("list"), paths.join("\n")).unwrap();

@@ -118,7 +118,7 @@ fn another_nix_knows_the_closure_from_the_disk() {
 
 #[test]
 #[ignore = "needs Nix"]
-fn everyone_reads_the_same_registration() {
+fn the_registration_on_the_disk_is_the_same_for_all_readers() {
     // After its inode, in a block, in many.
     for more in [0, 3, 300] {
         let fixture = Fixture::new(more);
@@ -184,7 +184,7 @@ fn refused(args: &[&str], store: &ChrootStore) -> String {
 
 #[test]
 #[ignore = "needs Nix"]
-fn a_list_that_says_too_little_is_refused() {
+fn an_incomplete_list_or_registration_is_refused() {
     let fixture = Fixture::new(1);
     let store = &fixture.store;
     let (list, registration) = store.write_lists(&[&fixture.app]);

@@ -45,7 +45,7 @@ fn assert_jailed(server: &Served) {
 
 #[test]
 #[ignore = "needs root"]
-fn workers_see_what_is_served_and_nothing_else() {
+fn workers_see_only_served_paths() {
     let store = store();
     assert_jailed(&Served::at_socket(&store_args(store.path()), store.path()));
     assert_jailed(&Served::by_user(
@@ -58,7 +58,7 @@ fn workers_see_what_is_served_and_nothing_else() {
 /// A user's limit of namespaces ended every worker, though the jail was there.
 #[test]
 #[ignore = "needs root"]
-fn workers_for_whom_there_is_no_namespace_of_their_own_are_in_the_jail_all_the_same() {
+fn workers_without_their_own_namespace_are_still_in_the_jail() {
     let store = store();
     let (args, few) = (store_args(store.path()), attempt::FEW_NAMESPACES);
     let server = Served::by_users_attempt(USER, few, &args, store.path());
@@ -67,7 +67,7 @@ fn workers_for_whom_there_is_no_namespace_of_their_own_are_in_the_jail_all_the_s
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
-fn the_worker_of_a_mount_sees_what_is_served_and_nothing_else() {
+fn the_worker_of_a_mount_sees_only_served_paths() {
     let store = store();
     let server = Served::as_file(&store_args(store.path()), store.path());
     let pid = server.worker();
@@ -76,7 +76,7 @@ fn the_worker_of_a_mount_sees_what_is_served_and_nothing_else() {
 }
 
 #[test]
-fn where_there_are_no_namespaces_that_is_said_and_the_disk_is_served() {
+fn without_namespaces_a_warning_is_logged_and_the_disk_is_served() {
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join("file"), [9; 8192]).unwrap();
     let args = vec!["--tree".into(), tree.path().into()];

@@ -116,7 +116,7 @@ fn assert_serves(socket: &Path) {
 
 #[test]
 #[ignore = "needs root, systemd-nspawn and a Debian root"]
-fn the_package_serves_a_disk_on_a_booted_system_and_leaves_nothing() {
+fn the_package_serves_a_disk_on_a_booted_system_and_can_be_removed() {
     let container = Container::boot();
     install(&container);
     let socket = container.path("run/lazystore/web.sock");

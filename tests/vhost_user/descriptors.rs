@@ -67,7 +67,7 @@ fn scattered(image: &Image) -> Vec<(u64, usize)> {
 
 #[test]
 #[ignore = "needs root"]
-fn open_files_stay_within_the_limit_whatever_is_read() {
+fn the_number_of_open_files_stays_within_the_limit() {
     let tree = many_files();
     let image = tree_image(tree.path());
     let dir = tempfile::tempdir().unwrap();

@@ -60,7 +60,7 @@ fn one_socket_given_twice_is_refused() {
 
 #[test]
 #[ignore = "needs root"]
-fn mode_and_group_are_what_was_asked_for_whatever_the_umask() {
+fn mode_and_group_are_set_regardless_of_the_umask() {
     let tree = tree();
     let cases: [(&[&str], u32, u32); 5] = [
         (&[], 0o600, 0),
@@ -92,7 +92,7 @@ fn mode_and_group_are_what_was_asked_for_whatever_the_umask() {
 
 #[test]
 #[ignore = "needs strace"]
-fn nobody_is_let_in_too_early() {
+fn no_client_can_connect_before_the_permissions_are_set() {
     let tree = tree();
     let dir = tempfile::tempdir().unwrap();
     let trace = dir.path().join("trace");
@@ -170,7 +170,7 @@ fn activated(tree: &Path, sockets: &[&Path]) -> Command {
 
 #[test]
 #[ignore = "needs systemd"]
-fn sockets_that_systemd_hands_over_are_served_and_left_alone() {
+fn sockets_passed_by_systemd_are_served_and_not_removed() {
     let tree = tree();
     let image = tree_image(tree.path());
     let dir = tempfile::tempdir().unwrap();
@@ -198,7 +198,7 @@ fn sockets_that_systemd_hands_over_are_served_and_left_alone() {
 }
 
 #[test]
-fn what_is_handed_over_must_be_a_listening_unix_socket() {
+fn a_passed_descriptor_must_be_a_listening_unix_socket() {
     let tree = tree();
     let serve = format!(
         "LISTEN_FDS=1 LISTEN_PID=$$ exec {} serve --tree {} 3</dev/null",

@@ -50,7 +50,7 @@ fn drive(vmm: &Vmm, frontend: &Frontend, image: &Image) {
 }
 
 #[test]
-fn the_messages_of_other_vmms_are_understood_in_their_order() {
+fn message_sequences_of_other_vmms_are_accepted() {
     let tree = tree();
     let image = crate::common::tree_image(tree.path());
     let server = Server::start(tree.path(), &[]);
