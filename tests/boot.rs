@@ -66,11 +66,11 @@ impl Served {
             .args(&self.closure)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&compared.stdout);
-        assert!(compared.status.success(), "{said}");
+        let text = String::from_utf8_lossy(&compared.stdout);
+        assert!(compared.status.success(), "{text}");
         assert!(
-            said.contains("identical") && said.contains("read-only"),
-            "{said}"
+            text.contains("identical") && text.contains("read-only"),
+            "{text}"
         );
     }
 }

@@ -108,7 +108,7 @@ fn a_guest_reads_correctly_while_its_worker_is_killed_twenty_times() {
         .args(closure())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&compared.stdout);
+    let text = String::from_utf8_lossy(&compared.stdout);
     let fact = |name| fact(out.path(), name);
     println!(
         "{workers} workers and {servers} servers killed; {} rounds of hashing, I/O errors in the guest's log: {}",
@@ -116,8 +116,8 @@ fn a_guest_reads_correctly_while_its_worker_is_killed_twenty_times() {
         fact("io_errors")
     );
     assert!(
-        compared.status.success() && said.contains("identical"),
-        "{said}"
+        compared.status.success() && text.contains("identical"),
+        "{text}"
     );
     assert_eq!(
         (fact("different_sums"), fact("io_errors")),

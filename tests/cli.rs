@@ -164,12 +164,12 @@ fn errors_are_one_sentence() {
         (&["--tree", "store-paths"], &["store-paths", "director"]),
     ];
     for (args, words) in cases {
-        let said = fixture.fails(&[args, &["--vhost-user", "socket"]].concat(), 1);
-        assert!(said.starts_with("lazystore: "), "{said}");
-        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+        let text = fixture.fails(&[args, &["--vhost-user", "socket"]].concat(), 1);
+        assert!(text.starts_with("lazystore: "), "{text}");
+        assert_eq!(text.trim_end().lines().count(), 1, "{text}");
         assert!(
-            words.iter().all(|word| said.contains(word)),
-            "{said} should mention {words:?}"
+            words.iter().all(|word| text.contains(word)),
+            "{text} should mention {words:?}"
         );
     }
 }
@@ -215,8 +215,8 @@ fn a_failure_to_create_the_socket_is_explained() {
         ("no/dir/socket", "no/dir"),
         (long.as_str(), "107"),
     ] {
-        let said = fixture.fails(&["--store-paths", "store-paths", "--vhost-user", socket], 1);
-        assert!(said.contains(word), "{said}");
+        let text = fixture.fails(&["--store-paths", "store-paths", "--vhost-user", socket], 1);
+        assert!(text.contains(word), "{text}");
     }
     assert_eq!(
         fs::read_to_string(fixture.path("file")).unwrap(),
@@ -247,10 +247,10 @@ fn the_ready_message_says_how_to_attach() {
         assert_eq!(mode & 0o777, 0o600);
         let output = server.stop(signal);
         assert_eq!(output.status.code(), Some(0));
-        let said = String::from_utf8(output.stderr).unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
         assert!(
-            said.contains("share=on") && said.contains("vhost-user-blk-pci"),
-            "{said}"
+            text.contains("share=on") && text.contains("vhost-user-blk-pci"),
+            "{text}"
         );
         assert!(!fixture.path("socket").exists());
     }
@@ -316,8 +316,8 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     drop(UnixListener::bind(fixture.path("socket")).unwrap());
     let args = ["--store-paths", "store-paths", "--vhost-user", "socket"];
     let _server = Server::start(fixture.serve(&args));
-    let said = fixture.fails(&args, 1);
-    assert!(said.contains("socket") && said.contains("in use"), "{said}");
+    let text = fixture.fails(&args, 1);
+    assert!(text.contains("socket") && text.contains("in use"), "{text}");
     UnixStream::connect(fixture.path("socket")).unwrap();
 }
 

@@ -52,9 +52,9 @@ fn debian_boots_from_a_tree_below_an_overlay() {
     let output = boot(&root).output().unwrap();
     let console = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{console}");
-    let said: Vec<&str> = console.lines().map(str::trim).collect();
-    assert!(said.contains(&"overlayfs"), "{console}");
-    assert!(said.contains(&sum_of_programs(&root).trim()), "{console}");
+    let text: Vec<&str> = console.lines().map(str::trim).collect();
+    assert!(text.contains(&"overlayfs"), "{console}");
+    assert!(text.contains(&sum_of_programs(&root).trim()), "{console}");
     // What the guest wrote went into its memory.
     assert!(!fs::exists(format!("{root}/written")).unwrap());
 }

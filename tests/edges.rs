@@ -42,7 +42,7 @@ impl Fixture {
     }
 
     /// What is said by a command that must fail with `code` and leave nothing.
-    fn said(&self, args: &[&str], code: i32) -> String {
+    fn stderr_of(&self, args: &[&str], code: i32) -> String {
         let before = self.files();
         let output = self.lazystore(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
@@ -52,10 +52,10 @@ impl Fixture {
 
     /// The one sentence of it.
     fn sentence(&self, args: &[&str], code: i32) -> String {
-        let said = self.said(args, code);
-        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-        assert!(!said.contains("os error"), "{said}");
-        said
+        let text = self.stderr_of(args, code);
+        assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+        assert!(!text.contains("os error"), "{text}");
+        text
     }
 }
 
@@ -91,10 +91,10 @@ fn contradictory_arguments_are_refused_in_one_sentence() {
         (&["--fuse", "."], 1, &["is not empty", "--fuse"]),
     ];
     for (args, code, words) in cases {
-        let said = fixture.sentence(&[&["serve", "--tree", "tree"], args].concat(), code);
+        let text = fixture.sentence(&[&["serve", "--tree", "tree"], args].concat(), code);
         assert!(
-            words.iter().all(|word| said.contains(word)),
-            "{said} should mention {words:?}"
+            words.iter().all(|word| text.contains(word)),
+            "{text} should mention {words:?}"
         );
     }
 }
@@ -117,10 +117,10 @@ fn implausible_values_are_refused() {
     ];
     for (args, words) in cases {
         let all = [&["serve", "--tree", "tree", "--vhost-user", "x.sock"], args].concat();
-        let said = fixture.said(&all, 2);
-        assert!(said.contains(words), "{said}");
+        let text = fixture.stderr_of(&all, 2);
+        assert!(text.contains(words), "{text}");
         for rust in ["digit", "non-zero", "type"] {
-            assert!(!said.contains(rust), "{said}");
+            assert!(!text.contains(rust), "{text}");
         }
     }
 }
@@ -132,22 +132,22 @@ fn of_many_missing_paths_three_are_named_and_the_rest_counted() {
         let lines = (0..count).map(|n| format!("/nix/store/{n:032}-x\n"));
         lines.collect()
     };
-    let said = |count: u32| {
+    let last_line = |count: u32| {
         fs::write(fixture.path("list"), list(count)).unwrap();
-        let said = fixture.said(
+        let text = fixture.stderr_of(
             &["verify", "--store-paths", "list", "--store-root", "root"],
             1,
         );
         // A warning about descriptors may come first.
-        said.lines().next_back().unwrap().to_owned()
+        text.lines().next_back().unwrap().to_owned()
     };
-    let one = said(1);
+    let one = last_line(1);
     assert!(
         one.contains("1 of the closure's paths does not exist:"),
         "{one}"
     );
     assert!(!one.contains("more"), "{one}");
-    let many = said(300_000);
+    let many = last_line(300_000);
     assert!(
         many.contains("300000 of the closure's paths do not exist:"),
         "{many}"
@@ -160,15 +160,15 @@ fn of_many_missing_paths_three_are_named_and_the_rest_counted() {
 fn a_list_with_carriage_returns_is_explained() {
     let fixture = Fixture::new();
     fs::write(fixture.path("list"), format!("/nix/store/{NAME}\r\n")).unwrap();
-    let said = fixture.sentence(
+    let text = fixture.sentence(
         &["verify", "--store-paths", "list", "--store-root", "root"],
         1,
     );
     assert!(
-        said.contains("line 1: the line ends with a carriage return"),
-        "{said}"
+        text.contains("line 1: the line ends with a carriage return"),
+        "{text}"
     );
-    assert!(!said.contains('\r'), "{said:?}");
+    assert!(!text.contains('\r'), "{text:?}");
 }
 
 #[test]
@@ -189,8 +189,8 @@ fn a_wrong_root_is_reported_with_matching_advice() {
         (vec!["--tree", "tree/file"], "--tree takes"),
     ];
     for (args, advice) in cases {
-        let said = fixture.sentence(&[&["verify"], &args[..]].concat(), 1);
-        assert!(said.contains(advice), "{args:?}: {said}");
+        let text = fixture.sentence(&[&["verify"], &args[..]].concat(), 1);
+        assert!(text.contains(advice), "{args:?}: {text}");
     }
 }
 
@@ -240,19 +240,19 @@ fn a_directory_that_cannot_be_created_is_named() {
         .env_remove("XDG_RUNTIME_DIR")
         .env("TMPDIR", "/absent");
     let output = command.output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(125));
-    assert!(said.contains(" in /absent: No such file"), "{said}");
+    assert!(text.contains(" in /absent: No such file"), "{text}");
 }
 
 #[test]
 fn the_doctor_refuses_a_missing_kernel() {
     let fixture = Fixture::new();
     for kernel in ["absent", "tree"] {
-        let said = fixture.sentence(&["doctor", "--kernel", kernel], 1);
+        let text = fixture.sentence(&["doctor", "--kernel", kernel], 1);
         assert!(
-            said.contains(&format!("cannot read the kernel {kernel}: ")),
-            "{said}"
+            text.contains(&format!("cannot read the kernel {kernel}: ")),
+            "{text}"
         );
     }
 }
@@ -288,27 +288,27 @@ fn the_first_run_records_and_later_runs_keep_the_recording() {
     let file = fixture.path("boot.rec");
     let read = "head -c 200000 {image} >/dev/null";
     // A start that reads nothing, or fails, leaves nothing.
-    let (ok, said) = run_recorded(&fixture, "tree", "boot.rec", "true");
-    assert!(ok && !file.exists(), "{said}");
-    let (ok, said) = run_recorded(&fixture, "absent", "boot.rec", "true");
-    assert!(!ok && !file.exists(), "{said}");
+    let (ok, text) = run_recorded(&fixture, "tree", "boot.rec", "true");
+    assert!(ok && !file.exists(), "{text}");
+    let (ok, text) = run_recorded(&fixture, "absent", "boot.rec", "true");
+    assert!(!ok && !file.exists(), "{text}");
     // The first boot records.
-    let (ok, said) = run_recorded(&fixture, "tree", "boot.rec", read);
-    assert!(ok, "{said}");
+    let (ok, text) = run_recorded(&fixture, "tree", "boot.rec", read);
+    assert!(ok, "{text}");
     assert!(is_recording(&file));
     // The second one leaves the recording alone.
     let before = fs::read(&file).unwrap();
-    let (ok, said) = run_recorded(&fixture, "tree", "boot.rec", read);
-    assert!(ok, "{said}");
+    let (ok, text) = run_recorded(&fixture, "tree", "boot.rec", read);
+    assert!(ok, "{text}");
     assert_eq!(fs::read(&file).unwrap(), before);
     // What is no recording is a warning, and is replaced.
     fs::write(&file, "something else\n").unwrap();
-    let (ok, said) = run_recorded(&fixture, "tree", "boot.rec", read);
-    assert!(ok && said.contains("recorded again"), "{said}");
+    let (ok, text) = run_recorded(&fixture, "tree", "boot.rec", read);
+    assert!(ok && text.contains("recorded again"), "{text}");
     assert!(is_recording(&file));
     // So is a place that cannot be written to.
-    let (ok, said) = run_recorded(&fixture, "tree", "absent/boot.rec", read);
-    assert!(ok && said.contains("cannot write the recording"), "{said}");
+    let (ok, text) = run_recorded(&fixture, "tree", "absent/boot.rec", read);
+    assert!(ok && text.contains("cannot write the recording"), "{text}");
 }
 
 /// What `lazystore ARGS` prints to a terminal.

@@ -372,8 +372,8 @@ fn unreadable_files_are_errors_until_they_are_readable() {
     drop(reader);
     let log = server.end();
     for path in ["aaa-path-vanishes", "bbb-vanishes"] {
-        let said = |line: &str| line.contains(path) && line.contains("Permission denied");
-        assert!(log.lines().any(said), "{log}");
+        let is_refusal = |line: &str| line.contains(path) && line.contains("Permission denied");
+        assert!(log.lines().any(is_refusal), "{log}");
     }
 }
 

@@ -77,7 +77,7 @@ fn printed(output: &Output) -> String {
     line.to_owned()
 }
 
-fn said(output: &Output) -> String {
+fn stderr_of(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
@@ -125,7 +125,10 @@ fn without_hashes_the_fingerprint_is_weak_and_a_warning_says_so() {
     let output = one.run("fingerprint", &args);
     let weak = printed(&output);
     assert!(weak.starts_with("weak-"), "{weak}");
-    assert!(said(&output).contains("for 2 of 2 paths"), "{output:?}");
+    assert!(
+        stderr_of(&output).contains("for 2 of 2 paths"),
+        "{output:?}"
+    );
     assert_eq!(printed(&other.run("fingerprint", &args)), weak);
     // The size is all that tells it from another one.
     let file = other.0.path().join("nix/store/bbb-two/file");
@@ -135,7 +138,7 @@ fn without_hashes_the_fingerprint_is_weak_and_a_warning_says_so() {
     let output = lazystore("fingerprint", &["--tree", "."], one.0.path());
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said(&output).contains("a tree has no fingerprint"),
+        stderr_of(&output).contains("a tree has no fingerprint"),
         "{output:?}"
     );
 }
@@ -159,8 +162,8 @@ fn a_disk_with_another_fingerprint_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     let found = host.fingerprint(&["--mtime=2"]);
     let sentence = format!("lazystore: the disk has the fingerprint {found} and not {expected}: ");
-    assert!(said(&output).starts_with(&sentence), "{output:?}");
-    assert_eq!(said(&output).lines().count(), 1, "{output:?}");
+    assert!(stderr_of(&output).starts_with(&sentence), "{output:?}");
+    assert_eq!(stderr_of(&output).lines().count(), 1, "{output:?}");
     assert!(!host.0.path().join("socket").exists());
     for wrong in ["", "weak-", "x", &expected[1..]] {
         let output = host.run("inspect", &["--closure-info", ".", "--expect", wrong]);

@@ -34,12 +34,12 @@ fn random() {
         rng_seed: RngSeed::Fixed(1),
         ..ProptestConfig::default()
     };
-    let said = |bytes: Vec<u8>| {
+    let serve = |bytes: Vec<u8>| {
         frontend::run(&bytes);
         Ok(())
     };
     let bytes = vec(any::<u8>(), 0..400);
-    TestRunner::new(config).run(&bytes, said).unwrap();
+    TestRunner::new(config).run(&bytes, serve).unwrap();
 }
 
 #[test]

@@ -88,13 +88,13 @@ fn fsck_and_dump_read_the_file() {
     for name in nasty::PATHS {
         diff(&nasty::store().join(name), &out.join(name));
     }
-    let said = run(Command::new(tool("dump.erofs", "erofs-utils"))
+    let text = run(Command::new(tool("dump.erofs", "erofs-utils"))
         .arg("-s")
         .arg(server.image()));
-    let said = String::from_utf8(said).unwrap();
+    let text = String::from_utf8(text).unwrap();
     assert!(
-        said.contains("eb176051-bd15-49b7-9e6b-462e0b467019"),
-        "{said}"
+        text.contains("eb176051-bd15-49b7-9e6b-462e0b467019"),
+        "{text}"
     );
 }
 
@@ -102,8 +102,8 @@ fn fsck_and_dump_read_the_file() {
 fn found(dir: &Path) -> Vec<Vec<u8>> {
     let format = "%P %y %m %U %G %s %l\\0";
     let find = tool("find", "findutils");
-    let said = run(Command::new(find).arg(dir).args(["-printf", format]));
-    let mut lines: Vec<Vec<u8>> = said.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
+    let text = run(Command::new(find).arg(dir).args(["-printf", format]));
+    let mut lines: Vec<Vec<u8>> = text.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
     lines.sort();
     lines
 }

@@ -16,7 +16,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn said(args: &[&str]) -> String {
+fn stdout_of(args: &[&str]) -> String {
     stdout(&lazystore(args).output().unwrap())
 }
 
@@ -48,7 +48,7 @@ fn help_shows_usage_first_and_does_not_wrap_examples() {
         let longest = help.lines().filter(|line| !line.starts_with("Usage: "));
         assert!(longest.map(str::len).max() <= Some(80), "{help}");
     }
-    let help = said(&["serve", "--help"]);
+    let help = stdout_of(&["serve", "--help"]);
     for group in [
         "Closure:",
         "Where to serve:",
@@ -57,7 +57,7 @@ fn help_shows_usage_first_and_does_not_wrap_examples() {
     ] {
         assert!(help.contains(&format!("\n{group}\n")), "{group}: {help}");
     }
-    let help = said(&["--help"]);
+    let help = stdout_of(&["--help"]);
     for subcommand in SUBCOMMANDS {
         assert!(
             help.contains(&format!("\n  {subcommand} ")),
@@ -65,20 +65,20 @@ fn help_shows_usage_first_and_does_not_wrap_examples() {
         );
     }
     assert!(!help.contains("\n  ranges "), "{help}");
-    assert!(said(&["run", "--help"]).contains("CONFIG_EROFS_FS"));
+    assert!(stdout_of(&["run", "--help"]).contains("CONFIG_EROFS_FS"));
 }
 
 #[test]
 fn every_shell_gets_completions() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let script = said(&["completions", shell]);
+        let script = stdout_of(&["completions", shell]);
         for word in ["closure-info", "socket-group", "doctor"] {
             assert!(script.contains(word), "{shell} lacks {word}");
         }
     }
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("script");
-    std::fs::write(&script, said(&["completions", "bash"])).unwrap();
+    std::fs::write(&script, stdout_of(&["completions", "bash"])).unwrap();
     let checked = Command::new("bash")
         .arg("-n")
         .arg(&script)
@@ -90,7 +90,7 @@ fn every_shell_gets_completions() {
 #[test]
 fn every_subcommand_has_a_manual_page() {
     let dir = tempfile::tempdir().unwrap();
-    said(&["man", "--dir", dir.path().to_str().unwrap()]);
+    stdout_of(&["man", "--dir", dir.path().to_str().unwrap()]);
     assert!(dir.path().join("lazystore.1").is_file());
     for subcommand in SUBCOMMANDS {
         let page =
@@ -103,14 +103,14 @@ fn every_subcommand_has_a_manual_page() {
             let is_there = page.contains(&format!(".SH \"{section}\""));
             assert!(is_there || section == "EXAMPLES", "{subcommand}: {section}");
         }
-        let printed = said(&["man", subcommand]);
+        let printed = stdout_of(&["man", subcommand]);
         assert!(
             printed.contains(&format!(".TH lazystore-{subcommand} 1")),
             "{printed}"
         );
     }
-    assert!(said(&["man"]).contains("lazystore serve \\-\\-tree ./rootfs"));
-    assert!(said(&["man", "serve"]).contains(".SH \"FILES\""));
+    assert!(stdout_of(&["man"]).contains("lazystore serve \\-\\-tree ./rootfs"));
+    assert!(stdout_of(&["man", "serve"]).contains(".SH \"FILES\""));
     assert!(!dir.path().join("lazystore-ranges.1").exists());
     let output = lazystore(&["man", "nothing"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -156,13 +156,13 @@ fn an_invalid_rust_log_is_reported() {
 
 #[test]
 fn the_version_lists_the_features() {
-    let long = said(&["--version"]);
+    let long = stdout_of(&["--version"]);
     assert!(
         long.starts_with("lazystore ") && long.contains("features"),
         "{long}"
     );
     assert_eq!(
-        said(&["-V"]),
+        stdout_of(&["-V"]),
         format!("lazystore {}\n", env!("CARGO_PKG_VERSION"))
     );
 }
@@ -174,8 +174,8 @@ fn bench_names_the_feature_that_it_needs() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("--features bench"), "{said}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("--features bench"), "{text}");
 }
 
 fn doctor(command: &mut Command) -> (Vec<Value>, Option<i32>) {

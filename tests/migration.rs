@@ -38,10 +38,10 @@ pub fn judge(machine: &Machine) {
     machine.unpack_results();
     let out = &machine.dir;
     let compared = script("compare").arg(out).args(closure()).output().unwrap();
-    let said = String::from_utf8_lossy(&compared.stdout);
+    let text = String::from_utf8_lossy(&compared.stdout);
     assert!(
-        compared.status.success() && said.contains("identical"),
-        "{said}"
+        compared.status.success() && text.contains("identical"),
+        "{text}"
     );
     let fact = |name| fact(out, name);
     println!(

@@ -126,11 +126,11 @@ fn erofs_rs_reads_both_stores() {
             .arg("verify")
             .args(args))
     };
-    let said = String::from_utf8(verify(&realistic.args)).unwrap();
+    let text = String::from_utf8(verify(&realistic.args)).unwrap();
     let hashes = format!("{} NAR hashes as registered", realistic.paths().len());
-    assert!(said.contains(&hashes), "{said}");
-    let said = String::from_utf8(verify(&["--tree".into(), nasty::store().into()])).unwrap();
-    assert!(said.contains("no differences"), "{said}");
+    assert!(text.contains(&hashes), "{text}");
+    let text = String::from_utf8(verify(&["--tree".into(), nasty::store().into()])).unwrap();
+    assert!(text.contains("no differences"), "{text}");
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn nix_hashes_the_mounted_paths_as_registered() {
     for path in realistic.paths() {
         let name = std::str::from_utf8(&path.name).unwrap();
         let script = "set -o pipefail; nix-store --dump \"$1\" | sha256sum";
-        let said = run(Command::new("bash")
+        let text = run(Command::new("bash")
             .args(["-c", script, "-"])
             .arg(mounted.path().join(name)));
         let registered: String = path
@@ -153,7 +153,7 @@ fn nix_hashes_the_mounted_paths_as_registered() {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         assert_eq!(
-            String::from_utf8(said).unwrap().split(' ').next(),
+            String::from_utf8(text).unwrap().split(' ').next(),
             Some(registered.as_str()),
             "{name}"
         );
@@ -163,10 +163,10 @@ fn nix_hashes_the_mounted_paths_as_registered() {
 /// All that `find` says about a tree but times, sorted.
 fn found(dir: &Path) -> Vec<String> {
     let format = "%P %y %m %U %G %s %l\\n";
-    let said = run(Command::new(tool("find", "findutils"))
+    let text = run(Command::new(tool("find", "findutils"))
         .arg(dir)
         .args(["-printf", format]));
-    let mut lines: Vec<String> = String::from_utf8(said)
+    let mut lines: Vec<String> = String::from_utf8(text)
         .unwrap()
         .lines()
         .map(str::to_owned)

@@ -291,7 +291,7 @@ fn terminate(child: &Child) {
 fn a_descriptor_that_is_not_a_listening_socket_is_refused() {
     let tree = server::tree();
     let (connected, _other) = UnixStream::pair().unwrap();
-    for (stdin, said) in [
+    for (stdin, text) in [
         (
             Stdio::from(OwnedFd::from(connected)),
             "nobody listens on it",
@@ -308,7 +308,7 @@ fn a_descriptor_that_is_not_a_listening_socket_is_refused() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{error}");
         assert!(
-            error.contains("descriptor 5") && error.contains(said),
+            error.contains("descriptor 5") && error.contains(text),
             "{error}"
         );
     }

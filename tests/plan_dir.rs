@@ -433,7 +433,7 @@ fn a_plan_directory_writable_by_others_is_refused_in_one_sentence() {
     fs::create_dir(fixture.plans()).unwrap();
     let plans = fixture.plans();
     let plans = plans.to_str().unwrap();
-    let said = || {
+    let refusal = || {
         let started = Server::try_start_after(&[], &fixture.store.args(), &["--plan-dir", plans]);
         let log = started.err().unwrap();
         assert_eq!(log.lines().count(), 1, "{log}");
@@ -441,16 +441,20 @@ fn a_plan_directory_writable_by_others_is_refused_in_one_sentence() {
     };
     fs::set_permissions(plans, fs::Permissions::from_mode(0o770)).unwrap();
     assert!(
-        said().contains("(mode 770), and could put wrong plans there"),
+        refusal().contains("(mode 770), and could put wrong plans there"),
         "{}",
-        said()
+        refusal()
     );
     fs::set_permissions(plans, fs::Permissions::from_mode(0o700)).unwrap();
     std::os::unix::fs::chown(plans, Some(12345), None).unwrap();
-    assert!(said().contains("belongs to user 12345"), "{}", said());
+    assert!(refusal().contains("belongs to user 12345"), "{}", refusal());
     fs::remove_dir(plans).unwrap();
     fs::write(plans, "").unwrap();
-    assert!(said().contains("cannot open the directory"), "{}", said());
+    assert!(
+        refusal().contains("cannot open the directory"),
+        "{}",
+        refusal()
+    );
 }
 
 #[test]

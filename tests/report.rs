@@ -237,7 +237,7 @@ fn limits_decide_the_exit_code() {
     ] {
         assert_eq!(run(&limits).status.code(), Some(0), "{limits:?}");
     }
-    for (limits, said) in [
+    for (limits, text) in [
         (
             ["--max-read", "95MiB"],
             "over the limit: read: 100.0 MB, and 99.6 MB are allowed",
@@ -258,7 +258,7 @@ fn limits_decide_the_exit_code() {
         let output = run(&limits);
         assert_eq!(output.status.code(), Some(1));
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(stderr, format!("lazystore: {said}\n"));
+        assert_eq!(stderr, format!("lazystore: {text}\n"));
     }
     assert_eq!(run(&["--max-read", "much"]).status.code(), Some(2));
 }
@@ -307,7 +307,7 @@ fn an_invalid_report_is_refused_in_one_sentence() {
     let other = write(dir.path(), "other.json", &other);
     let text = write(dir.path(), "text", &Value::from("x"));
     let absent = dir.path().join("absent");
-    for (file, said) in [
+    for (file, answer) in [
         (&*other, "is not a report of this version"),
         (&*text, "is not a report that --report FILE.json made"),
         (absent.to_str().unwrap(), "cannot read the report"),
@@ -316,7 +316,7 @@ fn an_invalid_report_is_refused_in_one_sentence() {
         assert_eq!(output.status.code(), Some(1));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(
-            stderr.contains(said) && stderr.lines().count() == 1,
+            stderr.contains(answer) && stderr.lines().count() == 1,
             "{stderr}"
         );
     }

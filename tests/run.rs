@@ -140,8 +140,8 @@ fn a_vm_that_never_connects_is_reported() {
     let fixture = Fixture::new();
     let output = fixture.output(&["true", "{socket}"]);
     assert!(output.status.success());
-    let said = stderr(&output);
-    assert!(said.contains("without having connected to"), "{said}");
+    let text = stderr(&output);
+    assert!(text.contains("without having connected to"), "{text}");
     let output = fixture.output(&["true", "{image}"]);
     assert_eq!(stderr(&output), "");
 }
@@ -239,12 +239,12 @@ fn errors_are_one_sentence() {
     for (command, code, words) in cases {
         let output = fixture.output(command);
         assert_eq!(output.status.code(), Some(code), "{command:?}");
-        let said = stderr(&output);
+        let text = stderr(&output);
         assert!(
-            said.starts_with("lazystore: ") && said.contains(words),
-            "{said}"
+            text.starts_with("lazystore: ") && text.contains(words),
+            "{text}"
         );
-        assert_eq!(said.lines().count(), 1, "{said}");
+        assert_eq!(text.lines().count(), 1, "{text}");
     }
     let output = fixture
         .run(&["--tree", "/nowhere"], &["true", "{socket}"])
@@ -271,11 +271,11 @@ fn print_shows_the_command_and_does_nothing() {
          memory-backend=lazystore-mem -chardev socket,id=lazystore,path={}/lazystore-XXXXXX/store.sock,",
         runtime.display()
     );
-    let said = stdout(&output);
-    assert!(said.starts_with(&wanted), "{said}");
+    let text = stdout(&output);
+    assert!(text.starts_with(&wanted), "{text}");
     assert!(
-        said.ends_with(" -device vhost-user-blk-pci,chardev=lazystore\n"),
-        "{said}"
+        text.ends_with(" -device vhost-user-blk-pci,chardev=lazystore\n"),
+        "{text}"
     );
     fixture.nothing_is_left();
 }
@@ -401,8 +401,8 @@ fn a_saved_vm_is_restored_instead_of_booted() {
         let start = Instant::now();
         let output = boot_in(&fixture, "q35", &[&options, more].concat());
         let console = stdout(&output);
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(0), "{console} {said}");
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{console} {text}");
         assert!(console.contains("lazystore: program_status=0"), "{console}");
         assert!(console.contains("lazystore: done"), "{console}");
         println!(

@@ -122,8 +122,8 @@ fn the_status_socket_is_private_and_found_by_every_name_of_the_server() {
     assert!(!point.exists(), "{log}");
     let output = status(&[point.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("no server answers at"), "{said}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("no server answers at"), "{text}");
 }
 
 /// Those who ask and then do nothing delay neither VMs nor others who ask, and are let go.
@@ -262,6 +262,6 @@ fn an_answer_that_is_not_a_status_is_refused() {
     let output = status(&[socket.to_str().unwrap()]);
     answering.join().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("is not a lazystore"), "{said}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("is not a lazystore"), "{text}");
 }

@@ -25,8 +25,8 @@ fn cache(store: &RemoteStore, command: &str, extra: &[&str]) -> (String, i32) {
     let dir = store.cache_dir();
     let args = ["cache", command, "--cache-dir", dir.to_str().unwrap()];
     let output = lazystore(&[&args[..], extra].concat());
-    let said = String::from_utf8(output.stdout).unwrap();
-    (said, output.status.code().unwrap())
+    let text = String::from_utf8(output.stdout).unwrap();
+    (text, output.status.code().unwrap())
 }
 
 #[test]
@@ -36,38 +36,38 @@ fn cache_commands_list_verify_and_prune_what_is_not_in_use() {
     let http = HttpServer::start(&store.cache.dir);
     let server = store.serve(&[&http.url()], &[]);
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
-    let (said, code) = cache(&store, "list", &[]);
+    let (text, code) = cache(&store, "list", &[]);
     assert_eq!(
-        (said.matches("in use").count(), code),
+        (text.matches("in use").count(), code),
         (NAMES.len(), 0),
-        "{said}"
+        "{text}"
     );
     assert!(
-        store.paths.iter().all(|path| said.contains(&path.path())),
-        "{said}"
+        store.paths.iter().all(|path| text.contains(&path.path())),
+        "{text}"
     );
-    let (said, code) = cache(&store, "prune", &["--cache-size", "0"]);
-    assert!(said.contains("left 4 NARs") && code == 0, "{said}");
+    let (text, code) = cache(&store, "prune", &["--cache-size", "0"]);
+    assert!(text.contains("left 4 NARs") && code == 0, "{text}");
     drop(server);
-    let (said, code) = cache(&store, "verify", &[]);
-    assert!(said.contains("4 NARs, unchanged") && code == 0, "{said}");
+    let (text, code) = cache(&store, "verify", &[]);
+    assert!(text.contains("4 NARs, unchanged") && code == 0, "{text}");
     let nars = store.cache_dir().join("nars");
     let one = fs::read_dir(&nars).unwrap().next().unwrap().unwrap().path();
     let mut bytes = fs::read(&one).unwrap();
     bytes[500] ^= 1;
     fs::write(&one, bytes).unwrap();
-    let (said, code) = cache(&store, "verify", &[]);
+    let (text, code) = cache(&store, "verify", &[]);
     assert!(
-        said.contains("1 changed and removed") && code == 1,
-        "{said}"
+        text.contains("1 changed and removed") && code == 1,
+        "{text}"
     );
     // The keeper ends a moment after its server.
     wait_for("nothing to be in use", || {
-        let (said, _) = cache(&store, "list", &[]);
-        (!said.contains("in use")).then_some(())
+        let (text, _) = cache(&store, "list", &[]);
+        (!text.contains("in use")).then_some(())
     });
-    let (said, _) = cache(&store, "prune", &["--cache-size", "0"]);
-    assert!(said.contains("left 0 NARs"), "{said}");
+    let (text, _) = cache(&store, "prune", &["--cache-size", "0"]);
+    assert!(text.contains("left 0 NARs"), "{text}");
     let server = store.serve(&[&http.url()], &[]);
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
 }
@@ -79,8 +79,8 @@ fn verify_compares_hashes_of_remote_paths() {
     let (args, url) = (store.args(&[&http.url()]), http.url());
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let output = lazystore(&[&["verify"], &args[..]].concat());
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{said} {:?}", output.stderr);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text} {:?}", output.stderr);
     let output = lazystore(&[&["inspect"], &args[..]].concat());
     assert!(output.status.success(), "{output:?}");
     assert!(!url.is_empty());

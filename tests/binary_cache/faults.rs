@@ -244,20 +244,20 @@ fn impossible_starts_are_refused() {
         ("garbage".to_owned(), "narinfo"),
     ] {
         fs::write(store.cache.narinfo_file(&store.paths[1]), text).unwrap();
-        let said = try_start(&store.args(&[&url]));
-        assert!(said.contains(part) && said.contains(&path), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        let stderr = try_start(&store.args(&[&url]));
+        assert!(stderr.contains(part) && stderr.contains(&path), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
     fs::remove_file(store.cache.narinfo_file(&store.paths[1])).unwrap();
-    let said = try_start(&store.args(&[&url]));
+    let stderr = try_start(&store.args(&[&url]));
     assert!(
-        said.contains("no binary cache has it") && said.contains(&path),
-        "{said}"
+        stderr.contains("no binary cache has it") && stderr.contains(&path),
+        "{stderr}"
     );
-    let said = try_start(&store.args(&["gopher://x"]));
-    assert!(said.contains("gopher://x is not the URL"), "{said}");
+    let stderr = try_start(&store.args(&["gopher://x"]));
+    assert!(stderr.contains("gopher://x is not the URL"), "{stderr}");
     drop(http);
     let other = store.args(&[&url]);
-    let said = try_start(&other);
-    assert!(said.contains(&url), "{said}");
+    let stderr = try_start(&other);
+    assert!(stderr.contains(&url), "{stderr}");
 }

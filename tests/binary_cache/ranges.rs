@@ -154,9 +154,9 @@ fn caches_that_are_not_trusted_are_asked_for_whole_nars() {
     // And what is not in --from cannot be trusted.
     let args = store.args(&[&url]);
     let extra = ["--trust-ranges", "https://elsewhere.example"];
-    let said = Server::try_start_after(&[], &args, &extra).err().unwrap();
-    assert!(said.contains("https://elsewhere.example"), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    let text = Server::try_start_after(&[], &args, &extra).err().unwrap();
+    assert!(text.contains("https://elsewhere.example"), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
 }
 
 #[test]

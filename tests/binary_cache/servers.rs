@@ -105,12 +105,12 @@ fn a_bucket_is_read_only_with_the_right_keys() {
     for (access, secret) in [("AKIDEXAMPLE", "wrong"), ("OTHER", "a/secret+key=")] {
         let env = keys(access, secret);
         let env: Vec<&str> = env.iter().map(String::as_str).collect();
-        let said = Server::try_start_after(&env, &args, &[]).err().unwrap();
-        assert!(said.contains("403") && said.contains(&url), "{said}");
-        assert!(!said.contains(secret) && !said.contains("X-Amz"), "{said}");
+        let text = Server::try_start_after(&env, &args, &[]).err().unwrap();
+        assert!(text.contains("403") && text.contains(&url), "{text}");
+        assert!(!text.contains(secret) && !text.contains("X-Amz"), "{text}");
     }
-    let said = Server::try_start_after(&[], &args, &[]).err().unwrap();
-    assert!(said.contains("403"), "{said}");
+    let text = Server::try_start_after(&[], &args, &[]).err().unwrap();
+    assert!(text.contains("403"), "{text}");
     let env = keys("AKIDEXAMPLE", "a/secret+key=");
     let env: Vec<&str> = env.iter().map(String::as_str).collect();
     let server = Server::start_after(&env, &args, &[]);
@@ -164,10 +164,10 @@ fn an_unknown_authority_is_refused_unless_it_is_given() {
     wait_for_port(port);
     let url = format!("https://127.0.0.1:{port}");
     let args = store.args(&[&url]);
-    let said = Server::try_start_after(&[], &args, &[]).err().unwrap();
+    let text = Server::try_start_after(&[], &args, &[]).err().unwrap();
     assert!(
-        said.contains("certificate") && said.contains(&url),
-        "{said}"
+        text.contains("certificate") && text.contains(&url),
+        "{text}"
     );
     let trusted = format!("NIX_SSL_CERT_FILE={}", cert.display());
     let server = Server::start_after(&["env", &trusted], &args, &[]);
@@ -255,9 +255,9 @@ fn a_guest_boots_from_a_remote_store() {
     compare.arg(&out).args(["--closure-info", &closure_info]);
     compare.args(["--store-root", &from_env("LAZYSTORE_TEST_STORE")]);
     let compared = compare.output().unwrap();
-    let said = String::from_utf8_lossy(&compared.stdout);
+    let text = String::from_utf8_lossy(&compared.stdout);
     assert!(
-        compared.status.success() && said.contains("identical"),
-        "{said}"
+        compared.status.success() && text.contains("identical"),
+        "{text}"
     );
 }

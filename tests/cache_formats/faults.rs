@@ -254,11 +254,11 @@ fn malicious_narinfos_are_refused() {
         assert!(!matches!(believed, Ok(Ok(_))), "{to}");
     }
     let unsigned = text.replace("Sig: ", "NoSig: ");
-    let said = with(&unsigned).unwrap().verify(STORE, &keys);
-    assert!(matches!(said, Err(Untrusted::Unsigned { .. })));
+    let verified = with(&unsigned).unwrap().verify(STORE, &keys);
+    assert!(matches!(verified, Err(Untrusted::Unsigned { .. })));
     let other = PublicKey::parse_list(&Key::new("test-2", 9).public()).unwrap();
-    let said = with(&text).unwrap().verify(STORE, &other);
-    assert!(matches!(said, Err(Untrusted::UnknownKeys { .. })));
+    let verified = with(&text).unwrap().verify(STORE, &other);
+    assert!(matches!(verified, Err(Untrusted::UnknownKeys { .. })));
     let tree = served.cache.dir.join("../tree");
     let another = served.cache.add("other", Path::new(&tree), &[]);
     let text = std::fs::read_to_string(served.cache.narinfo_file(&another)).unwrap();

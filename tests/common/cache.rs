@@ -1,5 +1,4 @@
-//! A binary cache in a directory, as `nix copy --to file://` makes one, by a writer of the tests' own: no Nix is needed,
-//! and every part can be wrong.
+//! Writes a binary cache to a directory like `nix copy --to file://`. Needs no Nix, and can write any part incorrectly.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,10 +13,10 @@ use super::nar;
 
 const STORE: &str = "/nix/store";
 
-/// A cache that is being filled.
+/// A cache to be filled.
 pub struct Cache {
     pub dir: PathBuf,
-    /// How NARs are compressed from now on.
+    /// Compression of further NARs.
     pub compression: Compression,
     /// Whether there are `.ls` files from now on.
     pub listings: bool,

@@ -1,4 +1,4 @@
-//! A client that this project did not write: blkio.
+//! A client based on blkio, an independent implementation.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -10,26 +10,26 @@ use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 
 use super::process::Deadline;
 
-/// Largest read.
+/// Maximum length of a read.
 pub const READ_MAX: usize = 128 * 1024;
 
-/// Reads under way in each queue.
+/// Reads in flight in each queue.
 pub const DEPTH: usize = 8;
 
-/// How long anything may take, also on a machine that does much else.
+/// Timeout of each operation, long enough for a busy machine.
 const ANSWER: Duration = Duration::from_secs(60);
 
 /// A connected client with `queues` queues and a buffer for each read.
 pub struct Client {
-    // Dropped before the device that they belong to.
+    // Must be dropped before their device.
     pub queues: Vec<Blkioq>,
     pub device: Blkio,
     region: MemoryRegion,
-    /// The region's memory, as a file: reading it needs no pointers.
+    /// The region's memory as a file, to read it without pointers.
     memory: File,
 }
 
-/// Connects but does not start.
+/// Connects without starting the device.
 pub fn connect(socket: &Path, read_only: bool) -> Blkio {
     let mut device = Blkio::new("virtio-blk-vhost-user").unwrap();
     device.set_str("path", socket.to_str().unwrap()).unwrap();
@@ -43,7 +43,7 @@ impl Client {
         Self::try_start(socket, queues).unwrap()
     }
 
-    /// The same with a server that may lack what so many queues need.
+    /// Like `start`, but fails if the server lacks resources for that many queues.
     pub fn try_start(socket: &Path, queues: usize) -> Option<Self> {
         let _deadline = Deadline::new("the server to answer a new frontend", ANSWER);
         let mut device = Blkio::new("virtio-blk-vhost-user").unwrap();
@@ -64,8 +64,8 @@ impl Client {
         })
     }
 
-    /// Carries out up to [`DEPTH`] reads of up to [`READ_MAX`] bytes in one queue at once, or a single read of up to `DEPTH` times as
-    /// much; returns the data, or an errno where a read failed.
+    /// Executes up to [`DEPTH`] concurrent reads of up to [`READ_MAX`] bytes in one queue, or a single read of up to `DEPTH`
+    /// times that length. Returns the data or the errno of each read.
     pub fn read(&mut self, queue: usize, reads: &[(u64, usize)]) -> Vec<Result<Vec<u8>, i32>> {
         let place = |index: usize| (queue * DEPTH + index) * READ_MAX;
         let room_bytes = match reads.len() {
@@ -106,7 +106,7 @@ impl Client {
         reads.iter().enumerate().map(data).collect()
     }
 
-    /// Tries to write; returns what the client says.
+    /// Tries to write, and returns the client's error.
     pub fn write(&mut self, start: u64, len: usize) -> i32 {
         let queue = &mut self.queues[0];
         queue.write(
@@ -123,10 +123,10 @@ impl Client {
     }
 }
 
-/// Which request, and what came of it: 0 or a negative errno.
+/// The index of a request, and its result: 0 or a negative errno.
 #[allow(unsafe_code)]
 fn outcome(completion: &MaybeUninit<Completion>) -> (usize, i32) {
-    // SAFETY: `do_io` has filled as many entries as it returned, and callers look at no others.
+    // SAFETY: `do_io` has filled as many entries as it returned, and callers read no others.
     let completion = unsafe { completion.assume_init_ref() };
     (completion.user_data, completion.ret)
 }

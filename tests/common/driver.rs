@@ -1,7 +1,7 @@
-//! A guest's driver with many requests under way, which checks every byte that it is given.
+//! A guest's driver with many requests in flight, which checks every byte that it reads.
 //!
-//! It does what Linux's virtio-blk does: chains of descriptors from a free list, indirect tables, interrupts by event
-//! index, and no look at the used ring but when interrupted or before it goes to sleep. Its memory outlives connections.
+//! It works like Linux's virtio-blk: descriptor chains from a free list, indirect tables, interrupts by event index. It
+//! reads the used ring only after an interrupt or before it sleeps. Its memory outlives connections.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -28,11 +28,11 @@ const SLOTS_START: u64 = 0x1_0000;
 const STATUS: u64 = 16;
 const TABLE: u64 = 0x100;
 const DATA: u64 = 0x2000;
-/// Largest read.
+/// Maximum length of a read.
 const DATA_BYTES: u64 = 0x1_0000;
 const MEMORY_BYTES: u64 = SLOTS_START + SLOT_BYTES * SLOTS as u64;
 
-/// The parts of the disk where there is something.
+/// The parts of the disk that are not empty.
 pub fn places(image: &Image) -> Vec<Range<u64>> {
     let regions = image.space().regions();
     let parts = regions
@@ -45,7 +45,7 @@ pub fn places(image: &Image) -> Vec<Range<u64>> {
         .collect()
 }
 
-/// Where both indexes start: they wrap around soon.
+/// Start value of both indexes, so that they wrap around soon.
 const FIRST_INDEX: u16 = u16::MAX - 500;
 
 const NEXT: u16 = 1;
@@ -54,7 +54,7 @@ const INDIRECT: u16 = 4;
 
 const FILL: u8 = 0xee;
 
-/// virtio 1.2: `VIRTIO_F_INDIRECT_DESC`, `VIRTIO_F_EVENT_IDX`, and what every frontend takes.
+/// `VIRTIO_F_INDIRECT_DESC`, `VIRTIO_F_EVENT_IDX` (virtio 1.2), and the features that every frontend accepts.
 const FEATURES: u64 = 1 << 28 | 1 << 29 | super::frontend::F_VERSION_1 | 1 << 30;
 
 const LAYOUT: Layout = Layout {
@@ -65,7 +65,7 @@ const LAYOUT: Layout = Layout {
     used: USED,
 };
 
-/// What a driver sleeps for.
+/// Why a driver woke up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Woken {
     Interrupt,
@@ -73,7 +73,7 @@ pub enum Woken {
     Closed,
 }
 
-/// Which paths of the store are whole. Each has a number that becomes odd when it is broken, even when it is mended.
+/// Which paths of the store are intact. Each has a counter, which is odd while the path is broken.
 pub struct Health {
     regions: Vec<[Range<u64>; 2]>,
     states: Vec<AtomicU64>,
@@ -93,12 +93,12 @@ impl Health {
         }
     }
 
-    /// Breaks or mends a path.
+    /// Marks a path as broken or repaired.
     pub fn turn(&self, region: usize) {
         self.states[region].fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The number of the path whose range holds byte `at`; zero for what belongs to none.
+    /// The counter of the path whose range contains byte `at`. Zero if there is none.
     fn state(&self, at: u64) -> u64 {
         let holds = |ranges: &[Range<u64>; 2]| ranges.iter().any(|range| range.contains(&at));
         let found = self.regions.iter().position(holds);
@@ -106,7 +106,7 @@ impl Health {
     }
 }
 
-/// What was counted.
+/// Counts of results.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
     pub answered: u64,
@@ -139,7 +139,7 @@ pub struct Driver {
     avail: u16,
     seen: u16,
     pub counts: Counts,
-    /// None when nothing is to be broken.
+    /// `None` if nothing is broken during the test.
     pub health: Option<Arc<Health>>,
 }
 
@@ -175,7 +175,7 @@ impl Driver {
         self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
     }
 
-    /// Whether the device has published what the driver has not looked at.
+    /// Whether the device has published completions that the driver has not processed.
     pub fn has_unseen(&self) -> bool {
         self.used_index() != self.seen
     }
@@ -184,7 +184,7 @@ impl Driver {
         self.under_way.len()
     }
 
-    /// Makes up to `count` random reads available, as long as there is room.
+    /// Makes up to `count` random reads available, as far as there are free descriptors.
     pub fn submit(&mut self, count: usize, places: &[Range<u64>]) {
         for _ in 0..count {
             if self.free_slots.is_empty() || self.free_descriptors.len() < 12 {
@@ -194,7 +194,7 @@ impl Driver {
             let sectors = (place.end - place.start) / 512;
             let first = self.random.below(sectors);
             let most = (sectors - first).min(DATA_BYTES / 512);
-            // Small reads are what guests mostly do.
+            // Guests mostly make small reads.
             let wanted = match self.random.below(4) {
                 0 => most,
                 1 => most.min(1 + self.random.below(32)),
@@ -293,21 +293,21 @@ impl Driver {
             .unwrap();
     }
 
-    /// Connects, as often as it takes.
+    /// Connects, with retries.
     pub fn connect(&self, socket: &Path) -> Frontend {
         wait_for("a connection", || {
             Frontend::try_start(socket, &self.backing, LAYOUT, FEATURES).ok()
         })
     }
 
-    /// Takes back what the device has published, and compares it with `image`.
+    /// Processes completions, and compares the data with `image`.
     pub fn take_back(&mut self, image: &Image) {
         while self.has_unseen() {
             let at = USED + 4 + 8 * u64::from(self.seen % QUEUE);
             let [head, used_len]: [u32; 2] = self.memory.read_obj(GuestAddress(at)).unwrap();
             self.seen = self.seen.wrapping_add(1);
             let head = u16::try_from(head).unwrap();
-            // Linux says "id %u is not a head!" and gives the disk up.
+            // Linux logs "id %u is not a head!" here and stops using the disk.
             let under = self.under_way.remove(&head);
             let under = under.unwrap_or_else(|| panic!("id {head} is not a head"));
             self.check(&under, used_len, image);
@@ -354,18 +354,18 @@ impl Driver {
         found == expected
     }
 
-    /// There were neither errors nor wrong bytes.
+    /// Asserts that there were neither errors nor wrong bytes.
     pub fn assert_clean(&self) {
         let bad = self.counts.mismatches + self.counts.unexpected_errors;
         assert_eq!(bad, 0, "{:?}", self.counts);
     }
 
-    /// Asks for an interrupt with the next answer; what is there already would not cause one.
+    /// Requests an interrupt for the next completion. Completions that are already published do not cause one.
     pub fn ask_for_interrupt(&self) {
         self.put16(AVAIL + 4 + 2 * u64::from(QUEUE), self.seen);
     }
 
-    /// Sleeps until the device interrupts or hangs up, unless there is something to look at.
+    /// Sleeps until the device interrupts or disconnects, unless there are completions.
     pub fn wait(&self, frontend: &Frontend) -> Woken {
         self.ask_for_interrupt();
         if self.has_unseen() {
@@ -374,7 +374,7 @@ impl Driver {
         self.sleep(frontend)
     }
 
-    /// Sleeps without a look at the ring.
+    /// Sleeps without checking the ring.
     pub fn sleep(&self, frontend: &Frontend) -> Woken {
         let mut fds = [frontend.call.as_fd(), frontend.connection()]
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN));

@@ -1,4 +1,4 @@
-//! `lazystore serve --fuse`, and mounts of what it serves, all gone when the test ends.
+//! `lazystore serve --fuse`, and mounts of its file. All are removed when the test ends.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,7 +13,7 @@ use super::proc::children;
 use super::process::{first_line, stderr_of, wait_for};
 use super::tool;
 
-/// A directory to mount on, with nothing mounted on it when this is dropped.
+/// A directory to mount on. Dropping it unmounts everything there.
 pub struct Place(TempDir);
 
 impl Place {
@@ -60,7 +60,7 @@ pub fn mount_file(image: &Path) -> Place {
     place
 }
 
-/// Runs a command that must succeed within some minutes; returns its stdout.
+/// Runs a command that must succeed within some minutes, and returns its stdout.
 pub fn run(command: &mut Command) -> Vec<u8> {
     let output = Command::new(tool("timeout", "coreutils"))
         .args(["-k", "5", "300"])
@@ -81,7 +81,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves at a place of its own.
+    /// Serves at its own directory.
     pub fn start<A: AsRef<OsStr>>(args: &[A]) -> Self {
         let place = Place::new();
         let mut server = Self::start_at(place.path(), args);
@@ -120,7 +120,7 @@ impl Server {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// The process that answers the kernel.
+    /// The process that answers FUSE requests.
     pub fn worker(&self) -> Option<Pid> {
         let server = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         let worker = children(server).first().copied()?;
@@ -131,7 +131,7 @@ impl Server {
         wait_for("the server to end", || self.child.try_wait().unwrap())
     }
 
-    /// What it wrote to stderr, after it ended.
+    /// Its stderr, after it has ended.
     pub fn log(&mut self) -> String {
         stderr_of(&mut self.child)
     }

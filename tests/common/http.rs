@@ -1,4 +1,4 @@
-//! An HTTP server of the tests' own: files of a directory, over kept-alive connections, and every fault on request.
+//! An HTTP server for files of a directory, with keep-alive, which can inject faults.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -10,44 +10,44 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// What goes wrong with an answer.
+/// A fault of a response.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// This status, with a short body.
     Status(u16),
-    /// The connection ends after so many bytes of the body.
+    /// The connection ends after this number of bytes of the body.
     Cut(usize),
-    /// Content-Length says so many bytes more or less than there are; then the connection ends.
+    /// Content-Length is wrong by this number of bytes. Then the connection ends.
     WrongLength(i64),
-    /// So many bytes of the body at a time, and this pause between them.
+    /// The body is sent in parts of this length, with this pause in between.
     Slow(usize, Duration),
     /// The body never ends.
     Endless,
-    /// A redirect to this place.
+    /// A redirect to this URL.
     Redirect(String),
-    /// A redirect to a place that redirects, and so on.
+    /// An endless chain of redirects.
     Redirects,
     /// Another body.
     Body(Vec<u8>),
-    /// For a part of a file, an answer with this Content-Range and body; no fault for a whole one.
+    /// For range requests: a response with this Content-Range and body.
     Part(String, Vec<u8>),
     /// A body with this Content-Encoding.
     Encoded(&'static str, Vec<u8>),
-    /// No answer, until the server ends.
+    /// No response until the server ends.
     Hang,
-    /// The connection ends without an answer.
+    /// The connection ends without a response.
     Close,
-    /// What is no HTTP.
+    /// A response that is not HTTP.
     Garbage,
-    /// Headers without end.
+    /// Endless headers.
     EndlessHeaders,
 }
 
-/// Applies to requests whose path has this in it.
+/// A fault, for requests whose path contains `part`.
 struct Rule {
     part: String,
     fault: Fault,
-    /// How often; always if there is none.
+    /// Number of times. `None`: always.
     times: Option<usize>,
 }
 
@@ -61,7 +61,7 @@ struct Shared {
     ends: AtomicBool,
 }
 
-/// Ends with its value.
+/// A running server. Dropping it ends the server.
 pub struct HttpServer {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -69,7 +69,7 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Serves the files beneath `dir` on a port of its own.
+    /// Serves the files below `dir` on a free port.
     pub fn start(dir: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -83,22 +83,22 @@ impl HttpServer {
         }
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What `--from` takes.
+    /// Its URL, for `--from`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// From now on, `fault` for each request whose path has `part` in it.
+    /// Injects `fault` into the responses to all requests whose path contains `part`.
     pub fn fault(&self, part: &str, fault: Fault) {
         self.rule(part, fault, None);
     }
 
-    /// `fault` for the next so many requests whose path has `part` in it.
+    /// Injects `fault` into the next `count` responses to requests whose path contains `part`.
     pub fn fault_times(&self, part: &str, fault: Fault, times: usize) {
         self.rule(part, fault, Some(times));
     }
@@ -112,29 +112,29 @@ impl HttpServer {
             .push(Rule { part, fault, times });
     }
 
-    /// No more faults.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.shared.rules.lock().unwrap().clear();
     }
 
-    /// Each answer comes so much later from now on.
+    /// Delays each further response by this time.
     pub fn latency(&self, latency: Duration) {
         *self.shared.latency.lock().unwrap() = latency;
     }
 
-    /// Paths that were asked for so far, in order.
+    /// The requested paths so far, in order.
     pub fn requests(&self) -> Vec<String> {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// First and last bytes of the parts that were asked for so far, of files whose names end so.
+    /// First and last bytes of the ranges requested so far, of files whose names have this suffix.
     pub fn parts(&self, end: &str) -> Vec<[usize; 2]> {
         let parts = self.shared.parts.lock().unwrap();
         let of_file = parts.iter().filter(|(path, _)| path.ends_with(end));
         of_file.map(|(_, part)| *part).collect()
     }
 
-    /// How many connections there have been.
+    /// Number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.connections.lock().unwrap().len()
     }
@@ -164,16 +164,16 @@ fn accept(listener: &TcpListener, dir: &Path, shared: &Arc<Shared>) {
             .unwrap()
             .push_back(stream.try_clone().unwrap());
         let (dir, shared) = (dir.to_owned(), shared.clone());
-        // A client that goes away in the middle is none of the server's faults.
+        // Ignore errors: the client may disconnect at any time.
         thread::spawn(move || drop(converse(stream, &dir, &shared)));
     }
 }
 
-/// A request, as far as it is of interest.
+/// The relevant parts of a request.
 struct Request {
     path: String,
     is_head: bool,
-    /// First and last byte.
+    /// First and last byte of the range.
     range: Option<(usize, usize)>,
 }
 

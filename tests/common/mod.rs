@@ -1,4 +1,4 @@
-//! What several integration tests share. Each test program uses a part of it.
+//! Code that several integration tests share. Each test program uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod cache;
@@ -31,14 +31,14 @@ use lazystore::image::{Image, ImageOptions};
 use proptest::prelude::ProptestConfig;
 use proptest::test_runner::RngSeed;
 
-/// The disk of a directory as it is.
+/// The image of a directory tree.
 pub fn tree_image(dir: &Path) -> Image {
     let source = Source::Tree(dir.to_owned());
     let closure = Closure::load(&source, &StoreLocation::default()).unwrap();
     Image::new(&closure, &ImageOptions::default()).unwrap()
 }
 
-/// The disk of a directory's entries as store paths, with NAR sizes if `sizes` gives them.
+/// The image of a directory's entries as store paths, with NAR sizes if `sizes` gives them.
 pub fn store_image(dir: &Path, sizes: impl Fn(&Path) -> Option<u64>) -> Image {
     let path = |entry: std::io::Result<std::fs::DirEntry>| {
         let entry = entry.unwrap();
@@ -58,7 +58,7 @@ pub fn store_image(dir: &Path, sizes: impl Fn(&Path) -> Option<u64>) -> Image {
     Image::new(&closure, &ImageOptions::default()).unwrap()
 }
 
-/// Fails in a test that belongs to the full tier and does not say so: it would fail on a bare checkout.
+/// Fails if the calling test belongs to the full tier but is not marked as ignored: it would fail on a bare checkout.
 fn assert_full_tier(what: &str) {
     let asked_for = |arg: String| arg == "--ignored" || arg == "--include-ignored";
     assert!(
@@ -67,14 +67,14 @@ fn assert_full_tier(what: &str) {
     );
 }
 
-/// A directory in memory: trees of thousands of files are made and read in a tenth of the time.
+/// A directory in memory, where trees of thousands of files are created and read in a tenth of the time.
 pub fn memory_dir() -> tempfile::TempDir {
-    // A tmpfs on every Linux (shm_overview(7)).
+    // A tmpfs on every Linux system (shm_overview(7)).
     tempfile::tempdir_in("/dev/shm").unwrap()
 }
 
-/// How property tests draw: the same in every run, so that a run that fails fails again. `PROPTEST_RNG_SEED` draws
-/// others.
+/// The seed of property tests: the same in every run, so that a failure is reproducible. `PROPTEST_RNG_SEED` sets
+/// another.
 pub fn cases(cases: u32) -> ProptestConfig {
     let drawn = ProptestConfig::default();
     ProptestConfig {
@@ -88,7 +88,7 @@ pub fn cases(cases: u32) -> ProptestConfig {
     }
 }
 
-/// The path of a tool, or a failure that says how to install it: no test is skipped.
+/// The path of a tool. Fails if it is missing and names its package: no test is skipped.
 pub fn tool(name: &str, package: &str) -> std::path::PathBuf {
     assert_full_tier(name);
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -98,7 +98,7 @@ pub fn tool(name: &str, package: &str) -> std::path::PathBuf {
         .unwrap_or_else(|| panic!("{name} is missing: apt-get install {package}"))
 }
 
-/// What `scripts/test` tells the tests.
+/// A variable that `scripts/test` sets.
 pub fn from_env(name: &str) -> String {
     assert_full_tier(name);
     std::env::var(name).unwrap_or_else(|_| {
@@ -106,7 +106,7 @@ pub fn from_env(name: &str) -> String {
     })
 }
 
-/// How many files of all types lie below `dir`.
+/// Number of files of all types below `dir`.
 pub fn count(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     let each = entries.map(|entry| match entry.file_type().unwrap().is_dir() {
@@ -116,7 +116,7 @@ pub fn count(dir: &Path) -> u64 {
     each.sum()
 }
 
-/// How many files and symlinks below `dir` are not empty.
+/// Number of files and symlinks below `dir` that are not empty.
 pub fn count_with_bytes(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     let each = entries.map(|entry| {

@@ -1,4 +1,4 @@
-//! Nix stores that `nix-store` makes and is asked about.
+//! Nix stores that `nix-store` creates.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -6,10 +6,10 @@ use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// What nix-bin as it comes needs for copying files into a store: neither a daemon's users nor a sandbox.
+/// Settings with which nix-bin can copy files into a store without a daemon's users and a sandbox.
 pub const NIX_CONFIG: &str = "build-users-group =\nsandbox = false";
 
-/// A store of its own in `DIR/root`.
+/// A separate store in `DIR/root`.
 pub struct ChrootStore {
     dir: tempfile::TempDir,
 }
@@ -21,44 +21,44 @@ impl ChrootStore {
         Self { dir }
     }
 
-    /// A path in the temporary directory, outside of the store.
+    /// A path in the temporary directory, outside the store.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// What `--store` and `--store-root` take.
+    /// The value for `--store` and `--store-root`.
     pub fn root(&self) -> PathBuf {
         self.path("root")
     }
 
-    /// The place of a logical store path on the host.
+    /// The path on the host of a logical store path.
     pub fn physical(&self, store_path: &str) -> PathBuf {
         self.root().join(store_path.trim_start_matches('/'))
     }
 
-    /// `nix-store ARGS` on this store.
+    /// The command `nix-store ARGS` for this store.
     pub fn command<A: AsRef<OsStr>>(&self, args: &[A]) -> Command {
         nix_store(&self.root(), &self.path("home"), args)
     }
 
-    /// What `nix-store` prints when it is run on this store with `args` and the file `stdin`.
+    /// Output of `nix-store` on this store, with `args` and the file `stdin`.
     pub fn nix_store(&self, args: &[&str], stdin: Stdio) -> Vec<u8> {
         succeed(self.command(args).stdin(stdin)).stdout
     }
 
-    /// The lines that `nix-store ARGS` prints.
+    /// Output lines of `nix-store ARGS`.
     pub fn lines(&self, args: &[&str]) -> Vec<String> {
         let text = String::from_utf8(self.nix_store(args, Stdio::null())).unwrap();
         text.lines().map(str::to_owned).collect()
     }
 
-    /// Adds a file with `text` to the store: its logical store path.
+    /// Adds a file with `text` to the store. Returns its logical store path.
     pub fn add(&self, name: &str, text: &str) -> String {
         fs::write(self.path(name), text).unwrap();
         self.add_file(&self.path(name))
     }
 
-    /// Adds what lies at `path` on the host.
+    /// Adds the file or directory at `path` on the host.
     pub fn add_file(&self, path: &Path) -> String {
         let added = self.nix_store(&["--add", path.to_str().unwrap()], Stdio::null());
         String::from_utf8(added).unwrap().trim_end().to_owned()
@@ -85,14 +85,14 @@ impl ChrootStore {
         fs::create_dir_all(dir.join("bin")).unwrap();
         fs::write(dir.join("bin/tool"), name.repeat(2000)).unwrap();
         fs::write(dir.join("references"), references.join("\n")).unwrap();
-        // No other test's store has a path of this name: a collector looks at all processes of the machine.
+        // Use a unique name: a garbage collector checks all processes of the machine, including those of other tests.
         fs::write(
             dir.join("unique"),
             self.dir.path().as_os_str().as_encoded_bytes(),
         )
         .unwrap();
         let added = self.add_file(&dir);
-        // `--add` records no references: the record is taken out of the database and loaded with them.
+        // `--add` records no references, so the record is removed from the database and loaded with references.
         let mut record: Vec<String> = self.lines(&["--dump-db", &added])[..4].to_vec();
         record.push((references.len() + 1).to_string());
         record.extend(
@@ -113,14 +113,14 @@ impl ChrootStore {
         self.nix_store(&["--load-db"], file.into());
     }
 
-    /// What `nix-store --dump-db` prints of `paths`.
+    /// Output of `nix-store --dump-db` for `paths`.
     pub fn dump_db(&self, paths: &[String]) -> Vec<u8> {
         let args = ["--dump-db".to_owned()];
         let args: Vec<&String> = args.iter().chain(paths).collect();
         succeed(&mut self.command(&args)).stdout
     }
 
-    /// Writes `store-paths` and `registration` of the closure of `roots`; returns their paths.
+    /// Writes `store-paths` and `registration` of the closure of `roots`. Returns the paths of both files.
     pub fn write_lists(&self, roots: &[&str]) -> (PathBuf, PathBuf) {
         let paths = self.lines(&[&["-qR"], roots].concat());
         let (list, registration) = (self.path("store-paths"), self.path("registration"));
@@ -134,7 +134,7 @@ impl ChrootStore {
         self.nix_store(&["--gc"], Stdio::null());
     }
 
-    /// All files of the database's directory.
+    /// All files in the database's directory.
     pub fn database_files(&self) -> Vec<OsString> {
         let dir = fs::read_dir(self.root().join("nix/var/nix/db")).unwrap();
         let mut names: Vec<_> = dir.map(|entry| entry.unwrap().file_name()).collect();
@@ -143,7 +143,7 @@ impl ChrootStore {
     }
 }
 
-/// `nix-store ARGS` on the store below `root`.
+/// The command `nix-store ARGS` for the store below `root`.
 pub fn nix_store<A: AsRef<OsStr>>(root: &Path, home: &Path, args: &[A]) -> Command {
     let mut command = Command::new("nix-store");
     command.arg("--store").arg(root).args(args);

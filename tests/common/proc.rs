@@ -1,4 +1,4 @@
-//! What `/proc` says of a process.
+//! Reads `/proc`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub fn fds(pid: Pid) -> usize {
     entries(pid, "fd")
 }
 
-/// Waits until a server's workers have the place that another process makes for them while it starts.
+/// Waits until the jail of a server is built.
 pub fn wait_for_jail(server: Pid) {
     let makes_it =
         |pid: &Pid| fs::read_to_string(of(*pid, "comm")).is_ok_and(|name| name == "jail-builder\n");
@@ -29,20 +29,20 @@ pub fn wait_for_jail(server: Pid) {
     });
 }
 
-/// The name that a process has given itself.
+/// The name of a process (`comm`).
 pub fn name(pid: Pid) -> String {
     let name = fs::read_to_string(of(pid, "comm")).unwrap_or_default();
     name.trim_end().to_owned()
 }
 
-/// The process that forked it.
+/// The parent of a process.
 pub fn parent(pid: Pid) -> Option<Pid> {
     let status = fs::read_to_string(of(pid, "status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
     Some(Pid::from_raw(line.trim().parse().ok()?))
 }
 
-/// A living process with that name whose command line has `word` in it.
+/// A running process with that name whose command line contains `word`.
 pub fn named(wanted: &str, word: &Path) -> Option<Pid> {
     let numbers = fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let number = entry.ok()?.file_name().into_string().ok()?;
@@ -62,7 +62,7 @@ pub fn threads(pid: Pid) -> usize {
     entries(pid, "task")
 }
 
-/// Whether every thread has a tracer.
+/// Whether all threads are traced.
 pub fn is_traced(worker: Pid) -> bool {
     let tasks = fs::read_dir(of(worker, "task")).unwrap();
     let status = |task: std::io::Result<fs::DirEntry>| {
@@ -73,13 +73,13 @@ pub fn is_traced(worker: Pid) -> bool {
         .all(|status| !status.contains("TracerPid:\t0\n"))
 }
 
-/// Inodes and paths of listening Unix sockets. Asking the kernel instead of connecting leaves no trace.
+/// Inodes and paths of listening Unix sockets. Unlike a connection attempt, reading them has no effect on the server.
 fn listening_sockets() -> Vec<(String, String)> {
     let sockets = fs::read_to_string("/proc/net/unix").unwrap();
     let fields = sockets
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>());
-    // Fields: Num RefCount Protocol Flags Type St Inode Path; 00010000 means that it listens (__SO_ACCEPTCON).
+    // Fields: Num RefCount Protocol Flags Type St Inode Path. The flag 00010000 (__SO_ACCEPTCON) means listening.
     let listening = fields.filter(|fields| fields[3] == "00010000");
     let path = |fields: &[&str]| fields.get(7).copied().unwrap_or_default().to_owned();
     listening
@@ -87,13 +87,13 @@ fn listening_sockets() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether anybody listens at a socket.
+/// Whether a process listens at a socket.
 pub fn is_listening(socket: &Path) -> bool {
     let mut sockets = listening_sockets().into_iter();
     sockets.any(|(_, path)| Path::new(&path) == socket)
 }
 
-/// How many listening Unix sockets a process has open.
+/// Number of listening Unix sockets that a process has open.
 pub fn listening(pid: Pid) -> usize {
     let sockets = listening_sockets();
     let names: Vec<String> = sockets
@@ -107,14 +107,14 @@ pub fn listening(pid: Pid) -> usize {
         .count()
 }
 
-/// Child processes, zombies included, but for the one that plans for all: it lives as long as its server.
+/// Child processes including zombies, except for the planner, which lives as long as its server.
 pub fn children(pid: Pid) -> Vec<Pid> {
     let mut children = all_children(pid);
     children.retain(|child| !is_planner(*child));
     children
 }
 
-/// The process that plans for all.
+/// The planner process.
 pub fn planner(server: Pid) -> Option<Pid> {
     all_children(server)
         .into_iter()
@@ -129,13 +129,13 @@ fn all_children(pid: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// By its name, or before it has one, by what only it may write to.
+/// Recognises the planner by its name, or before it has that, by its writable mapping.
 fn is_planner(pid: Pid) -> bool {
     let is_named = fs::read_to_string(of(pid, "comm")).is_ok_and(|name| name == "planner\n");
     is_named || plan_mappings(pid).iter().any(|access| access == "rw-s")
 }
 
-/// How a process has mapped the plans that all share.
+/// The protection of a process's mappings of the shared plans.
 pub fn plan_mappings(pid: Pid) -> Vec<String> {
     let maps = fs::read_to_string(of(pid, "maps")).unwrap_or_default();
     let plans = maps
@@ -145,13 +145,13 @@ pub fn plan_mappings(pid: Pid) -> Vec<String> {
     access.map(str::to_owned).collect()
 }
 
-/// Memory that no other process shares, in KiB; zero when the process is gone.
+/// Memory that is not shared with other processes, in KiB. Zero if the process has ended.
 pub fn private_kib(pid: Pid) -> u64 {
     kib(pid, "Private_")
 }
 
-/// The part of it that was written to. The rest are pages of programs, which are private as long as nobody else happens
-/// to run the same one: no measure of growth.
+/// The part of it that was written to. The rest are pages of executables. They count as private while no other process
+/// runs the same executable, so they do not measure growth.
 pub fn written_kib(pid: Pid) -> u64 {
     kib(pid, "Private_Dirty")
 }

@@ -12,17 +12,17 @@ use nix::unistd::Pid;
 use super::proc::{is_listening, is_traced};
 use super::tool;
 
-/// Copies the program under test to `to`, for users who may not enter the build directory.
+/// Copies the program under test to `to`, for users who cannot enter the build directory.
 ///
-/// By another process: a descriptor for writing that this one had could be inherited by a child of another thread, and
-/// then the copy could not be executed yet.
+/// Uses another process: a child of another thread could inherit a writable descriptor of this one, and the copy could
+/// then not be executed ("text file busy").
 pub fn copy_program(to: &Path) {
     let mut cp = Command::new("cp");
     let copied = cp.arg(env!("CARGO_BIN_EXE_lazystore")).arg(to).status();
     assert!(copied.unwrap().success());
 }
 
-/// The first line of a child's stdout, which must be piped; empty if it ended without one.
+/// The first line of a child's stdout, which must be piped. Empty if it ended without writing one.
 pub fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap())
@@ -31,7 +31,7 @@ pub fn first_line(child: &mut Child) -> String {
     line
 }
 
-/// What a child wrote to stderr, which must be piped, until its end.
+/// All that a child writes to stderr, which must be piped.
 pub fn stderr_of(child: &mut Child) -> String {
     let mut text = String::new();
     let mut stderr = child.stderr.take().unwrap();
@@ -39,7 +39,7 @@ pub fn stderr_of(child: &mut Child) -> String {
     text
 }
 
-/// strace with `arguments` on all threads of a process, once it has them.
+/// Attaches strace with `arguments` to all threads of a process.
 pub fn strace(pid: Pid, arguments: &[&str]) -> Child {
     let mut strace = Command::new(tool("strace", "strace"))
         .args(["-f", "-p", &pid.to_string()])
@@ -54,13 +54,13 @@ pub fn strace(pid: Pid, arguments: &[&str]) -> Child {
     strace
 }
 
-/// Has strace let go of its process, and write what it has.
+/// Detaches strace, and waits until it has written its output.
 pub fn end_strace(mut strace: Child) {
     kill(Pid::from_raw(strace.id().cast_signed()), Signal::SIGINT).unwrap();
     strace.wait().unwrap();
 }
 
-/// Waits until a socket is listened at. Its file is there before that; a connection then is refused.
+/// Waits until a socket listens. Its file appears earlier, when connections are still refused.
 pub fn wait_for_listener(child: &mut Child, socket: &Path) {
     wait_for("somebody to listen", || {
         assert_eq!(child.try_wait().unwrap(), None, "nobody will listen");
@@ -68,7 +68,7 @@ pub fn wait_for_listener(child: &mut Child, socket: &Path) {
     });
 }
 
-/// Polls until `look` finds something; fails after a minute: a disk that writes back much may stop everyone for long.
+/// Polls until `look` finds something. Fails after a minute; writeback can block all processes for a long time.
 pub fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     wait_long_for(what, Duration::from_secs(60), look)
 }
@@ -85,7 +85,7 @@ pub fn wait_long_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> O
     }
 }
 
-/// Ends the test program, loudly, unless it is dropped in time: for calls that cannot be given up.
+/// Ends the test program with a message unless it is dropped in time. For calls that cannot be interrupted.
 pub struct Deadline(Sender<()>);
 
 impl Deadline {

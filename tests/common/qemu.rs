@@ -1,4 +1,4 @@
-//! QEMU with the test guest (`tests/vm/init`), told what to do over QMP.
+//! QEMU with the test guest (`tests/vm/init`), controlled over QMP.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -12,29 +12,29 @@ use serde_json::{Value, json};
 use super::from_env;
 use super::process::{wait_for, wait_long_for};
 
-/// How long a guest may take to get on.
+/// Timeout for progress of a guest.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
-/// A guest's machine, whichever process runs it: its directory has the console, the results disk, and a control socket for
-/// each process.
+/// A guest's machine, which several processes can run one after the other. Its directory has the console, the results
+/// disk, and a control socket for each process.
 pub struct Machine {
     pub dir: PathBuf,
-    /// Words for the kernel's command line.
+    /// Arguments for the kernel's command line.
     pub words: String,
     pub cpus: u32,
-    /// The store as a block device of QEMU's, `store`, instead of over vhost-user. The guest's memory is its own then.
+    /// The store as QEMU's block device `store`, instead of over vhost-user. The guest's memory is not shared then.
     pub node: Option<String>,
     processes: u32,
 }
 
-/// A process that runs it.
+/// A process that runs a machine.
 pub struct Qemu {
     child: Child,
     replies: BufReader<UnixStream>,
 }
 
 impl Machine {
-    /// The results disk is a qcow2, so that the guest's state can be saved in it.
+    /// The results disk is qcow2, so that savevm can save the guest's state in it.
     pub fn new(dir: &Path, words: &str) -> Self {
         let made = Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2"])
@@ -51,7 +51,7 @@ impl Machine {
         }
     }
 
-    /// Starts a process that has the store at `socket`; `more` are further options.
+    /// Starts a process with the store at `socket`. `more` are further options.
     pub fn start(&mut self, socket: &Path, more: &[&str]) -> Qemu {
         self.processes += 1;
         let control = self.dir.join(format!("qmp{}", self.processes));
@@ -154,12 +154,12 @@ impl Machine {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// How many rounds of hashing the guest has told of.
+    /// Number of rounds of hashing that the guest has reported.
     pub fn rounds(&self) -> usize {
         self.console().matches("lazystore: hashed ").count()
     }
 
-    /// Waits until the guest says something on its console.
+    /// Waits until the guest writes `words` to its console.
     pub fn wait_for_words(&self, words: &str) {
         wait_long_for(words, PATIENCE, || {
             let console = self.console();
@@ -168,7 +168,7 @@ impl Machine {
         });
     }
 
-    /// What the guest wrote on its results disk: `facts`, `manifest` and so on are then in the directory.
+    /// Extracts what the guest wrote to its results disk, `facts`, `manifest` and so on, into the directory.
     pub fn unpack_results(&self) {
         let raw = self.dir.join("results.raw");
         let converted = Command::new("qemu-img")
@@ -193,7 +193,7 @@ impl Qemu {
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("QEMU has ended: {line:?}"))
     }
 
-    /// Runs a command; what it returns. Events are passed over.
+    /// Runs a QMP command and returns its result. Skips events.
     pub fn run(&mut self, command: &str, arguments: Value) -> Value {
         let line = json!({"execute": command, "arguments": arguments}).to_string() + "\n";
         self.replies.get_mut().write_all(line.as_bytes()).unwrap();
@@ -206,13 +206,13 @@ impl Qemu {
         }
     }
 
-    /// Runs a command of the monitor for people, which says nothing when all is well.
+    /// Runs a command of the human monitor, which prints nothing if it succeeds.
     pub fn monitor(&mut self, line: &str) {
-        let said = self.run("human-monitor-command", json!({"command-line": line}));
-        assert_eq!(said, "", "{line}");
+        let text = self.run("human-monitor-command", json!({"command-line": line}));
+        assert_eq!(text, "", "{line}");
     }
 
-    /// Sends the guest to `uri`; it has left when this returns.
+    /// Migrates the guest to `uri`, and waits until that has completed.
     pub fn migrate(&mut self, uri: &str) {
         let limits = json!({"max-bandwidth": 1_u64 << 31, "downtime-limit": 3000});
         self.run("migrate-set-parameters", limits);
@@ -231,7 +231,7 @@ impl Qemu {
         });
     }
 
-    /// Ends the process, whatever its guest does.
+    /// Ends the process, even if its guest is running.
     pub fn quit(mut self) {
         self.run("quit", json!({}));
         assert!(self.child.wait().unwrap().success());

@@ -1,4 +1,4 @@
-//! Reads a disk back through erofs-rs, which this project did not write, and compares it with the host.
+//! Reads a disk back through erofs-rs, an independent implementation, and compares it with the host.
 
 use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,7 @@ use erofs_rs::backend::AsyncImage;
 use erofs_rs::types::Inode;
 use lazystore::image::Image;
 
-/// The disk as erofs-rs wants it.
+/// The disk as a source of erofs-rs.
 pub struct Disk(pub Arc<Image>);
 
 impl AsyncImage for Disk {
@@ -25,11 +25,11 @@ impl AsyncImage for Disk {
     }
 }
 
-/// erofs-rs looks at every block of a directory for a name. Of a large one only the first are looked up, and some
-/// of the rest; the kernel looks up all of them in another test.
+/// Number of names to look up at the beginning of a large directory. Of the rest, only samples are looked up, because
+/// erofs-rs searches every block of a directory. Another test has the kernel look up all names.
 const LOOK_UPS: usize = 100;
 
-/// Runs a future that never waits.
+/// Runs a future that never yields.
 pub fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
@@ -37,12 +37,12 @@ pub fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// What the guest should be told.
+/// The attributes that the guest should see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
     /// Canonical modes, root, mtime 1.
     Nar,
-    /// What the host says.
+    /// Those of the host.
     Host,
 }
 
@@ -51,7 +51,7 @@ pub fn open(image: &Arc<Image>) -> EroFS<Disk> {
     now(EroFS::new(Disk(image.clone()))).unwrap()
 }
 
-/// Compares `/` of the disk with the directory `host`, entry by entry, and returns how many there were.
+/// Compares `/` of the disk with the directory `host`, entry by entry. Returns the number of entries.
 pub fn compare(image: &Arc<Image>, host: &Path, expect: Expect) -> usize {
     let fs = open(image);
     compare_dir(&fs, b"/", host, expect)
@@ -105,7 +105,7 @@ fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     path
 }
 
-/// The name leads to the inode by search, not only by listing.
+/// Checks that a lookup of the name finds the inode, and not only a listing.
 fn look_up(fs: &EroFS<Disk>, path: &[u8], inode: &Inode) {
     match now(fs.open(path)) {
         Ok(file) => assert_eq!(file.size(), inode.data_size()),

@@ -29,13 +29,13 @@ pub fn tree() -> TempDir {
     tree
 }
 
-/// The command, without having been started.
+/// The command, not started.
 pub fn command(tree: &Path, socket: &Path, extra: &[&str]) -> Command {
     let closure = ["--tree".as_ref(), tree.as_os_str()];
     command_after(&[], &closure, socket, extra)
 }
 
-/// The command with any closure, run by another one such as `prlimit ...`, which `before` is.
+/// The command with the closure arguments `closure`. `before` is a command that runs it, such as `prlimit ...`.
 pub fn command_after<A: AsRef<OsStr>>(
     before: &[&str],
     closure: &[A],
@@ -62,7 +62,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server at a path of its own and waits until it listens.
+    /// Starts a server at its own path and waits until it listens.
     pub fn start(tree: &Path, extra: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
@@ -76,7 +76,7 @@ impl Server {
         Self::run(command_after(before, closure, &socket, extra), socket, dir)
     }
 
-    /// The same with a server that may not want to; then, what it says.
+    /// Like `start_after`, but returns stderr if the server does not start.
     pub fn try_start_after<A: AsRef<OsStr>>(
         before: &[&str],
         closure: &[A],
@@ -108,9 +108,8 @@ impl Server {
         }
     }
 
-    /// Kills the server, and with it its workers, and starts another one in its place as a supervisor would: when all
-    /// processes of the old one are gone. A worker that was just forked listens, too, and outlives its parent by a
-    /// moment.
+    /// Kills the server and its workers, and starts another one in its place. Like a supervisor, waits until all processes
+    /// of the old server have ended: a worker that was just forked also listens, and may outlive its parent briefly.
     pub fn kill_and_restart(&mut self, command: Command) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -124,7 +123,7 @@ impl Server {
         pid_of(&self.child)
     }
 
-    /// Worker processes, as the kernel knows them.
+    /// Process ids of the workers.
     pub fn workers(&self) -> Vec<Pid> {
         children(self.pid())
     }
@@ -133,7 +132,7 @@ impl Server {
         kill(self.pid(), signal).unwrap();
     }
 
-    /// Waits for the server to end by itself; returns what it wrote to stderr.
+    /// Waits for the server to end by itself, and returns its stderr.
     pub fn end(mut self) -> (ExitStatus, String) {
         let status = wait(&mut self.child);
         let log = stderr_of(&mut self.child);
@@ -159,7 +158,7 @@ impl Drop for Server {
     }
 }
 
-/// Starts a server and waits until it says that it listens.
+/// Starts a server and waits until it reports that it listens.
 pub fn start_at(tree: &Path, socket: &Path, extra: &[&str]) -> Child {
     start(command(tree, socket, extra))
 }
@@ -170,8 +169,8 @@ fn start(mut command: Command) -> Child {
     if !line.starts_with("ready ") {
         let _ = child.kill();
         let piped = child.stderr.is_some();
-        let said = piped.then(|| stderr_of(&mut child));
-        panic!("{line:?} {said:?}");
+        let text = piped.then(|| stderr_of(&mut child));
+        panic!("{line:?} {text:?}");
     }
     wait_for_jail(pid_of(&child));
     child

@@ -82,8 +82,8 @@ fn a_busy_mount_is_detached() {
 fn a_live_mount_is_left_alone() {
     let (place, tree) = (Place::new(), tree());
     let server = start_at(&place, tree.path(), &[]);
-    let said = refused(place.path(), tree.path(), &[]);
-    assert!(said.contains("in use"), "{said}");
+    let text = refused(place.path(), tree.path(), &[]);
+    assert!(text.contains("in use"), "{text}");
     File::open(server.image())
         .unwrap()
         .read_exact(&mut [0; 4096])
@@ -187,19 +187,19 @@ fn refused(dir: &Path, tree: &Path, extra: &[&str]) -> String {
 
 fn sentence(output: &Output, code: i32) -> String {
     assert_eq!(output.status.code(), Some(code), "{output:?}");
-    let said = String::from_utf8(output.stderr.clone()).unwrap();
-    assert!(code == 2 || said.trim_end().lines().count() == 1, "{said}");
-    said
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(code == 2 || text.trim_end().lines().count() == 1, "{text}");
+    text
 }
 
 #[test]
 #[ignore = "needs root and /dev/fuse"]
 fn errors_are_explained() {
     let tree = tree();
-    let said = refused(&tree.path().join("nowhere"), tree.path(), &[]);
-    assert!(said.contains("nowhere is not a directory"), "{said}");
-    let said = refused(&tree.path().join("file"), tree.path(), &[]);
-    assert!(said.contains("file is not a directory"), "{said}");
+    let text = refused(&tree.path().join("nowhere"), tree.path(), &[]);
+    assert!(text.contains("nowhere is not a directory"), "{text}");
+    let text = refused(&tree.path().join("file"), tree.path(), &[]);
+    assert!(text.contains("file is not a directory"), "{text}");
     let program = env!("CARGO_BIN_EXE_lazystore").into();
     sentence(
         &output(
@@ -226,7 +226,7 @@ fn without_fuse_the_socket_is_recommended() {
         hide_device,
         env!("CARGO_BIN_EXE_lazystore"),
     ];
-    let said = sentence(
+    let text = sentence(
         &output(
             tool("unshare", "util-linux"),
             &before,
@@ -237,8 +237,8 @@ fn without_fuse_the_socket_is_recommended() {
         1,
     );
     assert!(
-        said.contains("modprobe fuse") && said.contains("--vhost-user"),
-        "{said}"
+        text.contains("modprobe fuse") && text.contains("--vhost-user"),
+        "{text}"
     );
 }
 
@@ -250,7 +250,7 @@ fn without_fusermount_the_error_names_it() {
     let script = "d=$(mktemp -d) && cp /usr/bin/setpriv $d/ && mount -t tmpfs none /usr/bin && \
         exec $d/setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin \"$0\" \"$@\"";
     let before = ["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_lazystore")];
-    let said = sentence(
+    let text = sentence(
         &output(
             tool("unshare", "util-linux"),
             &before,
@@ -260,7 +260,7 @@ fn without_fusermount_the_error_names_it() {
         ),
         1,
     );
-    assert!(said.contains("install fuse3"), "{said}");
+    assert!(text.contains("install fuse3"), "{text}");
 }
 
 /// Who is not the one that serves the disk.

@@ -213,10 +213,10 @@ fn sparse_copies_are_normal_images() {
         .args(["convert", "-f", "raw", "-O", "raw"])
         .arg(server.image())
         .arg(&converted));
-    let said = run(Command::new(&qemu_img)
+    let text = run(Command::new(&qemu_img)
         .args(["info", "-f", "raw"])
         .arg(server.image()));
-    assert!(String::from_utf8(said).unwrap().contains("virtual size"));
+    assert!(String::from_utf8(text).unwrap().contains("virtual size"));
     for copy in [&copied, &converted] {
         // Reading the holes would take far longer: they are 16 TiB.
         let allocated_bytes = 512 * fs::metadata(copy).unwrap().blocks();
@@ -237,15 +237,15 @@ fn qemu_reads_with_every_aio_mode() {
         &["-t", "none", "-i", "io_uring"],
     ] {
         let qemu_io = tool("qemu-io", "qemu-utils");
-        let said = run(Command::new(qemu_io)
+        let text = run(Command::new(qemu_io)
             .args(["-r", "-f", "raw"])
             .args(how)
             .args(["-c", &read])
             .arg(server.image()));
-        let said = String::from_utf8(said).unwrap();
+        let text = String::from_utf8(text).unwrap();
         assert!(
-            said.contains("read 4194304/4194304") && !said.contains("verification failed"),
-            "{how:?}: {said}"
+            text.contains("read 4194304/4194304") && !text.contains("verification failed"),
+            "{how:?}: {text}"
         );
     }
 }

@@ -85,12 +85,12 @@ fn with_once_listing_exports_does_not_count_as_a_client() {
     let tree = tree();
     let mut program = serve(tree.path(), &["--once"]);
     let uri = format!("nbd+unix:///?socket={}", program.socket.display());
-    let said = Command::new(tool("nbdinfo", "libnbd-bin"))
+    let text = Command::new(tool("nbdinfo", "libnbd-bin"))
         .args(["--list", &uri])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    assert!(said.contains("export=\"nix-store\""), "{said}");
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("export=\"nix-store\""), "{text}");
     assert!(program.child.try_wait().unwrap().is_none());
     drop(program.client());
     let status = wait_for("the server to end", || program.child.try_wait().unwrap());
@@ -124,6 +124,6 @@ fn ending_the_server_with_connected_clients_is_no_error() {
     assert!(client.is_at_end());
     let status = wait_for("the server to end", || program.child.try_wait().unwrap());
     assert!(status.success());
-    let said = stderr_of(&mut program.child);
-    assert!(!said.contains("killed"), "{said}");
+    let text = stderr_of(&mut program.child);
+    assert!(!text.contains("killed"), "{text}");
 }

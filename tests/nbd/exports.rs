@@ -208,8 +208,8 @@ fn without_a_main_disk_clients_must_name_an_export() {
     kill(server.pid(), Signal::SIGTERM).unwrap();
     server.child.wait().unwrap();
     // The options for QEMU name a disk, too.
-    let said = stderr_of(&mut server.child);
-    assert!(said.contains("store.nbd,export=web\n"), "{said}");
+    let text = stderr_of(&mut server.child);
+    assert!(text.contains("store.nbd,export=web\n"), "{text}");
 }
 
 /// What `serve` says of arguments with which it does not begin.
@@ -217,10 +217,10 @@ fn refused(args: &[&str], code: i32) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
     let output = command.arg("serve").args(args).output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
-    let said = String::from_utf8(output.stderr).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
     let is_error = |line: &&str| line.starts_with("error: ") || line.starts_with("lazystore: ");
-    assert_eq!(said.lines().filter(is_error).count(), 1, "{said}");
-    said
+    assert_eq!(text.lines().filter(is_error).count(), 1, "{text}");
+    text
 }
 
 #[test]
@@ -240,19 +240,19 @@ fn invalid_export_names_are_refused() {
         ("a\nb", "control character"),
     ] {
         let export = format!("--export={name}={web}");
-        let said = refused(&[&nbd[..], &[&export]].concat(), 2);
-        assert!(said.contains(words), "{said}");
+        let text = refused(&[&nbd[..], &[&export]].concat(), 2);
+        assert!(text.contains(words), "{text}");
     }
     for export in ["--export=web", "--export=web="] {
-        let said = refused(&[&nbd[..], &[export]].concat(), 2);
-        assert!(said.contains("write NAME=CLOSURE"), "{said}");
+        let text = refused(&[&nbd[..], &[export]].concat(), 2);
+        assert!(text.contains("write NAME=CLOSURE"), "{text}");
     }
     let (main, of_main) = (fixture.main(), format!("--export=nix-store={web}"));
     let main: Vec<_> = main.iter().map(String::as_str).collect();
     let of_web = format!("--export=web={web}");
     for exports in [&[&*of_web, &of_web][..], &[&main[..], &[&of_main]].concat()] {
-        let said = refused(&[&nbd[..], exports].concat(), 2);
-        assert!(said.contains("two exports have the name"), "{said}");
+        let text = refused(&[&nbd[..], exports].concat(), 2);
+        assert!(text.contains("two exports have the name"), "{text}");
     }
     // A long name is no reason, nor is the name of a main disk that there is not.
     let exports = [of_main, format!("--export={longest}={web}")];
@@ -268,8 +268,8 @@ fn options_that_need_a_main_disk_or_nbd_are_refused() {
     let exports: Vec<_> = exports.iter().map(String::as_str).collect();
     let nbd = ["--nbd", "unix:/nowhere/store.nbd"];
     let without_nbd = [&main[..], &exports, &["--vhost-user", "/nowhere/socket"]].concat();
-    let said = refused(&without_nbd, 2);
-    assert!(said.contains("--nbd <PLACE>"), "{said}");
+    let text = refused(&without_nbd, 2);
+    assert!(text.contains("--nbd <PLACE>"), "{text}");
     for more in [
         ["--vhost-user", "/nowhere/socket"],
         ["--fuse", "/nowhere"],
@@ -279,21 +279,21 @@ fn options_that_need_a_main_disk_or_nbd_are_refused() {
         ["--report", "/nowhere/file"],
         ["--expect", "0123456789abcdfghijklmnpqrsvwxyz"],
     ] {
-        let said = refused(&[&nbd[..], &exports, &more].concat(), 2);
-        assert!(said.contains("<ROOT"), "{said}");
+        let text = refused(&[&nbd[..], &exports, &more].concat(), 2);
+        assert!(text.contains("<ROOT"), "{text}");
     }
     for other in [
         ["--tree", fixture.root()],
         ["--from", "https://cache.nixos.org"],
     ] {
-        let said = refused(&[&nbd[..], &exports, &other].concat(), 2);
-        assert!(said.contains("cannot be used with"), "{said}");
-        assert!(said.contains(other[0]), "{said}");
+        let text = refused(&[&nbd[..], &exports, &other].concat(), 2);
+        assert!(text.contains("cannot be used with"), "{text}");
+        assert!(text.contains(other[0]), "{text}");
     }
-    let said = refused(&nbd, 2);
-    assert!(said.contains("--export <NAME=CLOSURE>"), "{said}");
-    let said = refused(&[&nbd[..], &["--export=web=/nowhere/web"]].concat(), 1);
-    assert!(said.contains("/nowhere/web"), "{said}");
+    let text = refused(&nbd, 2);
+    assert!(text.contains("--export <NAME=CLOSURE>"), "{text}");
+    let text = refused(&[&nbd[..], &["--export=web=/nowhere/web"]].concat(), 1);
+    assert!(text.contains("/nowhere/web"), "{text}");
 }
 
 fn status(socket: &Path, format: &str) -> String {

@@ -48,8 +48,8 @@ fn protocol_violations_end_the_connection() {
     let mut client = Client::greet(ours, 3);
     client.send_option(OPT_EXPORT_NAME, b"no\nsuch");
     assert!(client.is_at_end());
-    let said = error(served).to_string();
-    assert!(said.contains("no\\nsuch"), "{said}");
+    let text = error(served).to_string();
+    assert!(text.contains("no\\nsuch"), "{text}");
 
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::start(ours, "store");

@@ -61,52 +61,52 @@ fn ipv6_is_served_where_there_is_some() {
 #[test]
 fn addresses_that_other_hosts_can_reach_are_refused_without_tls() {
     for place in ["0.0.0.0:10809", "[::]:10809", "192.0.2.1:10809"] {
-        let said = refused(place);
-        assert!(said.contains("nothing is encrypted"), "{said}");
+        let text = refused(place);
+        assert!(text.contains("nothing is encrypted"), "{text}");
         assert!(
-            said.contains("--nbd-tls DIR") && said.contains("unix:PATH"),
-            "{said}"
+            text.contains("--nbd-tls DIR") && text.contains("unix:PATH"),
+            "{text}"
         );
-        assert_eq!(said.lines().count(), 1, "{said}");
+        assert_eq!(text.lines().count(), 1, "{text}");
     }
 }
 
 #[test]
 fn invalid_addresses_are_refused_in_one_sentence() {
     for place in ["unix:", "/run/x", "localhost", "::1:10809", "host:port"] {
-        let said = refused(place);
+        let text = refused(place);
         assert!(
-            said.contains("unix:PATH") && said.contains("HOST:PORT"),
-            "{said}"
+            text.contains("unix:PATH") && text.contains("HOST:PORT"),
+            "{text}"
         );
     }
-    let said = refused("no-such-host.invalid:10809");
+    let text = refused("no-such-host.invalid:10809");
     assert!(
-        said.contains("cannot find the address of no-such-host.invalid:10809"),
-        "{said}"
+        text.contains("cannot find the address of no-such-host.invalid:10809"),
+        "{text}"
     );
     let tree = tree();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let said = try_serve_at(tree.path(), &[&address], &[]).err().unwrap();
+    let text = try_serve_at(tree.path(), &[&address], &[]).err().unwrap();
     assert!(
-        said.contains(&format!("{address} is in use by another process")),
-        "{said}"
+        text.contains(&format!("{address} is in use by another process")),
+        "{text}"
     );
     assert_eq!(
-        said.lines()
+        text.lines()
             .filter(|line| line.starts_with("lazystore: "))
             .count(),
         1,
-        "{said}"
+        "{text}"
     );
     drop(taken);
-    let said = try_serve_at(tree.path(), &[&address, &address], &[])
+    let text = try_serve_at(tree.path(), &[&address, &address], &[])
         .err()
         .unwrap();
     assert!(
-        said.contains(&format!("{address} is given twice")),
-        "{said}"
+        text.contains(&format!("{address} is given twice")),
+        "{text}"
     );
 }
 

@@ -142,12 +142,12 @@ fn unencrypted_bytes_after_starttls_end_the_connection() {
         program.workers().is_empty().then_some(())
     });
     program.child.kill().unwrap();
-    let said = stderr_of(&mut program.child);
+    let text = stderr_of(&mut program.child);
     assert!(
-        said.contains("unencrypted data after NBD_OPT_STARTTLS"),
-        "{said}"
+        text.contains("unencrypted data after NBD_OPT_STARTTLS"),
+        "{text}"
     );
-    assert!(said.contains("(from 127.0.0.1:"), "{said}");
+    assert!(text.contains("(from 127.0.0.1:"), "{text}");
 }
 
 #[test]
@@ -208,10 +208,10 @@ fn bytes_that_are_not_tls_end_the_connection() {
         .unwrap();
     assert!(client.read(0, 128 << 30, 4096).unwrap() == expected);
     program.child.kill().unwrap();
-    let said = stderr_of(&mut program.child);
+    let text = stderr_of(&mut program.child);
     assert!(
-        said.contains("the TLS handshake with the NBD client failed"),
-        "{said}"
+        text.contains("the TLS handshake with the NBD client failed"),
+        "{text}"
     );
 }
 
@@ -276,14 +276,14 @@ fn a_revoked_certificate_is_refused() {
 fn refused(dir: &Path, extra: &[&str]) -> String {
     let tree = tree();
     let options = [&["--nbd-tls", dir.to_str().unwrap()], extra].concat();
-    let said = try_serve_at(tree.path(), &["127.0.0.1:0"], &options)
+    let text = try_serve_at(tree.path(), &["127.0.0.1:0"], &options)
         .err()
         .unwrap();
-    let errors: Vec<_> = said
+    let errors: Vec<_> = text
         .lines()
         .filter(|line| line.starts_with("lazystore: "))
         .collect();
-    assert_eq!(errors.len(), 1, "{said}");
+    assert_eq!(errors.len(), 1, "{text}");
     errors[0].to_owned()
 }
 
@@ -293,8 +293,8 @@ fn unusable_files_are_named_in_one_sentence() {
     let (pki, other) = (Pki::new(), Pki::new());
     let names = ["server-cert.pem", "server-key.pem"];
     let nothing = tempfile::tempdir().unwrap();
-    let said = refused(nothing.path(), &[]);
-    assert!(said.contains("server-cert.pem: No such file"), "{said}");
+    let stderr = refused(nothing.path(), &[]);
+    assert!(stderr.contains("server-cert.pem: No such file"), "{stderr}");
     for (name, text, words) in [
         (
             "server-cert.pem",
@@ -324,35 +324,38 @@ fn unusable_files_are_named_in_one_sentence() {
     ] {
         let part = pki.part(&names);
         std::fs::write(part.path().join(name), text).unwrap();
-        let said = refused(part.path(), &[]);
-        assert!(said.contains(words) && said.contains(name), "{said}");
+        let stderr = refused(part.path(), &[]);
+        assert!(stderr.contains(words) && stderr.contains(name), "{stderr}");
     }
     let part = pki.part(&names);
     lock_key(
         &pki.path("server-key.pem"),
         &part.path().join("server-key.pem"),
     );
-    let said = refused(part.path(), &[]);
-    assert!(said.contains("without a password"), "{said}");
+    let stderr = refused(part.path(), &[]);
+    assert!(stderr.contains("without a password"), "{stderr}");
     let part = pki.part(&names);
-    let said = refused(part.path(), &["--nbd-verify-peer"]);
-    assert!(said.contains("ca-cert.pem: No such file"), "{said}");
+    let stderr = refused(part.path(), &["--nbd-verify-peer"]);
+    assert!(stderr.contains("ca-cert.pem: No such file"), "{stderr}");
     std::fs::write(part.path().join("ca-cert.pem"), pki.read("ca-cert.pem")).unwrap();
     std::fs::write(part.path().join("ca-crl.pem"), "nothing").unwrap();
-    let said = refused(part.path(), &["--nbd-verify-peer"]);
-    assert!(said.contains("ca-crl.pem has no revocation list"), "{said}");
+    let stderr = refused(part.path(), &["--nbd-verify-peer"]);
+    assert!(
+        stderr.contains("ca-crl.pem has no revocation list"),
+        "{stderr}"
+    );
 }
 
 #[test]
 fn tls_without_a_port_is_refused() {
     let tree = tree();
-    let said = try_serve_at(
+    let text = try_serve_at(
         tree.path(),
         &["unix:/nowhere/store.nbd"],
         &["--nbd-tls", "/nowhere"],
     );
-    let said = said.err().unwrap();
-    assert!(said.contains("add --nbd HOST:PORT"), "{said}");
+    let text = text.err().unwrap();
+    assert!(text.contains("add --nbd HOST:PORT"), "{text}");
 }
 
 fn output(program: &Path, arguments: &[&str]) -> Output {
@@ -378,9 +381,9 @@ fn real_clients_read_over_tls_if_they_are_allowed_to() {
     let without = pki.part(&["ca-cert.pem"]);
     let (own, port, open) = (pki.dir(), port(&program), port(&open));
     let fine = output(&nbdinfo, &[&uri("nbds", &port, &own)]);
-    let said = String::from_utf8_lossy(&fine.stdout);
+    let text = String::from_utf8_lossy(&fine.stdout);
     assert!(
-        said.contains("with TLS, using structured packets"),
+        text.contains("with TLS, using structured packets"),
         "{fine:?}"
     );
     for uri in [uri("nbds", &open, &own), uri("nbds", &open, without.path())] {

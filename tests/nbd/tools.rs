@@ -30,7 +30,7 @@ fn output(command: &mut Command) -> Output {
 fn nbdinfo_describes_the_export() {
     let server = Server::start();
     let nbdinfo = tool("nbdinfo", "libnbd-bin");
-    let said = run(Command::new(&nbdinfo).args(["--list", &server.uri("")]));
+    let text = run(Command::new(&nbdinfo).args(["--list", &server.uri("")]));
     for part in [
         "protocol: newstyle-fixed without TLS, using structured packets",
         "export=\"store\"",
@@ -46,7 +46,7 @@ fn nbdinfo_describes_the_export() {
         "block_size_preferred: 4096",
         "block_size_maximum: 33554432",
     ] {
-        assert!(said.contains(part), "{part} is missing in {said}");
+        assert!(text.contains(part), "{part} is missing in {text}");
     }
     let size = run(Command::new(&nbdinfo).args(["--size", &server.uri("store")]));
     assert_eq!(size.trim(), server.image.len_bytes().to_string());
@@ -155,11 +155,11 @@ print("fine", h.get_protocol(), h.get_structured_replies_negotiated())
 fn nbdsh_reads_with_all_flags_and_cannot_write() {
     let server = Server::start();
     // The Python that Debian's packages belong to, whichever comes first otherwise.
-    let said = run(Command::new("env")
+    let text = run(Command::new("env")
         .arg("PATH=/usr/bin:/bin")
         .arg(tool("nbdsh", "python3-libnbd"))
         .args(["-u", &server.uri("store"), "-c", SCRIPT]));
-    assert_eq!(said.trim(), "fine newstyle-fixed True");
+    assert_eq!(text.trim(), "fine newstyle-fixed True");
 }
 
 #[test]

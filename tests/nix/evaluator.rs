@@ -45,8 +45,8 @@ fn on_the_store(program: &str) -> Command {
 
 /// What a command printed; it must have succeeded.
 pub fn printed(output: &Output) -> String {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
@@ -68,11 +68,11 @@ fn say_what_is_evaluated() {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
         for variable in [NIXPKGS, MICROVM] {
-            let said = match real(variable) {
+            let text = match real(variable) {
                 Some(dir) => format!("{variable}: evaluating {}\n", dir.display()),
                 None => format!("{variable} is not set: evaluating the imitation in tests/nix\n"),
             };
-            std::io::stderr().write_all(said.as_bytes()).unwrap();
+            std::io::stderr().write_all(text.as_bytes()).unwrap();
         }
     });
 }

@@ -57,7 +57,7 @@ fn each_disk_has_a_socket_and_a_service() {
 
 #[test]
 fn invalid_options_fail_with_an_explanation() {
-    for (disk, said) in [
+    for (disk, text) in [
         (
             "\"a/b\".closure = [ (import ./tests/nix/pkgs.nix { }).guest ];",
             "a name has only letters",
@@ -66,7 +66,7 @@ fn invalid_options_fail_with_an_explanation() {
     ] {
         let host = host(&format!("{{ services.lazystore.disks = {{ {disk} }}; }}"));
         let failed = host["failedAssertions"].to_string();
-        assert!(failed.contains(said), "{failed}");
+        assert!(failed.contains(text), "{failed}");
     }
     let long = format!(
         "{{ services.lazystore.disks.web = {{ closure = [ (import ./tests/nix/pkgs.nix {{ }}).guest ];

@@ -183,7 +183,7 @@ fn shares_are_the_users_choice_and_never_show_the_store() {
 
 #[test]
 fn unsupported_configurations_fail_with_an_explanation() {
-    for (definition, said) in [
+    for (definition, text) in [
         (
             "useNixStoreImage = true;",
             "useNixStoreImage makes a store image too",
@@ -201,7 +201,7 @@ fn unsupported_configurations_fail_with_an_explanation() {
             "{{ lib, ... }}: {{ virtualisation = {{ {definition} }}; }}"
         ));
         let all = assertions(&vm);
-        assert!(all.iter().any(|message| message.contains(said)), "{all:?}");
+        assert!(all.iter().any(|message| message.contains(text)), "{all:?}");
     }
 }
 

@@ -172,9 +172,9 @@ fn crosvm_gets_the_socket_only_when_it_runs_a_vm() {
     let runner = built("runner", &fake_qemu(), &arguments);
     let status = machine.command(&runner, ".").status().unwrap();
     assert_eq!(status.code(), Some(7));
-    let said = lines(&machine.path("arguments"));
-    assert_eq!(said[..2], ["run", "--vhost-user"]);
-    assert!(said[2].starts_with("block,socket=/"), "{said:?}");
+    let text = lines(&machine.path("arguments"));
+    assert_eq!(text[..2], ["run", "--vhost-user"]);
+    assert!(text[2].starts_with("block,socket=/"), "{text:?}");
     let program = built("crosvm", &fake_qemu(), &arguments).join("bin/crosvm");
     let mut button = machine.command(&program, ".");
     let status = button.args(["powerbtn", "vm.sock"]).status().unwrap();
@@ -218,8 +218,8 @@ fn without_fuse_for_users_the_error_says_what_to_set() {
     let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
     let mut vm = machine.command(&runner, ".");
     vm.env("PATH", path_without_fuse(&machine, 1000));
-    let said = refused(&mut vm);
-    assert!(said.contains("set programs.fuse.enable = true"), "{said}");
+    let text = refused(&mut vm);
+    assert!(text.contains("set programs.fuse.enable = true"), "{text}");
 }
 
 /// microvm.nix starts a VM again whose processes were all killed.
@@ -258,8 +258,8 @@ fn a_directory_that_cannot_be_created_is_named() {
     let microvm =
         "{ microvm.hypervisor = \"firecracker\"; microvm.lazystore.mountPoint = \"/proc/none\"; }";
     let runner = built("runner", &fake_qemu(), &[("microvmUser", microvm)]);
-    let said = refused(&mut machine.command(&runner, "."));
-    assert!(said.contains("/proc/none, which cannot be made"), "{said}");
+    let text = refused(&mut machine.command(&runner, "."));
+    assert!(text.contains("/proc/none, which cannot be made"), "{text}");
 }
 
 // --- images ---

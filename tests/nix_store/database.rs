@@ -244,9 +244,9 @@ fn fails(args: &[&str], store_root: &Path) -> String {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-    said
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+    text
 }
 
 #[test]
@@ -255,23 +255,23 @@ fn an_invalid_root_is_named_with_advice() {
     let fixture = Fixture::new();
     let gone = "/nix/store/00000000000000000000000000000000-gone";
     let root = fixture.store.root();
-    let said = fails(&[gone, &fixture.app], &root);
-    assert!(said.contains(&format!("{gone} is not valid")), "{said}");
+    let text = fails(&[gone, &fixture.app], &root);
+    assert!(text.contains(&format!("{gone} is not valid")), "{text}");
     assert!(
-        said.contains("--realise") && said.contains("--store-paths"),
-        "{said}"
+        text.contains("--realise") && text.contains("--store-paths"),
+        "{text}"
     );
     // There, but not registered, as what an interrupted build leaves.
     fs::write(fixture.store.physical(gone), "").unwrap();
     assert!(fails(&[gone], &root).contains("is not valid"));
-    let said = fails(&["/etc/hostname"], &root);
+    let text = fails(&["/etc/hostname"], &root);
     assert!(
-        said.contains("/etc/hostname is not in the store /nix/store"),
-        "{said}"
+        text.contains("/etc/hostname is not in the store /nix/store"),
+        "{text}"
     );
     let empty = tempfile::tempdir().unwrap();
-    let said = fails(&[gone], empty.path());
-    assert!(said.contains("there is no Nix database"), "{said}");
+    let text = fails(&[gone], empty.path());
+    assert!(text.contains("there is no Nix database"), "{text}");
     assert_eq!(
         fs::read_dir(empty.path()).unwrap().count(),
         0,
@@ -288,8 +288,8 @@ fn an_invalid_database_is_reported() {
         "this is not a database, but it is long enough",
     )
     .unwrap();
-    let said = fails(&[&fixture.app], &fixture.store.root());
-    assert!(said.contains("db.sqlite cannot be read: "), "{said}");
+    let text = fails(&[&fixture.app], &fixture.store.root());
+    assert!(text.contains("db.sqlite cannot be read: "), "{text}");
 }
 
 /// A daemon for a store that only root may read the database of, all in a mount namespace where the store is /nix.
@@ -335,11 +335,11 @@ fn without_access_to_the_database_the_daemon_is_asked() {
     let store = &fixture.store;
     let database = store.root().join("nix/var/nix/db");
     fs::set_permissions(&database, Permissions::from_mode(0o700)).unwrap();
-    let said = fixture.inspect_as_nobody(&[&fixture.app]);
-    let said = String::from_utf8(said.stderr).unwrap();
+    let text = fixture.inspect_as_nobody(&[&fixture.app]);
+    let text = String::from_utf8(text.stderr).unwrap();
     assert!(
-        said.contains("Permission denied") && said.contains("nix-store"),
-        "{said}"
+        text.contains("Permission denied") && text.contains("nix-store"),
+        "{text}"
     );
     let _daemon = Daemon::start(store);
     let output = in_its_place(store, "setpriv")
@@ -351,9 +351,9 @@ fn without_access_to_the_database_the_daemon_is_asked() {
         .env("HOME", "/nonexistent")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stdout);
     assert!(
-        said.contains("3 paths") && said.contains("3 NAR hashes"),
+        text.contains("3 paths") && text.contains("3 NAR hashes"),
         "{output:?}"
     );
 }

@@ -135,10 +135,10 @@ fn unprotected_paths_cause_one_warning() {
         .arg("--store-paths")
         .arg(store.path("list"));
     let output = succeed(&mut limited);
-    let said = String::from_utf8(output.stderr).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(
-        said.matches("of 40 store paths are not protected").count(),
+        text.matches("of 40 store paths are not protected").count(),
         1,
-        "{said}"
+        "{text}"
     );
 }

@@ -128,8 +128,8 @@ fn the_registration_on_the_disk_is_the_same_for_all_readers() {
             .args(&args)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&verified.stdout);
-        assert!(said.contains("no differences"), "{verified:?}");
+        let stdout = String::from_utf8_lossy(&verified.stdout);
+        assert!(stdout.contains("no differences"), "{verified:?}");
         let server = Server::start(&args);
         let [one, other] = [mount_loop(&server.image()), mount_file(&server.image())];
         let text = fs::read(registration(&one)).unwrap();
@@ -188,10 +188,10 @@ fn an_incomplete_list_or_registration_is_refused() {
     let fixture = Fixture::new(1);
     let store = &fixture.store;
     let (list, registration) = store.write_lists(&[&fixture.app]);
-    let said = refused(&["--store-paths", list.to_str().unwrap()], store);
+    let text = refused(&["--store-paths", list.to_str().unwrap()], store);
     assert!(
-        said.contains("nothing is registered of") && said.contains("--registration"),
-        "{said}"
+        text.contains("nothing is registered of") && text.contains("--registration"),
+        "{text}"
     );
     fs::write(&list, &fixture.app).unwrap();
     let args = ["--store-paths", list.to_str().unwrap()];
@@ -200,10 +200,10 @@ fn an_incomplete_list_or_registration_is_refused() {
         &["--registration", registration.to_str().unwrap()],
     ]
     .concat();
-    let said = refused(&args, store);
+    let text = refused(&args, store);
     assert!(
-        said.contains(&format!("{} refers to /nix/store/", fixture.app)),
-        "{said}"
+        text.contains(&format!("{} refers to /nix/store/", fixture.app)),
+        "{text}"
     );
-    assert!(said.contains("nix-store -qR"), "{said}");
+    assert!(text.contains("nix-store -qR"), "{text}");
 }

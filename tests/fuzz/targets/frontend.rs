@@ -402,7 +402,7 @@ impl Frontend<'_> {
     fn any_message(&mut self) {
         let (request, flags) = (self.input.byte(), self.input.byte());
         let len = usize::from(self.input.byte());
-        let said = if flags < 200 {
+        let text = if flags < 200 {
             None
         } else {
             Some(self.input.word32())
@@ -423,7 +423,7 @@ impl Frontend<'_> {
             .iter()
             .map(|kind| self.files.of_kind(*kind))
             .collect::<Vec<_>>();
-        let size = said.unwrap_or(u32::try_from(payload.len()).unwrap());
+        let size = text.unwrap_or(u32::try_from(payload.len()).unwrap());
         self.wire.any(
             u32::from(request % 48),
             u32::from(flags % 16),

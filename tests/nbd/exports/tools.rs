@@ -24,8 +24,8 @@ fn run(program: &str, package: &str, args: &[&str]) -> String {
 }
 
 fn nbdinfo(args: &[&str]) -> Value {
-    let said = run("nbdinfo", "libnbd-bin", &[&["--json"], args].concat());
-    serde_json::from_str(&said).unwrap()
+    let text = run("nbdinfo", "libnbd-bin", &[&["--json"], args].concat());
+    serde_json::from_str(&text).unwrap()
 }
 
 /// Asserts that a list as nbdinfo makes it has all disks and their sizes.
@@ -67,8 +67,8 @@ fn real_clients_choose_by_name() {
         (unknown_to_qemu, "there is no export of that name"),
     ] {
         assert!(!output.status.success());
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains(words), "{said}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(words), "{text}");
     }
 }
 
@@ -129,7 +129,7 @@ fn over_tls_names_are_told_to_those_who_encrypt_only() {
     ] {
         let kinds: Vec<_> = answers.iter().map(|answer| answer.kind).collect();
         assert_eq!(kinds, [TLS_REQD]);
-        let said = String::from_utf8_lossy(&answers[0].data);
-        assert!(!said.contains("web"), "{said}");
+        let text = String::from_utf8_lossy(&answers[0].data);
+        assert!(!text.contains("web"), "{text}");
     }
 }
