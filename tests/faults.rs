@@ -1,5 +1,5 @@
-//! Faults in the store while it is served: an I/O error and a line in the log, never wrong bytes, and no harm to
-//! anything else; and when the fault goes away, reads work again. Each is injected for real.
+//! Faults in the store while it is served. Each is an I/O error and a log line, never wrong bytes, and affects nothing
+//! else. When the fault is repaired, reads work again. The faults are real, not simulated.
 
 mod flaky;
 mod readers;
@@ -24,7 +24,7 @@ use readers::{Found, Reader};
 
 const NEIGHBOUR: &str = "zzz-neighbour";
 
-/// A store that is served in both ways.
+/// A store that is served at a socket and as a file.
 struct Served {
     files: Vec<FileOnDisk>,
     server: Server,
@@ -32,7 +32,7 @@ struct Served {
 }
 
 impl Served {
-    /// Serves `closure`, whose disk is that of `image`; `before` as in [`crate::common::server::command_after`].
+    /// Serves `closure`, whose disk equals `image`. `before` is that of [`crate::common::server::command_after`].
     fn start(store: &SmallStore, image: &Image, before: &[&str], closure: &[String]) -> Self {
         let place = Place::new();
         let mount = place.path().to_str().unwrap().to_owned();
@@ -53,14 +53,14 @@ impl Served {
         found.unwrap_or_else(|| panic!("{path} is not on the disk"))
     }
 
-    /// All files of one path are right.
+    /// Checks that all files of one path are correct.
     fn check_path(&self, reader: &Reader, path: &str) {
         let files = self.files.iter().filter(|file| file.path.starts_with(path));
         let right = files.map(|file| assert_eq!(reader.look(file), Found::Right, "{}", file.path));
         assert!(right.count() > 5);
     }
 
-    /// Ends the server; returns its warnings and errors.
+    /// Ends the server. Returns its warnings and errors.
     fn end(self) -> Vec<String> {
         self.server.signal(Signal::SIGTERM);
         let (status, log) = self.server.end();
@@ -72,7 +72,7 @@ impl Served {
     }
 }
 
-/// How a file or its path goes wrong.
+/// A fault of a file or its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     PathVanishes,
@@ -96,10 +96,10 @@ const FAULTS: [(Fault, &str); 8] = [
     (Fault::IsReplaced, "hhh-is-replaced"),
 ];
 
-/// A fault that can be undone.
+/// An injected fault that can be repaired.
 struct Injected {
     fault: Fault,
-    /// What is moved away or written to.
+    /// The file or path that is moved or written to.
     place: PathBuf,
     aside: PathBuf,
     content: Vec<u8>,
@@ -107,7 +107,7 @@ struct Injected {
 }
 
 impl Fault {
-    /// The same open file goes wrong, not only what its name leads to.
+    /// Whether the fault affects the open file, not only its name.
     fn is_in_place(self) -> bool {
         matches!(self, Self::Shrinks | Self::Grows | Self::IsWrittenTo)
     }
@@ -141,7 +141,7 @@ impl Injected {
             Fault::Grows => set_len(place, len as u64 + 1),
             Fault::IsWrittenTo => fs::write(place, vec![0xbd; len]).unwrap(),
             Fault::BecomesSymlink => {
-                // To a file outside, with what was planned in every way that can be seen without reading.
+                // A symlink to a file outside, which has the planned attributes in every respect except its contents.
                 let outside = store.root().join("outside");
                 fs::write(&outside, vec![0xbd; len]).unwrap();
                 File::options()
@@ -191,8 +191,8 @@ fn new_store() -> SmallStore {
     SmallStore::new(&names)
 }
 
-/// A line about each of the paths, and few of them: each may have been told by the worker of the socket and by the
-/// file's.
+/// Checks that the log has a line about each of the paths, and few lines: each fault may be logged by the socket's worker
+/// and by the file's.
 fn check_log(log: &[String], paths: &[&str]) {
     for path in paths {
         let about = log.iter().filter(|line| line.contains(path)).count();
@@ -201,7 +201,7 @@ fn check_log(log: &[String], paths: &[&str]) {
     assert!(!log.iter().any(|line| line.contains(NEIGHBOUR)), "{log:#?}");
 }
 
-/// Before anything of the path was read, so that neither a plan nor an open file helps.
+/// The file has not been opened before the fault.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
 fn a_fault_in_an_unread_file_is_an_error_until_it_is_repaired() {
@@ -213,7 +213,7 @@ fn a_fault_in_an_unread_file_is_an_error_until_it_is_repaired() {
         let file = served.file(&format!("{path}/lib/file40000"));
         let planned = served.file(&format!("{path}/lib/file900"));
         if fault != Fault::PathVanishes {
-            // The plan is there, the file was never opened.
+            // The path is planned, but the file was never opened.
             readers
                 .iter()
                 .for_each(|reader| assert_eq!(reader.look(planned), Found::Right));
@@ -221,7 +221,7 @@ fn a_fault_in_an_unread_file_is_an_error_until_it_is_repaired() {
         let injected = fault.inject(&store, path, &file.path);
         for reader in &readers {
             let found = reader.look(file);
-            // A path that only has no name any more is still in the workers' mount namespace, where there is one.
+            // A path that was only renamed is still in the workers' mount namespace, if there is one.
             let is_there = fault == Fault::PathVanishes && found == Found::Right;
             assert!(is_there || found == Found::Error, "{fault:?}");
             served.check_path(reader, NEIGHBOUR);
@@ -244,8 +244,8 @@ fn a_fault_in_an_unread_file_is_an_error_until_it_is_repaired() {
     assert!(log.len() <= 3 * count, "{log:#?}");
 }
 
-/// When everything is planned and open, what is served is right or an error; and a file that is not what was planned
-/// is an error, soon.
+/// Everything is planned and open before the fault. Reads are right or errors. A file that differs from its plan soon
+/// becomes an error.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
 fn a_fault_in_an_open_file_is_an_error_until_it_is_repaired() {
@@ -335,7 +335,7 @@ fn a_wrong_nar_size_makes_only_that_path_fail() {
     assert!((2..=8).contains(&lines.len()), "{log}");
 }
 
-/// Root may read everything, so somebody else serves.
+/// Served by another user, because root can read everything.
 #[test]
 #[ignore = "needs root"]
 fn unreadable_files_are_errors_until_they_are_readable() {
@@ -377,7 +377,7 @@ fn unreadable_files_are_errors_until_they_are_readable() {
     }
 }
 
-/// A disk that fails, for file data and for directories.
+/// A failing host disk: errors of file data and of directories.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
 fn a_failing_host_disk_is_an_error_until_it_works() {

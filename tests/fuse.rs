@@ -1,4 +1,4 @@
-//! The disk as a file: what the kernel and other programs make of it, and how it comes and goes.
+//! The disk as a file: how the kernel and other programs read it, and its lifetime.
 
 mod lifetime;
 mod reads;
@@ -98,7 +98,7 @@ fn fsck_and_dump_read_the_file() {
     );
 }
 
-/// Everything that `find` can say about a tree but times, sorted.
+/// Everything that `find` can print about a tree, except for times. Sorted.
 fn found(dir: &Path) -> Vec<Vec<u8>> {
     let format = "%P %y %m %U %G %s %l\\0";
     let find = tool("find", "findutils");
@@ -113,7 +113,7 @@ fn found(dir: &Path) -> Vec<Vec<u8>> {
 fn mkfs_erofs_writes_an_equal_tree() {
     let theirs = tempfile::tempdir().unwrap();
     let theirs = theirs.path().join("theirs.img");
-    // mkfs.erofs 1.5 cuts names of 255 bytes off, and then cannot find the files.
+    // mkfs.erofs 1.5 truncates names of 255 bytes, and then cannot find the files.
     let exclude = format!("--exclude-regex=^({}|{})", nasty::HUGE, nasty::LONGEST);
     run(Command::new(tool("mkfs.erofs", "erofs-utils"))
         .args(["-x-1", &exclude])
@@ -127,7 +127,7 @@ fn mkfs_erofs_writes_an_equal_tree() {
     for name in short.chain([nasty::SPECIAL]) {
         let (theirs, ours) = (theirs.path().join(name), ours.path().join(name));
         if name != nasty::SPECIAL {
-            // To diff, two devices are a difference.
+            // diff(1) reports device nodes as different.
             diff(&theirs, &ours);
         }
         let (theirs, ours) = (found(&theirs), found(&ours));
@@ -141,7 +141,7 @@ fn mkfs_erofs_writes_an_equal_tree() {
     }
 }
 
-/// SHA-256 of a path's NAR, as Nix makes it.
+/// SHA-256 of a path's NAR, computed by Nix.
 fn nar_hash(path: &Path) -> Vec<u8> {
     tool("nix-store", "nix-bin");
     let script = "set -o pipefail; nix-store --dump \"$1\" | sha256sum";

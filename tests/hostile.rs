@@ -1,4 +1,4 @@
-//! Hostile frontends and guests, against the real program: everybody else is still served.
+//! Hostile frontends and guests, against the real program. Other clients are still served.
 
 mod cut;
 mod raw;
@@ -21,12 +21,12 @@ const ORDINARY: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
 
 const READ: u32 = 0;
 
-/// A server, and what tells whether it is unharmed.
+/// A server, and data to check that it is unharmed.
 struct Stage {
     _tree: TempDir,
     image: Image,
     server: Server,
-    /// Descriptors that the listener has open when nobody is connected.
+    /// Number of descriptors of the listener without clients.
     descriptors: usize,
 }
 
@@ -54,7 +54,7 @@ impl Stage {
         Raw::connect(&self.server.socket)
     }
 
-    /// The next client gets its data, and nothing is left of those before it.
+    /// Checks that a new client is served, and that nothing is left of earlier ones.
     fn is_unharmed(&self) {
         let mut guest = Guest::new();
         let frontend = Frontend::start(&self.server.socket, &guest, ORDINARY);
@@ -68,7 +68,7 @@ impl Stage {
         self.is_clean();
     }
 
-    /// No worker, no descriptor, no thread more than at the start.
+    /// Checks that there are no more workers, descriptors and threads than at the start.
     fn is_clean(&self) {
         wait_for("the workers to end", || {
             self.server.workers().is_empty().then_some(())
@@ -130,7 +130,7 @@ fn a_frontend_that_disconnects_within_a_message_leaves_no_worker() {
 fn invalid_headers_end_the_connection() {
     let stage = Stage::new();
     let headers = [
-        // Request, flags, size: unknown, wrong version, an answer, too long, nothing after it.
+        // Request, flags, size: unknown, wrong version, a reply, too long, without the payload.
         [0, 1, 0],
         [99, 1, 0],
         [u32::MAX, 1, 0],
@@ -194,7 +194,7 @@ fn impossible_memory_tables_end_the_connection() {
         &[[u64::MAX - 4096, len, USER, 0]],
         &[[0, len, u64::MAX - 4096, 0]],
         &[[0, len, USER, u64::MAX - 4096]],
-        // At an offset that is no page's, and over each other.
+        // At an offset that is not page-aligned, and overlapping.
         &[[0, len / 2, USER, 511]],
         &[[0, len, USER, 0], [len / 2, len, USER + len, 0]],
     ];
@@ -235,13 +235,13 @@ fn descriptors_that_cannot_be_mapped_end_the_connection() {
     stage.is_unharmed();
 }
 
-/// Descriptor table, used ring and available ring where they cannot be.
+/// Descriptor table, used ring and available ring at impossible addresses.
 #[test]
 fn impossible_rings_affect_no_other_vm() {
     let stage = Stage::new();
     let end = Shared::BYTES;
     let places = [
-        // Outside what is mapped, unaligned, at its very end, and far enough that a sum wraps.
+        // Outside the mapped memory, unaligned, at its end, and so high that a sum overflows.
         [end, 0x2000, 0x1000],
         [0, end, 0x1000],
         [0, 0x2000, end],
@@ -250,7 +250,7 @@ fn impossible_rings_affect_no_other_vm() {
         [0, 0x2000, end - 2],
         [end - 16, 0x2000, 0x1000],
         [u64::MAX - USER, u64::MAX - USER, u64::MAX - USER],
-        // All in one place.
+        // All at the same address.
         [0x1000, 0x1000, 0x1000],
     ];
     for [descriptors, used, avail] in places {
@@ -266,7 +266,7 @@ fn impossible_rings_affect_no_other_vm() {
     stage.is_unharmed();
 }
 
-/// A buffer that lies over its own ring, header and status byte: the guest may get anything, others nothing of it.
+/// Buffers that overlap their own ring, header and status byte. Their guest may read anything; others are unaffected.
 #[test]
 fn buffers_that_overlap_rings_affect_no_other_vm() {
     let stage = Stage::new();
@@ -285,7 +285,7 @@ fn buffers_that_overlap_rings_affect_no_other_vm() {
     stage.is_unharmed();
 }
 
-/// Messages that only the features that a frontend claims to have accepted allow, and the end of them.
+/// Messages that are allowed only with features that were not offered.
 #[test]
 fn features_that_were_not_offered_affect_no_other_vm() {
     let stage = Stage::new();
@@ -305,7 +305,7 @@ fn features_that_were_not_offered_affect_no_other_vm() {
     stage.is_unharmed();
 }
 
-/// A call descriptor that takes nothing more must not stop the worker: it would outlive its frontend.
+/// A call eventfd whose counter is full must not block the worker, which would then outlive its frontend.
 #[test]
 fn a_full_call_eventfd_leaves_no_worker() {
     let stage = Stage::new();
@@ -324,7 +324,8 @@ fn a_full_call_eventfd_leaves_no_worker() {
     stage.is_unharmed();
 }
 
-/// Three rings of which each feeds the next (see the engine's tests) keep a worker busy, but not without its frontend.
+/// Three rings, each of which is the next one's input (see the engine's tests), keep a worker busy. It must still end
+/// with its frontend.
 #[test]
 fn rings_that_feed_each_other_leave_no_worker() {
     const LEN: u16 = 32768;
@@ -342,13 +343,13 @@ fn rings_that_feed_each_other_leave_no_worker() {
     frontend.greet();
     frontend.share(&shared);
     put(indexes);
-    // All by one of two threads.
+    // One of the two threads serves all of them.
     for (nth, number) in [0, 2, 4].into_iter().enumerate() {
         let places = [0, PLACES[(nth + 1) % 3], PLACES[nth]];
         frontend.set_up(number, LEN, places, &shared);
     }
     frontend.finish();
-    // Nothing to do for any of them until all are enabled.
+    // None of them has requests until all are enabled.
     put([second, third, first]);
     [0, 2, 4]
         .into_iter()

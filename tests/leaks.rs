@@ -1,5 +1,5 @@
-//! Whoever comes and goes, in whatever way, leaves nothing behind: descriptors, memory, threads, processes. And nobody
-//! disturbs the others.
+//! Clients leak nothing when they disconnect, in whatever way: no descriptors, memory, threads or processes. And no
+//! client affects another.
 
 use std::io::Write;
 use std::ops::Range;
@@ -21,7 +21,7 @@ use crate::common::small_store::SmallStore;
 
 const ORDINARY: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
 
-/// What a process holds.
+/// Resources of a process.
 #[derive(Debug, Clone, Copy)]
 struct Holdings {
     fds: usize,
@@ -40,7 +40,7 @@ impl Holdings {
         holdings
     }
 
-    /// Nothing but a little memory of the allocator may have come.
+    /// Asserts that nothing has grown, except for a little memory of the allocator.
     fn assert_not_grown(self, before: Self) {
         assert_eq!((self.fds, self.threads), (before.fds, before.threads));
         assert!(
@@ -64,12 +64,12 @@ fn read_once(frontend: &Frontend, guest: &mut Guest) {
     assert_eq!(guest.status(0), 0);
 }
 
-/// One of five ways to come and go.
+/// Connects and disconnects in one of five ways.
 fn visit(socket: &Path, way: usize) {
     let mut guest = Guest::new();
     match way % 5 {
         0 => drop(UnixStream::connect(socket).unwrap()),
-        // Half a message.
+        // Disconnects within a message.
         1 => UnixStream::connect(socket)
             .unwrap()
             .write_all(&[1, 0, 0, 0, 1, 0])
@@ -77,7 +77,7 @@ fn visit(socket: &Path, way: usize) {
         2 => Frontend::connect(socket).negotiate(ORDINARY),
         3 => {
             let frontend = Frontend::start(socket, &guest, ORDINARY);
-            // Gone while requests are under way.
+            // Disconnects while requests are in flight.
             (0..8).for_each(|slot| guest.submit(slot, 0, 2, 4096));
             frontend.kick();
         }
@@ -121,7 +121,7 @@ fn a_silent_client_does_not_delay_others() {
     assert!(!socket.exists());
 }
 
-/// A frontend that lives on while its guest reboots sets its queue up again each time.
+/// A frontend whose guest reboots keeps its connection and sets the queue up again.
 #[test]
 #[ignore = "needs root"]
 fn a_hundred_reboots_leak_nothing_in_the_worker() {
@@ -131,7 +131,7 @@ fn a_hundred_reboots_leak_nothing_in_the_worker() {
     let frontend = Frontend::start(&server.socket, &guest, F_VERSION_1);
     let mut reboot = || {
         read_once(&frontend, &mut guest);
-        // It answers, so what was asked for before has been done.
+        // Once it replies, earlier messages have been processed.
         frontend.stop_queue();
         let holdings = Holdings::of(server.workers()[0]);
         frontend.start_queue();
@@ -207,7 +207,7 @@ fn thirty_two_clients_are_unaffected_by_one_that_kills_its_worker() {
     assert_eq!((compared, killed), (32 * 40 * 8, TRICKS), "{log}");
 }
 
-/// As many paths as several NixOS systems have.
+/// Number of paths: as many as several NixOS systems have.
 #[test]
 #[ignore = "needs root"]
 fn an_idle_vm_takes_less_than_three_megabytes() {
@@ -217,7 +217,7 @@ fn an_idle_vm_takes_less_than_three_megabytes() {
     let guests: Vec<_> = (0..10).map(|_| Guest::new()).collect();
     let start = |guest| Frontend::start(&server.socket, guest, ORDINARY);
     let frontends: Vec<_> = guests.iter().map(start).collect();
-    // An answer to the last message: all before it have been dealt with.
+    // Once the last message is answered, all earlier ones have been processed.
     frontends
         .iter()
         .for_each(|frontend| drop(frontend.config(0, 60)));

@@ -1,4 +1,4 @@
-//! Clients that take what they can get, shortages that pass, and signals: nobody else's VM suffers, nothing is left.
+//! Greedy clients, temporary shortages, and signals: no other VM is affected, and nothing is left behind.
 
 mod logged;
 
@@ -26,7 +26,7 @@ fn read_once(frontend: &Frontend, guest: &mut Guest) {
     assert_eq!(guest.status(0), 0);
 }
 
-/// `--once` waited for the end of a client that never spoke, and kept its VM out meanwhile.
+/// Regression: `--once` waited until a silent client disconnected, and did not serve the VM meanwhile.
 #[test]
 fn with_once_silent_clients_do_not_prevent_the_vm_from_connecting() {
     let tree = tree();
@@ -38,7 +38,7 @@ fn with_once_silent_clients_do_not_prevent_the_vm_from_connecting() {
     let (status, log) = server.end();
     assert!(status.success(), "{log}");
     for stream in &mut silent {
-        // Closed by the server, and not by a limit of time.
+        // The server closed the connection, not a timeout.
         assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
     }
 }
@@ -51,7 +51,7 @@ fn a_silent_client_is_disconnected() {
     let frontend = Frontend::start(&server.socket, &guest, ORDINARY);
     let mut silent = UnixStream::connect(&server.socket).unwrap();
     assert!(matches!(silent.read(&mut [0]), Ok(0) | Err(_)));
-    // One that has spoken may be idle for as long as it likes.
+    // A client that has sent a message may be idle for any time.
     read_once(&frontend, &mut guest);
     assert!(server.is_running());
     server.signal(Signal::SIGTERM);
@@ -73,7 +73,7 @@ fn at_most_max_vms_are_served_at_once() {
     let one = Frontend::start(socket, &guest, ORDINARY);
     let two = Frontend::connect(socket);
     two.negotiate(ORDINARY);
-    // vhost-user's GET_FEATURES, version 1, without a payload: each would be a VM at once.
+    // vhost-user's GET_FEATURES, version 1, without a payload: with it, each client counts as a VM.
     let get_features = [1u32, 1, 0].map(u32::to_ne_bytes);
     let mut waiting: Vec<_> = (0..5)
         .map(|_| UnixStream::connect(socket).unwrap())
@@ -81,18 +81,18 @@ fn at_most_max_vms_are_served_at_once() {
     for stream in &mut waiting {
         stream.write_all(get_features.as_flattened()).unwrap();
     }
-    // Time enough for a server without the limit.
+    // Enough time for a server without the limit to accept.
     (0..50).for_each(|_| read_once(&one, &mut guest));
     drop(one);
     waiting[0].read_exact(&mut [0; 20]).unwrap();
-    // The client has its answer before the server has heard of it.
+    // The client may get its reply before the parent receives the worker's message.
     server.wait_for_log("vm=3");
     let (_, log) = server.end(Signal::SIGTERM);
     let before = log.split("disconnected").next().unwrap();
     assert_eq!(before.matches("has connected").count(), 2, "{log}");
 }
 
-/// EMFILE in the listener ended it, and with it all VMs.
+/// Regression: EMFILE ended the listener, and with it all VMs.
 #[test]
 fn a_temporary_shortage_of_descriptors_does_not_end_the_server() {
     let tree = tree();
@@ -112,7 +112,7 @@ fn a_temporary_shortage_of_descriptors_does_not_end_the_server() {
     assert!(status.success(), "{log}");
 }
 
-/// A worker of the mount that could not be started again ended the listener, and with it all VMs.
+/// Regression: a mount whose worker could not be restarted ended the listener, and with it all VMs.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
 fn a_mount_that_fails_temporarily_does_not_end_the_server() {
@@ -138,7 +138,7 @@ fn a_mount_that_fails_temporarily_does_not_end_the_server() {
     assert_eq!(fs::read_dir(&mount).unwrap().count(), 0);
 }
 
-/// SIGHUP and SIGQUIT left the socket and a dead mount.
+/// Regression: SIGHUP and SIGQUIT left the socket and a dead mount behind.
 #[test]
 #[ignore = "needs root and /dev/fuse"]
 fn closing_the_terminal_removes_socket_and_mount() {
@@ -221,12 +221,12 @@ fn statistics_of_the_file_are_logged_also_when_the_server_ends() {
     let (_, log) = server.end(Signal::SIGTERM);
     let closed = logged::fields(&log, "the last reader has closed the file");
     assert_eq!(closed.len(), 2, "{log}");
-    // The kernel keeps what it has read, so the second reader may have asked for nothing.
+    // The kernel caches what it has read, so the second reader may have caused no requests.
     assert!(closed[0]["bytes"].as_u64().unwrap() >= 4096, "{log}");
     assert_eq!(closed[0]["errors"], 0);
 }
 
-/// A client that came back with one wrong message again and again wrote gigabytes of log a day.
+/// Regression: a client that reconnected all the time and sent a wrong message caused gigabytes of log lines a day.
 #[test]
 fn a_client_that_reconnects_all_the_time_does_not_fill_the_log() {
     const TIMES: usize = 150;
@@ -235,7 +235,7 @@ fn a_client_that_reconnects_all_the_time_does_not_fill_the_log() {
     for _ in 0..TIMES {
         let frontend = Frontend::connect(&server.socket);
         frontend.negotiate(ORDINARY);
-        // No memory is shared.
+        // Shares no memory.
         frontend.start_queue();
         assert!(frontend.is_closed());
     }
@@ -244,7 +244,7 @@ fn a_client_that_reconnects_all_the_time_does_not_fill_the_log() {
     assert!((50..TIMES - 20).contains(&lines), "{lines} of {TIMES}");
 }
 
-/// Workers that were muted took the log for no file, and were killed at their first line after a minute.
+/// Regression: muted workers considered the log not to be a file, and were killed at their first line after a minute.
 #[test]
 fn a_muted_worker_may_write_to_a_log_that_is_a_file() {
     const MUTED_AFTER: usize = 150;

@@ -1,5 +1,4 @@
-//! The dirty log of guest memory: every page that the device writes to is marked, and no other one; and logs that are not
-//! what they are said to be.
+//! The dirty log of guest memory: exactly the pages that the device writes are marked. And invalid logs.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -15,10 +14,10 @@ const FEATURES: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES;
 /// A bit for each page of the guest.
 const LOG_LEN: usize = 32;
 const LOG_BYTES: u64 = LOG_LEN as u64;
-/// Where the guest has its used ring.
+/// Address of the guest's used ring.
 const USED_PAGE: usize = 2;
 
-/// Memory for a log, as a frontend makes it.
+/// Memory for a log, like that of a frontend.
 struct Log(File);
 
 impl Log {
@@ -28,7 +27,7 @@ impl Log {
         Self(file)
     }
 
-    /// The pages that have been marked; they are no longer.
+    /// Returns the marked pages, and clears the log.
     fn take(&self) -> BTreeSet<usize> {
         let mut bytes = [0; LOG_LEN];
         self.0.read_exact_at(&mut bytes, 0).unwrap();
@@ -38,8 +37,8 @@ impl Log {
     }
 }
 
-/// Kind, sector and length of requests: reads of what is made and of files, one that is beyond the disk, one of a part of a
-/// sector, GET_ID, FLUSH, a write, and one that nobody knows.
+/// Type, sector and length of requests: reads of metadata and of file data, one beyond the end of the disk, one of part
+/// of a sector, GET_ID, FLUSH, a write, and an unknown type.
 const REQUESTS: [(u32, u64, u32); 8] = [
     (0, 0, 0x3000),
     (0, (128 << 30) / 512, 0x3000),
@@ -51,10 +50,10 @@ const REQUESTS: [(u32, u64, u32); 8] = [
     (99, 0, 512),
 ];
 
-/// Has requests of all kinds answered. The pages that the device has changed, and those that it may have.
+/// Makes requests of all kinds. Returns the pages that the device has changed, and those that it may have changed.
 fn serve(guest: &mut Guest, frontend: &Frontend) -> [BTreeSet<usize>; 2] {
     let mut allowed = BTreeSet::from([USED_PAGE]);
-    // The device may look at the ring at any time; it must not answer before the memory has been copied.
+    // The device may check the ring at any time. It must not complete requests before the memory has been copied.
     frontend.stop_queue();
     for (slot, (kind, sector, len)) in (0..SLOTS).zip(REQUESTS) {
         guest.submit(slot, kind, sector, len);
@@ -74,7 +73,7 @@ fn serve(guest: &mut Guest, frontend: &Frontend) -> [BTreeSet<usize>; 2] {
     [changed.map(|(page, _)| page).collect(), allowed]
 }
 
-/// Serves, and compares the log with what has happened to the memory.
+/// Compares the log with the changes of the memory.
 fn assert_marked(guest: &mut Guest, frontend: &Frontend, log: &Log) {
     log.take();
     let [changed, allowed] = serve(guest, frontend);
@@ -102,12 +101,12 @@ fn written_pages_are_marked_while_logging_is_on() {
     assert_eq!(log.take(), BTreeSet::new(), "the log is off");
     frontend.set_features(FEATURES | F_LOG_ALL);
     assert_marked(&mut guest, &frontend, &log);
-    // The crate that speaks the protocol loses the log here.
+    // The vhost crate loses the log here.
     frontend.share_in_parts(&guest);
     assert_marked(&mut guest, &frontend, &log);
     let next = Log::new();
     assert!(frontend.set_log(&next.0, LOG_BYTES, 0));
-    // Each look at the ring marks the used ring, and the device may have looked until now.
+    // Each check of the ring marks the used ring, and the device may have checked until now.
     log.take();
     assert_marked(&mut guest, &frontend, &next);
     assert_eq!(log.take(), BTreeSet::new(), "the log has been replaced");
@@ -119,7 +118,8 @@ fn written_pages_are_marked_while_logging_is_on() {
     assert_marked(&mut guest, &frontend, &next);
 }
 
-/// A process that was killed may have published and not marked that: who goes on marks the used ring at once.
+/// A killed process may have published completions without marking the page, so its successor marks the used ring at
+/// once.
 #[test]
 fn a_new_worker_marks_what_its_predecessor_has_published() {
     let tree = tree();
@@ -176,7 +176,7 @@ fn an_impossible_log_ends_only_its_own_connection() {
     serve(&mut other, &stays);
 }
 
-/// The worker gets SIGBUS, as when the memory itself is cut; all others go on.
+/// The worker gets SIGBUS, like when the memory itself is truncated. Others are unaffected.
 #[test]
 fn a_truncated_log_ends_only_its_own_worker() {
     let tree = tree();
@@ -189,7 +189,7 @@ fn a_truncated_log_ends_only_its_own_worker() {
     assert!(frontend.set_log(&log.0, LOG_BYTES, 0));
     log.0.set_len(0).unwrap();
     guest.submit(0, 0, 0, 512);
-    // It may end before it answers: each look at the ring marks.
+    // It may end before it completes the request, because each check of the ring marks pages.
     let _ = frontend.try_set_features(FEATURES | F_LOG_ALL);
     frontend.kick();
     assert!(frontend.is_closed());

@@ -1,4 +1,4 @@
-//! Compares two directories name by name: each is looked up, and only then are they listed.
+//! Compares two directories name by name. Each name is looked up before the directory is listed.
 
 use std::fs::{self, File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -6,10 +6,11 @@ use std::path::Path;
 
 use super::reader::Expect;
 
-/// Files up to this are read whole, of larger ones the parts where the host has data, and some more.
+/// Maximum length of files that are compared completely. Of larger files, the parts where the host has data are compared,
+/// and samples.
 const WHOLE_BYTES: u64 = 8 << 20;
 
-/// Compares what is `mounted` with the entries `names` of `host` and all that is in them; returns how many.
+/// Compares `mounted` with the entries `names` of `host`, recursively. Returns the number of files.
 pub fn entries(host: &Path, mounted: &Path, names: &[&str], expect: Expect) -> usize {
     let mut pending: Vec<_> = names
         .iter()
@@ -27,7 +28,7 @@ pub fn entries(host: &Path, mounted: &Path, names: &[&str], expect: Expect) -> u
                 .iter()
                 .map(|name| (host.join(name), mounted.join(name))),
         );
-        // Looked up, above and by the next rounds, and not only listed here.
+        // This lists names. Above and in the next rounds they are looked up.
         assert_eq!(listed(&mounted), names, "{}", mounted.display());
     }
     count
@@ -42,7 +43,7 @@ fn listed(dir: &Path) -> Vec<std::ffi::OsString> {
     names
 }
 
-/// Compares all but entries; returns whether it is a directory.
+/// Compares everything except entries. Returns whether it is a directory.
 fn same_node(host: &Path, mounted: &Path, expect: Expect) -> bool {
     let theirs = fs::symlink_metadata(host).unwrap();
     let ours = fs::symlink_metadata(mounted)

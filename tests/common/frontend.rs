@@ -1,6 +1,6 @@
-//! A small vhost-user frontend and virtio-blk driver, for what well-behaved ones do not do.
+//! A small vhost-user frontend and virtio-blk driver, which can violate the protocol.
 //!
-//! Numbers of messages are from QEMU's `docs/interop/vhost-user.rst`.
+//! The message numbers are from QEMU's `docs/interop/vhost-user.rst`.
 
 pub mod vmm;
 
@@ -36,7 +36,7 @@ const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
 const GET_CONFIG: u32 = 24;
 
-/// Where the frontend pretends to have mapped the guest's memory.
+/// The user address at which the frontend claims to have mapped the guest's memory.
 const USER_ADDRESS: u64 = 0x7f00_0000_0000;
 
 const MEMORY_BYTES: u64 = 1 << 20;
@@ -47,10 +47,10 @@ const USED: u64 = 0x2000;
 const SLOT_BYTES: u64 = 0x4000;
 const DATA_IN_SLOT: u64 = 0x1000;
 
-/// How many requests can be under way.
+/// Maximum number of requests in flight.
 pub const SLOTS: u16 = 16;
 
-/// Where a guest's memory has its queue.
+/// Addresses of the queue in the guest's memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
     pub memory_bytes: u64,
@@ -68,7 +68,7 @@ const LAYOUT: Layout = Layout {
     used: USED,
 };
 
-/// A guest: memory with one queue in it. Lives longer than a connection.
+/// A guest: memory with one queue. Outlives connections.
 pub struct Guest {
     memory: GuestMemoryMmap,
     backing: File,
@@ -90,7 +90,7 @@ impl Guest {
         }
     }
 
-    /// Empties the queue, as a driver does when it resets the device.
+    /// Empties the queue, like a driver that resets the device.
     pub fn reset_queue(&mut self) {
         let rings = vec![0; usize::try_from(USED + 0x1000).unwrap()];
         self.memory
@@ -99,19 +99,19 @@ impl Guest {
         self.avail = 0;
     }
 
-    /// Truncates the file behind the memory: a process that touches it gets SIGBUS, this one too.
+    /// Truncates the file behind the memory. Any process that then accesses it gets SIGBUS, including this one.
     pub fn cut_memory(&self) {
         self.backing.set_len(0).unwrap();
     }
 
-    /// All of its memory.
+    /// Contents of the whole memory.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(MEMORY_BYTES).unwrap()];
         self.memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
         bytes
     }
 
-    /// Pages that the device may write to for `slot`: of the status byte, and of `data_len` bytes of data.
+    /// Pages that the device may write for `slot`: those of the status byte and of `data_len` bytes of data.
     pub fn pages(slot: u16, data_len: u64) -> std::ops::Range<usize> {
         let base = Self::slot(slot);
         let end = (base + DATA_IN_SLOT + data_len).div_ceil(4096);
@@ -187,7 +187,7 @@ impl Guest {
         data
     }
 
-    /// Used length of the last answer.
+    /// Used length of the last completion.
     pub fn last_used_len(&self) -> u32 {
         let index = u64::from(self.used_index().wrapping_sub(1) % QUEUE);
         self.memory
@@ -219,12 +219,12 @@ impl Frontend {
         })
     }
 
-    /// Sets everything up and enables the queue, accepting `features`.
+    /// Negotiates `features`, sets everything up and enables the queue.
     pub fn start(socket: &Path, guest: &Guest, features: u64) -> Self {
         Self::try_start(socket, &guest.backing, LAYOUT, features).unwrap()
     }
 
-    /// The same with any memory, and a device that may go away meanwhile.
+    /// The same with any memory. Tolerates that the device disconnects.
     pub fn try_start(
         socket: &Path,
         memory: &File,
@@ -251,7 +251,7 @@ impl Frontend {
         assert_eq!(offered & features, features);
         if features & F_PROTOCOL_FEATURES != 0 {
             let protocol = self.ask_u64(GET_PROTOCOL_FEATURES)?;
-            // CONFIG and LOG_SHMFD, without REPLY_ACK: nothing here waits for acknowledgements.
+            // CONFIG and LOG_SHMFD, but not REPLY_ACK, because this frontend does not wait for replies.
             let wanted = (protocol & (1 << 9 | 1 << 1)).to_le_bytes();
             self.send(SET_PROTOCOL_FEATURES, &wanted, &[])?;
         }
@@ -268,7 +268,7 @@ impl Frontend {
         table
     }
 
-    /// Shares the guest's memory anew, in two parts.
+    /// Shares the guest's memory again, in two regions.
     pub fn share_in_parts(&self, guest: &Guest) {
         let half = self.layout.memory_bytes / 2;
         let mut table = words32(&[2, 0]);

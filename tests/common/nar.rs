@@ -1,4 +1,4 @@
-//! The NAR of a path, as `nix-store --dump` writes it (Nix thesis, figure 5.2), and its listing, as `nix copy` does.
+//! Writes the NAR of a path like `nix-store --dump` (Nix thesis, figure 5.2), and its listing like `nix copy`.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -20,14 +20,14 @@ pub fn write(path: &Path, out: &mut dyn Write) -> io::Result<()> {
     node(path, &mut Counted::new(out)).map(drop)
 }
 
-/// The NAR of `path` and its listing, in which a name that is not UTF-8 is not what it is.
+/// The NAR of `path` and its listing. JSON cannot represent names that are not UTF-8, so they are wrong in the listing.
 pub fn with_listing(path: &Path) -> (Vec<u8>, Value) {
     let mut nar = Vec::new();
     let root = node(path, &mut Counted::new(&mut nar)).unwrap();
     (nar, json!({"version": 1, "root": root}))
 }
 
-/// Counts what is written through it.
+/// A writer that counts bytes.
 struct Counted<W> {
     out: W,
     count: u64,

@@ -1,4 +1,4 @@
-//! A store with everything that is hard to get right, made once and kept for the next run.
+//! A store with all kinds of difficult cases, created once and kept for the next run.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -12,16 +12,16 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, makedev, mk
 
 use super::tree::contents;
 
-/// To be raised with every change here.
+/// Must be raised with every change in this file.
 const VERSION: u32 = 2;
-/// Length of the sparse file: more than 32 bits, and more than a compact inode can say.
+/// Length of the sparse file: more than 32 bits, and more than a compact inode can represent.
 pub const HUGE_BYTES: u64 = 5 << 30;
 /// Entries of the largest directory.
 pub const MANY: usize = 100_000;
 /// ext4 allows 65,000 links of one inode.
 const LINKS_MAX: usize = 50_000;
 
-/// Store paths with what a NAR can hold; all but the sparse file's can be read whole.
+/// Store paths with everything that a NAR can contain. All except the sparse file's can be read completely.
 pub const PATHS: [&str; 6] = [
     "aaa-names",
     "bbb-sizes",
@@ -34,10 +34,10 @@ pub const PATHS: [&str; 6] = [
 pub const LONGEST: &str = "eef-longest";
 /// The sparse file.
 pub const HUGE: &str = "fff-huge";
-/// What only a tree can hold.
+/// Files that only a tree can contain.
 pub const SPECIAL: &str = "ggg-special";
 
-/// The directory with all of them.
+/// The directory that contains all of them.
 pub fn store() -> &'static Path {
     static STORE: OnceLock<PathBuf> = OnceLock::new();
     STORE.get_or_init(|| {
@@ -46,7 +46,7 @@ pub fn store() -> &'static Path {
         if !store.exists() {
             let making = tempfile::tempdir_in(tmp).unwrap();
             make(making.path());
-            // Another test program may have been faster.
+            // Another test program may have created it at the same time.
             let _ = fs::rename(making.path(), &store);
         }
         store
@@ -139,7 +139,7 @@ fn deep(dir: &Path) {
     fs::write(bottom.join("file"), "deep").unwrap();
 }
 
-/// Bytes at both ends, around 4 GiB, and nothing in between.
+/// Data at both ends and around 4 GiB, and holes in between.
 fn huge(path: &Path) {
     let file = File::create(path).unwrap();
     file.set_len(HUGE_BYTES).unwrap();

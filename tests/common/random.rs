@@ -1,4 +1,4 @@
-//! Random numbers that a printed seed repeats.
+//! Random numbers that are reproducible from a seed.
 
 /// Marsaglia's xorshift64.
 #[derive(Debug, Clone)]
@@ -6,7 +6,7 @@ pub struct Random(u64);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        // Zero would stay zero; a few rounds make neighbouring seeds differ.
+        // A state of zero would stay zero. Some rounds separate the sequences of neighbouring seeds.
         let mut random = Self(seed ^ 0x9e37_79b9_7f4a_7c15);
         (0..8).for_each(|_| {
             random.next();
@@ -21,12 +21,12 @@ impl Random {
         self.0
     }
 
-    /// Less than `end`.
+    /// A number less than `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    /// An index into something of that length.
+    /// An index into a slice of that length.
     pub fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.below(len as u64)).unwrap()
     }

@@ -1,4 +1,4 @@
-//! Store paths that only a binary cache has, and the disk that a server makes of them.
+//! Store paths that exist only in a binary cache, and their disk.
 
 use std::fs;
 use std::ops::Range;
@@ -20,7 +20,7 @@ use super::client::{Client, READ_MAX};
 use super::server::Server;
 use super::small_store::{FileOnDisk, files_in, fill};
 
-/// Unit of EROFS.
+/// Block size of EROFS.
 const BLOCK: u64 = 4096;
 
 /// Directories of a path, and the sizes of the files in them.
@@ -30,7 +30,7 @@ const DIRS: [(&str, &[usize]); 3] = [
     ("share", &[17, 300_000]),
 ];
 
-/// Trees, a cache that has them, and an empty chroot store and cache directory.
+/// Trees, a binary cache with them, an empty chroot store, and an empty cache directory.
 pub struct RemoteStore {
     dir: TempDir,
     pub cache: Cache,
@@ -38,17 +38,17 @@ pub struct RemoteStore {
 }
 
 impl RemoteStore {
-    /// A cache with `names`, which refer to each other in a chain: the first to the second and so on.
+    /// A cache with `names`, each of which refers to the next.
     pub fn new(names: &[&str]) -> Self {
         Self::with(names, |_| {})
     }
 
-    /// The same; `setting` sees the empty cache.
+    /// The same. `setting` can change settings of the empty cache.
     pub fn with(names: &[&str], setting: impl FnOnce(&mut Cache)) -> Self {
         Self::with_files(names, &DIRS, setting)
     }
 
-    /// The same with other directories and sizes of files.
+    /// The same with other directories and file sizes.
     pub fn with_files(
         names: &[&str],
         dirs: &[(&str, &[usize])],
@@ -77,7 +77,7 @@ impl RemoteStore {
         store
     }
 
-    /// Where the trees are, by the names of their store paths.
+    /// The trees, by the names of their store paths.
     pub fn trees(&self) -> PathBuf {
         self.dir.path().join("trees")
     }
@@ -86,12 +86,12 @@ impl RemoteStore {
         self.dir.path().join("cache-dir")
     }
 
-    /// The store of the host, which has none of the paths.
+    /// The host's store, which has none of the paths.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
-    /// The options that serve it from `urls`.
+    /// The options of `serve` for fetching from `urls`.
     pub fn args(&self, urls: &[&str]) -> Vec<String> {
         let shown = |path: PathBuf| path.to_str().unwrap().to_owned();
         let key: &Key = &self.cache.key;
@@ -115,7 +115,7 @@ impl RemoteStore {
         Server::start_after(&[], &self.args(urls), extra)
     }
 
-    /// The disk as it must be: the same closure, with all of it on the host.
+    /// The expected disk: that of the same closure with all paths on the host.
     pub fn expected(&self) -> Image {
         let mut paths: Vec<StorePath> = self
             .paths
@@ -153,7 +153,7 @@ impl RemoteStore {
     }
 }
 
-/// Where there is something on the disk: block ranges of superblock and root, of metadata and of data.
+/// Used block ranges of the disk: superblock and root, metadata, data.
 pub fn used(image: &Image) -> Vec<Range<u64>> {
     let regions = image.space().regions();
     let head = 0..u64::from(regions[0].meta.start) * BLOCK;
@@ -171,7 +171,7 @@ pub fn used(image: &Image) -> Vec<Range<u64>> {
     ranges
 }
 
-/// Reads `range` through `client`; an errno where it cannot be read.
+/// Reads `range` through `client`. Returns an errno if that fails.
 pub fn read(client: &mut Client, range: Range<u64>) -> Result<Vec<u8>, i32> {
     let mut bytes = Vec::new();
     let mut at = range.start;
@@ -183,7 +183,7 @@ pub fn read(client: &mut Client, range: Range<u64>) -> Result<Vec<u8>, i32> {
     Ok(bytes)
 }
 
-/// Everything that `image` has must be what `client` reads.
+/// Asserts that `client` reads the same as `image` has.
 pub fn assert_same(client: &mut Client, image: &Image) {
     for range in used(image) {
         let mut expected = vec![0; usize::try_from(range.end - range.start).unwrap()];

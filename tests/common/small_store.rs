@@ -1,4 +1,4 @@
-//! A store that a test makes, breaks and mends, and its disk as it was when it was whole.
+//! A store that a test creates, breaks and repairs, and its disk in the intact state.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,27 +16,27 @@ use tempfile::TempDir;
 use super::nar;
 use super::process::wait_for;
 
-/// Unit of EROFS.
+/// Block size of EROFS.
 const BLOCK: u64 = 4096;
 
-/// A chroot store with lists as closureInfo makes them.
+/// A chroot store with lists like those of closureInfo.
 pub struct SmallStore {
     dir: TempDir,
     names: Vec<String>,
 }
 
-/// What a path of the store says on the disk.
+/// A file of the store, and where it is on the disk.
 #[derive(Debug, Clone)]
 pub struct FileOnDisk {
-    /// Below the store directory.
+    /// Path below the store directory.
     pub path: String,
-    /// Its bytes on the disk, without padding.
+    /// Its byte range on the disk, without padding.
     pub range: Range<u64>,
     pub content: Vec<u8>,
 }
 
 impl SmallStore {
-    /// A store with these paths, each with the files of [`DIRS`].
+    /// A store with these paths, each of which has the files of [`DIRS`].
     pub fn new(names: &[&str]) -> Self {
         let store = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -50,7 +50,7 @@ impl SmallStore {
         store
     }
 
-    /// A store with `count` paths that are one small file each.
+    /// A store with `count` paths, each of which is one small file.
     pub fn of_small_paths(count: usize) -> Self {
         let store = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -66,13 +66,13 @@ impl SmallStore {
         store
     }
 
-    /// Writes the lists; `sizes` replaces NAR sizes.
+    /// Writes the lists. `sizes` replaces NAR sizes.
     pub fn register(&self, sizes: &BTreeMap<&str, u64>) {
         let names: Vec<_> = self.names.iter().map(String::as_str).collect();
         self.write_lists(self.root(), &names, sizes);
     }
 
-    /// Writes the lists of some of its paths into a directory of their own; returns that.
+    /// Writes the lists of some paths into a new directory, and returns it.
     pub fn part(&self, dir: &str, names: &[&str]) -> PathBuf {
         let dir = self.root().join(dir);
         fs::create_dir(&dir).unwrap();
@@ -101,8 +101,7 @@ impl SmallStore {
         self.root().join("nix/store")
     }
 
-    /// Waits until every ctime of a path is so long ago that nothing can get the same one any more: plans are kept from then
-    /// on.
+    /// Waits until no later change can have the same ctime as a path. Only then are plans kept.
     pub fn settle(&self) {
         wait_for("an old store", || {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -118,7 +117,7 @@ impl SmallStore {
         });
     }
 
-    /// The options that serve it.
+    /// The options of `serve` for it.
     pub fn args(&self) -> Vec<String> {
         let root = self.root().to_str().unwrap().to_owned();
         let closure_info = ["--closure-info".to_owned(), root.clone()];
@@ -128,12 +127,12 @@ impl SmallStore {
             .collect()
     }
 
-    /// A disk of its own.
+    /// Its image.
     pub fn image(&self) -> Image {
         self.image_of(self.root())
     }
 
-    /// The disk of the paths in the lists in `dir`.
+    /// The image of the paths in the lists in `dir`.
     pub fn image_of(&self, dir: &Path) -> Image {
         let location = StoreLocation {
             store_root: Some(self.root().to_owned()),
@@ -144,7 +143,7 @@ impl SmallStore {
         Image::new(&closure, &ImageOptions::default()).unwrap()
     }
 
-    /// Every file that has bytes on the disk, small ones after their inodes included.
+    /// Every file that has bytes on the disk, including small files, whose bytes follow their inodes.
     pub fn files(&self, image: &Image) -> Vec<FileOnDisk> {
         let regions = image.space().regions().iter();
         regions
@@ -152,7 +151,7 @@ impl SmallStore {
             .collect()
     }
 
-    /// Those of one path.
+    /// Those files of one path.
     pub fn files_of(&self, image: &Image, region: &Region) -> Vec<FileOnDisk> {
         let parts = [&region.meta, &region.data];
         parts
@@ -162,7 +161,7 @@ impl SmallStore {
     }
 }
 
-/// Files that have bytes in `blocks` of `image`, whose paths are in `store`.
+/// The files of `store` that have bytes in `blocks` of `image`.
 pub fn files_in(image: &Image, blocks: &Range<u32>, store: &Path) -> Vec<FileOnDisk> {
     let (mut at, end) = (
         BLOCK * u64::from(blocks.start),
@@ -191,7 +190,7 @@ const DIRS: [(&str, &[usize]); 3] = [
     ("share", &[17]),
 ];
 
-/// Makes `dirs` with files of these sizes; `seed` makes their content differ from that of others.
+/// Creates `dirs` with files of these sizes. Their content depends on `seed`.
 pub fn fill(path: &Path, seed: usize, dirs: &[(&str, &[usize])]) {
     for (dir, lens) in dirs {
         let dir = path.join(dir);

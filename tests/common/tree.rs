@@ -10,7 +10,7 @@ use std::path::Path;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
-/// Sizes around every limit of the format.
+/// File sizes around every limit of the format.
 pub const SIZES: [usize; 10] = [0, 1, 2047, 2048, 2049, 4064, 4095, 4096, 4097, 8193];
 
 /// A tree that can be written to disk.
@@ -64,12 +64,12 @@ pub fn any_tree() -> impl Strategy<Value = Tree> {
     })
 }
 
-/// A directory with some entries, as the root of `--tree` or a store directory.
+/// A directory with some entries, for the root of `--tree` or a store directory.
 pub fn any_dir() -> impl Strategy<Value = Tree> {
     btree_map(any_name(), any_tree(), 1..12).prop_map(Tree::Dir)
 }
 
-/// Bytes that tell one place in one file from another.
+/// Bytes that differ for each place in each file.
 pub fn contents(seed: usize, len: usize) -> Vec<u8> {
     let mut state = seed as u64 ^ 0x9e37_79b9_7f4a_7c15;
     (0..len)
@@ -83,7 +83,7 @@ pub fn contents(seed: usize, len: usize) -> Vec<u8> {
 }
 
 impl Tree {
-    /// Writes the tree to `path`, where nothing lies yet.
+    /// Writes the tree to `path`, which must not exist.
     pub fn write(&self, path: &Path) {
         match self {
             Self::File { len, executable } => {

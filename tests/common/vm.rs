@@ -1,13 +1,13 @@
-//! Guests, as `scripts/vm` boots them.
+//! Guests, booted by `scripts/vm`.
 
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Emulated guests take all of a core each: one at a time.
+/// Lets only one guest run at a time, because an emulated guest uses a whole core.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// To be held while a guest runs.
+/// Locks the permission to run a guest. Must be held while it runs.
 pub fn turn() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -18,7 +18,7 @@ pub fn script(name: &str) -> Command {
     Command::new(scripts.join(name))
 }
 
-/// What a guest found out.
+/// A fact that a guest has reported.
 pub fn fact(out: &Path, name: &str) -> String {
     let facts = std::fs::read_to_string(out.join("facts")).unwrap();
     let mut values = facts.lines().rev().filter_map(|line| line.split_once('='));

@@ -1,4 +1,4 @@
-//! A file system that shows a directory, and answers EIO when it is told to: a failing disk.
+//! A FUSE file system that mirrors a directory and can return EIO, like a failing disk.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
@@ -15,7 +15,7 @@ use fuser::{
 };
 use tempfile::TempDir;
 
-/// What the test decides, and how often it was felt.
+/// Settings by the test, and a counter.
 #[derive(Debug, Default)]
 pub struct Switch {
     /// Reads of files fail.
@@ -26,9 +26,9 @@ pub struct Switch {
     pub failed: AtomicU64,
 }
 
-/// The mount, for as long as this lives.
+/// The mount. Dropping it unmounts.
 pub struct Flaky {
-    // Dropped before the directory it is mounted on.
+    // Must be dropped before the directory on which it is mounted.
     _session: BackgroundSession,
     pub switch: Arc<Switch>,
     dir: TempDir,
@@ -57,7 +57,7 @@ impl Flaky {
 }
 
 struct Shown {
-    /// Inode 1 is the first.
+    /// Paths by inode number, from 1 on.
     paths: Mutex<Vec<PathBuf>>,
     switch: Arc<Switch>,
 }
@@ -137,7 +137,7 @@ impl Filesystem for Shown {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // No page cache: every read is felt here.
+        // Bypass the page cache, so that every read gets here.
         reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }
 

@@ -1,4 +1,4 @@
-//! The two ways to a disk, as one.
+//! Reads a disk at a socket or as a file.
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -10,16 +10,16 @@ use crate::common::client::Client;
 use crate::common::direct::aligned;
 use crate::common::small_store::FileOnDisk;
 
-/// Bytes asked for at once.
+/// Length of a request.
 const READ: u64 = 64 << 10;
 
-/// A reader of the disk that no kernel cache answers.
+/// A reader of the disk that bypasses the kernel's caches.
 pub enum Reader {
     Socket(RefCell<Client>),
     File(File),
 }
 
-/// What a file's bytes were.
+/// The result of reading a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     Right,
@@ -68,7 +68,7 @@ impl Reader {
         Ok(bytes[from..to].to_vec())
     }
 
-    /// Reads a file; what came must be right, or nothing may come.
+    /// Reads a file. Its bytes must be right, unless the read fails.
     pub fn look(&self, file: &FileOnDisk) -> Found {
         match self.range(&file.range) {
             Ok(bytes) => {

@@ -1,4 +1,4 @@
-//! When the host has too little of something: descriptors, memory. And a server without root's rights.
+//! Shortages of descriptors and of memory, and a server without root's capabilities.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -17,7 +17,7 @@ use crate::common::tool;
 /// User and group `nobody`, on Debian.
 const NOBODY: u32 = 65534;
 
-/// A server that may do what `nobody` may.
+/// A server with the permissions of `nobody`.
 pub struct Nobodys(Child);
 
 pub fn start_as_nobody(program: &Path, closure: &[String], socket: &Path) -> Nobodys {
@@ -39,7 +39,7 @@ pub fn start_as_nobody(program: &Path, closure: &[String], socket: &Path) -> Nob
 }
 
 impl Nobodys {
-    /// Ends it; returns what it wrote to stderr.
+    /// Ends it, and returns its stderr.
     pub fn end(mut self) -> String {
         let pid = rustix::process::Pid::from_child(&self.0);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -55,12 +55,12 @@ impl Drop for Nobodys {
     }
 }
 
-/// Closes what a shell has inherited besides the standard streams, and becomes the program that follows: descriptors that
-/// the test runner left open would count, too.
+/// A shell script that closes all descriptors except for the standard streams, and executes a program. Descriptors that
+/// the test runner has left open would count.
 const ALONE: &str = r#"for fd in /proc/self/fd/*; do fd=${fd##*/}; [ "$fd" -le 2 ] || eval "exec $fd>&-"; done; exec "$0" "$@""#;
 
-/// A server whose processes may open `limit` descriptors, if it wants to serve with so few: it answers anyone who
-/// connects, or says what it needs.
+/// A server with a limit of `limit` descriptors. It either serves all clients, or refuses to start and says what it
+/// needs.
 fn start_with_few(limit: u32, closure: &[String]) -> Result<Server, String> {
     tool("prlimit", "util-linux");
     let nofile = format!("--nofile={limit}:{limit}");
@@ -68,7 +68,7 @@ fn start_with_few(limit: u32, closure: &[String]) -> Result<Server, String> {
     Server::try_start_after(&before, closure, &[])
 }
 
-/// What is refused is refused at the start; after that, everyone is answered, and every byte is right.
+/// Too low limits are refused at the start. With others, all clients are served with correct bytes.
 #[test]
 #[ignore = "needs prlimit"]
 fn with_few_descriptors_a_server_serves_or_explains_why_not() {
@@ -98,7 +98,7 @@ fn with_few_descriptors_a_server_serves_or_explains_why_not() {
     assert!(served.contains(&64) && refused.contains(&16));
 }
 
-/// A frontend that wants more queues than there are descriptors for is told so, and does not wait for ever.
+/// A frontend that wants more queues than there are descriptors for gets an error and does not wait forever.
 #[test]
 #[ignore = "needs prlimit"]
 fn too_many_queues_for_the_descriptors_are_refused() {
@@ -113,7 +113,7 @@ fn too_many_queues_for_the_descriptors_are_refused() {
     assert!((4..40).contains(&most));
 }
 
-/// Descriptors that are taken away while a VM reads: its reads are right or errors, and right again once they are back.
+/// The limit of descriptors is lowered while a VM reads. Its reads are right or errors, and right again afterwards.
 #[test]
 #[ignore = "needs root and strace"]
 fn when_descriptors_run_out_reads_are_correct_or_fail() {
@@ -148,8 +148,7 @@ fn when_descriptors_run_out_reads_are_correct_or_fail() {
     assert!(refused > 0 && right > 100 && errors > 0);
 }
 
-/// The number after the last descriptor of `pid` before the first gap: it may open that many files and no more, if that
-/// is the limit.
+/// The lowest free descriptor number of `pid`. With this limit it cannot open another file.
 fn open_to(pid: Pid) -> u64 {
     let dir = format!("/proc/{pid}/fd");
     (0..)
@@ -157,7 +156,7 @@ fn open_to(pid: Pid) -> u64 {
         .unwrap()
 }
 
-/// Changes how many files `pid` may have open; returns how many it was.
+/// Changes the limit of open files of `pid`. Returns the previous one.
 fn limit_open_files(pid: Pid, files: u64) -> u64 {
     let pid = rustix::process::Pid::from_raw(pid.as_raw());
     let resource = rustix::process::Resource::Nofile;
@@ -170,11 +169,11 @@ fn limit_open_files(pid: Pid, files: u64) -> u64 {
     before.current.unwrap()
 }
 
-/// A memory cgroup of version 1 or 2, gone when this is dropped.
+/// A memory cgroup of version 1 or 2. Dropping it removes it.
 struct MemoryGroup {
     dir: PathBuf,
     limit: &'static str,
-    /// File, and the word before the number of times the limit was hit.
+    /// The file and the key of the counter of hits of the limit.
     hits: (&'static str, &'static str),
 }
 
@@ -205,7 +204,7 @@ impl MemoryGroup {
         lines.next().unwrap().trim().parse().unwrap()
     }
 
-    /// Runs what follows it inside.
+    /// The command that runs another command in the cgroup.
     fn enter(&self) -> String {
         format!(
             "echo $$ >{}/cgroup.procs && exec \"$0\" \"$@\"",
@@ -216,13 +215,13 @@ impl MemoryGroup {
 
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
-        // Not while a process in it is on its way out.
+        // Fails while a process in it is still exiting.
         wait_for("an empty cgroup", || fs::remove_dir(&self.dir).ok());
     }
 }
 
-/// The limit is less than a tenth of what is read, and the rest is taken by a process that wants all there is, and is
-/// killed for it again and again.
+/// The limit is less than a tenth of what is read. Another process uses as much memory as it can get, and is killed for
+/// it repeatedly.
 #[test]
 #[ignore = "needs root"]
 fn with_little_memory_reads_are_correct() {
@@ -238,7 +237,7 @@ fn with_little_memory_reads_are_correct() {
     for number in 0..FILES {
         let path = tree.path().join(format!("file{number:02}"));
         fs::write(&path, content(number)).unwrap();
-        // Out of the page cache, so that reading it is charged to the reader.
+        // Evict it from the page cache, so that reading it is charged to the reader.
         let file = File::open(&path).unwrap();
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();

@@ -1,4 +1,4 @@
-//! How the mount comes and goes.
+//! The lifetime of the mount.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -145,7 +145,7 @@ fn both_transports_at_once() {
             "x",
         ],
     );
-    // The first line of two; the second is the file's.
+    // The first of two lines. The second one is about the file.
     assert!(
         server
             .ready
@@ -171,7 +171,7 @@ fn output(program: PathBuf, before: &[&str], dir: &Path, tree: &Path, extra: &[&
     command.output().unwrap()
 }
 
-/// Runs a server that must not start; returns its only sentence.
+/// Runs a server that must not start. Returns its only sentence.
 fn refused(dir: &Path, tree: &Path, extra: &[&str]) -> String {
     sentence(
         &output(
@@ -246,7 +246,7 @@ fn without_fuse_the_socket_is_recommended() {
 #[ignore = "needs root and /dev/fuse"]
 fn without_fusermount_the_error_names_it() {
     let (place, tree) = (Place::new(), tree());
-    // Without the right to mount, root is like any other user.
+    // Without the capability to mount, root is like any other user.
     let script = "d=$(mktemp -d) && cp /usr/bin/setpriv $d/ && mount -t tmpfs none /usr/bin && \
         exec $d/setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin \"$0\" \"$@\"";
     let before = ["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_lazystore")];
@@ -263,7 +263,7 @@ fn without_fusermount_the_error_names_it() {
     assert!(text.contains("install fuse3"), "{text}");
 }
 
-/// Who is not the one that serves the disk.
+/// A user other than the one that serves the disk.
 fn another_user_reads(image: &Path) -> bool {
     Command::new(tool("setpriv", "util-linux"))
         .args([
@@ -286,7 +286,7 @@ fn other_users_can_read_only_with_allow_other() {
     use std::os::unix::fs::PermissionsExt;
     for (extra, allowed) in [(&[][..], false), (&["--allow-other"][..], true)] {
         let (place, tree) = (Place::new(), tree());
-        // The mount's parent lets everybody through: what is tested is the mount.
+        // The parent directory is open to all users: this tests the mount.
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let server = start_at(&place, tree.path(), extra);
         assert_eq!(another_user_reads(&server.image()), allowed, "{extra:?}");

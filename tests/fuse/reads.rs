@@ -1,4 +1,4 @@
-//! The file's bytes, however they are read, are the disk's.
+//! All ways of reading the file return the disk's bytes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom};
@@ -16,12 +16,12 @@ use crate::common::process::{end_strace, strace};
 use crate::common::{cases, nar, tool, tree_image};
 
 const MIB: usize = 1 << 20;
-/// Where file data begins.
+/// Start of the file data.
 const DATA: u64 = 128 << 30;
-/// What one file is full of.
+/// The byte that one file consists of.
 const PATTERN: u8 = 7;
 
-/// A store with a list and a registration: its ranges are bounds.
+/// A store with a list and a registration, whose ranges are therefore upper bounds.
 fn small() -> (tempfile::TempDir, Server) {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("nix/store");
@@ -114,7 +114,7 @@ fn a_mebibyte_arrives_as_one_request() {
     end_strace(strace);
     drop(server);
     let trace = fs::read_to_string(trace.path()).unwrap();
-    // What each reply carries besides its header; its end may have come after the reader went on.
+    // The length of each reply's data. The last line of the trace may be written after the reader has continued.
     let whole = trace.matches(&format!("iov_len={MIB}}}]")).count();
     assert!(whole >= 2, "{trace}");
 }
@@ -143,7 +143,7 @@ fn mapped_bytes(file: &File) -> Vec<u8> {
         file.as_raw_fd(),
         libc::off_t::try_from(DATA).unwrap(),
     );
-    // SAFETY: the kernel chooses an address; the mapping is only read, as bytes, and is gone before this returns.
+    // SAFETY: the kernel chooses the address. The mapping is only read as bytes, and unmapped before this returns.
     unsafe {
         let place = libc::mmap(null, MIB, libc::PROT_READ, libc::MAP_SHARED, fd, at);
         assert_ne!(place, libc::MAP_FAILED);
@@ -218,7 +218,7 @@ fn sparse_copies_are_normal_images() {
         .arg(server.image()));
     assert!(String::from_utf8(text).unwrap().contains("virtual size"));
     for copy in [&copied, &converted] {
-        // Reading the holes would take far longer: they are 16 TiB.
+        // Reading the holes, 16 TiB, would take far longer.
         let allocated_bytes = 512 * fs::metadata(copy).unwrap().blocks();
         assert!(allocated_bytes < 32 * MIB as u64, "{allocated_bytes}");
         same_as_the_disk(copy, &server.image());

@@ -1,4 +1,4 @@
-//! Memory that is taken away, or was never there, while others read and check every byte.
+//! Guest memory that is truncated, or missing from the start, while other clients read and check every byte.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +10,7 @@ use super::raw::{self, Shared, USER, request};
 use crate::common::client::Client;
 use crate::common::process::wait_for;
 
-/// Ends what waits for it, also when the test fails.
+/// Ends the threads that wait for it, also if the test fails.
 struct Done<'a>(&'a AtomicBool);
 
 impl Drop for Done<'_> {
@@ -19,7 +19,7 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Has others read and check every byte while `harm` is done.
+/// Lets other clients read and check every byte while `harm` runs.
 fn while_others_read(stage: &Stage, harm: impl FnOnce()) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -62,7 +62,7 @@ fn read_and_check(client: &mut Client, image: &Image) {
     }
 }
 
-/// How many workers a frontend killed with its own memory.
+/// Number of workers that a frontend has killed with its own memory.
 fn killed(stage: Stage) -> usize {
     stage.server.signal(Signal::SIGTERM);
     let (_, log) = stage.server.end();
@@ -91,7 +91,7 @@ fn truncating_the_memory_of_a_ring_affects_only_its_own_worker() {
     assert_eq!(killed(stage), 5);
 }
 
-/// Memory may be said to be longer than its file; what lies after the end is like what was cut off.
+/// A region may be declared longer than its file. The part after the end is like a truncated one.
 #[test]
 fn a_ring_after_the_end_of_its_file_affects_only_its_own_worker() {
     let stage = Stage::new();
@@ -113,7 +113,7 @@ fn a_ring_after_the_end_of_its_file_affects_only_its_own_worker() {
 #[test]
 fn truncating_the_memory_of_a_buffer_affects_only_its_own_worker() {
     let stage = Stage::new();
-    // Data of a file go to the buffer by a system call, which fails; metadata are copied, which is a fault.
+    // File data are read into the buffer by a system call, which fails. Metadata are copied, which raises SIGBUS.
     for (sector, expected) in [((128 << 30) / 512, Some(1)), (0, None)] {
         while_others_read(&stage, || {
             let mut shared = Shared::new();

@@ -1,4 +1,4 @@
-//! A frontend that says what it likes, and memory of which it can take away parts.
+//! A frontend that can send any bytes, and memory that it can truncate.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -19,13 +19,13 @@ mod protocol;
 
 pub use protocol::{request, table, words32, words64};
 
-/// Where the frontend says that it has mapped its memory.
+/// The user address at which the frontend claims to have mapped its memory.
 pub const USER: u64 = 0x7f00_0000_0000;
 
-/// Longer than any answer takes; a device that neither answers nor hangs up fails the test.
+/// Timeout of replies. A device that neither replies nor disconnects fails the test.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Length of rings that do not say another.
+/// Default length of rings.
 const RING: u16 = 16;
 
 pub struct Raw(UnixStream);
@@ -37,14 +37,14 @@ impl Raw {
         Self(stream)
     }
 
-    /// Bytes and descriptors. A device that has hung up is noticed later.
+    /// Sends bytes and descriptors. Ignores that the device has disconnected, which the caller notices later.
     pub fn send(&self, bytes: &[u8], fds: &[RawFd]) {
         if !bytes.is_empty() {
             let _ = self.0.send_with_fds(&[bytes], fds);
         }
     }
 
-    /// All that is asked before memory is shared; the answers are left in the socket.
+    /// Sends all requests that precede the sharing of memory. The replies stay in the socket.
     pub fn greet(&self) {
         let features = super::ORDINARY;
         self.send(&message(request::SET_OWNER, &[]), &[]);
@@ -60,7 +60,7 @@ impl Raw {
         self.send(&message(request::SET_MEM_TABLE, &table), &[shared.fd()]);
     }
 
-    /// Sets a ring up and enables it; places are those of descriptors, used and available ring.
+    /// Sets a ring up and enables it. `places` are the addresses of the descriptors, the used and the available ring.
     pub fn ring(&self, index: u32, places: [u64; 3], shared: &Shared) {
         self.set_up(index, RING, places, shared);
         self.enable(index);
@@ -70,7 +70,7 @@ impl Raw {
         self.set_up_as(index, len, places, shared.kick.as_fd().as_raw_fd());
     }
 
-    /// A ring with any descriptor for kicks.
+    /// Sets up a ring with any descriptor for kicks.
     pub fn set_up_with(&self, index: u32, places: [u64; 3], kick: RawFd) {
         self.set_up_as(index, RING, places, kick);
     }
@@ -95,19 +95,19 @@ impl Raw {
         self.send(&message(request::SET_VRING_CALL, &words64(&[index])), &[fd]);
     }
 
-    /// Waits until the device has heard everything, if it still listens.
+    /// Waits until the device has processed all messages, if it is still connected.
     pub fn finish(&self) {
         self.send(&message(request::GET_FEATURES, &[]), &[]);
         let _ = (&self.0).read(&mut [0; 20]);
     }
 
-    /// Whether the device says something in time.
+    /// Whether the device sends something in time.
     pub fn hears_within(&self, patience_ms: u16) -> bool {
         let mut ready = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         poll(&mut ready, patience_ms).unwrap() > 0
     }
 
-    /// An answer's payload.
+    /// Receives a reply's payload.
     pub fn receive(&self) -> Vec<u8> {
         let mut header = [0; 12];
         (&self.0).read_exact(&mut header).unwrap();
@@ -116,12 +116,12 @@ impl Raw {
         payload
     }
 
-    /// Says that nothing more will come.
+    /// Shuts down sending.
     pub fn hang_up(&self) {
         let _ = self.0.shutdown(Shutdown::Write);
     }
 
-    /// Reads whatever the device says until it hangs up.
+    /// Reads until the device disconnects.
     pub fn is_closed(&self) -> bool {
         let mut bytes = [0; 4096];
         loop {
@@ -134,7 +134,7 @@ impl Raw {
     }
 }
 
-/// Memory that is looked at through its file: what was cut off cannot hurt this process.
+/// Memory that is accessed through its file, so that truncation does not cause SIGBUS in this process.
 pub struct Shared {
     file: File,
     kick: EventFd,
@@ -176,7 +176,7 @@ impl Shared {
         self.word(used)
     }
 
-    /// Whether anything but zeros lies in the word at `at`.
+    /// Whether the word at `at` is not zero.
     pub fn holds(&self, at: u64) -> bool {
         self.word(at) != 0
     }
@@ -192,7 +192,7 @@ impl Shared {
         self.word(used + 2)
     }
 
-    /// A read of sector 0 into `data`, in descriptors `3 * slot` and those after it, of a table at 0.
+    /// Writes a read of sector 0 into `data` to the table at 0, in the three descriptors from `3 * slot` on.
     pub fn request(&mut self, slot: u16, data: u64, len: u32) {
         self.read_at(slot, 0, data, len);
     }
@@ -238,7 +238,7 @@ impl Shared {
         self.kick.write(1).unwrap();
     }
 
-    /// Takes away what lies after `len`.
+    /// Truncates the memory to `len`.
     pub fn cut(&self, len: u64) {
         self.file.set_len(len).unwrap();
     }

@@ -15,12 +15,12 @@ use crate::common::process::wait_for;
 use crate::common::server::{Server, command};
 use crate::common::tool;
 
-/// Where rings lie that share a descriptor table: descriptors, used, available.
+/// Addresses of rings that share a descriptor table: descriptors, used, available.
 fn places(index: u64) -> [u64; 3] {
     [0, 0x2000 + 0x100 * index, 0x1000 + 0x100 * index]
 }
 
-/// Makes requests that take minutes together available in ring 0, and waits until the first of them has begun.
+/// Makes requests available in ring 0 that take minutes together. Waits until the first one has started.
 fn busy(stage: &Stage, shared: &Shared) -> Raw {
     const PARTS: u64 = 126;
     const TABLE: u64 = 0x8000;
@@ -28,7 +28,7 @@ fn busy(stage: &Stage, shared: &Shared) -> Raw {
     let frontend = stage.connect();
     frontend.greet();
     frontend.share(shared);
-    // Each a GiB, most of it into the same 8 MiB; all by the same indirect table.
+    // Each reads a GiB, mostly into the same 8 MiB. All use the same indirect table.
     let descriptor = |at: u64, address: u64, len: u64, flags: u64, next: u64| {
         let rest = len | flags << 32 | next << 48;
         shared.put(at, &address.to_le_bytes());
@@ -54,7 +54,7 @@ fn busy(stage: &Stage, shared: &Shared) -> Raw {
     frontend
 }
 
-/// The worker leaves at once, in the midst of a request.
+/// The worker ends at once, even during a request.
 #[test]
 fn large_requests_leave_no_worker() {
     let stage = Stage::new();
@@ -82,7 +82,7 @@ fn get_vring_base_is_answered_while_large_requests_are_queued() {
     stage.is_unharmed();
 }
 
-/// A thread whose kick descriptor is always readable sleeps between two looks.
+/// A thread whose kick eventfd is always readable sleeps between two checks.
 #[test]
 fn a_kick_eventfd_that_is_always_readable_does_not_keep_a_worker_busy() {
     let stage = Stage::new();
@@ -111,7 +111,7 @@ fn a_kick_eventfd_that_is_always_readable_does_not_keep_a_worker_busy() {
         };
         calls.find(sleeps).map(drop)
     });
-    // It serves requests all the same.
+    // It still serves requests.
     shared.request(0, 0x4000, 512);
     shared.offer(0x1000, 0);
     wait_for("an answer", || (shared.used(0x2000) == 1).then_some(()));
@@ -133,7 +133,7 @@ fn a_queue_size_that_is_not_a_power_of_two_ends_the_connection() {
     stage.is_unharmed();
 }
 
-/// Large reads hold many files open at once. Where there are too few descriptors for all of them, they go one after the
+/// Large reads keep many files open. If there are too few descriptors for all of them, they are executed one after the
 /// other.
 #[test]
 fn large_reads_with_few_descriptors_succeed() {
@@ -181,7 +181,7 @@ fn large_reads_with_few_descriptors_succeed() {
     assert!(shared.bytes(DATA, expected.len()) == expected);
 }
 
-/// Fills the counter of an eventfd in which there is at most 1.
+/// Fills the counter of an eventfd whose value is at most 1.
 fn fill(event: &EventFd) {
     event.write(u64::MAX - 2).unwrap();
     let mut room = [PollFd::new(event.as_fd(), PollFlags::POLLOUT)];
@@ -190,8 +190,8 @@ fn fill(event: &EventFd) {
     }
 }
 
-/// A frontend fills the counter of its call descriptor between the device's look and its write, so that a thread waits
-/// there for good. The worker ends with its frontend all the same.
+/// A frontend fills the counter of its call eventfd between the device's check and its write, so that a thread blocks
+/// there. The worker still ends with its frontend.
 #[test]
 #[ignore = "needs strace"]
 fn a_thread_that_waits_for_a_call_descriptor_does_not_outlive_its_frontend() {

@@ -63,9 +63,9 @@ impl Logged {
         });
     }
 
-    /// Lets the listener open nothing more; returns the limit from before.
+    /// Prevents the listener from opening more files. Returns the previous limit.
     pub fn limit_descriptors_to_open(&self) -> u64 {
-        // As many as poll(2) is given, which the limit is for, too.
+        // poll(2) also fails if it is given more descriptors than the limit.
         const LOWEST: u64 = 6;
         let is_open =
             |number| Path::new(&format!("/proc/{}/fd/{number}", self.pid())).exists() || number < 3;
@@ -73,7 +73,7 @@ impl Logged {
         self.limit_descriptors(LOWEST)
     }
 
-    /// Sets the limit of descriptors; returns the one before.
+    /// Sets the limit of descriptors. Returns the previous one.
     pub fn limit_descriptors(&self, current: u64) -> u64 {
         let pid = rustix::process::Pid::from_raw(self.pid().as_raw());
         let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
@@ -87,12 +87,12 @@ impl Logged {
             .unwrap()
     }
 
-    /// The mount's worker, which was started before all others.
+    /// The mount's worker, which is the first one to be started.
     pub fn kill_first_worker(&self) {
         kill(children(self.pid())[0], Signal::SIGKILL).unwrap();
     }
 
-    /// Ends it; returns what it wrote to stderr.
+    /// Ends it, and returns its stderr.
     pub fn end(mut self, signal: Signal) -> (ExitStatus, String) {
         kill(self.pid(), signal).unwrap();
         let status = wait(&mut self.child);
@@ -112,7 +112,7 @@ impl Drop for Logged {
     }
 }
 
-/// The fields of the lines of a JSON log with this message.
+/// The fields of those lines of a JSON log that have this message.
 pub fn fields(log: &str, message: &str) -> Vec<Value> {
     let lines = log
         .lines()

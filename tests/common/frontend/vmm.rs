@@ -1,10 +1,10 @@
-//! What VMMs say on a connection, in the order in which real ones said it. They all use the first queue here.
+//! Message sequences of VMMs, recorded from real ones. All of them use only the first queue here.
 
 use std::os::fd::AsRawFd;
 
 use super::*;
 
-/// In a header: the answer has to say whether the message succeeded.
+/// Flag in a header: the reply must say whether the message succeeded (`need_reply`).
 const NEED_REPLY: u32 = 1 << 3;
 
 const ADD_MEM_REG: u32 = 37;
@@ -19,7 +19,7 @@ const P_REPLY_ACK: u64 = 1 << 3;
 const P_CONFIG: u64 = 1 << 9;
 const P_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 
-/// A message of a frontend.
+/// A message from a frontend.
 #[derive(Debug, Clone, Copy)]
 pub enum Message {
     SetOwner,
@@ -40,13 +40,13 @@ pub enum Message {
     GetVringBase,
 }
 
-/// How a VMM uses a disk.
+/// The message sequences of a VMM.
 #[derive(Debug)]
 pub struct Vmm {
     pub name: &'static str,
-    /// Whether it wants each message acknowledged, from the negotiation of `REPLY_ACK` on.
+    /// Whether it requests replies to all messages, once `REPLY_ACK` is negotiated.
     wants_acks: bool,
-    /// When it starts.
+    /// At its start.
     pub connect: &'static [Message],
     /// When the guest's driver has set up its queue.
     pub activate: &'static [Message],
@@ -56,7 +56,7 @@ pub struct Vmm {
     pub reset: &'static [Message],
 }
 
-/// Cloud-hypervisor and Firecracker set features only when the guest's driver has set up its queue.
+/// cloud-hypervisor and Firecracker set features only after the guest's driver has set up its queue.
 const ACTIVATE_WITH_FEATURES: &[Message] = &[
     Message::SetFeatures(F_VERSION_1 | F_PROTOCOL_FEATURES | F_EVENT_IDX | F_RO),
     Message::SetMemTable,
@@ -68,7 +68,7 @@ const ACTIVATE_WITH_FEATURES: &[Message] = &[
     Message::SetVringEnable(true),
 ];
 
-/// Firecracker 1.16.1. The whole configuration is read before any feature is set.
+/// Firecracker 1.16.1. It reads the whole configuration before it sets features.
 pub const FIRECRACKER: Vmm = Vmm {
     name: "Firecracker",
     wants_acks: false,
@@ -85,7 +85,7 @@ pub const FIRECRACKER: Vmm = Vmm {
     reset: &[],
 };
 
-/// cloud-hypervisor 53.0. It wants each message acknowledged.
+/// cloud-hypervisor 53.0. It requests a reply to each message.
 pub const CLOUD_HYPERVISOR: Vmm = Vmm {
     name: "cloud-hypervisor",
     wants_acks: true,
@@ -109,7 +109,7 @@ pub const CLOUD_HYPERVISOR: Vmm = Vmm {
     reset: &[Message::SetVringEnable(false), Message::GetVringBase],
 };
 
-/// crosvm of August 2026. It passes the guest's reads of the configuration on, and a reset leaves the features.
+/// crosvm of August 2026. It forwards the guest's reads of the configuration, and a reset does not clear the features.
 pub const CROSVM: Vmm = Vmm {
     name: "crosvm",
     wants_acks: false,
@@ -137,14 +137,14 @@ pub const CROSVM: Vmm = Vmm {
     reset: &[Message::SetVringEnable(false), Message::GetVringBase],
 };
 
-/// How a message is answered.
+/// The reply to a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
-    /// Always, with what was asked for.
+    /// Always a reply, with the requested data.
     Reply,
-    /// With zero if it succeeded, if the frontend wants that.
+    /// If the frontend requests one: zero for success.
     Acknowledgement,
-    /// Never: it comes before the negotiation of acknowledgements.
+    /// No reply: the message precedes the negotiation of `REPLY_ACK`.
     Nothing,
 }
 
@@ -171,8 +171,7 @@ impl Message {
 }
 
 impl Frontend {
-    /// Says `messages` as `vmm` does: waits for each answer, and for acknowledgements if it wants them. Returns the last
-    /// reply.
+    /// Sends `messages` like `vmm`: waits for each reply that it would wait for. Returns the last reply.
     pub fn say(&self, vmm: &Vmm, messages: &[Message], guest: &Guest) -> Vec<u8> {
         let mut reply = Vec::new();
         for message in messages {
@@ -217,7 +216,7 @@ impl Frontend {
         }
     }
 
-    /// The guest's memory mapped a second time, after the first: VMMs add memory to a running guest there.
+    /// The guest's memory mapped a second time, after the first mapping, where VMMs add memory to a running guest.
     fn second_region(&self) -> Vec<u8> {
         let len = self.layout.memory_bytes;
         words64(&[0, len, len, USER_ADDRESS + len, 0])
