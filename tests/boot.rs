@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::common::from_env;
 use crate::common::process::first_line;
-use crate::common::vm::{fact, script, turn};
+use crate::common::vm::{fact, lock_guest, script};
 
 /// A served store and a directory for what guests saw of it.
 struct Served {
@@ -87,7 +87,7 @@ impl Drop for Served {
 #[test]
 #[ignore = "boots a VM"]
 fn q35_boots_reads_everything_runs_a_program_and_reboots() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let served = Served::start();
     let run = from_env("LAZYSTORE_TEST_RUN");
     let out = served.boot("vm", &["--smp", "2", "--reboot", "--run", &run]);
@@ -101,7 +101,7 @@ fn q35_boots_reads_everything_runs_a_program_and_reboots() {
 #[test]
 #[ignore = "boots a VM"]
 fn two_microvms_boot_one_after_the_other_and_read_everything() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let served = Served::start();
     for name in ["first", "second"] {
         let out = served.boot(name, &["--machine", "microvm"]);
@@ -112,7 +112,7 @@ fn two_microvms_boot_one_after_the_other_and_read_everything() {
 #[test]
 #[ignore = "boots a VM"]
 fn sixteen_cpus_read_through_sixteen_queues() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let served = Served::start();
     let out = served.boot("vm", &["--smp", "16", "--quick"]);
     assert_eq!(fact(&out, "queues"), "16");
@@ -122,7 +122,7 @@ fn sixteen_cpus_read_through_sixteen_queues() {
 #[test]
 #[ignore = "boots a VM"]
 fn a_vm_boots_from_the_file_with_every_aio_mode_of_qemu() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let served = Served::start();
     let ways = [
         ("threads", "aio=threads"),

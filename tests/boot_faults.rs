@@ -14,7 +14,7 @@ use crate::common::from_env;
 use crate::common::proc::{fds, threads, written_kib};
 use crate::common::process::{wait_for, wait_long_for};
 use crate::common::server::{Server, command_after};
-use crate::common::vm::{fact, script, turn};
+use crate::common::vm::{fact, lock_guest, script};
 
 /// How long a guest may take to get on.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -82,7 +82,7 @@ fn busy_worker(server: &Server, guest: &mut Child) -> Pid {
 #[ignore = "boots a VM"]
 fn a_guest_reads_correctly_while_its_worker_is_killed_twenty_times() {
     const KILLS: u32 = 20;
-    let _turn = turn();
+    let _lock = lock_guest();
     let out = tempfile::tempdir().unwrap();
     let mut server = Server::start_after(&[], &closure(), &[]);
     let socket = server.socket.clone();
@@ -150,7 +150,7 @@ fn qemu(socket: &Path) -> Pid {
 #[test]
 #[ignore = "boots a VM"]
 fn guests_that_reboot_or_are_killed_leave_no_process_or_descriptor() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_after(&[], &closure(), &[]);
     let boot = |name: &str, options: &[&str]| {

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use crate::common::fuse::Server as FuseServer;
-use crate::common::vm::turn;
+use crate::common::vm::lock_guest;
 use crate::common::{from_env, tool};
 
 /// `lazystore boot OPTIONS -- COMMAND`, and what it leaves in its runtime directory.
@@ -132,7 +132,7 @@ fn median(series: &Value, phase: &str) -> f64 {
 #[test]
 #[ignore = "boots a VM"]
 fn real_guests_are_measured_phase_by_phase() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let dir = tempfile::tempdir().unwrap();
     let closure_info = from_env("LAZYSTORE_TEST_CLOSURE_INFO");
     let closure = [

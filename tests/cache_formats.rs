@@ -1,5 +1,5 @@
-//! What a binary cache is read with: narinfos, NARs, listings and compressions, against what Nix writes and against the
-//! trees that they are of.
+//! Parsing the formats of a binary cache: narinfos, NARs, listings and compressions. Compared with what Nix writes and
+//! with the original trees.
 
 mod faults;
 
@@ -26,7 +26,7 @@ use crate::common::{cases, memory_dir, nar, nasty};
 
 const STORE: &[u8] = b"/nix/store";
 
-/// Every node of `tree` is what lies beneath `path`, and nothing else does; the files' bytes are in `nar` where it says.
+/// Checks that `tree` equals the tree at `path`, and that `nar` has the files' bytes at the given offsets.
 fn assert_is(tree: &NarTree, nar: &[u8], path: &Path) {
     let mut nodes = 0;
     let mut next = vec![Vec::new()];
@@ -84,7 +84,7 @@ proptest! {
     }
 }
 
-/// What is read of one store path of a cache.
+/// The parsed files of one store path of a cache.
 struct FromCache {
     narinfo: Narinfo,
     nar: Vec<u8>,
@@ -111,7 +111,7 @@ impl FromCache {
     }
 }
 
-/// Compressions with the names that Nix has for them.
+/// Compressions with their names in Nix.
 const COMPRESSIONS: [(Compression, &str); 5] = [
     (Compression::None, "none"),
     (Compression::Xz, "xz"),
@@ -149,7 +149,7 @@ fn caches_of_every_compression_are_read() {
     }
 }
 
-/// Store paths with their places on the host.
+/// Store paths with their paths on the host.
 type Paths = BTreeMap<String, PathBuf>;
 
 fn add(store: &ChrootStore, hosts: impl IntoIterator<Item = PathBuf>) -> Paths {
@@ -170,7 +170,7 @@ fn copy(store: &ChrootStore, args: &[&str]) {
     succeed(command.env("NIX_CONFIG", config).stdin(Stdio::null()));
 }
 
-/// Paths with names that JSON cannot have: Nix 2.8 gives no listing of those.
+/// Paths with names that JSON cannot represent, for which Nix 2.8 writes no listing.
 fn has_no_listing(host: &Path) -> bool {
     ["aaa-names", nasty::LONGEST]
         .iter()
@@ -190,7 +190,7 @@ fn a_cache_written_by_nix_copy_is_read() {
     fs::write(&file, "a file").unwrap();
     write_tree(&tree);
     let small = add(&store, [file, tree]);
-    // Less the 100,000 files, with which Nix takes minutes.
+    // Without the 100,000 files, for which Nix takes minutes.
     let nasty = nasty::PATHS.into_iter().filter(|name| *name != "ccc-dirs");
     let nasty = add(&store, nasty.map(|name| nasty::store().join(name)));
     for (compression, name) in COMPRESSIONS {
@@ -220,12 +220,12 @@ fn a_cache_written_by_nix_copy_is_read() {
     }
 }
 
-/// Everything in `cache` of the store path `path` is that of `host`.
+/// Checks that the files of the store path `path` in `cache` describe the tree at `host`.
 fn assert_copied(cache: &Path, path: &str, host: &Path) -> FromCache {
     let name = path.strip_prefix("/nix/store/").unwrap();
     let read = FromCache::read(cache, name);
     assert_is(&read.tree, &read.nar, host);
-    // `nix-store --add` names paths after their contents.
+    // `nix-store --add` derives the hash in the name from the contents.
     let trust = read.narinfo.verify(STORE, &[]);
     assert_eq!(trust, Ok(Trust::ContentAddressed), "{path}");
     let listing = fs::read(cache.join(format!("{}.ls", &name[..32])));
@@ -237,7 +237,7 @@ fn assert_copied(cache: &Path, path: &str, host: &Path) -> FromCache {
     read
 }
 
-/// Nix, which checks sizes, hashes and signatures, takes everything from a cache of the tests' own.
+/// Nix accepts everything in a cache of the tests' own writer. It checks sizes, hashes and signatures.
 #[test]
 #[ignore = "needs Nix"]
 fn nix_takes_the_cache_that_the_tests_write() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::common::vm::turn;
+use crate::common::vm::lock_guest;
 use crate::common::{from_env, tool};
 
 /// What the guest runs once it has booted.
@@ -47,7 +47,7 @@ fn sum_of_programs(root: &str) -> String {
 #[test]
 #[ignore = "needs root, QEMU and a Debian root"]
 fn debian_boots_from_a_tree_below_an_overlay() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let root = from_env("LAZYSTORE_TEST_DEBIAN");
     let output = boot(&root).output().unwrap();
     let console = String::from_utf8_lossy(&output.stdout);

@@ -11,7 +11,7 @@ use crate::common::from_env;
 use crate::common::process::wait_long_for;
 use crate::common::qemu::{Machine, PATIENCE, Qemu};
 use crate::common::server::Server;
-use crate::common::vm::{fact, script, turn};
+use crate::common::vm::{fact, lock_guest, script};
 
 pub fn closure() -> Vec<String> {
     let info = from_env("LAZYSTORE_TEST_CLOSURE_INFO");
@@ -34,7 +34,7 @@ fn server() -> Server {
 }
 
 /// What the guest found out must be what the host has, in every round of hashing.
-pub fn judge(machine: &Machine) {
+pub fn check_results(machine: &Machine) {
     machine.unpack_results();
     let out = &machine.dir;
     let compared = script("compare").arg(out).args(closure()).output().unwrap();
@@ -82,7 +82,7 @@ fn migrations() -> usize {
 #[test]
 #[ignore = "boots a VM"]
 fn a_guest_reads_correctly_while_it_migrates_back_and_forth() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let dir = tempfile::tempdir().unwrap();
     let servers = [server(), server()];
     let seconds = 20 + 10 * migrations();
@@ -103,13 +103,13 @@ fn a_guest_reads_correctly_while_it_migrates_back_and_forth() {
     let hashing = Duration::from_secs(u64::try_from(seconds).unwrap());
     qemu.wait_at_most(hashing + PATIENCE);
     println!("{} migrations, {kills} workers killed", migrations());
-    judge(&machine);
+    check_results(&machine);
 }
 
 #[test]
 #[ignore = "boots a VM"]
 fn a_saved_guest_continues_with_a_new_server() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let dir = tempfile::tempdir().unwrap();
     let mut machine = Machine::new(dir.path(), "lazystore.hash_s=30");
     let first = server();
@@ -124,13 +124,13 @@ fn a_saved_guest_continues_with_a_new_server() {
     let qemu = machine.start(&next.socket, &["-loadvm", "saved"]);
     hash_on(&machine);
     qemu.wait();
-    judge(&machine);
+    check_results(&machine);
 }
 
 #[test]
 #[ignore = "boots a VM"]
 fn a_guest_migrated_to_a_file_continues_with_a_new_server() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let dir = tempfile::tempdir().unwrap();
     let mut machine = Machine::new(dir.path(), "lazystore.hash_s=30");
     let file = dir.path().join("state");
@@ -148,5 +148,5 @@ fn a_guest_migrated_to_a_file_continues_with_a_new_server() {
     qemu.wait_until_running();
     hash_on(&machine);
     qemu.wait();
-    judge(&machine);
+    check_results(&machine);
 }

@@ -1,4 +1,4 @@
-//! Plans that are kept in a directory for the next server.
+//! The plan directory, which keeps plans for the next server.
 
 use std::fs::{self, File};
 use std::ops::Range;
@@ -21,7 +21,7 @@ use crate::common::small_store::{SmallStore, fill};
 use crate::common::tool;
 use crate::plans::{data, expected, metadata, new_store, right_or_not_there, scan};
 
-/// A store that is old enough for its plans to be kept, a directory for them, and what the disk holds.
+/// A store that is old enough for its plans to be kept, a plan directory, and the disk's contents.
 struct Fixture {
     store: SmallStore,
     temp: TempDir,
@@ -70,7 +70,7 @@ impl Fixture {
         Server::run(self.command(before, &socket), socket, dir)
     }
 
-    /// A server that has read what was kept, as it says.
+    /// A server that has logged that it has read the kept plans.
     fn start(&self) -> Server {
         let server = self.start_after(&[]);
         self.wait_for_log("read the plans kept in");
@@ -81,18 +81,18 @@ impl Fixture {
         wait_for(words, || (self.logged(words) > 0).then_some(()));
     }
 
-    /// How many lines of the log have that.
+    /// Number of log lines that contain `text`.
     fn logged(&self, words: &str) -> usize {
         let log = fs::read_to_string(self.log()).unwrap();
         log.lines().filter(|line| line.contains(words)).count()
     }
 
-    /// All that a VM can read is right.
+    /// Checks that everything that a VM can read is right.
     fn check(&self, server: &Server) {
         assert_eq!(right_or_not_there(server, &self.ranges, &self.right), 0);
     }
 
-    /// Files with plans, and what they hold.
+    /// Files with plans, and their contents.
     fn kept(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let entries = fs::read_dir(self.plans()).into_iter().flatten();
         let paths = entries.map(|entry| entry.unwrap().path());
@@ -104,7 +104,7 @@ impl Fixture {
         kept
     }
 
-    /// Has a server keep the plans of all three paths.
+    /// Starts a server and waits until it has kept the plans of all three paths.
     fn keep_all(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let server = self.start();
         self.check(&server);
@@ -115,8 +115,8 @@ impl Fixture {
     }
 }
 
-/// What processes of a server other than itself did to walk the store, in a trace with `-f`: listed directories, read links,
-/// looked at files that they had not opened and that are no store paths.
+/// The system calls with which a server's child processes walked the store, from a trace with `-f`: listing directories,
+/// reading symlinks, and statx(2) of files that are neither open nor store paths.
 fn walks(trace: &str, server: i32) -> Vec<&str> {
     let of = |line: &str| {
         line.split_whitespace()
@@ -124,7 +124,7 @@ fn walks(trace: &str, server: i32) -> Vec<&str> {
             .unwrap_or_default()
             .to_owned()
     };
-    // It makes the place where workers see nothing else, before any of them is there.
+    // The jail builder also makes such calls, before there are workers.
     let builder = trace.lines().find(|line| line.contains("\"jail-builder\""));
     let others = [server.to_string(), builder.map(of).unwrap()];
     let walks = |line: &&str| {
@@ -138,7 +138,7 @@ fn walks(trace: &str, server: i32) -> Vec<&str> {
     of_others.filter(walks).collect()
 }
 
-/// The walks of a new server, and of the VM that looks at everything when the kept plans have been read.
+/// Number of such calls of a new server whose VM reads all metadata after the kept plans have been read.
 fn walks_of_next(fixture: &Fixture) -> usize {
     let trace = fixture.temp.path().join("trace");
     let strace = tool("strace", "strace");
@@ -167,7 +167,7 @@ fn walks_of_next(fixture: &Fixture) -> usize {
         let text = fs::read_to_string(&trace).ok()?;
         text.lines().any(is_end).then_some(text)
     });
-    // It says what a worker does for this scan in any case.
+    // The trace must contain calls that occur in any case.
     assert!(
         text.contains("\"planner\"") && text.contains("openat2("),
         "{text}"
@@ -181,11 +181,11 @@ fn walks_of_next(fixture: &Fixture) -> usize {
 #[ignore = "needs root and strace"]
 fn the_first_vm_of_a_restarted_server_walks_no_path() {
     let fixture = Fixture::new();
-    // The same look must be able to find something.
+    // The same count must be able to find something.
     assert!(walks_of_next(&fixture) > 100);
     let kept = fixture.keep_all();
     assert_eq!(walks_of_next(&fixture), 0);
-    // Who has them, and what they are.
+    // Permissions and contents.
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&fixture.plans()), 0o700);
     assert!(kept.iter().all(|(path, _)| mode(path) == 0o600));
@@ -218,7 +218,7 @@ fn invalid_files_in_the_plan_directory_do_not_change_what_a_vm_reads() {
     assert_eq!(walks_of_next(&fixture), 0);
 }
 
-/// Another directory under the same name and registration; other content under the same name and of the same length.
+/// A path is replaced by another directory with the same name and registration, and files by others of the same length.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
 fn a_replaced_path_is_never_served_from_an_old_plan() {
@@ -239,7 +239,7 @@ fn a_replaced_path_is_never_served_from_an_old_plan() {
         fixture.check(&server);
     };
     see(&mut fixture);
-    // And now in place: the registration is all that tells.
+    // Now changed in place: only the registration differs.
     let file = fixture.store.store().join("bbb-two/share");
     fs::rename(file.join("file17"), file.join("eli_17")).unwrap();
     let registration = fixture.store.root().join("registration");
@@ -249,7 +249,7 @@ fn a_replaced_path_is_never_served_from_an_old_plan() {
     see(&mut fixture);
 }
 
-/// Until the next start: then the path is walked again, as without a directory.
+/// At the next start the path is walked again, as without a plan directory.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
 fn a_change_inside_a_path_is_an_error_until_the_server_restarts() {
@@ -290,7 +290,7 @@ fn a_planner_killed_while_writing_leaves_no_wrong_plan() {
             .iter()
             .map(|range| range.start..range.start + 4096);
         scan(&mut client, &firsts.collect::<Vec<_>>());
-        // Somewhere in the time that it takes to walk three paths and to write what was found.
+        // A random moment while it walks three paths and writes their plans.
         std::thread::sleep(Duration::from_micros(round * 250));
         let _ = kill(planner, Signal::SIGKILL);
         drop(server);
@@ -308,7 +308,7 @@ fn a_planner_killed_while_writing_leaves_no_wrong_plan() {
     assert_eq!(walks_of_next(&fixture), 0);
 }
 
-/// A file system of its own.
+/// A separate file system.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -344,7 +344,7 @@ const WARNING: &str = "no more plans are kept in";
 #[ignore = "needs root: it mounts"]
 fn a_full_disk_costs_one_warning() {
     let fixture = Fixture::new();
-    // Room for the directory, and for no file.
+    // Space for the directory, but not for a file.
     let mounted = Mounted::new(fixture.plans(), "mode=0700,size=4k");
     fs::write(mounted.0.join("full"), [0; 4096]).unwrap();
     for _ in 0..2 {
@@ -372,7 +372,7 @@ fn a_read_only_plan_directory_is_used_without_a_warning() {
     drop(server);
     assert_eq!(fixture.logged(WARNING), 0);
     assert_eq!(fixture.kept().len(), 2);
-    // It walks one path, not three.
+    // The other two plans are used: only one path is walked.
     let one = walks_of_next(&fixture);
     drop(mounted);
     fs::remove_dir_all(fixture.plans()).unwrap();
@@ -401,7 +401,7 @@ fn servers_share_a_plan_directory() {
             });
         }
     });
-    // No server is killed while it writes: what is there then are plans, each once.
+    // No server was killed while writing, so there is exactly one file per plan.
     wait_for("plans of all paths", || {
         let files = fs::read_dir(fixture.plans()).unwrap().count();
         (fixture.kept().len() == 3 && files == 3).then_some(())
@@ -470,7 +470,7 @@ fn no_plan_of_a_tree_is_kept() {
     assert!(!plans.exists());
 }
 
-/// `lazystore run` takes the option, too.
+/// `lazystore run` also has the option.
 #[test]
 #[ignore = "needs root: it serves a VM"]
 fn run_keeps_plans_in_the_given_directory() {

@@ -1,4 +1,4 @@
-//! Plans that one process makes for all VMs of a server.
+//! Plans that the planner process makes for all VMs of a server.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::common::small_store::{SmallStore, fill};
 
 const BLOCK: u64 = 4096;
 
-/// Calls that walk a store, or look at its files.
+/// System calls that walk a store or examine its files.
 const WALKS: [&str; 4] = ["statx", "getdents64", "readlinkat", "openat2"];
 
 /// Three paths with small and large files, many directories and symlinks.
@@ -40,7 +40,7 @@ pub(crate) fn new_store() -> SmallStore {
     store
 }
 
-/// All metadata that a guest can look at: what `find` reads.
+/// All metadata that a guest can read, for instance with `find`.
 pub(crate) fn metadata(image: &Image) -> Vec<Range<u64>> {
     let regions = (0..).zip(image.space().regions());
     let used = regions.map(|(index, region)| {
@@ -68,8 +68,8 @@ pub(crate) fn expected(image: &Image, ranges: &[Range<u64>]) -> Vec<Vec<u8>> {
     blocks.map(read).collect()
 }
 
-/// Connects, has all of `ranges` read; what that took of the worker in system calls that walk.
-fn walked_by_one_more_vm(server: &Server, ranges: &[Range<u64>], right: &[Vec<u8>]) -> usize {
+/// Connects and reads all of `ranges`. Returns the number of system calls with which the worker walked the store.
+fn walk_calls_of_new_vm(server: &Server, ranges: &[Range<u64>], right: &[Vec<u8>]) -> usize {
     let before = server.workers();
     let mut client = Client::start(&server.socket, 1);
     let is_new = |pid: &Pid| !before.contains(pid);
@@ -91,7 +91,7 @@ fn walked_by_one_more_vm(server: &Server, ranges: &[Range<u64>], right: &[Vec<u8
     text.lines().filter(walks).count()
 }
 
-/// A server whose planner has done all that a first VM made it do.
+/// A server whose planner has finished what a first VM requested.
 fn planned(store: &SmallStore, image: &Image) -> Server {
     let server = Server::start_after(&[], &store.args(), &[]);
     wait_until_planned(&server, image);
@@ -101,11 +101,11 @@ fn planned(store: &SmallStore, image: &Image) -> Server {
 fn wait_until_planned(server: &Server, image: &Image) {
     let ranges = metadata(image);
     let right = expected(image, &ranges);
-    let first = walked_by_one_more_vm(server, &ranges, &right);
+    let first = walk_calls_of_new_vm(server, &ranges, &right);
     let mut vms = 1;
     wait_for("everything to be planned", || {
         vms += 1;
-        (walked_by_one_more_vm(server, &ranges, &right) == 0).then_some(())
+        (walk_calls_of_new_vm(server, &ranges, &right) == 0).then_some(())
     });
     println!("a first VM's worker walked with {first} system calls; VM {vms} with none");
 }
@@ -116,7 +116,7 @@ fn a_second_vm_walks_no_path() {
     let store = new_store();
     let image = store.image();
     let server = planned(&store, &image);
-    // The data, too, are where the first one's were.
+    // The data are at the same addresses as for the first VM.
     let mut client = Client::start(&server.socket, 1);
     for file in store.files(&image) {
         let start = file.range.start / BLOCK * BLOCK;
@@ -135,7 +135,7 @@ fn a_second_vm_walks_no_path() {
     }
 }
 
-/// What a worker that has fallen to its guest has of it.
+/// A compromised worker can map the plans only read-only.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
 fn only_the_planner_can_write_plans() {
@@ -180,9 +180,9 @@ fn vms_do_not_notice_that_the_planner_is_killed() {
             .is_none_or(|pid| pid != first)
             .then_some(())
     });
-    // What it had planned is still there.
-    assert_eq!(walked_by_one_more_vm(&server, &ranges, &right), 0);
-    // It comes back with a further VM, when some time has passed.
+    // Its plans are still there.
+    assert_eq!(walk_calls_of_new_vm(&server, &ranges, &right), 0);
+    // It is restarted with another VM, after some time.
     let mut client = None;
     let second = wait_for("another planner", || {
         drop(client.take());
@@ -202,7 +202,7 @@ fn vms_do_not_notice_that_the_planner_is_killed() {
     assert_eq!(warnings.count(), deaths, "{log}");
 }
 
-/// Every byte of the used disk is right, or cannot be read; returns how many blocks cannot.
+/// Checks that every used block is right or cannot be read. Returns the number of blocks that cannot be read.
 pub(crate) fn right_or_not_there(
     server: &Server,
     ranges: &[Range<u64>],
@@ -237,7 +237,7 @@ fn swap(dir: &Path, aside: &Path) {
     fs::rename(&between, aside).unwrap();
 }
 
-/// A worker that started later planned another tree than the guest had seen, and served wrong bytes with status OK.
+/// Regression: a later worker planned another tree than the guest had seen, and served wrong bytes with status OK.
 #[test]
 #[ignore = "needs root and strace"]
 fn a_change_after_planning_is_an_error_and_never_wrong_bytes() {
@@ -246,7 +246,7 @@ fn a_change_after_planning_is_an_error_and_never_wrong_bytes() {
     let ranges: Vec<_> = metadata(&image).into_iter().chain(data(&image)).collect();
     let right = expected(&image, &ranges);
     let server = planned(&store, &image);
-    // A directory with other files in place of one; a file with other bytes.
+    // A replaced directory with other files, and a file with other bytes.
     let (many, aside) = (
         store.store().join("aaa-one/many"),
         store.root().join("aside"),
@@ -269,7 +269,7 @@ fn a_change_after_planning_is_an_error_and_never_wrong_bytes() {
     }
 }
 
-/// Without room for plans that all read there is nobody who makes them, and nothing is missed.
+/// With a plan cache of zero bytes there is no planner, and workers plan by themselves.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
 fn with_no_memory_for_plans_there_is_no_planner() {

@@ -1,4 +1,4 @@
-//! What a VM reads is recorded, and a recording is read in advance.
+//! Recording what a VM reads, and prefetching a recording.
 
 use std::fs::{self, File};
 use std::ops::Range;
@@ -20,13 +20,13 @@ use crate::common::tool;
 
 const BLOCK: u64 = 4096;
 
-/// Name of a store path, which is a directory with one file `data`.
+/// Name of a store path: a directory with one file `data`.
 fn name(letter: char) -> String {
     format!("{}-{letter}", letter.to_string().repeat(32))
 }
 
-/// A store with paths of 4 MiB, and room for recordings. On the disk that the build is on: what lies in a tmpfs is
-/// always in memory.
+/// A store with paths of 4 MiB, and a directory for recordings. On the file system of the build, because files in a tmpfs
+/// are always in memory.
 struct Store {
     dir: TempDir,
 }
@@ -76,7 +76,7 @@ impl Store {
         Server::start_after(&[], &self.closure(letters), &extra)
     }
 
-    /// The arguments that name it.
+    /// The arguments for this closure.
     fn closure(&self, letters: &str) -> [PathBuf; 4] {
         let root = self.dir.path().to_owned();
         [
@@ -88,7 +88,7 @@ impl Store {
     }
 }
 
-/// Makes the host forget a file.
+/// Evicts a file from the host's page cache.
 fn forget(file: &Path) {
     let open = File::open(file).unwrap();
     open.sync_all().unwrap();
@@ -96,7 +96,7 @@ fn forget(file: &Path) {
     assert_eq!(in_memory(file), 0, "the host keeps what it should forget");
 }
 
-/// How many pages of a file the host has in memory.
+/// Number of pages of a file in the host's page cache.
 fn in_memory(file: &Path) -> usize {
     let mut fincore = Command::new(tool("fincore", "util-linux-extra"));
     let output = fincore.args(["--bytes", "--noheadings", "--output", "PAGES"]);
@@ -108,7 +108,7 @@ fn in_memory(file: &Path) -> usize {
         .unwrap()
 }
 
-/// Reads blocks of a path's file as one VM, which then leaves.
+/// Reads blocks of a path's file as one VM, which then disconnects.
 fn read(server: &Server, image: &Image, region: u32, blocks: Range<u64>) {
     let mut client = Client::start(&server.socket, 1);
     read_as(&mut client, image, region, blocks);
@@ -159,12 +159,12 @@ fn prefetching_a_recording_brings_its_data_into_memory() {
     assert_eq!(data_touches(&file), touched);
     drop(server);
 
-    // In another closure the paths lie elsewhere; one is gone, one is new.
+    // In another closure the paths have other addresses. One is gone, one is new.
     let files = ['a', 'b', 'c', 'd'].map(|letter| store.file(letter));
     files.iter().for_each(|file| forget(file));
     let mut server = store.serve("bcd", "--prefetch", &file);
     no_worker_is_left(&server);
-    // The host reads by itself only what was asked for, in units that may be larger than a page.
+    // The host reads only what was requested, in units that may be larger than a page.
     let near = |blocks: usize| blocks..=blocks + 24;
     wait_for("the recorded ranges to be in memory", || {
         let there = [1, 2].map(|file| in_memory(&files[file]));
@@ -202,7 +202,7 @@ fn a_recording_continues_after_a_worker_is_killed() {
     assert_eq!(data_touches(&file), [(0, 0..3), (1, 10..12), (2, 20..21)]);
 }
 
-/// Clients that say nothing, or do not read, are not recorded, and keep nobody from it.
+/// Clients that are silent or do not read are not recorded, and do not prevent others from being recorded.
 #[test]
 fn a_client_that_reads_nothing_is_not_recorded() {
     let store = Store::new("a");
@@ -228,7 +228,7 @@ fn an_existing_recording_stays_if_nothing_is_read() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "of old");
 }
 
-/// What serving says that fails at once.
+/// The error of a server that fails at the start.
 fn fails(store: &Store, option: &str, recording: &Path) -> String {
     let socket = store.path("disk.sock");
     let extra = [option, recording.to_str().unwrap()];

@@ -1,4 +1,4 @@
-//! Nothing is lost when the process that serves a disk is killed, whenever that is.
+//! Killing the process that serves a disk loses no request, at whatever moment.
 
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use crate::common::small_store::SmallStore;
 
 const NAMES: [&str; 4] = ["aaa-one", "bbb-two", "ccc-three", "ddd-four"];
 
-/// Keeps the ring full until the device hangs up, or nothing is under way and `enough` says so.
+/// Keeps the ring full until the device disconnects. Once `enough` returns true, waits until no request is in flight.
 fn drive(
     driver: &mut Driver,
     frontend: &Frontend,
@@ -31,27 +31,27 @@ fn drive(
         if !enough() {
             driver.submit(32, &places);
             frontend.kick();
-        } else if driver.under_way() == 0 {
+        } else if driver.in_flight() == 0 {
             return Woken::Interrupt;
         }
         if driver.wait(frontend) == Woken::Closed {
             return Woken::Closed;
         }
-        driver.take_back(image);
+        driver.process_completions(image);
         progress.store(driver.counts.answered, Ordering::Relaxed);
     }
 }
 
-/// What was killed.
+/// Numbers of kills.
 #[derive(Debug, Default)]
 struct Kills {
     workers: u32,
     servers: u32,
-    /// Of both, how many before the connection had answered anything.
+    /// How many of them were before the first completion of a connection.
     early: u32,
 }
 
-/// Kills workers and now and then the server, at random moments; ends after `most` kills.
+/// Kills workers and sometimes the server at random moments, `most` times.
 fn kill_often(server: &mut Server, store: &SmallStore, progress: &AtomicU64, most: u32) -> Kills {
     let mut random = Random::new(7);
     let mut kills = Kills::default();
@@ -65,7 +65,7 @@ fn kill_often(server: &mut Server, store: &SmallStore, progress: &AtomicU64, mos
                 (progress.load(Ordering::Relaxed) > before).then_some(())
             });
         }
-        // The moment of the kill, not a wait for something.
+        // Chooses the moment of the kill.
         let until = Instant::now() + Duration::from_micros(random.below(3000));
         while Instant::now() < until {
             thread::yield_now();
@@ -113,9 +113,9 @@ fn a_client_reads_correctly_while_its_worker_is_killed_two_hundred_times() {
     let counts = driver.counts;
     println!("{kills:?}; {connections} connections; {counts:?}");
     driver.assert_clean();
-    assert_eq!(driver.under_way(), 0);
+    assert_eq!(driver.in_flight(), 0);
     assert!(kills.servers > 20 && kills.workers > 100, "{kills:?}");
-    // The indexes have wrapped around, more than once.
+    // The indexes have wrapped around more than once.
     assert!(counts.answered > 1000, "{counts:?}");
     assert!(
         counts.indirect > 100 && counts.most_under_way > 30,
@@ -123,7 +123,7 @@ fn a_client_reads_correctly_while_its_worker_is_killed_two_hundred_times() {
     );
 }
 
-/// Kills `worker` with its next write, which is not carried out. Nothing in the product helps: strace does it.
+/// Kills `worker` at its next write, which is not executed. strace injects that.
 fn kill_at_next_write(worker: Pid) -> Child {
     let inject = "inject=write:error=EIO:signal=SIGKILL:when=1";
     strace(
@@ -132,16 +132,16 @@ fn kill_at_next_write(worker: Pid) -> Child {
     )
 }
 
-/// Takes everything back.
+/// Processes all outstanding completions.
 fn finish(driver: &mut Driver, frontend: &Frontend, image: &Image) {
-    driver.take_back(image);
-    while driver.under_way() > 0 {
+    driver.process_completions(image);
+    while driver.in_flight() > 0 {
         assert_eq!(driver.wait(frontend), Woken::Interrupt);
-        driver.take_back(image);
+        driver.process_completions(image);
     }
 }
 
-/// The answer is published, the guest does not know it, and the process is dead.
+/// The completion is published, and the process dies before it interrupts the guest.
 #[test]
 #[ignore = "needs strace"]
 fn a_kill_between_the_used_index_and_the_interrupt_loses_no_request() {
@@ -153,21 +153,21 @@ fn a_kill_between_the_used_index_and_the_interrupt_loses_no_request() {
     let mut driver = Driver::new(2);
     let mut frontend = driver.connect(&server.socket);
     for _ in 0..KILLS {
-        // The interrupt that comes with the descriptor.
+        // The device interrupts when it gets the call descriptor.
         assert_eq!(driver.sleep(&frontend), Woken::Interrupt);
         finish(&mut driver, &frontend, &image);
         let mut strace = kill_at_next_write(server.workers()[0]);
-        // What came late is for answers that were seen without it.
+        // Clear a late interrupt for completions that are already processed.
         let _ = frontend.call.read();
         driver.ask_for_interrupt();
         driver.submit(8, &places);
-        let sent = driver.under_way();
+        let sent = driver.in_flight();
         frontend.kick();
         assert_eq!(driver.sleep(&frontend), Woken::Closed);
         strace.wait().unwrap();
         assert!(driver.has_unseen() && frontend.call.read().is_err());
         frontend = driver.connect(&server.socket);
-        assert_eq!(driver.under_way(), sent);
+        assert_eq!(driver.in_flight(), sent);
         wait_for("the end of the dead one", || {
             (server.workers().len() == 1).then_some(())
         });
@@ -179,5 +179,5 @@ fn a_kill_between_the_used_index_and_the_interrupt_loses_no_request() {
         driver.counts
     );
     driver.assert_clean();
-    assert_eq!(driver.under_way(), 0);
+    assert_eq!(driver.in_flight(), 0);
 }

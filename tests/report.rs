@@ -1,4 +1,4 @@
-//! The report of a boot: `--report`, `lazystore report`, and its page in a browser.
+//! The boot report: `--report`, `lazystore report`, and its page in a browser.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::common::server::Server;
 use crate::common::small_store::SmallStore;
 use crate::common::tool;
 
-/// A server of a small store that makes a report.
+/// A server of a small store with a report.
 struct Reported {
     store: SmallStore,
     server: Server,
@@ -114,7 +114,7 @@ fn a_report_lists_what_was_read_of_each_path_and_when() {
     assert_eq!(event(&report, "first read"), event(&report, "superblock"));
 }
 
-/// Every worker is killed after its reads; what they read together is in the report.
+/// Every worker is killed after its reads. The report contains what all of them read.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
 fn a_report_continues_after_a_worker_is_killed() {
@@ -146,7 +146,7 @@ fn a_report_continues_after_a_worker_is_killed() {
     event(&report, "worker replaced");
 }
 
-/// A client that only looks at the superblock, or comes later, is not the one.
+/// The report does not cover clients that read only the superblock or connect later.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
 fn a_report_is_about_the_first_vm_that_reads() {
@@ -322,7 +322,7 @@ fn an_invalid_report_is_refused_in_one_sentence() {
     }
 }
 
-/// A page of 1,000 paths as a browser has drawn it.
+/// A page of 1,000 paths, rendered by a browser.
 fn drawn(dir: &Path, scheme: &str) -> (String, PathBuf) {
     let paths = (0..1000_u32).map(|index| {
         let name = format!("{:032}-package-{index}<&\">", index);

@@ -1,4 +1,4 @@
-//! `lazystore run`: the command, its disk, its end, and what is left behind.
+//! `lazystore run`: the command, its disk, its end, and cleaning up.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,10 +11,10 @@ use nix::unistd::Pid;
 
 use crate::common::proc::children;
 use crate::common::process::{first_line, wait_for};
-use crate::common::vm::turn;
+use crate::common::vm::lock_guest;
 use crate::common::{from_env, tool};
 
-/// A tree to serve and a runtime directory that shows what is left behind.
+/// A tree to serve and a runtime directory, which shows whether something is left behind.
 struct Fixture {
     dir: tempfile::TempDir,
 }
@@ -47,7 +47,7 @@ impl Fixture {
         ["--tree".into(), self.path("tree").to_str().unwrap().into()]
     }
 
-    /// With the tree as the disk.
+    /// The same with the tree as the disk.
     fn start(&self, command: &[&str]) -> Child {
         let tree = self.tree();
         self.run(&tree.each_ref().map(String::as_str), command)
@@ -61,7 +61,7 @@ impl Fixture {
         output
     }
 
-    /// No file, no mount.
+    /// Asserts that no file and no mount is left.
     fn nothing_is_left(&self) {
         assert_eq!(self.left(), Vec::<String>::new());
     }
@@ -123,8 +123,8 @@ fn signals_are_forwarded() {
         let name = signal.as_str().trim_start_matches("SIG");
         let script =
             format!(": {{socket}}; trap 'exit 42' {name}; echo up; while :; do sleep 0.02; done");
-        // A job in the background of a script ignores SIGINT, and so does all that it starts; a shell cannot trap what it
-        // was started to ignore.
+        // Background jobs of a script ignore SIGINT, and so do their children. A shell cannot trap signals that were
+        // ignored when it started.
         let mut run = fixture.start(&["env", "--default-signal", "sh", "-c", &script]);
         assert_eq!(first_line(&mut run), "up\n");
         kill(pid(&run), signal).unwrap();
@@ -165,7 +165,7 @@ impl Running {
         Self { run, server, vm }
     }
 
-    /// Waits until none of them is there any more.
+    /// Waits until all of them have ended.
     fn all_end(mut self, fixture: &Fixture) -> Option<i32> {
         wait_for("the end", || self.run.try_wait().unwrap());
         wait_for("the server's end", || {
@@ -280,7 +280,7 @@ fn print_shows_the_command_and_does_nothing() {
     fixture.nothing_is_left();
 }
 
-/// QEMU with the guest that scripts/test prepares, and a disk for its results; returns what it wrote to the console.
+/// QEMU with the guest that scripts/test prepares and a disk for its results. Returns its console output.
 fn boot(machine: &str, options: &[&str]) -> (Output, Fixture) {
     let fixture = Fixture::new();
     (boot_in(&fixture, machine, options), fixture)
@@ -341,7 +341,7 @@ fn boot_in(fixture: &Fixture, machine: &str, options: &[&str]) -> Output {
     fixture.run(&options, &command).output().unwrap()
 }
 
-/// A microvm has no timer to measure an emulated CPU's clock with.
+/// A microvm has no timer for measuring the clock of an emulated CPU.
 fn clock(machine: &str) -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap();
     let mhz = info
@@ -356,7 +356,7 @@ fn clock(machine: &str) -> String {
 }
 
 fn boots(machine: &str, options: &[&str]) {
-    let _turn = turn();
+    let _lock = lock_guest();
     let (output, fixture) = boot(machine, options);
     let console = stdout(&output);
     assert_eq!(
@@ -393,7 +393,7 @@ fn a_real_vm_without_shared_memory_reads_the_disk_over_nbd() {
 #[ignore = "boots a VM"]
 fn a_saved_vm_is_restored_instead_of_booted() {
     const MARK: &str = "lazystore: mounted_uptime_s=";
-    let _turn = turn();
+    let _lock = lock_guest();
     let fixture = Fixture::new();
     let file = fixture.path("snapshot");
     let options = ["--snapshot", file.to_str().unwrap(), "--snapshot-at", MARK];

@@ -1,7 +1,7 @@
-//! Everything at once, for a while: eight clients that check every byte, workers and servers that are killed, plans that
-//! are dropped, paths of the store that may not be read for a while; and nothing grows.
+//! A soak test: eight clients check every byte while workers and servers are killed, plans are evicted, and paths of the
+//! store become unreadable temporarily. Nothing may grow.
 //!
-//! `LAZYSTORE_SOAK_SECONDS` says how long (60); see `scripts/soak`.
+//! `LAZYSTORE_SOAK_SECONDS` sets the duration (default 60); see `scripts/soak`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -27,23 +27,23 @@ use crate::common::server::{Server, command_after};
 use crate::common::small_store::SmallStore;
 
 const CLIENTS: u64 = 8;
-/// Every plan but the last is dropped.
+/// Arguments with which all plans except the last one are evicted.
 const TINY: [&str; 2] = ["--plan-cache", "0"];
 
-/// Of which store files take a quarter: files are closed and opened again all the time.
+/// A low limit of descriptors. Store files get a quarter of them, so files are closed and reopened all the time.
 const FEW_FDS: [&str; 2] = ["prlimit", "--nofile=256:256"];
 
-/// What the threads have in common.
+/// State that the threads share.
 struct Soak {
-    /// The one that is served and broken.
+    /// The store that is served and broken.
     store: SmallStore,
     names: Vec<String>,
-    /// The disk of another store with the same content, which nobody breaks.
+    /// The image of another store with the same content, which is not broken.
     model: Image,
     _whole: SmallStore,
     health: Arc<Health>,
     server: Mutex<Server>,
-    /// Held while a path is gone: a server does not start then.
+    /// Locked while a path is unreadable, because a server cannot start then.
     gone: Mutex<()>,
     log: File,
     socket: std::path::PathBuf,
@@ -52,7 +52,7 @@ struct Soak {
     worker_kills: AtomicU64,
     server_kills: AtomicU64,
     removals: AtomicU64,
-    removals_felt: AtomicU64,
+    errors_seen: AtomicU64,
     reconnects: AtomicU64,
 }
 
@@ -82,7 +82,7 @@ impl Soak {
             worker_kills: AtomicU64::new(0),
             server_kills: AtomicU64::new(0),
             removals: AtomicU64::new(0),
-            removals_felt: AtomicU64::new(0),
+            errors_seen: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
         }
     }
@@ -91,8 +91,8 @@ impl Soak {
         self.begin.elapsed() >= self.time
     }
 
-    /// Servers are killed in the first third only, so that what lives on can be watched.
-    fn spares_servers(&self) -> bool {
+    /// Servers are killed only in the first third, so that growth of the remaining one can be measured.
+    fn spares_server(&self) -> bool {
         self.begin.elapsed() >= self.time / 3
     }
 
@@ -100,7 +100,7 @@ impl Soak {
         self.server.lock().unwrap().workers()
     }
 
-    /// One client's life.
+    /// Runs one client.
     fn read(&self, seed: u64) -> Counts {
         let places = places(&self.model);
         let mut driver = Driver::new(seed);
@@ -112,30 +112,30 @@ impl Soak {
                 if !self.is_over() {
                     driver.submit(16, &places);
                     frontend.kick();
-                } else if driver.under_way() == 0 {
+                } else if driver.in_flight() == 0 {
                     return driver.counts;
                 }
                 if driver.wait(&frontend) == Woken::Closed {
                     break;
                 }
-                driver.take_back(&self.model);
+                driver.process_completions(&self.model);
             }
         }
     }
 
-    /// Kills something every fifth of a second; two workers are left alone once servers are.
+    /// Kills a process every fifth of a second. After the first third, two workers are never killed.
     fn kill(&self) {
         let mut random = Random::new(3);
         while !self.is_over() {
             thread::sleep(Duration::from_millis(100 + random.below(200)));
-            if !self.spares_servers() && random.below(10) == 0 {
+            if !self.spares_server() && random.below(10) == 0 {
                 let _whole = self.gone.lock().unwrap();
                 let command = command(&self.store, &self.socket, &self.log);
                 self.server.lock().unwrap().kill_and_restart(command);
                 self.server_kills.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            let spared = if self.spares_servers() { 2 } else { 0 };
+            let spared = if self.spares_server() { 2 } else { 0 };
             let mut workers = self.workers();
             workers.sort_unstable();
             let victims = workers.get(spared..).unwrap_or_default();
@@ -148,9 +148,9 @@ impl Soak {
         }
     }
 
-    /// Takes the right to look into a path away, waits until somebody felt it, gives it back. Nothing of a worker may read it
-    /// then: root's have no capabilities. One that is moved away would be read on in the jail, and one that lacks something
-    /// would be another disk to a new worker.
+    /// Removes the permissions of a path, waits until a read fails, and restores them. Workers cannot read it then, because
+    /// they have no capabilities even as root. A path that was renamed would still be readable in the jail, and one with
+    /// missing files would be another disk for a new worker.
     fn remove_and_restore(&self) -> Counts {
         let mut random = Random::new(5);
         let mut driver = Driver::new(99);
@@ -161,21 +161,21 @@ impl Soak {
             let place = self.store.store().join(&self.names[victim]);
             let allow = |mode| fs::set_permissions(&place, Permissions::from_mode(mode)).unwrap();
             let gone = self.gone.lock().unwrap();
-            self.health.turn(victim);
+            self.health.toggle(victim);
             allow(0);
             self.removals.fetch_add(1, Ordering::Relaxed);
-            self.feel(&mut driver, &mut frontend, victim);
+            self.wait_for_error(&mut driver, &mut frontend, victim);
             allow(0o755);
-            self.health.turn(victim);
+            self.health.toggle(victim);
             drop(gone);
-            // About as long as it was gone: time for the server to be restarted and for reads to succeed.
+            // Time for the server to be restarted and for reads to succeed.
             thread::sleep(Duration::from_millis(20));
         }
         driver.counts
     }
 
-    /// Reads the victim and other paths in turn until the victim is an error.
-    fn feel(&self, driver: &mut Driver, frontend: &mut Frontend, victim: usize) {
+    /// Reads the victim and other paths until a read of the victim fails.
+    fn wait_for_error(&self, driver: &mut Driver, frontend: &mut Frontend, victim: usize) {
         let region = &self.model.space().regions()[victim];
         let data = 4096 * u64::from(region.data.start);
         let victims = vec![Range {
@@ -192,23 +192,23 @@ impl Soak {
             driver.submit(4, &places(&self.model));
             driver.submit(2, &victims);
             frontend.kick();
-            while driver.under_way() > 0 {
+            while driver.in_flight() > 0 {
                 if driver.wait(frontend) == Woken::Closed {
                     *frontend = driver.connect(&self.socket);
                     self.reconnects.fetch_add(1, Ordering::Relaxed);
                 }
-                driver.take_back(&self.model);
+                driver.process_completions(&self.model);
             }
         }
-        self.removals_felt.fetch_add(1, Ordering::Relaxed);
+        self.errors_seen.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What the server and the two longest-lived workers hold, every half second of the last two thirds.
+    /// Samples the server and the two oldest workers every half second, in the last two thirds.
     fn watch(&self) -> Samples {
         let mut samples = Samples::default();
         while !self.is_over() {
             thread::sleep(Duration::from_millis(500));
-            if !self.spares_servers() {
+            if !self.spares_server() {
                 continue;
             }
             let server = self.server.lock().unwrap().pid();
@@ -246,13 +246,13 @@ impl Samples {
             threads: threads(pid),
             written_kib: written_kib(pid),
         };
-        // One that has just died has nothing.
+        // A process that has just ended has no memory.
         if sample.written_kib > 0 {
             self.0.entry(pid).or_default().push(sample);
         }
     }
 
-    /// The last third of what was seen of a process must not be more than the second.
+    /// Processes whose resources in the last third of the samples exceed those in the second third.
     fn growth(&self) -> Vec<String> {
         let mut grown = Vec::new();
         for (pid, samples) in self.0.iter().filter(|(_, samples)| samples.len() >= 12) {
@@ -333,15 +333,15 @@ fn load_and_faults_cause_no_wrong_byte_and_no_growth() {
     );
     println!(
         "errors: at least {} expected, {} seen, {unexpected} unexpected; mismatches: {mismatches}",
-        count(&soak.removals_felt),
+        count(&soak.errors_seen),
         sum(|c| c.expected_errors),
     );
     let grown = samples.growth();
     assert_eq!((mismatches, unexpected), (0, 0));
     assert!(grown.is_empty(), "{grown:?}");
     assert!(count(&soak.worker_kills) > 0 && count(&soak.removals) > 0);
-    assert_eq!(count(&soak.removals), count(&soak.removals_felt));
-    // The remaining workers end when their clients have gone.
+    assert_eq!(count(&soak.removals), count(&soak.errors_seen));
+    // The remaining workers end after their clients have disconnected.
     let server = soak.server.into_inner().unwrap();
     wait_for("workers to go", || {
         server.workers().is_empty().then_some(())

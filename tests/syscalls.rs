@@ -1,4 +1,4 @@
-//! What reads cost in system calls, counted by strace on a running worker.
+//! Counts the system calls of reads with strace.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,8 +18,8 @@ use crate::common::tree_image;
 
 const BLOCK: usize = 4096;
 
-/// What a worker does besides reading files: the queue's thread is kicked, looks at the clock, and interrupts the guest;
-/// the others wait.
+/// System calls of a worker besides reading files: the queue's thread receives kicks, reads the clock, and interrupts the
+/// guest. The other threads wait.
 const BESIDES: [&str; 9] = [
     "clock_gettime",
     "epoll_wait",
@@ -32,7 +32,7 @@ const BESIDES: [&str; 9] = [
     "write",
 ];
 
-/// An open file is looked at this often, at most (`source/host/file.rs`).
+/// Minimum interval between checks of an open file (`source/host/file.rs`).
 const LOOKS_PER_SECOND: u128 = 10;
 
 /// strace on all threads of a worker.
@@ -49,13 +49,13 @@ impl Trace {
         Self { strace, file }
     }
 
-    /// Lets go of the worker; returns how often each call was made.
+    /// Detaches from the worker. Returns the count of each call.
     fn end(self) -> BTreeMap<String, usize> {
         end_strace(self.strace);
         let text = fs::read_to_string(self.file.path()).unwrap();
         let mut calls = BTreeMap::new();
         for line in text.lines() {
-            // The number of the thread, then the call; lines about its end or a signal have no parenthesis there.
+            // The thread's id, then the call. Lines about exits and signals have no parenthesis there.
             let call = line.split_whitespace().nth(1).unwrap_or_default();
             if let Some((name, _)) = call.split_once('(') {
                 *calls.entry(name.to_owned()).or_default() += 1;
@@ -65,7 +65,7 @@ impl Trace {
     }
 }
 
-/// Where the files of more than a megabyte lie on the disk.
+/// Ranges on the disk of the files of more than a megabyte.
 fn big_files(image: &Image) -> Vec<Range<u64>> {
     let data = &image.space().regions()[0].data;
     let end = u64::from(data.end) * BLOCK as u64;
@@ -87,8 +87,8 @@ fn count(calls: &BTreeMap<String, usize>, name: &str) -> usize {
     calls.get(name).copied().unwrap_or_default()
 }
 
-/// Reads files that are open and in memory, in blocks of `len` bytes and in batches of `batch` reads one after the other;
-/// returns the calls of the worker, and how many reads there were.
+/// Reads files that are open and cached, in blocks of `len` bytes, in batches of `batch` contiguous reads. Returns the
+/// worker's calls and the number of reads.
 fn read_warm(len: usize, batch: usize) -> (BTreeMap<String, usize>, usize) {
     let tree = tree();
     let files = big_files(&tree_image(tree.path()));
@@ -124,7 +124,7 @@ fn read_warm(len: usize, batch: usize) -> (BTreeMap<String, usize>, usize) {
     (calls, batches.len() * batch)
 }
 
-/// Neither opened, nor looked up, nor closed: a file that is open costs its read.
+/// An open file is neither opened, nor looked up, nor closed.
 #[test]
 #[ignore = "needs root and strace"]
 fn reading_an_open_file_takes_one_system_call() {
@@ -136,6 +136,6 @@ fn reading_an_open_file_takes_one_system_call() {
 #[ignore = "needs root and strace"]
 fn contiguous_requests_are_one_read() {
     let (calls, reads) = read_warm(BLOCK, DEPTH);
-    // A batch may be looked at before all of it is there.
+    // The device may start with a batch before all of it is available.
     assert!(count(&calls, "preadv2") < reads / DEPTH * 2, "{calls:?}");
 }

@@ -1,4 +1,4 @@
-//! `verify` finds what differs, names the path, and finds nothing where nothing differs.
+//! `verify` finds every difference, names its path, and has no false positives.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -27,7 +27,7 @@ fn store_path(dir: &Path, name: &OsStr) -> StorePath {
     }
 }
 
-/// All entries of `dir` as store paths, rightly registered.
+/// All entries of `dir` as store paths with the correct registration.
 fn closure(dir: &Path) -> Closure {
     let names: BTreeSet<_> = fs::read_dir(dir)
         .unwrap()
@@ -80,7 +80,7 @@ fn small_store() -> tempfile::TempDir {
     dir
 }
 
-/// A disk of one store, compared with another that `change` has changed: all that differs, as text.
+/// Compares the disk of a store with another store, which `change` has changed. Returns all differences as text.
 fn changed(change: impl Fn(&Path)) -> Vec<String> {
     let (one, other) = (small_store(), small_store());
     let disk = image(&closure(one.path()));

@@ -1,4 +1,4 @@
-//! The disk over a real socket: served by the binary, read by clients.
+//! The disk over a real socket: the program serves it, and clients read it.
 
 mod descriptors;
 mod sockets;
@@ -26,7 +26,7 @@ const READ: u32 = 0;
 const WRITE: u32 = 1;
 const GET_ID: u32 = 8;
 
-/// Places in the disk: near its start, where file data begin (design, address space), and at its end.
+/// Addresses on the disk: near its start, at the start of file data (design, address space), and near its end.
 fn places(disk_len: u64) -> impl Strategy<Value = (u64, usize)> {
     let data = 128u64 << 30;
     let start = prop_oneof![
@@ -91,7 +91,7 @@ fn overlapping_connections_are_served() {
         drop(one);
         compare(&mut other, &image, 3);
         drop(other);
-        // No zombies: those are listed too.
+        // Zombies would be listed, too.
         wait_for("workers to go", || {
             server.workers().is_empty().then_some(())
         });
@@ -275,7 +275,7 @@ fn a_socket_of_another_process_at_the_same_path_is_not_removed() {
     assert!(socket.exists());
 }
 
-/// Starts a server that should refuse to start; returns its stderr.
+/// Starts a server that must refuse to start. Returns its stderr.
 fn refused(tree: &Path, socket: &Path) -> String {
     let Output { status, stderr, .. } = command(tree, socket, &[]).output().unwrap();
     assert!(!status.success());
@@ -323,7 +323,7 @@ fn once_ends_with_the_first_vm_and_not_with_a_probe() {
     wait_for("the probe's worker", || server.workers().pop());
     drop(probe);
     wait_for("its end", || server.workers().is_empty().then_some(()));
-    // A server that had taken the probe for a VM would serve nobody now.
+    // A server that counted the probe as a VM would not serve another client now.
     drop(Client::start(&server.socket, 1));
     let socket = server.socket.clone();
     let (status, log) = server.end();

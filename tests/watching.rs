@@ -1,4 +1,4 @@
-//! What a running server tells: `lazystore status`, SIGUSR1, metrics.
+//! Watching a running server: `lazystore status`, SIGUSR1, metrics.
 
 use std::fs;
 use std::io::Read;
@@ -20,8 +20,8 @@ fn status(args: &[&str]) -> Output {
     command.arg("status").args(args).output().unwrap()
 }
 
-/// What the server at `socket` tells.
-pub fn told(socket: &Path) -> Value {
+/// The status of the server at `socket`.
+pub fn status_json(socket: &Path) -> Value {
     let output = status(&[
         socket.to_str().unwrap(),
         "--format",
@@ -42,7 +42,7 @@ fn point(socket: &Path) -> PathBuf {
 fn a_vm_is_counted_while_it_reads_and_after_it_has_disconnected() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
-    assert_eq!(told(&server.socket)["vms"], Value::Array(Vec::new()));
+    assert_eq!(status_json(&server.socket)["vms"], Value::Array(Vec::new()));
     let mut client = Client::start(&server.socket, 1);
     for _ in 0..10 {
         client
@@ -50,7 +50,7 @@ fn a_vm_is_counted_while_it_reads_and_after_it_has_disconnected() {
             .iter()
             .for_each(|read| assert!(read.is_ok()));
     }
-    let now = told(&server.socket);
+    let now = status_json(&server.socket);
     let vm = &now["vms"][0];
     assert_eq!(
         (&vm["vm"], &vm["kind"]),
@@ -67,7 +67,7 @@ fn a_vm_is_counted_while_it_reads_and_after_it_has_disconnected() {
     );
     drop(client);
     let after = wait_for("the VM to leave", || {
-        let now = told(&server.socket);
+        let now = status_json(&server.socket);
         (now["left"]["vms"] == 1).then_some(now)
     });
     assert_eq!(after["vms"], Value::Array(Vec::new()));
@@ -80,11 +80,11 @@ fn rates_and_percentiles_cover_the_last_interval() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     let mut client = Client::start(&server.socket, 1);
-    let idle = told(&server.socket);
+    let idle = status_json(&server.socket);
     assert_eq!(idle["vms"][0]["requests_per_s"], 0.0);
     assert_eq!(idle["vms"][0]["p50_us"], Value::Null);
     let socket = server.socket.clone();
-    let asking = std::thread::spawn(move || told(&socket));
+    let asking = std::thread::spawn(move || status_json(&socket));
     while !asking.is_finished() {
         client.read(0, &[(0, 4096)]);
     }
@@ -106,11 +106,11 @@ fn the_status_socket_is_private_and_found_by_every_name_of_the_server() {
     let point = point(&server.socket);
     let mode = fs::metadata(&point).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let pid = told(&server.socket)["pid"].clone();
+    let pid = status_json(&server.socket)["pid"].clone();
     assert_eq!(pid, i64::from(server.pid().as_raw()));
-    assert_eq!(told(&point)["pid"], pid);
+    assert_eq!(status_json(&point)["pid"], pid);
     let all = status(&["--format", "json", "--interval", "0.05"]);
-    // Servers of other tests may have ended in between.
+    // Servers of other tests may have ended meanwhile.
     let found = String::from_utf8(all.stdout).unwrap();
     let ended = String::from_utf8(all.stderr).unwrap();
     assert!(
@@ -126,7 +126,7 @@ fn the_status_socket_is_private_and_found_by_every_name_of_the_server() {
     assert!(text.contains("no server answers at"), "{text}");
 }
 
-/// Those who ask and then do nothing delay neither VMs nor others who ask, and are let go.
+/// Status clients that do not read their answer delay neither VMs nor other status clients, and are disconnected.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
 fn a_slow_status_client_does_not_block_the_server() {
@@ -148,7 +148,7 @@ fn a_slow_status_client_does_not_block_the_server() {
     });
 }
 
-/// A worker has neither the listening socket nor anybody's connection to it.
+/// A worker has neither the status socket nor a connection to it.
 #[test]
 #[ignore = "needs root: a real client locks memory"]
 fn workers_cannot_reach_the_status_socket() {
@@ -223,8 +223,8 @@ fn on_sigusr1_the_server_logs_its_status_and_continues() {
     let tree = tree();
     let server = Server::start(tree.path(), &["--log-format", "json"]);
     server.signal(Signal::SIGUSR1);
-    // It answers, so it has taken the signal.
-    told(&server.socket);
+    // Once it answers, it has handled the signal.
+    status_json(&server.socket);
     kill(server.pid(), Signal::SIGTERM).unwrap();
     let (status, log) = server.end();
     assert!(status.success(), "{log}");
@@ -243,7 +243,7 @@ fn a_failing_status_socket_does_not_prevent_serving() {
     fs::write(point(&socket), "mine").unwrap();
     let server = Server::run(command(tree.path(), &socket, &["-v"]), socket.clone(), dir);
     server.signal(Signal::SIGTERM);
-    // The directory goes with the server.
+    // The directory is removed with the server.
     let kept = fs::read_to_string(point(&socket)).unwrap();
     let (status, log) = server.end();
     assert!(

@@ -10,7 +10,7 @@ use crate::common::client::Client;
 use crate::common::http::{Fault, HttpServer};
 use crate::common::process::wait_for;
 use crate::common::remote::{RemoteStore, read};
-use crate::watching::told;
+use crate::watching::status_json;
 
 const EIO: i32 = -5;
 
@@ -203,7 +203,7 @@ fn a_read_that_waits_for_a_fetch_is_counted_as_in_flight() {
     let mut client = Client::start(&server.socket, 1);
     let reader = std::thread::spawn(move || read(&mut client, start..start + 4096));
     wait_for("the read to be told", || {
-        let told = told(&server.socket);
+        let told = status_json(&server.socket);
         (told["vms"][0]["waiting"] == 1).then_some(())
     });
     assert_eq!(reader.join().unwrap(), Err(EIO));

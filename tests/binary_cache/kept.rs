@@ -13,7 +13,7 @@ use crate::common::http::{Fault, HttpServer};
 use crate::common::proc::named;
 use crate::common::process::wait_for;
 use crate::common::remote::{RemoteStore, assert_same};
-use crate::watching::told;
+use crate::watching::status_json;
 
 const EIO: i32 = -5;
 
@@ -68,7 +68,7 @@ fn two_servers_that_share_a_cache_fetch_each_nar_once() {
         assert_eq!(requests(&http, end).len(), NAMES.len());
     }
     let fetched = servers.each_ref().map(|server| {
-        let told = told(&server.socket);
+        let told = status_json(&server.socket);
         told["fetched"]["nars"].as_u64().unwrap()
     });
     assert_eq!(fetched.iter().sum::<u64>(), NAMES.len() as u64);

@@ -67,13 +67,13 @@ impl Attack {
                 if !self.is_over.load(Ordering::SeqCst) {
                     driver.submit(16, &places);
                     frontend.kick();
-                } else if driver.under_way() == 0 {
+                } else if driver.in_flight() == 0 {
                     return driver.counts;
                 }
                 if driver.wait(&frontend) == Woken::Closed {
                     break;
                 }
-                driver.take_back(&self.model);
+                driver.process_completions(&self.model);
             }
         }
     }

@@ -235,12 +235,12 @@ fn parts_that_do_not_match_the_signed_nar_are_an_error_once_it_is_complete() {
     drop(client);
     server.signal(Signal::SIGTERM);
     let (_, log) = server.end();
-    let told: Vec<&str> = log
+    let errors: Vec<&str> = log
         .lines()
         .filter(|line| line.contains("ERROR") && line.contains("are not of the NAR"))
         .collect();
-    assert_eq!(told.len(), 1, "{log}");
-    assert!(told[0].contains(&url) && told[0].contains(&store.paths[0].path()));
+    assert_eq!(errors.len(), 1, "{log}");
+    assert!(errors[0].contains(&url) && errors[0].contains(&store.paths[0].path()));
 
     let server = serve(&store, &url);
     let mut client = Client::start(&server.socket, 1);

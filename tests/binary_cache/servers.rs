@@ -12,7 +12,7 @@ use crate::common::nix::{NIX_CONFIG, succeed};
 use crate::common::process::wait_for;
 use crate::common::remote::{RemoteStore, assert_same};
 use crate::common::server::Server;
-use crate::common::vm::{fact, script, turn};
+use crate::common::vm::{fact, lock_guest, script};
 
 /// A server that ends with its value.
 pub struct Foreign {
@@ -208,7 +208,7 @@ fn bytes_in(dir: &Path) -> u64 {
 #[test]
 #[ignore = "boots a VM from a cache that Nix writes and nginx serves"]
 fn a_guest_boots_from_a_remote_store() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let dir = tempfile::tempdir().unwrap();
     let key = nix_cache(dir.path());
     let port = free_port();

@@ -1,4 +1,4 @@
-//! Caches that lie or break, over HTTP: what is read of them is an error, and never another tree.
+//! Malicious and broken caches over HTTP: reading them is an error, and never gives another tree.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -40,7 +40,7 @@ impl Served {
         }
     }
 
-    /// Status, and the body as far as it comes.
+    /// Returns the status, and the body as far as it is received.
     fn get(&self, path: &str) -> io::Result<(u16, Box<dyn Read + Send>)> {
         let mut stream = TcpStream::connect(self.server.address())?;
         write!(
@@ -66,7 +66,7 @@ impl Served {
         Ok((status.unwrap_or(0), Box::new(reader.take(length))))
     }
 
-    /// The NAR of the path, as far as its narinfo lets it come: its tree, if all of it is right.
+    /// Fetches the NAR with the checks of its narinfo. Returns the tree if everything is correct.
     fn nar(&self) -> Result<NarTree, NarError> {
         let (status, body) = self.get(&format!("/nar/{}.nar", self.added.hash()))?;
         assert_eq!(status, 200);
@@ -104,7 +104,7 @@ impl Served {
     }
 }
 
-/// What a fetcher does with what it reads: hash it, and count.
+/// Hashes and counts what is read, like a fetcher.
 struct Counted {
     inner: Box<dyn Read + Send>,
     hash: Sha256,
@@ -182,7 +182,7 @@ fn bodies_that_end_early_or_never_are_errors() {
     }
 }
 
-/// A gigabyte that takes a few kilobytes to send.
+/// A gigabyte that compresses to a few kilobytes.
 #[test]
 fn reading_a_nar_stops_at_its_declared_size() {
     let served = Served::new(Compression::Zstd);
@@ -192,7 +192,7 @@ fn reading_a_nar_stops_at_its_declared_size() {
     served.server.fault_times("nar/", Fault::Body(bomb), 1);
     let size = served.added.nar.len() as u64;
     assert!(matches!(served.nar(), Err(NarError::Trailing { at }) if at == size));
-    // One that says early how large its file is.
+    // A NAR that declares a large file at its beginning.
     let begin = &served.added.nar[..24];
     let strings: [&[u8]; 4] = [b"(", b"type", b"regular", b"contents"];
     let mut large = begin.to_vec();
@@ -214,7 +214,7 @@ fn reading_a_nar_stops_at_its_declared_size() {
     assert!(served.nar().is_ok());
 }
 
-/// Each byte of contents, names and structure: the tree differs, the hash does, or it is no NAR.
+/// Changes each byte. Either the tree or the hash differs, or the result is no NAR.
 #[test]
 fn a_nar_with_a_changed_byte_is_an_error() {
     let served = Served::new(Compression::Zstd);
@@ -293,7 +293,7 @@ fn malicious_listings_are_refused_or_describe_another_tree() {
         assert_ne!(lie, listing, "{from}");
         assert!(with(&lie).is_err(), "{to}");
     }
-    // What fits the size of the NAR is another tree than that of the NAR.
+    // A listing that fits the NAR's size can still describe another tree than the NAR.
     for (from, to) in [("\"text\"", "\"texts\""), ("\"bin/tool\"", "\"bin/took\"")] {
         let lie = listing.replacen(from, to, 1);
         assert_ne!(lie, listing, "{from}");

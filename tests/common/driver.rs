@@ -94,7 +94,7 @@ impl Health {
     }
 
     /// Marks a path as broken or repaired.
-    pub fn turn(&self, region: usize) {
+    pub fn toggle(&self, region: usize) {
         self.states[region].fetch_add(1, Ordering::SeqCst);
     }
 
@@ -135,7 +135,7 @@ pub struct Driver {
     random: Random,
     free_descriptors: Vec<u16>,
     free_slots: Vec<u16>,
-    under_way: HashMap<u16, Under>,
+    in_flight: HashMap<u16, Under>,
     avail: u16,
     seen: u16,
     pub counts: Counts,
@@ -156,7 +156,7 @@ impl Driver {
             random: Random::new(seed),
             free_descriptors: (0..QUEUE).collect(),
             free_slots: (0..SLOTS).collect(),
-            under_way: HashMap::new(),
+            in_flight: HashMap::new(),
             avail: FIRST_INDEX,
             seen: FIRST_INDEX,
             counts: Counts::default(),
@@ -180,8 +180,8 @@ impl Driver {
         self.used_index() != self.seen
     }
 
-    pub fn under_way(&self) -> usize {
-        self.under_way.len()
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
     }
 
     /// Makes up to `count` random reads available, as far as there are free descriptors.
@@ -204,7 +204,7 @@ impl Driver {
             self.submit_one(place.start + 512 * first, len);
         }
         self.put16(AVAIL + 2, self.avail);
-        self.counts.most_under_way = self.counts.most_under_way.max(self.under_way.len());
+        self.counts.most_under_way = self.counts.most_under_way.max(self.in_flight.len());
     }
 
     fn submit_one(&mut self, start: u64, len: u64) {
@@ -238,7 +238,7 @@ impl Driver {
             descriptors,
             state: self.state(start),
         };
-        assert!(self.under_way.insert(head, under).is_none());
+        assert!(self.in_flight.insert(head, under).is_none());
     }
 
     /// Header, data in up to eight segments, status.
@@ -301,14 +301,14 @@ impl Driver {
     }
 
     /// Processes completions, and compares the data with `image`.
-    pub fn take_back(&mut self, image: &Image) {
+    pub fn process_completions(&mut self, image: &Image) {
         while self.has_unseen() {
             let at = USED + 4 + 8 * u64::from(self.seen % QUEUE);
             let [head, used_len]: [u32; 2] = self.memory.read_obj(GuestAddress(at)).unwrap();
             self.seen = self.seen.wrapping_add(1);
             let head = u16::try_from(head).unwrap();
             // Linux logs "id %u is not a head!" here and stops using the disk.
-            let under = self.under_way.remove(&head);
+            let under = self.in_flight.remove(&head);
             let under = under.unwrap_or_else(|| panic!("id {head} is not a head"));
             self.check(&under, used_len, image);
             self.free_slots.push(under.slot);
@@ -383,7 +383,7 @@ impl Driver {
         assert!(
             count > 0,
             "{} requests wait, and no interrupt comes",
-            self.under_way()
+            self.in_flight()
         );
         let interrupted = fds[0].revents().is_some_and(|events| !events.is_empty());
         if interrupted && frontend.call.read().is_ok() {

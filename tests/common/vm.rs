@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Lets only one guest run at a time, because an emulated guest uses a whole core.
+/// Only one guest runs at a time, because an emulated guest uses a whole core.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Locks the permission to run a guest. Must be held while it runs.
-pub fn turn() -> MutexGuard<'static, ()> {
+/// Waits until no other guest runs. The result must be held while a guest runs.
+pub fn lock_guest() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -102,7 +102,7 @@ impl Raw {
     }
 
     /// Whether the device sends something in time.
-    pub fn hears_within(&self, patience_ms: u16) -> bool {
+    pub fn receives_within(&self, patience_ms: u16) -> bool {
         let mut ready = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         poll(&mut ready, patience_ms).unwrap() > 0
     }

@@ -215,9 +215,9 @@ fn a_thread_that_waits_for_a_call_descriptor_does_not_outlive_its_frontend() {
         // Signals at once.
         frontend.call(0, call.as_fd().as_raw_fd());
         frontend.send(&message(request::GET_FEATURES, &[]), &[]);
-        let looks = !frontend.hears_within(100);
+        let looks = !frontend.receives_within(100);
         fill(&call);
-        let is_stuck = looks && !frontend.hears_within(2000);
+        let is_stuck = looks && !frontend.receives_within(2000);
         if !is_stuck {
             frontend.receive();
         }

@@ -16,7 +16,7 @@ use super::program::{Unix, serve_closure};
 use crate::common::proc::planner;
 use crate::common::process::{stderr_of, wait_for};
 use crate::common::small_store::{SmallStore, fill};
-use crate::watching::told;
+use crate::watching::status_json;
 
 const BLOCK: u64 = 4096;
 
@@ -82,7 +82,7 @@ impl Fixture {
         for (name, client) in &mut clients {
             assert_reads(client, &self.image(name));
         }
-        let vms = told(&server.socket)["vms"].clone();
+        let vms = status_json(&server.socket)["vms"].clone();
         vms.as_array().unwrap().iter().all(|vm| vm["plans"] == 0)
     }
 }
@@ -173,8 +173,8 @@ fn all_disks_are_listed_and_the_main_one_is_the_default() {
     }
     assert_eq!(listed.len(), CLOSURES.len());
     let mut client = Client::connect(&server.socket);
-    let told = client.option(OPT_INFO, &wanted("", &[1]));
-    assert_eq!(told[1].data, b"\0\x01nix-store");
+    let info = client.option(OPT_INFO, &wanted("", &[1]));
+    assert_eq!(info[1].data, b"\0\x01nix-store");
     for unknown in ["nix-stor", "Web", "web/", "no such"] {
         let answers = client.option(OPT_GO, &wanted(unknown, &[]));
         assert_eq!(answers.last().unwrap().kind, UNKNOWN, "{unknown}");
@@ -324,7 +324,7 @@ fn status_metrics_and_log_name_the_export_of_a_client() {
     let mut server = fixture.serve_all(&["--log-format", "json"]);
     let mut client = server.client_of("web");
     client.read(0, 0, 4096).unwrap();
-    let now = told(&server.socket);
+    let now = status_json(&server.socket);
     assert_eq!(now["vms"][0]["export"], "web");
     // The shared path is one.
     assert_eq!(now["paths"], 4);
@@ -340,7 +340,7 @@ fn status_metrics_and_log_name_the_export_of_a_client() {
     kill(server.pid(), Signal::SIGUSR1).unwrap();
     drop(client);
     wait_for("the client to leave", || {
-        (told(&server.socket)["left"]["vms"] == 1).then_some(())
+        (status_json(&server.socket)["left"]["vms"] == 1).then_some(())
     });
     kill(server.pid(), Signal::SIGTERM).unwrap();
     server.child.wait().unwrap();
@@ -360,7 +360,7 @@ fn with_one_disk_status_and_log_name_no_export() {
     let fixture = Fixture::new();
     let mut server = fixture.serve(&fixture.main(), &["--log-format", "json"]);
     let client = server.client();
-    let now = told(&server.socket);
+    let now = status_json(&server.socket);
     assert_eq!(
         (&now["exports"], &now["vms"][0]["export"]),
         (&json!([]), &Value::Null)

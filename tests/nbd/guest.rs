@@ -3,8 +3,8 @@
 use super::pki::Pki;
 use super::program::{Program, try_serve_closure};
 use crate::common::qemu::Machine;
-use crate::common::vm::turn;
-use crate::migration::{closure, hash_on, judge};
+use crate::common::vm::lock_guest;
+use crate::migration::{check_results, closure, hash_on};
 
 fn serve(place: &str, extra: &[&str]) -> Program {
     let closure = closure();
@@ -21,7 +21,7 @@ fn node(server: &str) -> Option<String> {
 #[test]
 #[ignore = "boots a VM"]
 fn a_guest_saved_over_nbd_continues_with_another_server_over_tls() {
-    let _turn = turn();
+    let _lock = lock_guest();
     let dir = tempfile::tempdir().unwrap();
     let mut machine = Machine::new(dir.path(), "lazystore.hash_s=30");
     let socket = dir.path().join("store.nbd");
@@ -52,5 +52,5 @@ fn a_guest_saved_over_nbd_continues_with_another_server_over_tls() {
     let qemu = machine.start(&socket, &["-loadvm", "saved", "-object", &creds]);
     hash_on(&machine);
     qemu.wait();
-    judge(&machine);
+    check_results(&machine);
 }

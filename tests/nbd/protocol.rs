@@ -348,11 +348,11 @@ fn options_are_answered_as_the_protocol_requires() {
         kind(client.option(OPT_SET_CONTEXT, &query("no such", &all))),
         UNKNOWN
     );
-    let told = client.option(OPT_INFO, &wanted("", &[1, 2, 3, 77]));
-    assert_eq!(told.iter().filter(|a| a.kind == INFO).count(), 4);
-    assert_eq!(told[1].data, b"\0\x01store");
-    assert_eq!(told[2].data, b"\0\x02the disk store");
-    assert_eq!(told[3].data, [0, 3, 0, 0, 0, 1, 0, 0, 16, 0, 2, 0, 0, 0]);
+    let info = client.option(OPT_INFO, &wanted("", &[1, 2, 3, 77]));
+    assert_eq!(info.iter().filter(|a| a.kind == INFO).count(), 4);
+    assert_eq!(info[1].data, b"\0\x01store");
+    assert_eq!(info[2].data, b"\0\x02the disk store");
+    assert_eq!(info[3].data, [0, 3, 0, 0, 0, 1, 0, 0, 16, 0, 2, 0, 0, 0]);
     client.go("");
     assert_eq!(client.len_bytes, server.image.len_bytes());
     // Flags, read-only, flush, no fragments, several connections.

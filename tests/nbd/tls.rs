@@ -50,7 +50,7 @@ fn tls(pki: &Pki, own: bool) -> ClientConnection {
 }
 
 /// A client that has asked for TLS and not begun with it.
-fn asked(program: &Program) -> Client<TcpStream> {
+fn after_starttls(program: &Program) -> Client<TcpStream> {
     let mut client = Client::greet(program.connect(0), 3);
     assert_eq!(client.option(OPT_STARTTLS, &[])[0].kind, ACK);
     client
@@ -155,8 +155,8 @@ fn unencrypted_bytes_after_starttls_end_the_connection() {
 fn an_incomplete_tls_handshake_times_out() {
     let pki = Pki::new();
     let (_tree, program) = serve(&pki, &["--first-message-timeout", "1"]);
-    let mut silent = asked(&program);
-    let mut half = asked(&program);
+    let mut silent = after_starttls(&program);
+    let mut half = after_starttls(&program);
     let mut hello = Vec::new();
     tls(&pki, false).write_tls(&mut hello).unwrap();
     half.send(&hello[..hello.len() / 2]);
@@ -164,7 +164,7 @@ fn an_incomplete_tls_handshake_times_out() {
         assert!(client.is_at_end());
     }
     // Byte by byte it is one.
-    let mut client = asked(&program);
+    let mut client = after_starttls(&program);
     let mut tls = tls(&pki, false);
     let mut hello = Vec::new();
     tls.write_tls(&mut hello).unwrap();
@@ -187,7 +187,7 @@ fn bytes_that_are_not_tls_end_the_connection() {
         &[0x16, 3, 1, 0xff, 0xff],
         &[0xff; 70_000],
     ] {
-        let mut client = asked(&program);
+        let mut client = after_starttls(&program);
         let _ = client.stream.write_all(bytes);
         let _ = client.stream.shutdown(std::net::Shutdown::Write);
         let mut rest = Vec::new();

@@ -15,10 +15,10 @@ use crate::common::tree_image;
 /// Soft and hard limit of open files.
 const LIMIT: usize = 400;
 
-/// What the program leaves to store files (`src/cli/limits.rs`).
+/// Maximum number of open store files with that limit (`src/cli/limits.rs`).
 const STORE_FILES: usize = LIMIT - 256;
 
-/// Files of two blocks each, more than may be open.
+/// Number of files of two blocks each: more than can be open.
 const FILES: usize = 600;
 const FILE_BYTES: usize = 5000;
 
@@ -43,7 +43,7 @@ fn limited(tree: &Path, socket: &Path) -> Command {
     limited
 }
 
-/// How many files below `dir`, which a jail has as `/store`, a process has open.
+/// Number of files below `dir`, which is `/store` in a jail, that a process has open.
 fn open_beneath(dir: &Path, pid: u32) -> usize {
     let beneath = |target: &Path, dir: &Path| target.starts_with(dir) && target != dir;
     let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
@@ -53,7 +53,7 @@ fn open_beneath(dir: &Path, pid: u32) -> usize {
         .count()
 }
 
-/// The first byte of every file on the disk, in an order that jumps about.
+/// The first bytes of all files on the disk, in a non-sequential order.
 fn scattered(image: &Image) -> Vec<(u64, usize)> {
     let mut starts = Vec::new();
     image

@@ -1,4 +1,4 @@
-//! Several sockets, who may connect to them, and sockets that systemd hands over.
+//! Several sockets, their permissions, and sockets that systemd passes.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -30,7 +30,7 @@ fn a_client_at_each_of_several_sockets_is_served() {
         compare(client, &image, 3);
     }
     assert_eq!(server.workers().len(), 4);
-    // A worker must not hold what leads to other VMs.
+    // A worker must not have descriptors that lead to other VMs.
     for worker in server.workers() {
         assert_eq!(listening(worker), 0);
     }
@@ -114,7 +114,7 @@ fn no_client_can_connect_before_the_permissions_are_set() {
         .spawn()
         .unwrap();
     assert!(first_line(&mut child).starts_with("ready "));
-    // strace may still be writing.
+    // strace may not have written everything yet.
     let trace = wait_for("the trace", || {
         let trace = fs::read_to_string(&trace).unwrap();
         trace.contains("listen(").then_some(trace)
@@ -156,7 +156,7 @@ fn a_group_that_does_not_exist_is_named() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("\"no-such-group\""));
 }
 
-/// `lazystore serve` as systemd would start it: at the first connection to one of `sockets`.
+/// `lazystore serve`, started like systemd would start it: at the first connection to one of `sockets`.
 fn activated(tree: &Path, sockets: &[&Path]) -> Command {
     let mut command = Command::new(tool("systemd-socket-activate", "systemd"));
     for socket in sockets {
@@ -179,7 +179,7 @@ fn sockets_passed_by_systemd_are_served_and_not_removed() {
     for socket in [&one, &two] {
         wait_for_listener(&mut child, socket);
     }
-    // The first connection is what starts the server.
+    // The first connection starts the server.
     for socket in [&two, &one, &two] {
         compare(&mut Client::start(socket, 2), &image, 3);
     }

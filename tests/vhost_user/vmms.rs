@@ -1,4 +1,5 @@
-//! The messages of VMMs that the tests cannot install. These VMMs themselves were run by hand (`docs/examples.md`).
+//! The message sequences of VMMs that the tests cannot install. The VMMs themselves were run manually
+//! (`docs/examples.md`).
 
 use lazystore::image::Image;
 
@@ -9,7 +10,7 @@ use crate::common::server::{Server, tree};
 
 use super::{READ, bytes};
 
-/// A guest starts its driver and reads; the device interrupts it.
+/// A guest starts its driver and reads. The device interrupts it.
 fn start_and_read(vmm: &Vmm, frontend: &Frontend, guest: &mut Guest, image: &Image) {
     guest.reset_queue();
     frontend.say(vmm, vmm.activate, guest);
