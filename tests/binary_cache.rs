@@ -1,4 +1,4 @@
-//! Paths that only a binary cache has: their disk, how little is fetched for it, and what goes wrong.
+//! Store paths that exist only in a binary cache: their disk, how little is fetched, and faults.
 
 mod commands;
 mod faults;
@@ -31,7 +31,7 @@ fn region<'i>(image: &'i Image, name: &str) -> &'i Region {
         .unwrap()
 }
 
-/// Reads the first file of path `index` through `client`; it must be right or an error.
+/// Reads the first file of path `index` through `client`. It must be right or an error.
 fn first_file(store: &RemoteStore, client: &mut Client, index: usize) -> Result<(), i32> {
     let image = store.expected();
     let here = region(&image, &store.paths[index].name);
@@ -42,7 +42,7 @@ fn first_file(store: &RemoteStore, client: &mut Client, index: usize) -> Result<
     Ok(())
 }
 
-/// Requests so far that are for files whose names end so.
+/// Requests so far for files whose names have this suffix.
 fn requests(server: &HttpServer, end: &str) -> Vec<String> {
     let mut all = server.requests();
     all.retain(|path| path.ends_with(end));
@@ -80,7 +80,7 @@ fn paths_on_the_host_are_read_there_and_the_disk_is_the_same() {
     let list = store.root().join("list");
     let paths: Vec<String> = store.paths.iter().map(|added| added.path()).collect();
     fs::write(&list, paths.join("\n")).unwrap();
-    // A path without a NAR size is planned at the start, so its size must be known.
+    // A path without a NAR size is planned at the start, so the sizes must be registered.
     let registration = store.root().join("registration");
     let records: Vec<String> = store.paths.iter().map(record).collect();
     fs::write(&registration, records.concat()).unwrap();
@@ -136,7 +136,7 @@ fn starting_fetches_narinfos_listing_fetches_ls_files_and_reading_fetches_one_na
     assert_eq!(asked.len(), NAMES.len(), "{asked:?}");
 
     let mut client = Client::start(&server.socket, 1);
-    // The root directory tells no types, so that nothing has to be looked at.
+    // Entries of the root directory have no file types, so listing it needs no listing of a path.
     read(&mut client, used(&image)[0].clone()).unwrap();
     assert_eq!(http.requests().len(), NAMES.len());
 
@@ -168,7 +168,7 @@ fn a_second_start_and_a_second_vm_fetch_nothing() {
     assert_same(&mut Client::start(&server.socket, 1), &image);
     assert_eq!(http.requests().len(), before);
     drop((server, http));
-    // Nothing listens there any more.
+    // Nothing listens there now.
     let server = store.serve(&[&url], &[]);
     assert_same(&mut Client::start(&server.socket, 1), &image);
 }

@@ -1,6 +1,6 @@
-//! Real boots: a Debian kernel under QEMU mounts the disk by its label, and what it read is compared with the host.
+//! Real boots: a Debian kernel under QEMU mounts the disk by its label. What it read is compared with the host.
 //!
-//! `scripts/test` prepares kernel, initrd and store, and says where they are.
+//! `scripts/test` prepares kernel, initrd and store, and sets variables with their paths.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +9,7 @@ use crate::common::from_env;
 use crate::common::process::first_line;
 use crate::common::vm::{fact, lock_guest, script};
 
-/// A served store and a directory for what guests saw of it.
+/// A served store, and a directory for the guests' results.
 struct Served {
     dir: tempfile::TempDir,
     closure: Vec<String>,
@@ -45,7 +45,7 @@ impl Served {
         }
     }
 
-    /// Boots a guest from the socket and returns where its findings are.
+    /// Boots a guest from the socket. Returns the directory of its results.
     fn boot(&self, name: &str, options: &[&str]) -> PathBuf {
         self.boot_from("--socket", "socket", name, options)
     }
@@ -59,7 +59,7 @@ impl Served {
         out
     }
 
-    /// Compares all that the guest saw with the host.
+    /// Compares everything that the guest read with the host.
     fn compare(&self, out: &Path) {
         let compared = script("compare")
             .arg(out)
@@ -76,7 +76,7 @@ impl Served {
 }
 
 impl Drop for Served {
-    /// Asked to end, it unmounts.
+    /// Ends the server, which unmounts.
     fn drop(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.server);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);

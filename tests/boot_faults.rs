@@ -1,6 +1,6 @@
-//! Real guests whose server is killed, and servers whose guests go away.
+//! Real guests whose server is killed, and servers whose guests vanish.
 //!
-//! `scripts/test` prepares kernel, initrd and store, and says where they are.
+//! `scripts/test` prepares kernel, initrd and store, and sets variables with their paths.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::common::process::{wait_for, wait_long_for};
 use crate::common::server::{Server, command_after};
 use crate::common::vm::{fact, lock_guest, script};
 
-/// How long a guest may take to get on.
+/// Timeout for progress of a guest.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn closure() -> Vec<String> {
@@ -37,7 +37,7 @@ fn vm(server: &Server, out: &Path, options: &[&str]) -> Command {
     vm
 }
 
-/// Waits until the guest says something on its console.
+/// Waits until the guest writes a text to its console.
 fn wait_for_words(out: &Path, words: &str) {
     wait_long_for(words, PATIENCE, || {
         let console = fs::read_to_string(out.join("console.log")).unwrap_or_default();
@@ -45,14 +45,14 @@ fn wait_for_words(out: &Path, words: &str) {
     });
 }
 
-/// Bytes that a process has read from anywhere; zero when it is gone.
+/// Number of bytes that a process has read. Zero if it has ended.
 fn bytes_read(pid: Pid) -> u64 {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     let line = io.lines().find_map(|line| line.strip_prefix("rchar: "));
     line.map_or(0, |count| count.parse().unwrap())
 }
 
-/// Waits until a worker is in the midst of serving; fails when the guest has come to its end before.
+/// Waits until a worker is serving reads. Fails if the guest finishes first.
 fn busy_worker(server: &Server, guest: &mut Child) -> Pid {
     let mut seen: Vec<(Pid, u64)> = Vec::new();
     wait_long_for("a busy worker", PATIENCE, || {
@@ -125,7 +125,7 @@ fn a_guest_reads_correctly_while_its_worker_is_killed_twenty_times() {
     );
 }
 
-/// What the server holds once all workers have gone.
+/// Resources of the server once all workers have ended.
 fn holdings(server: &Server) -> (usize, usize, u64) {
     wait_for("workers to go", || {
         server.workers().is_empty().then_some(())

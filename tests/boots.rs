@@ -1,4 +1,4 @@
-//! `lazystore boot`: real guests, booted again and again.
+//! `lazystore boot`: real guests, booted repeatedly.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::common::fuse::Server as FuseServer;
 use crate::common::vm::lock_guest;
 use crate::common::{from_env, tool};
 
-/// `lazystore boot OPTIONS -- COMMAND`, and what it leaves in its runtime directory.
+/// Runs `lazystore boot OPTIONS -- COMMAND`. Also returns what it leaves in its runtime directory.
 fn boot(options: &[&str], command: &[&str]) -> (Output, usize) {
     let runtime = tempfile::tempdir().unwrap();
     let mut boot = Command::new(env!("CARGO_BIN_EXE_lazystore"));
@@ -23,7 +23,7 @@ fn boot(options: &[&str], command: &[&str]) -> (Output, usize) {
     (output, left)
 }
 
-/// A shell in place of a VM, which says what `script` says.
+/// A shell instead of a VM, which runs `script`.
 fn shell(options: &[&str], script: &str) -> (i32, String, String) {
     let tree = crate::common::server::tree();
     let tree = ["--tree", tree.path().to_str().unwrap()];
@@ -75,7 +75,7 @@ fn without_a_mark_a_vm_is_measured_until_it_ends() {
     );
 }
 
-/// The mark may come in two parts.
+/// The mark may be written in two parts.
 #[test]
 fn a_mark_written_in_two_parts_is_found() {
     let script = "printf log; sleep 0.2; printf in:; exec sleep 1000";
@@ -84,7 +84,7 @@ fn a_mark_written_in_two_parts_is_found() {
     assert!(stdout.contains("mark"), "{stdout}");
 }
 
-/// The guest of the other tests, which says so when a program from the disk has run; it writes what it saw to `out`.
+/// The guest of the other tests. It prints a line after running a program from the disk, and writes its results to `out`.
 fn guest(out: &Path) -> Vec<String> {
     fs::File::create(out).unwrap().set_len(16 << 20).unwrap();
     let drive = format!("file={},format=raw,if=none,id=out", out.display());
@@ -185,7 +185,7 @@ fn real_guests_are_measured_phase_by_phase() {
     assert_eq!(drawn(&svg), 3 * (6 + 6 + 2));
 }
 
-/// Dots of a drawing.
+/// Dots of a plot.
 fn drawn(svg: &Path) -> usize {
     fs::read_to_string(svg).unwrap().matches("<circle").count()
 }

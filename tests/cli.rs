@@ -1,4 +1,4 @@
-//! The command line as a person meets it: one sentence for what is wrong, the right exit code, nothing left behind.
+//! The command line: errors of one sentence, the right exit code, and cleaning up.
 
 use std::fs;
 use std::io::Write;
@@ -63,7 +63,7 @@ impl Fixture {
         command
     }
 
-    /// Runs a command that must fail and leave nothing behind; returns its only sentence.
+    /// Runs a command that must fail and leave nothing behind. Returns its only sentence.
     fn fails(&self, args: &[&str], code: i32) -> String {
         let before = self.files();
         let output = self.serve(args).stdin(Stdio::null()).output().unwrap();
@@ -83,7 +83,7 @@ impl Fixture {
     }
 }
 
-/// A server that is ended with the test.
+/// A server that ends with the test.
 struct Server {
     child: Child,
     ready: String,
@@ -299,7 +299,7 @@ fn systemd_is_notified() {
         String::from_utf8(message[..len].trim_ascii().to_owned()).unwrap()
     };
     assert_eq!(heard(), "READY=1\nSTATUS=serving 2 paths; 0 VMs");
-    // One that says nothing is no VM. This is vhost-user's GET_FEATURES, version 1, without a payload.
+    // A client without a message does not count as a VM. This is vhost-user's GET_FEATURES, version 1, without a payload.
     let mut connection = UnixStream::connect(fixture.path("socket")).unwrap();
     let get_features = [1u32, 1, 0].map(u32::to_ne_bytes);
     connection.write_all(get_features.as_flattened()).unwrap();
@@ -321,7 +321,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     UnixStream::connect(fixture.path("socket")).unwrap();
 }
 
-/// Directories that `strace` saw opened or listed inside the store.
+/// Directories in the store that were opened or listed, according to strace.
 fn opened_inside(trace: &str) -> Vec<String> {
     assert!(
         trace.contains("aaa-one"),
@@ -330,7 +330,7 @@ fn opened_inside(trace: &str) -> Vec<String> {
     let opens = trace
         .lines()
         .filter(|line| line.contains("open") || line.contains("getdents"));
-    // The path itself is protected from garbage collection by a descriptor that cannot read.
+    // An O_PATH descriptor of the path itself protects it from garbage collection.
     let held = |line: &str| line.contains("\"aaa-one\", ") && line.contains("O_PATH");
     opens
         .filter(|line| line.contains("aaa-one") && !held(line))
@@ -338,7 +338,7 @@ fn opened_inside(trace: &str) -> Vec<String> {
         .collect()
 }
 
-/// Serves under strace, with `more` arguments; says what was opened of the store until its end.
+/// Serves under strace, with `more` arguments. Returns what was opened of the store until the end.
 fn opened_before_ready(more: &[&str]) -> Vec<String> {
     let fixture = Fixture::new();
     let trace = fixture.path("trace");
@@ -353,7 +353,7 @@ fn opened_before_ready(more: &[&str]) -> Vec<String> {
     let server = Server::start(command);
     assert!(server.ready.starts_with("ready"), "{}", server.ready);
     server.stop(rustix::process::Signal::TERM);
-    // strace may still be writing.
+    // strace may not have written everything yet.
     let seen = || fs::read_to_string(&trace).unwrap();
     wait_for("the whole trace", || {
         seen().contains("+++ exited with 0 +++").then_some(())
@@ -371,6 +371,6 @@ fn nothing_inside_a_store_path_is_opened_before_a_guest_asks() {
 #[test]
 #[ignore = "needs strace"]
 fn a_path_without_a_nar_size_is_planned_at_the_start() {
-    // The same look at the trace must be able to find something.
+    // The same search of the trace must be able to find something.
     assert!(!opened_before_ready(&[]).is_empty());
 }

@@ -1,4 +1,5 @@
-//! Every input that fuzzing has kept, run again by the ordinary compiler. Crashes that were found join the corpus.
+//! Replays every input of the fuzzing corpus, without the fuzzer's instrumentation. The corpus includes inputs that once
+//! caused crashes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ fn replay(target: &str, run: fn(&[u8])) {
     assert!(count > 10, "{target} has a corpus of {count}");
 }
 
-/// The inputs with the files that they are in.
+/// The inputs, with their files.
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fuzz/corpus")
@@ -58,7 +59,7 @@ fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     inputs
 }
 
-/// An input of the corpus in which some bytes are others, or gone, or there twice.
+/// An input of the corpus with some bytes changed, removed or duplicated.
 fn changed(target: &str) -> impl Strategy<Value = Vec<u8>> {
     let inputs: Vec<Vec<u8>> = corpus(target).into_iter().map(|(_, input)| input).collect();
     let changes = vec((any::<prop::sample::Index>(), 0..4_u8, any::<u8>()), 1..4);
@@ -130,13 +131,13 @@ fn packed_trees_parse_or_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..cases(2000) })]
 
-    /// Options and requests as the fuzzer's target reads them from bytes.
+    /// Options and requests that the fuzz target generates from bytes.
     #[test]
     fn random_nbd_clients_get_only_answers_that_the_protocol_allows(bytes in vec(any::<u8>(), 0..600)) {
         nbd::run(&bytes);
     }
 
-    /// Rings, chains and events as the fuzzer's target reads them from bytes.
+    /// Rings, chains and events that the fuzz target generates from bytes.
     #[test]
     fn random_guests_get_only_answers_that_virtio_allows(bytes in vec(any::<u8>(), 0..600)) {
         guest::run(&bytes);

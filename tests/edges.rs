@@ -1,4 +1,4 @@
-//! Sharp edges of the command line: arguments that contradict each other, values that cannot be meant, and advice.
+//! Edge cases of the command line: contradictory arguments, implausible values, and advice in errors.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use lazystore::image::recording::Recording;
 
 const NAME: &str = "00000000000000000000000000000000-hello";
 
-/// A chroot store in `root`, a tree, and a directory that is not empty.
+/// A chroot store in `root`, a tree, and a non-empty directory.
 struct Fixture {
     dir: tempfile::TempDir,
 }
@@ -41,7 +41,7 @@ impl Fixture {
         files
     }
 
-    /// What is said by a command that must fail with `code` and leave nothing.
+    /// Runs a command that must fail with `code` and leave nothing behind. Returns its stderr.
     fn stderr_of(&self, args: &[&str], code: i32) -> String {
         let before = self.files();
         let output = self.lazystore(args);
@@ -50,7 +50,7 @@ impl Fixture {
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// The one sentence of it.
+    /// The same for a command whose stderr must be one sentence.
     fn sentence(&self, args: &[&str], code: i32) -> String {
         let text = self.stderr_of(args, code);
         assert_eq!(text.trim_end().lines().count(), 1, "{text}");
@@ -138,7 +138,7 @@ fn of_many_missing_paths_three_are_named_and_the_rest_counted() {
             &["verify", "--store-paths", "list", "--store-root", "root"],
             1,
         );
-        // A warning about descriptors may come first.
+        // A warning about descriptors may precede it.
         text.lines().next_back().unwrap().to_owned()
     };
     let one = last_line(1);
@@ -257,7 +257,7 @@ fn the_doctor_refuses_a_missing_kernel() {
     }
 }
 
-/// `lazystore run` with `FILE` for a recording, and a program in place of a VMM that reads from the disk as a file.
+/// `lazystore run` with the recording `FILE`, and a program instead of a VMM, which reads the disk as a file.
 fn run_recorded(fixture: &Fixture, tree: &str, file: &str, script: &str) -> (bool, String) {
     let command = format!("{script} # {{image}}");
     let output = fixture.lazystore(&[
@@ -287,7 +287,7 @@ fn the_first_run_records_and_later_runs_keep_the_recording() {
     let fixture = Fixture::new();
     let file = fixture.path("boot.rec");
     let read = "head -c 200000 {image} >/dev/null";
-    // A start that reads nothing, or fails, leaves nothing.
+    // A run that reads nothing or fails leaves no recording.
     let (ok, text) = run_recorded(&fixture, "tree", "boot.rec", "true");
     assert!(ok && !file.exists(), "{text}");
     let (ok, text) = run_recorded(&fixture, "absent", "boot.rec", "true");
@@ -296,22 +296,22 @@ fn the_first_run_records_and_later_runs_keep_the_recording() {
     let (ok, text) = run_recorded(&fixture, "tree", "boot.rec", read);
     assert!(ok, "{text}");
     assert!(is_recording(&file));
-    // The second one leaves the recording alone.
+    // The second run does not change the recording.
     let before = fs::read(&file).unwrap();
     let (ok, text) = run_recorded(&fixture, "tree", "boot.rec", read);
     assert!(ok, "{text}");
     assert_eq!(fs::read(&file).unwrap(), before);
-    // What is no recording is a warning, and is replaced.
+    // An invalid recording is replaced, with a warning.
     fs::write(&file, "something else\n").unwrap();
     let (ok, text) = run_recorded(&fixture, "tree", "boot.rec", read);
     assert!(ok && text.contains("recorded again"), "{text}");
     assert!(is_recording(&file));
-    // So is a place that cannot be written to.
+    // A file that cannot be written is also a warning.
     let (ok, text) = run_recorded(&fixture, "tree", "absent/boot.rec", read);
     assert!(ok && text.contains("cannot write the recording"), "{text}");
 }
 
-/// What `lazystore ARGS` prints to a terminal.
+/// Output of `lazystore ARGS` on a terminal.
 fn on_a_terminal(fixture: &Fixture, args: &str, no_color: &str) -> String {
     let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command"]);
@@ -335,7 +335,7 @@ fn terminals_get_colours_unless_disabled() {
     );
     let plain = on_a_terminal(&fixture, sentence, "1");
     assert!(plain.starts_with("lazystore: the tree absent"), "{plain:?}");
-    // What is no terminal gets none in any case.
+    // Without a terminal there are no colours in any case.
     assert!(
         !fixture
             .sentence(&["verify", "--tree", "absent"], 1)
@@ -343,7 +343,7 @@ fn terminals_get_colours_unless_disabled() {
     );
 }
 
-/// The library says what is wrong; which flag helps is known to the command line alone.
+/// Errors of the library name no flags. Only the command line adds hints.
 #[test]
 fn errors_of_the_closure_and_the_disk_name_no_flags() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -362,7 +362,7 @@ fn errors_of_the_closure_and_the_disk_name_no_flags() {
             for error in text.split("#[error(").skip(1) {
                 let message = error.split(")]").next().unwrap();
                 texts += 1;
-                // `nix-store --realise` is another program's.
+                // `nix-store --realise` is a command of another program.
                 let own = message.replace("nix-store --", "");
                 assert!(
                     !own.contains(" --") && !own.contains("\"--"),

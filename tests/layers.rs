@@ -8,17 +8,17 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 use crate::common::memory_dir;
 
-/// The order inside one folder of `src`.
+/// The order within one folder of `src`.
 struct Order {
-    /// The module whose parts these are; empty for the crate.
+    /// The parent module. Empty for the crate.
     parent: &'static str,
     /// From left to right.
     chain: &'static [&'static str],
-    /// Modules that use nothing of the chain, and who may use them.
+    /// Modules that use nothing of the chain, and the modules that may use them.
     beside: &'static [(&'static str, &'static [&'static str])],
 }
 
-/// To be edited when a module comes, goes or moves.
+/// Must be edited when a module is added, removed or moved.
 const ORDERS: [Order; 2] = [
     Order {
         parent: "",
@@ -53,7 +53,7 @@ fn path_of(text: &str) -> ModulePath {
     names.map(str::to_owned).collect()
 }
 
-/// All files with Rust's ending below `dir`.
+/// All Rust files below `dir`.
 fn rust_files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir)
         .unwrap()
@@ -67,7 +67,7 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The sources below `root` but those of tests, which may look from all sides.
+/// The sources below `root`, except for tests, which may use all modules.
 fn sources(root: &Path) -> Vec<Source> {
     let is_test = |module: &ModulePath| module.iter().any(|n| n == "tests" || n == "testing");
     let files = rust_files(root).into_iter();
@@ -78,7 +78,7 @@ fn sources(root: &Path) -> Vec<Source> {
         .collect()
 }
 
-/// The module that a file holds; empty for the crate's root.
+/// The module of a file. Empty for the crate's root.
 fn module_of(root: &Path, file: &Path) -> ModulePath {
     let inside = file.strip_prefix(root).unwrap().with_extension("");
     let names = inside.iter().map(|name| name.to_str().unwrap().to_owned());
@@ -113,7 +113,7 @@ fn braces(token: Option<&TokenTree>) -> Option<TokenStream> {
     }
 }
 
-/// Adds the paths that begin with `crate`, `self` or `super` somewhere in `stream`, a part of `module`.
+/// Adds all paths in `stream`, a part of `module`, that begin with `crate`, `self` or `super`.
 fn collect(stream: TokenStream, module: &ModulePath, uses: &mut BTreeSet<ModulePath>) {
     let tokens: Vec<TokenTree> = stream.into_iter().collect();
     for (at, token) in tokens.iter().enumerate() {
@@ -143,7 +143,7 @@ fn parent(module: &ModulePath) -> ModulePath {
     module[..module.len().saturating_sub(1)].to_vec()
 }
 
-/// Follows a path after its beginning, which led to `path`, through groups of `use`.
+/// Follows the rest of a path whose beginning is `path`, through groups of `use`.
 fn follow(tokens: &[TokenTree], mut path: ModulePath, uses: &mut BTreeSet<ModulePath>) {
     let mut rest = tokens;
     while is(rest.first(), ":") && is(rest.get(1), ":") {
@@ -178,7 +178,7 @@ fn follow_item(item: &[TokenTree], path: &ModulePath, uses: &mut BTreeSet<Module
 }
 
 impl Order {
-    /// The part of this folder that a path leads into.
+    /// The module of this folder that a path leads to.
     fn part<'p>(&self, path: &'p ModulePath) -> Option<&'p str> {
         let inside = path.strip_prefix(&path_of(self.parent)[..])?;
         inside.first().map(String::as_str)
@@ -195,7 +195,7 @@ impl Order {
         }
         match (position(from), position(to)) {
             (Some(from), Some(to)) => to < from,
-            // A neighbour uses nothing of the chain; and names that are no parts are not modules.
+            // A neighbour uses nothing of the chain. Other names are not modules.
             (None, Some(_)) => false,
             (_, None) => to != "*",
         }
@@ -249,7 +249,7 @@ fn every_module_is_listed() {
     }
 }
 
-/// What the modules of a folder use of each other must have an order, whichever it is.
+/// The modules of a folder must have some order in which they use each other.
 fn circles(sources: &[Source]) -> Vec<String> {
     let mut uses: BTreeMap<(ModulePath, String), BTreeSet<String>> = BTreeMap::new();
     for source in sources {
@@ -268,7 +268,7 @@ fn circles(sources: &[Source]) -> Vec<String> {
             }
         }
     }
-    // A module that uses nothing that is left, or that nothing left uses, is removed until only circles are left.
+    // Removes modules that use no remaining module, or that no remaining module uses, until only cycles are left.
     loop {
         let users: BTreeSet<_> = uses.keys().cloned().collect();
         let used: BTreeSet<_> = uses
@@ -295,7 +295,7 @@ fn modules_have_no_import_cycle() {
     assert_eq!(circles(&sources(&src())), Vec::<String>::new());
 }
 
-/// Every way to name a module of this crate.
+/// Every way to write a path to a module of this crate.
 #[test]
 fn every_form_of_a_forbidden_import_is_found() {
     let texts = [

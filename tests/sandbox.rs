@@ -1,4 +1,4 @@
-//! What confined processes cannot do, tried from inside and looked up from outside.
+//! What confined processes cannot do, tried from inside and checked from outside.
 
 mod attempt;
 mod calls;
@@ -44,7 +44,7 @@ fn workers_are_killed_or_refused() {
     }
 }
 
-/// What is refused to the confined is refused because they are confined.
+/// Unconfined processes can do what confined ones cannot, so the confinement is the reason.
 #[test]
 fn an_unconfined_process_may_make_the_same_calls() {
     for (name, ..) in CALLS {
@@ -74,7 +74,7 @@ fn only_the_store_can_be_read() {
     }
 }
 
-/// Without a jail a worker can look at what it cannot read.
+/// Without a jail a worker can stat what it cannot read.
 #[test]
 fn only_a_jail_hides_unserved_paths() {
     for process in [
@@ -129,7 +129,7 @@ fn memory_of_workers_is_limited() {
     assert_eq!(try_in(None, "allocate"), End::Done);
 }
 
-/// Root's are bounded by what starts the server.
+/// For root, the process that starts the server sets the limit.
 #[test]
 #[ignore = "needs root"]
 fn threads_of_an_ordinary_users_workers_are_limited() {
@@ -139,7 +139,7 @@ fn threads_of_an_ordinary_users_workers_are_limited() {
     assert_eq!(try_in_jail(Process::VhostWorker, name), End::Done);
 }
 
-/// Only vhost-user needs messages that may carry descriptors.
+/// Only vhost-user needs messages with descriptors.
 #[test]
 fn workers_without_vhost_user_cannot_pass_descriptors() {
     let message = "sendmsg";
@@ -178,14 +178,14 @@ fn a_listener_can_neither_execute_programs_nor_reach_the_network() {
     assert_eq!(try_in(Some(Process::Listener), "socket AF_INET"), refused);
 }
 
-/// A Landlock rule for a directory in /proc would be void from here on.
+/// A Landlock rule for a directory in /proc stops working when the kernel drops its caches.
 #[test]
 #[ignore = "needs root"]
 fn a_listener_starts_workers_after_the_kernel_has_dropped_its_caches() {
     let tree = tree();
     let server = Server::start(tree.path(), &[]);
     drop(Client::start(&server.socket, 1));
-    // Directory entries and inodes.
+    // Drops directory entries and inodes.
     fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
     drop(Client::start(&server.socket, 1));
 }
@@ -238,7 +238,7 @@ fn with_a_mount_only_the_parent_keeps_the_capability_to_unmount() {
     }
 }
 
-/// The first data of a tree, through a confined worker.
+/// The first file data of a tree, read through a confined worker.
 fn first_data(socket: &Path, len: usize) -> Vec<u8> {
     let mut client = Client::start(socket, 1);
     let start = 128 << 30;
@@ -266,7 +266,7 @@ fn private_files_of_a_tree_are_read_with_one_capability() {
     );
 }
 
-/// What `user` sees of the descriptors of `pid`.
+/// The descriptors of `pid`, as `user` can see them.
 fn descriptors(user: u32, pid: u32) -> String {
     let ids = [format!("--reuid={user}"), format!("--regid={user}")];
     let output = std::process::Command::new(tool("setpriv", "util-linux"))

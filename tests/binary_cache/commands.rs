@@ -1,4 +1,4 @@
-//! `lazystore cache`, `verify`, files and NBD over what was fetched; and processes that are killed meanwhile.
+//! `lazystore cache`, `verify`, files and NBD with fetched paths, and killed fetcher processes.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn lazystore(args: &[&str]) -> Output {
     command.args(args).output().unwrap()
 }
 
-/// What `lazystore cache` prints, and its exit code.
+/// Output of `lazystore cache`, and its exit code.
 fn cache(store: &RemoteStore, command: &str, extra: &[&str]) -> (String, i32) {
     let dir = store.cache_dir();
     let args = ["cache", command, "--cache-dir", dir.to_str().unwrap()];
@@ -61,7 +61,7 @@ fn cache_commands_list_verify_and_prune_what_is_not_in_use() {
         text.contains("1 changed and removed") && code == 1,
         "{text}"
     );
-    // The keeper ends a moment after its server.
+    // The keeper ends shortly after its server.
     wait_for("nothing to be in use", || {
         let (text, _) = cache(&store, "list", &[]);
         (!text.contains("in use")).then_some(())
@@ -110,7 +110,7 @@ pub fn fetcher(server: &Server) -> Option<Pid> {
     named("fetcher", &server.socket)
 }
 
-/// A cache of twelve paths that takes 20 ms for each answer.
+/// A cache of twelve paths that takes 20 ms for each response.
 fn twelve_paths() -> (RemoteStore, HttpServer) {
     let names: Vec<String> = (0..12).map(|number| format!("path{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -142,7 +142,7 @@ fn vms_do_not_notice_that_the_fetcher_is_killed() {
     assert_eq!(killed, 8);
 }
 
-/// Kills the keeper of the server at `socket`, or the spare; returns whether that has been replaced.
+/// Kills the keeper of the server at `socket`, or the spare. Returns whether it has been replaced.
 pub fn kill_keeper_or_spare(socket: &Path, kills_keeper: bool) -> impl Fn() -> bool {
     let spare = wait_for("a spare", || named("spare keeper", socket));
     let pid = match kills_keeper {
@@ -163,7 +163,7 @@ fn a_keeper_or_a_spare_that_is_killed_is_replaced_and_reads_go_on() {
     let (store, http) = twelve_paths();
     let server = store.serve(&[&http.url()], &[]);
     let image = store.expected();
-    // One connected before, one asks through the keeper that has taken the first one's place.
+    // One connected earlier. The other one uses the keeper that has replaced the first.
     let mut clients = vec![Client::start(&server.socket, 1)];
     for (index, range) in used(&image).into_iter().enumerate() {
         let replaced = kill_keeper_or_spare(&server.socket, index % 2 == 0);
@@ -175,7 +175,7 @@ fn a_keeper_or_a_spare_that_is_killed_is_replaced_and_reads_go_on() {
         for client in &mut clients {
             assert!(read(client, range.clone()).as_ref() == Ok(&expected));
         }
-        // Two deaths at one moment are more than a server bears.
+        // A server does not survive two deaths at the same time.
         wait_for("another one in its place", || replaced().then_some(()));
     }
     let socket = server.socket.clone();
@@ -201,7 +201,7 @@ fn the_process_that_fetches_is_confined() {
         let found = [field("NoNewPrivs:"), field("Seccomp:"), field("CapEff:")];
         (found == ["1", "2", "0000000000000000"]).then_some(())
     };
-    // It confines itself before it asks anybody.
+    // It confines itself before its first request.
     wait_for("the fetcher process to be confined", is_confined);
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
 }

@@ -1,4 +1,4 @@
-//! Caches that lie, break, or are slow: right bytes or an I/O error, and other paths go on.
+//! Malicious, broken and slow caches: reads are right or I/O errors, and other paths are unaffected.
 
 use std::fs;
 
@@ -14,13 +14,13 @@ use crate::watching::status_json;
 
 const EIO: i32 = -5;
 
-/// What a client reads of the first file of each path.
+/// Reads the first file of each path.
 fn first_files(store: &RemoteStore, client: &mut Client) -> Vec<Result<(), i32>> {
     let paths = 0..store.paths.len();
     paths.map(|path| first_file(store, client, path)).collect()
 }
 
-/// Path 1 is an I/O error and the others are right, when the cache does `wrong` to it.
+/// Checks that path 1 is an I/O error and the others are right if `wrong` changes path 1 in the cache.
 fn one_path_fails(wrong: impl FnOnce(&RemoteStore, &HttpServer)) -> String {
     let store = RemoteStore::new(&NAMES);
     let http = HttpServer::start(&store.cache.dir);
@@ -43,7 +43,7 @@ fn one_path_fails(wrong: impl FnOnce(&RemoteStore, &HttpServer)) -> String {
 fn a_listing_contradicted_by_its_nar_is_a_permanent_error() {
     let log = one_path_fails(|store, _| {
         let mut listing = store.paths[1].listing.clone();
-        // The sizes add up, but two files have changed places.
+        // The sum of the sizes is right, but two files are swapped.
         let bin = &mut listing["root"]["entries"]["bin"]["entries"];
         let (a, b) = (bin["file700"].clone(), bin["file5000"].clone());
         *bin = json!({ "file700": b, "file5000": a });
@@ -60,7 +60,7 @@ fn a_listing_contradicted_by_its_nar_is_a_permanent_error() {
 fn a_tampered_nar_is_never_served() {
     let log = one_path_fails(|store, _| {
         let mut nar = store.paths[1].nar.clone();
-        // A byte of a file's contents.
+        // A byte of a file's data.
         let at = nar
             .windows(8)
             .position(|bytes| bytes == b"contents")

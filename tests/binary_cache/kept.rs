@@ -127,7 +127,7 @@ fn a_slow_nar_does_not_delay_other_reads() {
     assert_eq!(requests(&http, ".nar").len(), NAMES.len());
 }
 
-/// A file system of `size` at `path`, until this is dropped.
+/// A file system of `size` at `path`. Dropping it unmounts.
 struct SmallDisk<'p>(&'p Path);
 
 impl<'p> SmallDisk<'p> {
@@ -161,7 +161,7 @@ fn mount(options: &str, path: &Path) {
 fn a_full_disk_is_an_error_and_leaves_no_partial_nar() {
     let store = RemoteStore::new(&NAMES);
     let dir = store.cache_dir();
-    // There is room for one NAR of four.
+    // There is space for one of four NARs.
     let disk = SmallDisk::new(&dir, "600k");
     let http = HttpServer::start(&store.cache.dir);
     let server = store.serve(&[&http.url()], &[]);

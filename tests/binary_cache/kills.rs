@@ -1,4 +1,4 @@
-//! Processes are killed while eight clients read what is fetched meanwhile, and what was kept is removed again and again.
+//! Kills processes while eight clients read paths that are being fetched, and repeatedly removes what is kept.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek};

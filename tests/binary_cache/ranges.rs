@@ -1,5 +1,5 @@
-//! Caches that are trusted for parts of NARs: what is read is fetched, the whole is verified when it has come, and what
-//! contradicts it is an I/O error from then on.
+//! Caches that are trusted for parts of NARs. Parts are fetched on demand. A complete NAR is verified, and parts that
+//! contradict it are I/O errors from then on.
 
 use std::fs;
 use std::ops::Range;
@@ -24,7 +24,7 @@ use crate::common::small_store::FileOnDisk;
 const EIO: i32 = -5;
 const MIB: usize = 1 << 20;
 
-/// Some 13 MiB, 2 of them as small files would have.
+/// Sizes of files: some 13 MiB, 2 of them in small files.
 const FILES: [(&str, &[usize]); 3] = [
     ("a", &[3_000_000, 2_500_000, 4000]),
     ("b/deep", &[5_000_000]),
@@ -47,9 +47,9 @@ fn file(store: &RemoteStore, image: &Image, name: &str) -> FileOnDisk {
     found.unwrap()
 }
 
-/// Reads `range` of a file, which must be as it is.
+/// Reads `range` of a file and checks it.
 fn read_file(client: &mut Client, file: &FileOnDisk, range: Range<usize>) -> Result<(), i32> {
-    // Whole sectors.
+    // Reads must be whole sectors.
     let [start, end] = [range.start / 512 * 512, range.end.next_multiple_of(512)];
     let at = |byte: usize| file.range.start + byte as u64;
     let found = read(client, at(start)..at(end))?;
@@ -68,7 +68,7 @@ fn names_in(store: &RemoteStore, dir: &str) -> Vec<String> {
     entries.map(name).collect()
 }
 
-/// Until nothing is fetched any more: all of it has been verified or contradicted.
+/// Waits until nothing is being fetched. Everything has then been verified or refused.
 fn wait_for_all(store: &RemoteStore, dir: &str, end: &str, count: usize) {
     wait_for("all pieces", || {
         let names = names_in(store, dir);
@@ -90,7 +90,7 @@ fn parts_are_kept_and_a_complete_nar_is_verified() {
     let first = http.parts(&nar);
     assert_eq!(first.len(), 1, "{first:?}");
     assert_eq!(first[0][1] - first[0][0] + 1, MIB);
-    // Across a border between pieces, and then what follows is fetched in advance.
+    // A read across a boundary between pieces. The following pieces are then prefetched.
     read_file(&mut client, &deep, 2 * MIB..3 * MIB + 4096).unwrap();
     let parts = wait_for("what is fetched in advance", || {
         let parts = http.parts(&nar);
@@ -101,7 +101,7 @@ fn parts_are_kept_and_a_complete_nar_is_verified() {
     let [name] = &names_in(&store, "partial")[..] else {
         panic!("one partial NAR");
     };
-    // The server of the test knows of a part before the fetcher has kept it: a record of 36 bytes after the NAR.
+    // The test's HTTP server has sent a part before the fetcher has kept it: a record of 36 bytes after the NAR.
     let partial = store.cache_dir().join("partial").join(name);
     let kept_len_bytes = store.paths[0].nar.len() + parts.len() * 36;
     wait_for("the parts to be kept", || {
@@ -120,7 +120,7 @@ fn parts_are_kept_and_a_complete_nar_is_verified() {
     wait_for_all(&store, "nars", "", 2);
     assert_same(&mut client, &image);
     assert!(names_in(&store, "partial").is_empty());
-    // Each piece once.
+    // Each piece was fetched once.
     let mut parts = http.parts(&nar);
     parts.sort_unstable();
     parts.dedup();
@@ -151,7 +151,7 @@ fn caches_that_are_not_trusted_are_asked_for_whole_nars() {
     let asked = requests(&one, ".nar");
     assert_eq!(asked.len(), 2, "{asked:?}");
     assert!(one.parts("").is_empty() && other.requests().is_empty());
-    // And what is not in --from cannot be trusted.
+    // A cache that is not in --from cannot be trusted.
     let args = store.args(&[&url]);
     let extra = ["--trust-ranges", "https://elsewhere.example"];
     let text = Server::try_start_after(&[], &args, &extra).err().unwrap();
@@ -221,7 +221,7 @@ fn parts_that_do_not_match_the_signed_nar_are_an_error_once_it_is_complete() {
     let mut client = Client::start(&server.socket, 1);
     let deep = file(&store, &image, "file5000000");
     read_file(&mut client, &deep, 0..4096).unwrap();
-    // Reading half of it makes the rest come.
+    // Reading half of it causes the rest to be fetched.
     let large = file(&store, &image, "file3000000");
     read_file(&mut client, &large, 0..3_000_000).unwrap();
     let _ = read_file(&mut client, &deep, 0..5_000_000);
@@ -252,7 +252,7 @@ fn parts_that_do_not_match_the_signed_nar_are_an_error_once_it_is_complete() {
 fn a_listing_contradicted_by_a_part_is_a_permanent_error() {
     let store = store();
     let mut listing = store.paths[0].listing.clone();
-    // The sizes add up, but two files have changed places.
+    // The sum of the sizes is right, but two files are swapped.
     let entries = &mut listing["root"]["entries"]["a"]["entries"];
     let (one, other) = (
         entries["file3000000"].clone(),
@@ -284,7 +284,7 @@ fn a_listing_contradicted_by_a_part_is_a_permanent_error() {
 #[ignore = "needs root: a real client locks memory"]
 fn a_listing_of_another_cache_is_not_used_to_locate_parts() {
     let store = store();
-    // The trusted cache has no listing; the other one has one, and no narinfo.
+    // The trusted cache has no listing. The other cache has one, but no narinfo.
     let copy = store.root().join("copy");
     super::copy(&store.cache.dir, &copy);
     fs::remove_file(store.cache.listing_file(&store.paths[0])).unwrap();
@@ -333,7 +333,7 @@ fn vms_do_not_notice_that_the_fetcher_of_parts_is_killed() {
         }
     }
     assert_eq!(killed, 12);
-    // One that was killed before it verified leaves that to the next one, when that is asked for a piece.
+    // If a fetcher is killed before it verifies, its successor does so when it is asked for a piece.
     assert_same(&mut Client::start(&server.socket, 1), &image);
     wait_for_all(&store, "nars", "", 2);
 }

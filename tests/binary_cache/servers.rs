@@ -1,4 +1,4 @@
-//! Servers that this project did not write: nginx, Python's with TLS, and one that speaks S3; and a guest that boots from one.
+//! Independent servers: nginx, Python's with TLS, and one for S3. And a guest that boots from a cache.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use crate::common::remote::{RemoteStore, assert_same};
 use crate::common::server::Server;
 use crate::common::vm::{fact, lock_guest, script};
 
-/// A server that ends with its value.
+/// A server. Dropping it ends it.
 pub struct Foreign {
     child: Child,
     _dir: tempfile::TempDir,
@@ -27,7 +27,7 @@ impl Drop for Foreign {
     }
 }
 
-/// A port that nobody uses at this moment.
+/// A port that is free at this moment.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
@@ -70,7 +70,7 @@ fn nginx_serves_a_cache() {
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
 }
 
-/// A server of S3 with a bucket `store`, whose files are those of `dir`.
+/// An S3 server with a bucket `store`, which has the files of `dir`.
 pub fn s3(dir: &Path, port: u16, access_key: &str, secret_key: &str) -> Foreign {
     let own = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(dir, own.path().join("store")).unwrap();
@@ -117,7 +117,7 @@ fn a_bucket_is_read_only_with_the_right_keys() {
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
 }
 
-/// A key and a certificate for 127.0.0.1 that nobody vouches for, in one file each.
+/// A key and a self-signed certificate for 127.0.0.1, in one file each.
 fn certificate(dir: &Path) -> [PathBuf; 2] {
     let files = ["key", "cert"].map(|name| dir.join(name));
     let mut command = Command::new("openssl");
@@ -174,7 +174,7 @@ fn an_unknown_authority_is_refused_unless_it_is_given() {
     assert_same(&mut Client::start(&server.socket, 1), &store.expected());
 }
 
-/// The closure that `scripts/test` prepares, as a cache that Nix writes to `dir`; returns the key to trust.
+/// Has Nix write the closure that `scripts/test` prepares as a cache to `dir`. Returns the key to trust.
 fn nix_cache(dir: &Path) -> String {
     let key = dir.join("key");
     let mut generate = Command::new("nix-store");
@@ -197,7 +197,7 @@ fn nix_cache(dir: &Path) -> String {
     fs::read_to_string(dir.join("public")).unwrap()
 }
 
-/// How many bytes the files of a directory have.
+/// Total size of the files in a directory.
 fn bytes_in(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).unwrap();
     entries

@@ -1,4 +1,4 @@
-//! Other ways to a disk of paths that are not on this host: as a file, and for a VM that is started with it.
+//! Remote store paths as a file, and with `lazystore run`.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -24,7 +24,7 @@ fn a_remote_store_is_served_as_a_file() {
         file.read_exact_at(&mut found, range.start).unwrap();
         assert!(found == expected, "{range:?}");
     }
-    // And its kernel's own view of a file system.
+    // Read through the kernel's file system, too.
     drop(file);
     let place = fuse::mount_loop(&server.image());
     for path in &store.paths {

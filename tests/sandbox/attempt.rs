@@ -1,7 +1,7 @@
-//! Processes that confine themselves as the program does and then try something.
+//! Processes that confine themselves like the program does and then try something.
 //!
-//! They are this test program, started again for one test that does nothing otherwise: a process that has forked from one
-//! with threads could not allocate memory.
+//! They run this test program again, with one test that otherwise does nothing. A process forked from one with several
+//! threads could not allocate memory.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -34,7 +34,7 @@ use seccompiler::{
 };
 use tempfile::TempDir;
 
-/// What the attempting process is told.
+/// Environment variable that tells the process what to try.
 const ATTEMPT: &str = "LAZYSTORE_TEST_ATTEMPT";
 const PROCESS: &str = "LAZYSTORE_TEST_PROCESS";
 const JAILED: &str = "LAZYSTORE_TEST_JAILED";
@@ -43,23 +43,23 @@ const JAILED: &str = "LAZYSTORE_TEST_JAILED";
 const INSIDE: &str = "sandbox::attempt::inside";
 
 thread_local! {
-    /// Made before the process is confined.
+    /// Created before the process is confined.
     static LENGTHENED: std::fs::File = tempfile::tempfile().unwrap();
 }
 
-/// What a confined process may have.
+/// The resources that a confined process may use.
 const MEMORY_BYTES: u64 = 1 << 30;
 
-/// Exit code of a process whose attempt was not refused; no errno has this number.
+/// Exit code of a process whose attempt succeeded. No errno has this number.
 const DONE: i32 = 200;
 
-/// The attempts to run the program on a kernel that answers as if it had no Landlock, where no namespaces are to be had, as
-/// in a Nix build, and where there are enough for the jail, but none for its workers.
+/// Attempts that run the program on a kernel that behaves as if it had no Landlock, where no namespaces can be created
+/// (as in a Nix build), and where only the jail's can be created, but none for its workers.
 pub const NO_LANDLOCK: &str = "no Landlock";
 pub const NO_NAMESPACES: &str = "no namespaces";
 pub const FEW_NAMESPACES: &str = "few namespaces";
 
-/// The program that they run, if not the one that was built.
+/// Environment variable with the program that they run, if not the one that was built.
 pub const PROGRAM: &str = "LAZYSTORE_TEST_PROGRAM";
 
 /// How an attempt ended.
@@ -70,7 +70,7 @@ pub enum End {
     Killed(i32),
 }
 
-/// Opening files, and whether a confined process may.
+/// Attempts to open files, and whether a confined process can.
 pub const FILES: [(&str, bool); 8] = [
     ("read a file of another store path", false),
     ("list the store", false),
@@ -82,7 +82,7 @@ pub const FILES: [(&str, bool); 8] = [
     ("make a file in the store", false),
 ];
 
-/// Looking at what is not served, without reading it.
+/// Attempts to stat unserved paths.
 pub const LOOKS: [&str; 5] = [
     "look at a file of the system",
     "look at another store path",
@@ -91,12 +91,12 @@ pub const LOOKS: [&str; 5] = [
     "read a link next to the store",
 ];
 
-/// Has `process`, or one that is not confined, attempt `name`.
+/// Runs the attempt `name` in a process confined as `process`, or in an unconfined one.
 pub fn try_in(process: Option<Process>, name: &str) -> End {
     try_with(runner(name).env(PROCESS, format!("{process:?}")))
 }
 
-/// The same in a jail with the one store path.
+/// The same in a jail with one store path.
 pub fn try_in_jail(process: Process, name: &str) -> End {
     try_with(jailed(&mut runner(name), process))
 }
@@ -126,17 +126,17 @@ fn try_with(runner: &mut Command) -> End {
     }
 }
 
-/// A command that runs the attempt `name`; what follows `--` is up to the attempt.
+/// A command that runs the attempt `name`. The attempt interprets arguments after `--`.
 pub fn runner(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(arguments()).env(ATTEMPT, name);
     command
 }
 
-/// The same by an ordinary user, to whom `dir` is open.
+/// The same by an ordinary user, who can read `dir`.
 pub fn runner_by(user: u32, name: &str, dir: &Path) -> Command {
     let program = dir.join("attempt");
-    // By another process, as `copy_program` does it: it was "text file busy" now and then.
+    // Copied by another process, like in `copy_program`: otherwise it was sometimes "text file busy".
     let mut cp = Command::new("cp");
     let copied = cp
         .arg(std::env::current_exe().unwrap())
@@ -154,7 +154,7 @@ fn arguments() -> [&'static str; 5] {
     [INSIDE, "--exact", "--nocapture", "--test-threads=1", "--"]
 }
 
-/// Not a test, but what the processes run that the tests start.
+/// Not a test: the processes that the tests start run this.
 #[test]
 fn inside() {
     let Ok(name) = std::env::var(ATTEMPT) else {
@@ -177,10 +177,10 @@ fn code_of(end: Result<(), Errno>) -> i32 {
     end.map_or_else(Errno::raw_os_error, |()| DONE)
 }
 
-/// In a child, which has one thread, as entering a namespace takes.
+/// Runs in a child with one thread, which entering a namespace requires.
 #[allow(unsafe_code)]
 fn fork_and_attempt(name: &str, outside: &Path) -> i32 {
-    // SAFETY: the harness's other thread waits for this one, and holds no lock that the child needs.
+    // SAFETY: the harness's other thread waits for this one and holds no lock that the child needs.
     let ForkResult::Parent { child } = (unsafe { fork() }).unwrap() else {
         let _guard = ExitOnPanic;
         let code = code_of(attempt(name, outside));
@@ -192,7 +192,7 @@ fn fork_and_attempt(name: &str, outside: &Path) -> i32 {
     }
 }
 
-/// A child that panics would end well: its last thread would.
+/// Ends the process with an error at a panic. A child would otherwise exit with success.
 struct ExitOnPanic;
 
 impl Drop for ExitOnPanic {
@@ -201,7 +201,7 @@ impl Drop for ExitOnPanic {
     }
 }
 
-/// A directory with a store of two paths, and something next to it.
+/// A directory with a store of two paths and other files.
 fn outside() -> TempDir {
     let outside = tempfile::tempdir().unwrap();
     let store = outside.path().join("store");
@@ -271,7 +271,7 @@ fn attempt(name: &str, outside: &Path) -> Result<(), Errno> {
     }
 }
 
-/// Moves into a jail that a process like the server's builder makes.
+/// Enters a jail built by a process like the server's.
 fn enter_jail(store: &Path, dir: &OwnedFd) -> OwnedFd {
     let (mut ours, mut theirs) = UnixStream::pair().unwrap();
     let spec = JailSpec {
@@ -298,7 +298,7 @@ fn enter_jail(store: &Path, dir: &OwnedFd) -> OwnedFd {
     jail.enter().unwrap().store
 }
 
-/// By mmap(2), as an allocator does for much.
+/// Allocates with mmap(2), like an allocator does for large sizes.
 fn allocate(bytes: u64) -> Result<(), Errno> {
     let len = i64::try_from(bytes).unwrap();
     make(libc::SYS_mmap, [0, len, 3, PRIVATE, NOWHERE, 0])
@@ -324,7 +324,7 @@ fn looks(dir: impl AsFd, path: &Path) -> Result<(), Errno> {
     .map(drop)
 }
 
-/// In a file that is open already, as a recording would be.
+/// Extends a file that is already open, like a recording.
 fn lengthen() -> Result<(), Errno> {
     let file = LENGTHENED.with(|file| file.try_clone().unwrap());
     rustix::io::write(&file, b"more").map(drop)
@@ -342,7 +342,7 @@ fn confined_as(name: &str) -> Option<Process> {
         .find(|process| name == format!("{:?}", Some(process)))
 }
 
-/// By the call that the program uses: what decides is Landlock.
+/// Uses the program's own system call, so that Landlock decides, not seccomp.
 fn opens(path: &Path, flags: OFlags) -> Result<(), Errno> {
     let flags = flags | OFlags::CLOEXEC;
     let mode = if flags.contains(OFlags::CREATE) {
@@ -355,8 +355,8 @@ fn opens(path: &Path, flags: OFlags) -> Result<(), Errno> {
 
 #[allow(unsafe_code)]
 fn make(number: i64, [a, b, c, d, e, f]: [i64; 6]) -> Result<(), Errno> {
-    // SAFETY: no argument in `CALLS` is an address of memory in use, so the kernel can neither read nor change any; the
-    // one mapping that is made is a new one, and the process does nothing afterwards but exit.
+    // SAFETY: no argument in `CALLS` is an address of memory in use, so the kernel can neither read nor change any. The
+    // only mapping created is a new one, and the process exits afterwards.
     let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
     if result < 0 {
         return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap());
@@ -364,7 +364,7 @@ fn make(number: i64, [a, b, c, d, e, f]: [i64; 6]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The call that the program does not have, what it gets for it, and with which arguments; none: any.
+/// The missing system call, the errno that it returns, and the first argument for which it does. `None`: all.
 fn missing(name: &str) -> Option<(i64, i32, Vec<SeccompRule>)> {
     match name {
         NO_LANDLOCK => Some((libc::SYS_landlock_create_ruleset, libc::ENOSYS, Vec::new())),
@@ -380,7 +380,7 @@ fn missing(name: &str) -> Option<(i64, i32, Vec<SeccompRule>)> {
     }
 }
 
-/// Becomes the program, with the arguments after `--`, which gets `errno` for a system call. Returns only why not.
+/// Executes the program with the arguments after `--`, and makes a system call return `errno`. Returns only on failure.
 fn run_without(call: i64, errno: i32, rules: Vec<SeccompRule>) -> std::io::Error {
     let missing = BTreeMap::from([(call, rules)]);
     let refuse = SeccompAction::Errno(errno.unsigned_abs());

@@ -1,13 +1,13 @@
-//! System calls, and what comes of them in a worker.
+//! System calls, and their results in a worker.
 
-/// How it should.
+/// The expected result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     Deadly,
     Unknown,
 }
 
-/// A system call by name, number and arguments, and what comes of it in a worker. Unconfined, all of them are harmless.
+/// A system call: name, number, arguments, and result in a worker. All of them are harmless in an unconfined process.
 pub type Call = (&'static str, i64, [i64; 6], Refused);
 
 const NONE: [i64; 6] = [0; 6];

@@ -19,7 +19,7 @@ fn names(dir: &str) -> Vec<String> {
     names
 }
 
-/// The directories that descriptors of a process lead to.
+/// The directories to which a process has descriptors.
 fn open_dirs(pid: u32) -> Vec<PathBuf> {
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let open = open.map(|entry| entry.unwrap().path());
@@ -27,7 +27,7 @@ fn open_dirs(pid: u32) -> Vec<PathBuf> {
     dirs.map(|link| fs::read_link(link).unwrap()).collect()
 }
 
-/// The disk is read through a worker, which is then looked at.
+/// Reads the disk through a worker, and then examines that worker.
 fn assert_jailed(server: &Served) {
     let mut client = Client::start(server.socket(), 1);
     assert!(client.read(0, &[(128 << 30, 8192)]).remove(0).unwrap() == [7; 8192]);
@@ -55,7 +55,7 @@ fn workers_see_only_served_paths() {
     ));
 }
 
-/// A user's limit of namespaces ended every worker, though the jail was there.
+/// Regression: a user's limit of namespaces ended every worker, although the jail existed.
 #[test]
 #[ignore = "needs root"]
 fn workers_without_their_own_namespace_are_still_in_the_jail() {

@@ -1,4 +1,4 @@
-//! The program, serving, and what the kernel says of its processes.
+//! A running server, and what /proc shows of its processes.
 
 use std::ffi::OsString;
 use std::fs;
@@ -44,7 +44,7 @@ pub fn store_args(root: &Path) -> Vec<OsString> {
     args.map(OsString::from).to_vec()
 }
 
-/// A running server, ended with the test.
+/// A running server. Dropping it ends it.
 pub struct Served {
     child: Child,
     socket: PathBuf,
@@ -52,7 +52,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// At a socket in `dir`.
+    /// Serves at a socket in `dir`.
     pub fn at_socket(args: &[OsString], dir: &Path) -> Self {
         Self::start(
             Command::new(env!("CARGO_BIN_EXE_lazystore")),
@@ -62,7 +62,7 @@ impl Served {
         )
     }
 
-    /// As a file below `dir`.
+    /// Serves as a file below `dir`.
     pub fn as_file(args: &[OsString], dir: &Path) -> Self {
         Self::start(
             Command::new(env!("CARGO_BIN_EXE_lazystore")),
@@ -72,7 +72,7 @@ impl Served {
         )
     }
 
-    /// At a socket in a directory in `dir` that belongs to `user`, who runs the program.
+    /// Serves at a socket in a directory in `dir`, run by `user`, who owns that directory.
     pub fn by_user(user: u32, args: &[OsString], dir: &Path) -> Self {
         let own = dir.join("own");
         fs::create_dir(&own).unwrap();
@@ -98,7 +98,7 @@ impl Served {
         Self::start(command, args, &own, "--vhost-user")
     }
 
-    /// At a socket in `dir`, run by an attempt such as [`attempt::NO_LANDLOCK`].
+    /// Serves at a socket in `dir`, run by an attempt such as [`attempt::NO_LANDLOCK`].
     pub fn by_attempt(attempt: &str, args: &[OsString], dir: &Path) -> Self {
         Self::start(attempt::runner(attempt), args, dir, "--vhost-user")
     }
@@ -142,7 +142,7 @@ impl Served {
     pub fn worker(&self) -> u32 {
         let pid = self.pid();
         let children = format!("/proc/{pid}/task/{pid}/children");
-        // Queue threads are started after that. The last child may be the one that makes the jail, which ends.
+        // Queue threads are started after that. The last child may be the jail builder, which ends.
         wait_for("a worker with threads", || {
             let children = fs::read_to_string(&children).unwrap();
             let last: u32 = children.split_whitespace().next_back()?.parse().unwrap();
@@ -151,7 +151,7 @@ impl Served {
         })
     }
 
-    /// Ends it; returns what it wrote to stderr.
+    /// Ends it, and returns its stderr.
     pub fn end(mut self) -> (ExitStatus, String) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
         kill(pid, Signal::SIGTERM).unwrap();
