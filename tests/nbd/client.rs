@@ -1,4 +1,4 @@
-//! A client that this project's server shares no code with: numbers and layouts are written out once more.
+//! A client that shares no code with the server: it has its own constants and layouts.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -41,7 +41,7 @@ pub const TLS_REQD: u32 = 0x8000_0005;
 pub const UNKNOWN: u32 = 0x8000_0006;
 pub const TOO_BIG: u32 = 0x8000_0009;
 
-/// An answer to an option.
+/// A reply to an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub kind: u32,
@@ -70,7 +70,7 @@ pub enum Reply {
 
 pub struct Client<S = UnixStream> {
     pub stream: S,
-    /// What `GO` told.
+    /// Information from `GO`.
     pub len_bytes: u64,
     pub flags: u16,
 }
@@ -82,7 +82,7 @@ impl Client {
 }
 
 impl<S: Read + Write> Client<S> {
-    /// Up to where options are sent.
+    /// Receives the greeting and sends the client's flags. Options may follow.
     pub fn greet(stream: S, flags: u32) -> Self {
         let mut client = Self {
             stream,
@@ -96,14 +96,14 @@ impl<S: Read + Write> Client<S> {
         client
     }
 
-    /// A client of the disk `name`, with all that there is.
+    /// A client of the export `name`, with all protocol features.
     pub fn start(stream: S, name: &str) -> Self {
         let mut client = Self::greet(stream, 3);
         client.begin(name);
         client
     }
 
-    /// All of it after the greeting.
+    /// Negotiates all features after the greeting.
     pub fn begin(&mut self, name: &str) {
         assert_eq!(self.option(OPT_STRUCTURED, &[])[0].kind, ACK);
         let contexts = self.option(OPT_SET_CONTEXT, &query(name, &["base:allocation"]));
@@ -111,7 +111,7 @@ impl<S: Read + Write> Client<S> {
         self.go(name);
     }
 
-    /// A client that knows no more than the oldest ones.
+    /// A client that only knows `EXPORT_NAME` and simple replies.
     pub fn start_simple(stream: S, name: &str) -> Self {
         let mut client = Self::greet(stream, 3);
         client.go(name);
@@ -155,7 +155,7 @@ impl<S: Read + Write> Client<S> {
         self.send(&option_bytes(number, data));
     }
 
-    /// Sends an option and receives all answers up to the last one.
+    /// Sends an option and receives all replies to it.
     pub fn option(&mut self, number: u32, data: &[u8]) -> Vec<Answer> {
         self.send_option(number, data);
         self.answers(number)
@@ -180,7 +180,7 @@ impl<S: Read + Write> Client<S> {
         self.send(&request_bytes(kind, flags, cookie, offset, len));
     }
 
-    /// The next reply, to whatever; `read_len` is how much a simple one brings if it is no error.
+    /// Receives the next reply to any request. `read_len` is the length of the data of a successful simple reply.
     pub fn reply(&mut self, read_len: usize) -> (u64, Reply) {
         match self.word() {
             0x6744_6698 => {
@@ -234,7 +234,7 @@ impl<S: Read + Write> Client<S> {
         (cookie, reply)
     }
 
-    /// All chunks of one read, checked and put together; `Err` with the error number.
+    /// Receives all chunks of one read, checks and joins them. `Err` contains the error number.
     pub fn read(&mut self, flags: u16, offset: u64, len: usize) -> Result<Vec<u8>, u32> {
         let len32 = u32::try_from(len).unwrap();
         self.request(READ, flags, 77, offset, len32);
@@ -271,7 +271,7 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    /// Whether the other side has closed the connection.
+    /// Whether the server has closed the connection.
     pub fn is_at_end(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0) | Err(_))
     }

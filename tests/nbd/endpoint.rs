@@ -98,7 +98,7 @@ fn with_once_listing_exports_does_not_count_as_a_client() {
     assert!(!program.socket.exists());
 }
 
-/// It ended the server, with exit code 1, and would have taken the VM along.
+/// Regression: it ended the server with exit code 1.
 #[test]
 fn with_once_a_client_that_violates_the_protocol_does_not_count() {
     let tree = tree();
@@ -113,7 +113,7 @@ fn with_once_a_client_that_violates_the_protocol_does_not_count() {
     assert!(status.success());
 }
 
-/// It was logged as an error for each client.
+/// Regression: it was logged as an error for each client.
 #[test]
 fn ending_the_server_with_connected_clients_is_no_error() {
     let tree = tree();

@@ -1,4 +1,4 @@
-//! `lazystore serve --nbd PLACE --export NAME=CLOSURE`: several disks, by name.
+//! `lazystore serve --nbd ADDRESS --export NAME=CLOSURE`: several disks with names.
 
 mod tools;
 
@@ -20,8 +20,8 @@ use crate::watching::status_json;
 
 const BLOCK: u64 = 4096;
 
-/// Closures by the names of their exports; the first one is the main closure. All of them have one path in common, and the
-/// first two disks have the same layout.
+/// Closures by the names of their exports. The first one is the main closure. All of them share one path, and the first
+/// two disks have the same layout.
 const CLOSURES: [(&str, [&str; 2]); 3] = [
     ("nix-store", ["aaa-shared", "bbb-main"]),
     ("web", ["aaa-shared", "ccc-web"]),
@@ -35,7 +35,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let store = SmallStore::new(&["aaa-shared", "bbb-main", "ccc-web", "ddd-db"]);
-        // A larger disk than the others.
+        // This disk is larger than the others.
         fill(&store.store().join("ddd-db"), 3, &[("large", &[3_000_000])]);
         for (name, paths) in CLOSURES {
             store.part(name, &paths);
@@ -76,7 +76,7 @@ impl Fixture {
         self.serve(&[self.main(), self.exports()].concat(), extra)
     }
 
-    /// Reads all disks through new clients that are there at the same time; whether no worker planned a path by itself.
+    /// Reads all disks through new concurrent clients. Returns whether no worker has planned a path by itself.
     fn reads_all_as_planned(&self, server: &Unix) -> bool {
         let mut clients = CLOSURES.map(|(name, _)| (name, server.client_of(name)));
         for (name, client) in &mut clients {
@@ -87,7 +87,7 @@ impl Fixture {
     }
 }
 
-/// Reads all that there is on a disk, and nothing after its end.
+/// Checks that all used parts of a disk can be read, and nothing after its end.
 fn assert_reads(client: &mut Client, image: &Image) {
     assert_eq!(client.len_bytes, image.len_bytes());
     let used = (0..)
@@ -111,7 +111,7 @@ fn assert_reads(client: &mut Client, image: &Image) {
     assert_eq!(client.read(0, end, 4096), Err(EINVAL));
 }
 
-/// Which plans are whose is settled anew when the process that makes them is started again.
+/// A restarted planner assigns plans to disks again.
 #[test]
 fn each_name_leads_to_its_own_disk() {
     let fixture = Fixture::new();
@@ -129,7 +129,7 @@ fn each_name_leads_to_its_own_disk() {
     wait_for("all paths to be planned again", is_planned);
 }
 
-/// Files with plans are of paths: disks that have a path in common share one.
+/// Plan files belong to store paths, so disks with a common path share its file.
 #[test]
 fn plans_of_all_disks_are_kept_in_one_directory() {
     let fixture = Fixture::new();
@@ -147,7 +147,7 @@ fn plans_of_all_disks_are_kept_in_one_directory() {
     }
 }
 
-/// Names and descriptions that a server lists.
+/// The names and descriptions in a server's list.
 fn listed(server: &Unix) -> Vec<(String, String)> {
     let answers = Client::connect(&server.socket).option(OPT_LIST, &[]);
     let (last, exports) = answers.split_last().unwrap();
@@ -207,12 +207,12 @@ fn without_a_main_disk_clients_must_name_an_export() {
     assert_eq!(len_bytes, fixture.image("web").len_bytes());
     kill(server.pid(), Signal::SIGTERM).unwrap();
     server.child.wait().unwrap();
-    // The options for QEMU name a disk, too.
+    // The options for QEMU also name an export.
     let text = stderr_of(&mut server.child);
     assert!(text.contains("store.nbd,export=web\n"), "{text}");
 }
 
-/// What `serve` says of arguments with which it does not begin.
+/// The error of `serve` for invalid arguments.
 fn refused(args: &[&str], code: i32) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lazystore"));
     let output = command.arg("serve").args(args).output().unwrap();
@@ -254,7 +254,7 @@ fn invalid_export_names_are_refused() {
         let text = refused(&[&nbd[..], exports].concat(), 2);
         assert!(text.contains("two exports have the name"), "{text}");
     }
-    // A long name is no reason, nor is the name of a main disk that there is not.
+    // A long name is valid. So is the main disk's default name, if there is no main disk.
     let exports = [of_main, format!("--export={longest}={web}")];
     let server = fixture.serve(&exports, &[]);
     assert_reads(&mut server.client_of(&longest), &fixture.image("web"));
@@ -326,7 +326,7 @@ fn status_metrics_and_log_name_the_export_of_a_client() {
     client.read(0, 0, 4096).unwrap();
     let now = status_json(&server.socket);
     assert_eq!(now["vms"][0]["export"], "web");
-    // The shared path is one.
+    // The shared path is counted once.
     assert_eq!(now["paths"], 4);
     let exports = CLOSURES.map(|(name, paths)| {
         let disk = fixture.image(name).fingerprint().unwrap().to_string();
@@ -374,7 +374,8 @@ fn with_one_disk_status_and_log_name_no_export() {
     assert!(logged.values().flatten().all(Value::is_null), "{logged:?}");
 }
 
-/// Of a chroot store: the file of a process is written once, and a second closure's would replace that of the first.
+/// Regression: in a chroot store there is one file of temporary roots per process, and the second closure replaced that
+/// of the first.
 #[test]
 fn the_paths_of_all_closures_are_protected_from_garbage_collection() {
     let fixture = Fixture::new();
@@ -401,7 +402,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// It is confined before it knows what its client chooses.
+/// It is confined before its client chooses an export, so it needs all closures.
 #[test]
 #[ignore = "needs root"]
 fn workers_see_only_the_paths_of_the_closures() {
@@ -414,7 +415,7 @@ fn workers_see_only_the_paths_of_the_closures() {
     let served = ["aaa-shared", "bbb-main", "ccc-web", "ddd-db"];
     assert_eq!(names(&worker.join("root")), ["store"]);
     assert_eq!(names(&worker.join("root/store")), served);
-    // All disks have a descriptor of the store, and none leads out of the jail.
+    // The disks have descriptors of the store, none of which may lead out of the jail.
     let open = fs::read_dir(worker.join("fd")).unwrap();
     let open = open.map(|entry| entry.unwrap().path());
     let dirs = open.filter(|link| fs::metadata(link).is_ok_and(|file| file.is_dir()));

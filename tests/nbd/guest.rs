@@ -1,4 +1,4 @@
-//! Guests of QEMU that have the disk over NBD, and share no memory with anybody.
+//! QEMU guests that read the disk over NBD and share no memory.
 
 use super::pki::Pki;
 use super::program::{Program, try_serve_closure};
@@ -12,7 +12,7 @@ fn serve(place: &str, extra: &[&str]) -> Program {
     try_serve_closure(&closure, &[place], extra).unwrap()
 }
 
-/// The disk at a socket that `server` describes, as QEMU has it.
+/// QEMU's options for the disk at the socket `server`.
 fn node(server: &str) -> Option<String> {
     let node = "driver=nbd,node-name=store,read-only=on,reconnect-delay=60";
     Some(format!("{node},{server}"))

@@ -1,4 +1,4 @@
-//! Clients that break the protocol, lie about lengths, flood, or stop in mid-message.
+//! Clients that violate the protocol, send wrong lengths, flood the server, or stop within a message.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -11,7 +11,7 @@ use super::client::*;
 use super::server::{Server, Single, options, single, tree};
 use crate::common::process::Deadline;
 
-/// What the server says in the end.
+/// The error with which the connection ended.
 fn error(served: Single) -> NbdError {
     served.end.join().unwrap().unwrap_err()
 }
@@ -37,7 +37,7 @@ fn protocol_violations_end_the_connection() {
     assert!(client.is_at_end());
     assert!(matches!(error(served), NbdError::OptionMagic { .. }));
 
-    // Not fixed: there would be no answer.
+    // Without the fixed newstyle handshake there are no error replies.
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::greet(ours, 0);
     client.send_option(OPT_LIST, &[]);
@@ -105,7 +105,7 @@ fn messages_may_come_byte_by_byte() {
 #[test]
 fn a_handshake_without_progress_times_out() {
     let dir = tree();
-    // Says nothing; half an option; options that are too long, for ever.
+    // Silent; an incomplete option; endless oversized options.
     let (_ours, served) = single(dir.path(), &impatient());
     assert!(matches!(error(served), NbdError::HandshakeTimeout { .. }));
 
@@ -127,7 +127,7 @@ fn a_handshake_whose_replies_are_not_read_times_out() {
     let dir = tree();
     let (mut ours, served) = single(dir.path(), &impatient());
     ours.write_all(&3u32.to_be_bytes()).unwrap();
-    // As many as are allowed, whose answers do not fit the sockets' buffers: names are long.
+    // The maximum number of options. Their replies contain long names and exceed the sockets' buffers.
     let long = option_bytes(99, &vec![0; 60_000]);
     while ours.write_all(&long).is_ok() {}
     let error = error(served);
@@ -181,7 +181,7 @@ fn the_server_stops_receiving_from_a_client_that_reads_no_replies() {
         .stream
         .set_write_timeout(Some(Duration::from_millis(300)))
         .unwrap();
-    // Of all kinds: short ones, long ones in one piece, block status.
+    // All kinds of requests: short reads, long unfragmented reads, block status.
     let flood: Vec<u8> = (0..64u64)
         .flat_map(|cookie| match cookie % 4 {
             0 => request_bytes(READ, 0, cookie, 128 << 30, 4096),
@@ -197,7 +197,7 @@ fn the_server_stops_receiving_from_a_client_that_reads_no_replies() {
     }
     drop(client);
     let _limit = Deadline::new("the connection to end", Duration::from_secs(60));
-    // It may have been cut in mid-message.
+    // The connection may have ended within a message.
     match served.end.join().unwrap() {
         Ok(Served::Client(_)) | Err(NbdError::UnexpectedEof) => {}
         other => panic!("{other:?}"),

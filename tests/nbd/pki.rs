@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use crate::common::tool;
 
-/// An authority, a server and a client that it has signed, named as QEMU, libnbd and nbdkit name their files.
+/// Certificates of an authority, and of a server and a client signed by it. The file names are those of QEMU, libnbd and
+/// nbdkit.
 pub struct Pki {
     dir: TempDir,
 }
@@ -64,7 +65,7 @@ impl Pki {
         part
     }
 
-    /// A key, and a certificate of the authority for it.
+    /// Creates a key, and a certificate for it signed by the authority.
     fn sign(&self, name: &str, extensions: &str) {
         let [key, request, cert, ext] =
             ["-key.pem", ".csr", "-cert.pem", ".ext"].map(|end| format!("{name}{end}"));
@@ -102,7 +103,7 @@ impl Pki {
         );
     }
 
-    /// Takes the client's certificate back.
+    /// Revokes the client's certificate.
     pub fn revoke_client(&self) {
         let config = "[ca]\ndefault_ca=own\n[own]\ndatabase=index\ncrlnumber=number\ndefault_md=sha256\ndefault_crl_days=2\n";
         fs::write(self.path("config"), config).unwrap();
@@ -136,7 +137,7 @@ impl Pki {
     }
 }
 
-/// A new key of its own. Quick to make.
+/// Creates a key. Of a kind that is created quickly.
 const KEY: [&str; 5] = [
     "-newkey",
     "ec",

@@ -13,10 +13,10 @@ use super::client::Client;
 use crate::common::proc::children;
 use crate::common::process::stderr_of;
 
-/// Dropped, it is killed.
+/// A running server. Dropping it kills it.
 pub struct Program {
     pub child: Child,
-    /// What the ready lines name, in the order of the options.
+    /// The addresses in the ready lines, in the order of the options.
     pub places: Vec<String>,
     _dir: Option<TempDir>,
 }
@@ -37,12 +37,12 @@ pub fn serve_closure(closure: &[&str], extra: &[&str]) -> Unix {
     Unix { program, socket }
 }
 
-/// Serves a tree at places as `--nbd` takes them.
+/// Serves a tree at addresses for `--nbd`.
 pub fn serve_at(tree: &Path, places: &[&str], extra: &[&str]) -> Program {
     try_serve_at(tree, places, extra).unwrap()
 }
 
-/// The same, or what it says instead.
+/// The same, or its error.
 pub fn try_serve_at(tree: &Path, places: &[&str], extra: &[&str]) -> Result<Program, String> {
     try_serve_closure(&["--tree", tree.to_str().unwrap()], places, extra)
 }
@@ -91,7 +91,7 @@ impl Program {
         TcpStream::connect(&self.places[index]).unwrap()
     }
 
-    /// A client at a TCP port of it.
+    /// Connects an NBD client to a TCP port of it.
     pub fn tcp_client(&self, index: usize) -> Client<TcpStream> {
         Client::start(self.connect(index), "nix-store")
     }
@@ -104,7 +104,7 @@ impl Drop for Program {
     }
 }
 
-/// At a Unix socket.
+/// A server at a Unix socket.
 pub struct Unix {
     program: Program,
     pub socket: PathBuf,
@@ -120,7 +120,7 @@ impl Unix {
         Client::start(UnixStream::connect(&self.socket).unwrap(), export)
     }
 
-    /// As NBD's own programs name a disk.
+    /// The NBD URI of a disk.
     pub fn uri(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
     }

@@ -1,4 +1,4 @@
-//! What is asked, and what is answered.
+//! Requests and replies.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use super::client::*;
 use super::server::{Server, options, single, tree};
 use crate::common::random::Random;
 
-/// Where file data begin (README, address space).
+/// Start of file data (docs/design.md, address space).
 const DATA: u64 = 128 << 30;
 
 fn expected(server: &Server, offset: u64, len: usize) -> Vec<u8> {
@@ -22,7 +22,7 @@ fn connect(server: &Server) -> UnixStream {
     UnixStream::connect(&server.socket).unwrap()
 }
 
-/// Ranges with metadata, file data, the ends of files, and nothing; some of them not aligned.
+/// Ranges with metadata, file data, ends of files, and holes. Some are not aligned.
 fn ranges(server: &Server) -> Vec<(u64, usize)> {
     let end = server.image.len_bytes();
     let mut ranges = vec![
@@ -155,7 +155,7 @@ fn block_status_without_a_context_is_refused() {
     let server = Server::start();
     let mut client = Client::greet(connect(&server), 3);
     client.option(OPT_STRUCTURED, &[]);
-    // For another disk than the one that is read in the end.
+    // For another export than the one that is read afterwards.
     client.option(OPT_SET_CONTEXT, &query("other", &["base:allocation"]));
     client.go("store");
     client.request(BLOCK_STATUS, 0, 9, 0, 4096);
@@ -202,7 +202,7 @@ fn an_invalid_request_fails_and_the_connection_continues() {
         assert_eq!(client.reply(0), (4, Reply::Simple(0, Vec::new())));
         assert!(client.read(0, 0, 4096).unwrap() == expected(&server, 0, 4096));
     }
-    // DF belongs to chunks.
+    // The flag DF requires structured replies.
     assert_eq!(simple.read(DF, 0, 4096), Err(EINVAL));
 }
 
@@ -273,7 +273,7 @@ fn a_failed_read_is_an_error_and_the_connection_continues() {
     let (ours, served) = single(dir.path(), &options());
     let mut client = Client::start(ours, "store");
     let image = &served.image;
-    // Plans the tree.
+    // This read plans the tree.
     assert!(client.read(0, DATA, 4096).is_ok());
     let file = std::fs::File::options()
         .write(true)
@@ -327,7 +327,7 @@ fn options_are_answered_as_the_protocol_requires() {
         UNKNOWN
     );
     assert_eq!(kind(client.option(OPT_GO, b"")), INVALID);
-    // Contexts come after structured replies.
+    // Contexts require structured replies.
     let all = ["base:allocation"];
     assert_eq!(
         kind(client.option(OPT_SET_CONTEXT, &query("store", &all))),
@@ -355,7 +355,7 @@ fn options_are_answered_as_the_protocol_requires() {
     assert_eq!(info[3].data, [0, 3, 0, 0, 0, 1, 0, 0, 16, 0, 2, 0, 0, 0]);
     client.go("");
     assert_eq!(client.len_bytes, server.image.len_bytes());
-    // Flags, read-only, flush, no fragments, several connections.
+    // HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_DF, CAN_MULTI_CONN.
     assert_eq!(client.flags, 1 | 2 | 4 | 0x80 | 0x100);
 }
 

@@ -1,4 +1,4 @@
-//! Disks behind a listening socket in this process.
+//! A server in this process.
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::common;
 pub use crate::common::server::tree;
 
-/// Options with which tests do not wait long.
+/// Options with short timeouts.
 pub fn options() -> NbdOptions {
     NbdOptions {
         negotiation: Duration::from_secs(60),
@@ -29,7 +29,7 @@ pub fn export(name: &str, image: Arc<Image>) -> Export {
     }
 }
 
-/// A socket at which two disks are served: `store`, and `other`, which is smaller. Dropped, it ends.
+/// A socket at which two disks are served: `store`, and the smaller `other`. Dropping it ends the server.
 pub struct Server {
     pub image: Arc<Image>,
     pub socket: PathBuf,
@@ -47,7 +47,7 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("nbd.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        // Its connections are the last thing that the test program waits for, and it does not.
+        // Detached: the test program need not wait for its connections.
         thread::spawn(move || {
             for connection in listener.incoming() {
                 let exports = exports.clone();
@@ -76,19 +76,19 @@ impl Server {
         self.tree.path()
     }
 
-    /// As NBD's own programs name a disk.
+    /// The NBD URI of a disk.
     pub fn uri(&self, name: &str) -> String {
         format!("nbd+unix:///{name}?socket={}", self.socket.display())
     }
 }
 
-/// One connection to the disk of `dir`, and what comes of it in the end.
+/// One connection to the disk of `dir`, and its result.
 pub struct Single {
     pub image: Arc<Image>,
     pub end: thread::JoinHandle<Result<Served, NbdError>>,
 }
 
-/// Serves the disk of `dir` to the other end of what is returned.
+/// Serves the disk of `dir` to the other end of the returned socket.
 pub fn single(dir: &Path, options: &NbdOptions) -> (UnixStream, Single) {
     let image = Arc::new(common::tree_image(dir));
     let exports = Exports::new(vec![export("store", Arc::clone(&image))]).unwrap();

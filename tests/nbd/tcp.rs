@@ -13,7 +13,7 @@ use crate::common;
 use crate::common::process::wait_for;
 use crate::common::tool;
 
-/// What `serve` says of a place where it cannot.
+/// The error of `serve` for an address.
 fn refused(place: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_lazystore"))
         .args(["serve", "--tree", "/usr/share", "--nbd", place])
@@ -123,7 +123,7 @@ fn a_port_is_free_after_the_server_has_ended() {
     assert!(again.tcp_client(0).read(0, 0, 4096).is_ok());
 }
 
-/// They held up the clients of all sockets.
+/// Regression: they delayed the clients of all sockets.
 #[test]
 fn silent_clients_of_one_port_do_not_delay_those_of_another() {
     let tree = tree();
@@ -134,7 +134,7 @@ fn silent_clients_of_one_port_do_not_delay_those_of_another() {
     }
     let mut waits = program.connect(0);
     assert!(program.tcp_client(1).read(0, 0, 4096).is_ok());
-    // That one is served when one of the others has left.
+    // It is served once one of the others has disconnected.
     waits.set_nonblocking(true).unwrap();
     assert!(waits.read(&mut [0]).is_err());
     waits.set_nonblocking(false).unwrap();
@@ -174,7 +174,7 @@ fn a_silent_client_is_disconnected() {
         .set_read_timeout(Some(Duration::from_secs(60)))
         .unwrap();
     let mut greeting = Vec::new();
-    // The greeting, and the end.
+    // The greeting, and the end of the stream.
     let read = silent.read_to_end(&mut greeting);
     assert!(read.is_ok() || read.unwrap_err().raw_os_error() == Some(104));
     assert_eq!(greeting.len(), 18);
@@ -224,7 +224,7 @@ fn connections_are_kept_alive() {
     let program = serve_at(tree.path(), &["127.0.0.1:0"], &[]);
     let client = program.tcp_client(0);
     let port = client.stream.local_addr().unwrap().port();
-    // Once what was sent has arrived, the timer of the server's end is 02, keepalive (proc_net_tcp.txt in Linux).
+    // Once all sent data are acknowledged, the timer of the server's socket is 02, keepalive (Linux's proc_net_tcp.txt).
     let remote = format!(":{port:04X}");
     wait_for("a timer that keeps alive", || {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();

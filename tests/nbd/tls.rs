@@ -28,7 +28,7 @@ fn serve(pki: &Pki, extra: &[&str]) -> (tempfile::TempDir, Program) {
     (tree, program)
 }
 
-/// TLS as a client begins it. With `own`, it shows a certificate.
+/// The client's side of TLS. With `own`, it sends a certificate.
 fn tls(pki: &Pki, own: bool) -> ClientConnection {
     let mut roots = RootCertStore::empty();
     let authority = CertificateDer::from_pem_slice(&pki.read("ca-cert.pem")).unwrap();
@@ -49,14 +49,14 @@ fn tls(pki: &Pki, own: bool) -> ClientConnection {
     ClientConnection::new(Arc::new(config.unwrap()), name).unwrap()
 }
 
-/// A client that has asked for TLS and not begun with it.
+/// A client that has sent STARTTLS but has not started the TLS handshake.
 fn after_starttls(program: &Program) -> Client<TcpStream> {
     let mut client = Client::greet(program.connect(0), 3);
     assert_eq!(client.option(OPT_STARTTLS, &[])[0].kind, ACK);
     client
 }
 
-/// A client after the handshake, at its first option.
+/// A client after the TLS handshake, before its first option.
 fn encrypted(program: &Program, tls: ClientConnection) -> Client<Encrypted> {
     Client {
         stream: StreamOwned::new(tls, asked(program).stream),
@@ -82,7 +82,7 @@ fn a_client_reads_the_disk_over_tls() {
             "{offset}"
         );
     }
-    // Many at once, some of which other threads answer.
+    // Many concurrent requests, some of which the pool answers.
     for cookie in 0..100 {
         client.request(READ, DF, cookie, 128 << 30, 300_000);
         client.request(READ, 0, cookie, 0, 4096);
@@ -126,7 +126,7 @@ fn before_tls_the_client_gets_no_information() {
     assert!(none.is_at_end());
 }
 
-/// Somebody on the way could add commands to what the client says after the handshake.
+/// An attacker on the network could add options that would count as encrypted.
 #[test]
 #[ignore = "needs openssl"]
 fn unencrypted_bytes_after_starttls_end_the_connection() {
@@ -163,7 +163,7 @@ fn an_incomplete_tls_handshake_times_out() {
     for client in [&mut silent, &mut half] {
         assert!(client.is_at_end());
     }
-    // Byte by byte it is one.
+    // A handshake that arrives byte by byte is complete.
     let mut client = after_starttls(&program);
     let mut tls = tls(&pki, false);
     let mut hello = Vec::new();
@@ -194,7 +194,7 @@ fn bytes_that_are_not_tls_end_the_connection() {
         let _ = client.stream.read_to_end(&mut rest);
         assert!(rest.len() <= 7, "an alert at most: {rest:?}");
     }
-    // Once encrypted, too.
+    // The same after the handshake.
     let mut client = encrypted(&program, tls(&pki, false));
     client.begin("nix-store");
     client.stream.sock.write_all(&[0x17, 3, 3, 0, 17]).unwrap();
@@ -215,7 +215,7 @@ fn bytes_that_are_not_tls_end_the_connection() {
     );
 }
 
-/// Both ways to say what is next: a client that asks for new keys all the time gets its answers.
+/// A client that requests key updates all the time still gets its replies.
 #[test]
 #[ignore = "needs openssl"]
 fn keys_can_be_updated_during_transmission() {
@@ -235,7 +235,7 @@ fn with_verify_peer_only_clients_with_a_certificate_are_served() {
     let (pki, other) = (Pki::new(), Pki::new());
     let (_tree, program) = serve(&pki, &["--nbd-verify-peer"]);
     encrypted(&program, tls(&pki, true)).begin("nix-store");
-    // None; and one that another authority has signed.
+    // No certificate, and one signed by another authority.
     let mut without = encrypted(&program, tls(&pki, false));
     assert!(
         without
@@ -272,7 +272,7 @@ fn a_revoked_certificate_is_refused() {
     );
 }
 
-/// What the server says of the files in `dir`.
+/// The server's error for the files in `dir`.
 fn refused(dir: &Path, extra: &[&str]) -> String {
     let tree = tree();
     let options = [&["--nbd-tls", dir.to_str().unwrap()], extra].concat();
@@ -410,7 +410,7 @@ fn real_clients_read_over_tls_if_they_are_allowed_to() {
     compare_with_qemu(&own, &port, &copy);
 }
 
-/// QEMU's client of TLS, which is another one than libnbd's.
+/// QEMU's TLS client, which is independent of libnbd's.
 fn compare_with_qemu(certificates: &Path, port: &str, copy: &Path) {
     let object = format!(
         "tls-creds-x509,id=tls,endpoint=client,dir={}",

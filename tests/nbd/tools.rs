@@ -1,4 +1,4 @@
-//! Clients that this project did not write.
+//! Independent clients.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use super::server::Server;
 use crate::common::tool;
 
-/// Runs a command that must succeed within two minutes; returns its stdout.
+/// Runs a command that must succeed within two minutes. Returns its stdout.
 fn run(command: &mut Command) -> String {
     let output = output(command);
     assert!(output.status.success(), "{command:?}: {output:?}");
@@ -81,7 +81,7 @@ fn nbdinfo_and_qemu_img_agree_about_the_map() {
     );
 }
 
-/// Compares a copy of the disk with the disk, where there is something, and by samples elsewhere.
+/// Compares a copy of the disk with the disk: the used parts completely, the rest by samples.
 fn assert_same(server: &Server, copy: &Path) {
     let copy = File::open(copy).unwrap();
     assert_eq!(copy.metadata().unwrap().len(), server.image.len_bytes());
@@ -125,7 +125,7 @@ fn qemu_img_copies_the_disk() {
         .arg(&copy));
 }
 
-/// What libnbd's shell does, in Python.
+/// A Python script for libnbd's shell.
 const SCRIPT: &str = r#"
 assert h.is_read_only() and h.can_df() and h.can_multi_conn()
 assert h.pread(4, 1024) == b"\xe2\xe1\xf5\xe0"
@@ -154,7 +154,7 @@ print("fine", h.get_protocol(), h.get_structured_replies_negotiated())
 #[ignore = "needs libnbd and QEMU"]
 fn nbdsh_reads_with_all_flags_and_cannot_write() {
     let server = Server::start();
-    // The Python that Debian's packages belong to, whichever comes first otherwise.
+    // Debian's Python, which has Debian's packages. There may be others in PATH.
     let text = run(Command::new("env")
         .arg("PATH=/usr/bin:/bin")
         .arg(tool("nbdsh", "python3-libnbd"))

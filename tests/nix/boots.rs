@@ -1,4 +1,4 @@
-//! VMs, booted by the start scripts that the modules make.
+//! Boots VMs with the start scripts that the modules create.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::common::proc::children;
 use crate::common::process::wait_for;
 use crate::common::tool;
 
-/// A NixOS VM, as qemu-vm.nix starts it.
+/// A NixOS VM started like qemu-vm.nix does.
 const NIXOS: Guest = Guest {
     mount_dir: "/nix/.ro-store",
     fs_type: "erofs",
@@ -35,8 +35,7 @@ fn boot_nixos(user: &str, guest: &Guest) -> (Machine, Seen) {
     (machine, seen)
 }
 
-/// The guest saw its closure and nothing else that lies in the same store, ran a program from it, and its own Nix knows
-/// what it has.
+/// Checks that the guest saw only its closure, ran a program from it, and that its own Nix knows the closure.
 fn assert_closure_only(seen: &Seen) {
     let name = |path: PathBuf| format!("./{}", path.file_name().unwrap().to_str().unwrap());
     let guest = name(built("guest", Path::new("/nowhere"), &[]));
@@ -67,7 +66,7 @@ fn assert_nix_knows(seen: &Seen) {
     assert_eq!(seen.fact("verify_absent"), "1");
 }
 
-/// Root disk, an empty disk, the store: as without this module, and the same for every type of store.
+/// Root disk, an empty disk, the store: the same order as without this module, for all kinds of store.
 fn assert_letters(seen: &Seen, store: &str) {
     assert_eq!(seen.fact("disk_vda"), "root");
     assert_eq!(seen.fact("disk_vdb"), "");
@@ -81,7 +80,7 @@ fn assert_exchanged(machine: &Machine, seen: &Seen) {
     assert_eq!(answer, "from the guest\n");
 }
 
-/// The script's other children, which `lazystore run` inherits, end with the VM.
+/// Other children of the script, which `lazystore run` inherits, end with the VM.
 fn assert_no_daemon_left(machine: &Machine) {
     let pids = fs::read_to_string(machine.path("virtiofsd")).unwrap();
     assert_eq!(pids.lines().count(), 2);
@@ -105,7 +104,7 @@ fn a_lazy_vm() {
     assert_no_daemon_left(&machine);
 }
 
-/// From the outside, as the module that this one replaces is tested.
+/// Tested from outside, like the module that this one replaces.
 #[test]
 fn a_vm_without_shared_directories() {
     let user = "{ virtualisation.qemu.isolation.keepSharedDirectories = false; }";
@@ -143,7 +142,7 @@ fn boot_image(fs_type: &'static str, root_mode: &str) {
     assert_no_daemon_left(&machine);
 }
 
-/// QEMU then is another user than the one that started it, and may still connect to the server's next worker.
+/// QEMU then runs as another user than the one that started it, and must still be able to connect to a new worker.
 #[test]
 fn a_vm_of_another_user_survives_its_worker() {
     let guest = Guest {
@@ -194,7 +193,7 @@ fn a_microvm_from_the_socket() {
     let machine = Machine::new();
     let seen = machine.boot(&built("runner", &qemu(), &[]), &MICROVM);
     assert_closure_only(&seen);
-    // The letter before is the one that microvm.nix leaves to the store.
+    // microvm.nix reserves the letter before it for the store.
     assert_eq!(seen.fact("device"), "/dev/vdb");
     wait_for("the server's end", || {
         (!machine.path("guest-lazystore.sock").exists()).then_some(())

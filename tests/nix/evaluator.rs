@@ -1,4 +1,4 @@
-//! Debian's Nix on the fixtures in tests/nix, with a store of its own that programs can be run from.
+//! Runs Debian's Nix on the fixtures in tests/nix, with a separate store from which programs can be run.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use crate::common::tool;
 /// The repository.
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// A Nix store below the target directory. It outlives a test run, so what has not changed is not built again.
+/// A Nix store below the target directory. It is kept, so that later runs do not build everything again.
 pub fn store() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("nix/store")
 }
 
-/// A program of Nix, for that store: without the users and the sandbox that nix-bin alone does not bring.
+/// A Nix program for that store, configured without build users and sandbox, which nix-bin alone does not have.
 pub fn nix(program: &str) -> Command {
     static BEGUN: Once = Once::new();
     BEGUN.call_once(|| {
-        // Two that begin one store at the same time get in each other's way ("creating symlink ...: File exists").
+        // Two processes that create a store at the same time conflict ("creating symlink ...: File exists").
         let mut begin = on_the_store("nix-store");
         printed(&begin.arg("--init").output().unwrap());
     });
@@ -43,19 +43,19 @@ fn on_the_store(program: &str) -> Command {
     command
 }
 
-/// What a command printed; it must have succeeded.
+/// Output of a command that must have succeeded.
 pub fn printed(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// A directory with the real thing that takes the place of an imitation.
+/// A directory with the real code, which replaces an imitation.
 pub fn real(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from)
 }
 
-/// The real nixpkgs, as far as qemu-vm.nix needs it: lib and nixos.
+/// The real nixpkgs: lib and nixos, which qemu-vm.nix needs.
 pub const NIXPKGS: &str = "LAZYSTORE_TEST_NIXPKGS";
 /// The real microvm.nix.
 pub const MICROVM: &str = "LAZYSTORE_TEST_MICROVM";
@@ -63,7 +63,7 @@ pub const MICROVM: &str = "LAZYSTORE_TEST_MICROVM";
 /// A mkfs.erofs that is newer than Debian's.
 const MKFS_EROFS: &str = "LAZYSTORE_TEST_MKFS_EROFS";
 
-/// Says once what is evaluated; a test's own output would be shown only if it failed.
+/// Prints once what is evaluated. A test's own output would be shown only if it failed.
 fn say_what_is_evaluated() {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
@@ -77,7 +77,7 @@ fn say_what_is_evaluated() {
     });
 }
 
-/// The value of an attribute of tests/nix, of the real things where they are at hand. microvm.nix needs nixpkgs' lib.
+/// The value of an attribute of tests/nix, with the real code where it is given. microvm.nix needs nixpkgs' lib.
 pub fn evaluated(attribute: &str, arguments: &[(&str, &str)]) -> Value {
     say_what_is_evaluated();
     let mut all: Vec<(&str, String)> = Vec::new();
@@ -95,7 +95,7 @@ pub fn evaluated(attribute: &str, arguments: &[(&str, &str)]) -> Value {
     imitated(attribute, &all)
 }
 
-/// The value of an attribute of tests/nix, with arguments such as `("user", "{ }")`. Reads what it has to build first.
+/// The value of an attribute of tests/nix, with arguments such as `("user", "{ }")`. Builds what the evaluation reads.
 pub fn imitated(attribute: &str, arguments: &[(&str, &str)]) -> Value {
     let mut command = nix("nix-instantiate");
     command.args([
@@ -119,14 +119,14 @@ pub fn value_of(expression: &str) -> Value {
     serde_json::from_str(&printed(&command.output().unwrap())).unwrap()
 }
 
-/// Builds an attribute of tests/nix, with this build's lazystore; `qemu` is what takes the place of QEMU.
+/// Builds an attribute of tests/nix with this build's lazystore. `qemu` replaces QEMU.
 pub fn built(attribute: &str, qemu: &Path, arguments: &[(&str, &str)]) -> PathBuf {
     let mut command = build(attribute, arguments);
     command.args(["--argstr", "qemu", qemu.to_str().unwrap()]);
     printed(&command.output().unwrap()).trim().into()
 }
 
-/// Builds it once more; the result must be the same.
+/// Builds it again. The result must be the same.
 pub fn rebuilt(attribute: &str, arguments: &[(&str, &str)]) {
     let mut command = build(attribute, arguments);
     printed(&command.arg("--check").output().unwrap());

@@ -1,4 +1,4 @@
-//! The expressions by themselves: they parse, and the flake, nix/default.nix and the package offer what they should.
+//! The expressions parse, and the flake, nix/default.nix and the package have the right attributes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,7 +55,7 @@ fn the_flake_and_nix_default_offer_the_same() {
     assert_eq!(flake["systems"], json!(["aarch64-linux", "x86_64-linux"]));
     assert_eq!(flake["packages"], json!(["default", "lazystore"]));
     assert_eq!(flake["checks"], json!(["lazystore", "store-isolation"]));
-    // As a default, so that a user's own choice counts.
+    // A default, so that users can override it.
     let package = json!({ "_type": "override", "priority": 1000, "content": "the flake's" });
     assert_eq!(flake["package"], package);
     assert_eq!(flake["microvmPackage"], package);
@@ -69,7 +69,7 @@ fn the_flake_and_nix_default_offer_the_same() {
     }
 }
 
-/// The package's sources are all that cargo wants to see before it builds the program.
+/// The package's sources contain everything that cargo needs to build the program.
 #[test]
 fn the_package_has_what_cargo_needs() {
     let package = value_of(
@@ -102,7 +102,7 @@ fn the_package_has_what_cargo_needs() {
     }
     let cargo = Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--offline", "--format-version", "1"])
-        // What other platforms need has perhaps never been downloaded.
+        // Dependencies of other platforms may not be downloaded.
         .args([
             "--filter-platform",
             &format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
@@ -121,7 +121,7 @@ fn the_package_has_what_cargo_needs() {
     }
 }
 
-/// What the package installs besides the program, by the script that Nix runs for it.
+/// The files that the package's install script installs besides the program.
 #[test]
 fn the_package_installs_units_pages_and_completions() {
     let package = value_of(
@@ -136,7 +136,7 @@ fn the_package_installs_units_pages_and_completions() {
     let bin = out.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_lazystore"), bin.join("lazystore")).unwrap();
-    // The functions of nixpkgs' stdenv that it calls.
+    // The functions of nixpkgs' stdenv that the script calls.
     let functions = r#"
         set -euo pipefail
         substituteInPlace() { chmod u+w "$1"; [[ $2 == --replace-fail ]]; grep -q "$3" "$1"; sed -i "s|$3|$4|" "$1"; }
@@ -169,7 +169,7 @@ fn the_package_installs_units_pages_and_completions() {
     assert!(read("libexec/lazystore/vhost-user-blk").contains(&place("bin/lazystore")));
 }
 
-/// As nixpkgs does it for useNixStoreImage: the guests get what the test script names.
+/// Like nixpkgs does for useNixStoreImage: guests get the paths that the test script refers to.
 #[test]
 fn paths_of_a_test_script_are_added_to_its_guests() {
     let paths = |test: &str| {

@@ -1,4 +1,4 @@
-//! The module for hosts, evaluated; and its drop-ins next to the package's units, as systemd reads them.
+//! Evaluates the module for hosts, and has systemd read its drop-ins together with the package's units.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -50,7 +50,7 @@ fn each_disk_has_a_socket_and_a_service() {
             json!({ "ListenStream": ["", socket], "SocketGroup": group, "SocketMode": mode });
         assert_eq!(listens["socketConfig"], config);
     }
-    // What has a meaning in a unit is quoted.
+    // Characters with a meaning in units are escaped.
     let start = host["services"]["lazystore@db"]["serviceConfig"]["ExecStart"][1].to_string();
     assert!(start.ends_with(r#"\"--label\" \"a $$b %%c\"""#), "{start}");
 }
@@ -84,7 +84,7 @@ fn nothing_is_defined_without_disks() {
     assert_eq!(host["packages"], json!([]));
 }
 
-/// A section of a drop-in, as NixOS writes it: a list becomes a line for each value.
+/// A section of a drop-in as NixOS writes it: a list becomes one line per value.
 fn section(name: &str, values: &Value) -> String {
     let mut text = format!("[{name}]\n");
     for (key, value) in values.as_object().unwrap() {
@@ -96,7 +96,7 @@ fn section(name: &str, values: &Value) -> String {
     text
 }
 
-/// A drop-in changes what is served and where. What confines the service is the package's unit, and has not changed.
+/// A drop-in changes what is served and where. The confinement comes from the package's unit and does not change.
 #[test]
 fn systemd_reads_the_drop_ins_and_the_service_is_as_confined_as_the_packages() {
     let host = host(USER);

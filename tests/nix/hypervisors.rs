@@ -1,12 +1,12 @@
-//! The module for microvm.nix, evaluated.
+//! Evaluates the module for microvm.nix.
 
 use serde_json::{Value, json};
 
 use super::evaluator::{MICROVM, evaluated, real};
 
-/// Those that read the disk as a file.
+/// Hypervisors that read the disk as a file.
 const FILE_HYPERVISORS: [&str; 4] = ["firecracker", "kvmtool", "stratovirt", "alioth"];
-/// Those that are started by `lazystore run`.
+/// Hypervisors that `lazystore run` starts.
 const WRAPPED_HYPERVISORS: [&str; 2] = ["cloud-hypervisor", "crosvm"];
 
 fn microvm(user: &str) -> Value {
@@ -17,7 +17,7 @@ fn with(hypervisor: &str) -> Value {
     microvm(&format!("{{ microvm.hypervisor = \"{hypervisor}\"; }}"))
 }
 
-/// What is the same for all of them; with the real microvm.nix, the script that starts the VM can be made.
+/// Checks that apply to all of them. With the real microvm.nix, also that the script that starts the VM can be built.
 fn assert_served(guest: &Value) {
     assert_eq!(guest["failedAssertions"], json!([]));
     assert_eq!(guest["storeDiskType"], "erofs");
@@ -88,7 +88,7 @@ fn hypervisors_that_know_vhost_user_are_started_by_lazystore() {
         let guest = with(hypervisor);
         assert_served(&guest);
         if guest["startScript"].is_null() && real(MICROVM).is_some() {
-            // A microvm.nix of before February 2026 has no option for the hypervisor's package.
+            // Before February 2026, microvm.nix had no option for the hypervisor's package.
             assert!(
                 guest["preStart"]
                     .as_str()
@@ -113,7 +113,7 @@ fn hypervisors_that_know_vhost_user_are_started_by_lazystore() {
     }
 }
 
-/// By the rule that microvm.nix has for its own disks; with shares it has a shared memory backend already.
+/// Follows microvm.nix's rule for its own disks. With shares there already is a shared memory backend.
 #[test]
 fn a_machine_with_pci_gets_a_pci_device() {
     let pci = "vhost-user-blk-pci,chardev=lazystore,disable-legacy=on";
@@ -163,7 +163,7 @@ fn macos_has_no_lazystore() {
     assert!(message.contains("Linux host"), "{message}");
 }
 
-/// A choice of compression means nothing for a disk that is never built.
+/// The option for compression does not apply to a disk that is never built.
 #[test]
 fn squashfs_is_no_conflict() {
     assert_served(&microvm("{ microvm.storeDiskType = \"squashfs\"; }"));

@@ -1,4 +1,4 @@
-//! Start scripts, executed: real boots, and a QEMU that only says how it was started.
+//! Executes start scripts: real boots, and a fake QEMU that records how it was started.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,15 @@ use nix::unistd::Pid;
 use super::evaluator::{built, store};
 use crate::common::{from_env, tool};
 
-/// Emulated guests take all of a core each: one at a time.
+/// Only one guest runs at a time, because an emulated guest uses a whole core.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// A directory to start a VM in, as NixOS' scripts want it.
+/// A directory to start a VM in, for NixOS's scripts.
 pub struct Machine {
     dir: tempfile::TempDir,
 }
 
-/// What a guest saw: names on its disk, what the program on it printed, and facts.
+/// A guest's results: names on its disk, output of the program on it, and facts.
 pub struct Seen {
     pub names: Vec<String>,
     pub program: String,
@@ -36,7 +36,7 @@ impl Machine {
         self.dir.path().join(name)
     }
 
-    /// A start script with this directory as the VM's, or one below it.
+    /// The command of a start script for a VM in this directory, or in one below it.
     pub fn command(&self, script: &Path, below: &str) -> Command {
         let dir = self.path(below);
         fs::create_dir_all(&dir).unwrap();
@@ -50,12 +50,12 @@ impl Machine {
         command
     }
 
-    /// Boots the test guest by a start script and returns what it saw.
+    /// Boots the test guest with a start script. Returns its results.
     pub fn boot(&self, script: &Path, guest: &Guest) -> Seen {
         self.boot_and(script, guest, |_| {})
     }
 
-    /// The same; does something to the VM, whose first process is given, while it runs.
+    /// The same. Calls a function with the VM's first process while it runs.
     pub fn boot_and(&self, script: &Path, guest: &Guest, meanwhile: impl FnOnce(Pid)) -> Seen {
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let results = fs::File::create(self.path("results.raw")).unwrap();
@@ -68,7 +68,7 @@ impl Machine {
         if let Some(options) = guest.qemu_options {
             vm.env("QEMU_OPTS", options);
         }
-        // Not a pipe: who waited for its end would wait for a server that outlives the VM.
+        // Not a pipe: its end would come only after a server that outlives the VM.
         let console = fs::File::create(self.path("console")).unwrap();
         vm.stdout(console.try_clone().unwrap()).stderr(console);
         let mut vm = vm.spawn().unwrap();
@@ -80,13 +80,13 @@ impl Machine {
         self.seen()
     }
 
-    /// What the guest, and the script before it, have said so far.
+    /// Output of the script and the guest so far.
     pub fn console(&self) -> String {
         let console = fs::read(self.path("console")).unwrap();
         String::from_utf8_lossy(&console).into_owned()
     }
 
-    /// Beside what the script gives QEMU: a kernel, and a disk for what the guest found (see tests/vm/init).
+    /// Additional options for QEMU: a kernel, and a disk for the guest's results (see tests/vm/init).
     fn guest_options(&self, disk: &str) -> Vec<String> {
         let accel = from_env("LAZYSTORE_ACCEL");
         let accel = accel.split(',').next().unwrap();
@@ -131,24 +131,24 @@ impl Seen {
     }
 }
 
-/// What a guest is told to do.
+/// Settings of a guest.
 pub struct Guest {
-    /// Where it mounts the disk.
+    /// The mount point of the disk.
     pub mount_dir: &'static str,
     pub fs_type: &'static str,
-    /// The device for its findings.
+    /// The device for its results.
     pub disk: &'static str,
     /// The share that it mounts.
     pub share: Option<&'static str>,
-    /// What a user of the script gives QEMU besides.
+    /// Options for QEMU from the script's user.
     pub qemu_options: Option<&'static str>,
-    /// How long it reads everything, again and again.
+    /// How long it repeatedly reads everything.
     pub hash_s: u32,
 }
 
 impl Guest {
-    /// The guest's program is busybox, from the disk; its Nix too. What matters to a microvm only is explained in
-    /// scripts/vm. The check of the timer fails where an emulated guest gets too little time.
+    /// The guest's program is busybox from the disk, which also stands for Nix. Options for microvms are explained in
+    /// scripts/vm. The kernel's check of the timer fails if an emulated guest gets too little CPU time.
     fn kernel_command_line(&self) -> String {
         let (mount_dir, fs_type) = (self.mount_dir, self.fs_type);
         let guest = built("guest", Path::new("/nowhere"), &[]);

@@ -1,4 +1,4 @@
-//! The module for NixOS' VMs, evaluated.
+//! Evaluates the module for NixOS VMs.
 
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ fn user(store_type: &str, writable: bool, systemd: bool) -> String {
     )
 }
 
-/// Every combination of writable store and kind of initrd.
+/// All combinations of writable store and kind of initrd.
 fn variants() -> impl Iterator<Item = (bool, bool)> {
     [true, false]
         .into_iter()
@@ -42,7 +42,7 @@ fn assertions(vm: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// The disk is mounted by its label, where the option says, and the host's store nowhere.
+/// The disk is mounted by its label, where the option says. The host's store is not mounted.
 fn assert_mounted(vm: &Value, fs_type: &str, writable: bool) {
     assert_eq!(assertions(vm), [""; 0]);
     let mount_dir = if writable {
@@ -70,7 +70,7 @@ fn assert_mounted(vm: &Value, fs_type: &str, writable: bool) {
     }
     assert_eq!(vm["mountHostNixStore"], false);
     assert_eq!(vm["sharedDirectories"]["nix-store"], Value::Null);
-    // The guest's Nix loads what the first regInfo names.
+    // The guest's Nix loads the registration that the first regInfo names.
     assert_eq!(vm["kernelParams"][0], REGISTRATION);
     assert!(!vm["options"].to_string().contains("tag=nix-store"));
 }
@@ -96,7 +96,7 @@ fn lazy_builds_no_image_and_starts_qemu_through_lazystore() {
             start.contains("/bin/lazystore run --closure-info /"),
             "{start}"
         );
-        // What nixpkgs looks at to choose the emulator.
+        // nixpkgs chooses the emulator by this.
         assert_eq!(vm["qemuVersion"], "7.2");
         assert_eq!(vm["hostIsLinux"], true);
     }
@@ -119,14 +119,14 @@ fn images_are_the_last_drive_and_read_only_and_qemu_is_left_alone() {
         assert_eq!(drives[1]["driveExtraOpts"], options);
         let file = drives[1]["file"].as_str().unwrap();
         assert!(file.ends_with("-nix-store-image/nixos.img"), "{file}");
-        // The scripted initrd would check the disk whatever noCheck says; the root file system is checked otherwise.
+        // The scripted initrd would check the disk regardless of noCheck. The root file system is checked differently.
         let unchecked = store_type == "ext4" && !systemd;
         assert_eq!(vm["checkJournalingFS"], !unchecked, "{store_type}");
         assert_eq!(vm["startScript"], Value::Null);
     }
 }
 
-/// Else a disk that a test calls /dev/vdb would be another one than without this module.
+/// Otherwise /dev/vdb in a test would be another disk than without this module.
 #[test]
 fn other_disks_keep_their_letters() {
     for store_type in IMAGE_TYPES {
@@ -205,7 +205,7 @@ fn unsupported_configurations_fail_with_an_explanation() {
     }
 }
 
-/// On macOS there is no lazystore; an image is made there.
+/// There is no lazystore on macOS, so an image is built there.
 #[test]
 fn on_a_host_that_is_not_linux_the_store_is_an_image() {
     let vm = evaluated("summary", &[("isLinux", "false")]);

@@ -1,4 +1,4 @@
-//! Start scripts as the modules make them, built and executed with programs that stand for the VMMs.
+//! Builds the modules' start scripts, and executes them with fake VMMs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -22,12 +22,12 @@ fn lines(path: &Path) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// How often an argument is there.
+/// Number of occurrences of an argument.
 fn count(arguments: &[String], argument: &str) -> usize {
     arguments.iter().filter(|a| *a == argument).count()
 }
 
-/// As current NixOS starts QEMU: with memory that is shared already, for virtiofs.
+/// Current NixOS starts QEMU with memory that is already shared, for virtiofs.
 #[test]
 fn the_start_script_gives_qemu_the_disk_and_cleans_up() {
     let machine = Machine::new();
@@ -44,7 +44,7 @@ fn the_start_script_gives_qemu_the_disk_and_cleans_up() {
     assert!(at("-name") < at("-nographic") && at("-nographic") < at("-snapshot"));
     let disk = at("vhost-user-blk-pci,chardev=lazystore");
     assert_eq!(disk, arguments.len() - 1);
-    // The memory is the one that is there.
+    // The existing memory backend is used.
     assert_eq!(count(&arguments, "-object"), 1);
     assert_eq!(count(&arguments, "memory-backend=mem0"), 1);
     let memory = &arguments[at("-object") + 1];
@@ -65,7 +65,7 @@ fn the_start_script_gives_qemu_the_disk_and_cleans_up() {
     assert_eq!(left, ["xchg"]);
 }
 
-/// As older NixOS starts it: then the memory becomes shared, whatever its size is in the end.
+/// Older NixOS starts QEMU without. The memory then becomes shared, with whatever size the options set.
 #[test]
 fn unshared_memory_becomes_shared() {
     let machine = Machine::new();
@@ -80,7 +80,7 @@ fn unshared_memory_becomes_shared() {
     assert!(memory.ends_with("size=2G,share=on"), "{memory}");
 }
 
-/// A socket's path has 107 bytes at most.
+/// A socket's path is at most 107 bytes long.
 #[test]
 fn a_vm_works_in_a_directory_with_a_long_name() {
     let machine = Machine::new();
@@ -122,7 +122,7 @@ fn queries_to_qemu_get_no_disk() {
 
 // --- microvm.nix ---
 
-/// systemd would take the unit for active before the VM has booted.
+/// Otherwise systemd would consider the unit active before the VM has booted.
 #[test]
 fn lazystore_does_not_notify_systemd() {
     let machine = Machine::new();
@@ -134,7 +134,7 @@ fn lazystore_does_not_notify_systemd() {
         let mut vm = machine.command(&runner, ".");
         let status = vm.env("NOTIFY_SOCKET", &heard).status().unwrap();
         assert_eq!(status.code(), Some(7), "{hypervisor}");
-        // The VM has run, so whatever was said before is here, and would come first.
+        // The VM has run, so an earlier notification would be here, before this one.
         let last = UnixDatagram::unbound().unwrap();
         last.send_to(b"nothing", &heard).unwrap();
         let mut message = [0; 64];
@@ -182,7 +182,7 @@ fn crosvm_gets_the_socket_only_when_it_runs_a_vm() {
     assert_eq!(lines(&machine.path("arguments")), ["powerbtn", "vm.sock"]);
 }
 
-/// QEMU becomes that user after it has connected, and must be able to do it again.
+/// QEMU switches to that user after it has connected, and must be able to reconnect.
 #[test]
 fn the_socket_belongs_to_the_user_that_qemu_switches_to() {
     let machine = Machine::new();
@@ -194,7 +194,7 @@ fn the_socket_belongs_to_the_user_that_qemu_switches_to() {
     assert_eq!(socket, "socket 600 nobody");
 }
 
-/// A PATH with some of the machine's programs only, and an `id` that tells the script its user.
+/// A PATH with only some of the machine's programs, and an `id` that reports another user.
 fn path_without_fuse(machine: &Machine, uid: u32) -> PathBuf {
     let dir = machine.path("bin");
     std::fs::create_dir(&dir).unwrap();
@@ -222,7 +222,7 @@ fn without_fuse_for_users_the_error_says_what_to_set() {
     assert!(text.contains("set programs.fuse.enable = true"), "{text}");
 }
 
-/// microvm.nix starts a VM again whose processes were all killed.
+/// microvm.nix restarts a VM whose processes were all killed.
 #[test]
 fn a_dead_mount_is_replaced() {
     let machine = Machine::new();
@@ -238,7 +238,7 @@ fn a_dead_mount_is_replaced() {
     let workers = children(pid);
     server.kill().unwrap();
     for worker in workers {
-        // It may have seen already that the server is gone.
+        // It may already have noticed that the server is gone.
         let _ = kill(worker, Signal::SIGKILL);
     }
     server.wait().unwrap();
@@ -264,7 +264,7 @@ fn a_directory_that_cannot_be_created_is_named() {
 
 // --- images ---
 
-/// Independent of the builder and the date.
+/// They do not depend on the builder and the date.
 #[test]
 fn images_are_reproducible() {
     for store_type in ["erofs", "ext4"] {

@@ -1,4 +1,4 @@
-//! Clients that this project did not write, over TLS too.
+//! Independent clients, also over TLS.
 
 use std::process::{Command, Output};
 
@@ -10,7 +10,7 @@ use super::super::program::try_serve_closure;
 use super::{CLOSURES, Fixture};
 use crate::common::tool;
 
-/// Runs a client for two minutes at most.
+/// Runs a client, for at most two minutes.
 fn output(program: &str, package: &str, args: &[&str]) -> Output {
     let mut command = Command::new(tool("timeout", "coreutils"));
     command.args(["-k", "5", "120"]).arg(tool(program, package));
@@ -28,7 +28,7 @@ fn nbdinfo(args: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Asserts that a list as nbdinfo makes it has all disks and their sizes.
+/// Asserts that nbdinfo's list has all disks and their sizes.
 fn assert_lists_all(fixture: &Fixture, list: &Value) {
     let exports = list["exports"].as_array().unwrap().iter();
     let found: Vec<_> = exports
@@ -72,7 +72,7 @@ fn real_clients_choose_by_name() {
     }
 }
 
-/// What a server of one closure alone serves.
+/// The disk of a server with only this closure.
 #[test]
 #[ignore = "needs libnbd and QEMU"]
 fn a_copy_of_an_export_is_a_copy_of_its_closures_disk() {
