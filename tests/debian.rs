@@ -1,4 +1,4 @@
-//! A Debian root file system, served by `--tree` without any Nix: a VM has it as its root, below an overlay.
+//! A Debian root file system, served with `--tree` and without Nix. It is a VM's root below an overlay.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::common::vm::lock_guest;
 use crate::common::{from_env, tool};
 
-/// What the guest runs once it has booted.
+/// The script that the guest runs after booting.
 const SCRIPT: &str = "stat --file-system --format=%T / >/dev/ttyS0; \
                       touch /written && cat /usr/bin/* | sha256sum >/dev/ttyS0; poweroff -f";
 
@@ -35,7 +35,7 @@ fn boot(root: &str) -> Command {
     run
 }
 
-/// What `cat /usr/bin/* | sha256sum` prints for that root.
+/// Output of `cat /usr/bin/* | sha256sum` for that root.
 fn sum_of_programs(root: &str) -> String {
     let mut sum = Command::new("chroot");
     sum.args([root, "sh", "-c", "cat /usr/bin/* | sha256sum"]);
@@ -55,7 +55,7 @@ fn debian_boots_from_a_tree_below_an_overlay() {
     let text: Vec<&str> = console.lines().map(str::trim).collect();
     assert!(text.contains(&"overlayfs"), "{console}");
     assert!(text.contains(&sum_of_programs(&root).trim()), "{console}");
-    // What the guest wrote went into its memory.
+    // The guest's writes are only in its memory.
     assert!(!fs::exists(format!("{root}/written")).unwrap());
 }
 

@@ -1,4 +1,4 @@
-//! A disk's identity: the same wherever the same bytes are served, and another one for everything that changes them.
+//! The fingerprint of a disk: the same wherever the same bytes are served, and different for every change of a byte.
 
 use std::fs;
 use std::path::Path;
@@ -55,7 +55,7 @@ impl Host {
         )
     }
 
-    /// Of the closure with all that is registered.
+    /// The fingerprint with the complete registration.
     fn fingerprint(&self, more: &[&str]) -> String {
         let output = self.run("fingerprint", &[&["--closure-info", "."], more].concat());
         assert!(output.stderr.is_empty(), "{output:?}");
@@ -130,7 +130,7 @@ fn without_hashes_the_fingerprint_is_weak_and_a_warning_says_so() {
         "{output:?}"
     );
     assert_eq!(printed(&other.run("fingerprint", &args)), weak);
-    // The size is all that tells it from another one.
+    // Only the size distinguishes it from another disk.
     let file = other.0.path().join("nix/store/bbb-two/file");
     fs::write(file, "x".repeat(20_000)).unwrap();
     assert_ne!(printed(&other.run("fingerprint", &args)), weak);
@@ -172,7 +172,7 @@ fn a_disk_with_another_fingerprint_is_refused() {
     assert_eq!(host.fingerprint(&["--expect", &expected]), expected);
 }
 
-/// With a binary cache the layout is another one, and does not depend on which paths are on this host.
+/// With a binary cache the layout differs, and does not depend on which paths are on this host.
 #[test]
 fn a_binary_cache_changes_the_fingerprint_wherever_the_paths_are() {
     let store = RemoteStore::new(&["top", "middle", "bottom"]);

@@ -1,5 +1,5 @@
-//! Frontends, each served from accept to the end: those that fuzzing has kept, and random ones. A program and a test of its
-//! own: the descriptors and threads that a connection leaves behind can be told only where nothing else runs.
+//! Frontends of the fuzzing corpus and random ones, each served from accept to its end. This is a separate program with
+//! one test, because it checks that a connection leaks no descriptors and threads of this process.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 #[path = "fuzz/targets/frontend.rs"]
@@ -30,7 +30,7 @@ fn random() {
     let config = ProptestConfig {
         cases: 1000,
         failure_persistence: None,
-        // The same in every run.
+        // The same seed in every run.
         rng_seed: RngSeed::Fixed(1),
         ..ProptestConfig::default()
     };

@@ -1,12 +1,12 @@
-//! The same disk: digests of every used block of fixed stores and trees, from now on and for ever.
+//! Digests of all used blocks of fixed stores and trees. They must never change.
 //!
-//! A guest may hold inodes of a disk that another version of this program served before, and a snapshot may hold
-//! its page cache. So the bytes of a disk are a promise. **If a digest here changes, the layout has changed.** That is
-//! a decision: raise `LAYOUT_VERSION`, add rows for the new version to [`GOLDEN`], and never edit rows of an old one.
+//! A guest may have cached inodes of a disk that another version of this program has served, and a snapshot may contain
+//! its page cache. So the bytes of a disk must stay the same. **If a digest here changes, the layout has changed.** If
+//! that is intended, raise `LAYOUT_VERSION` and add rows for the new version to [`GOLDEN`]. Never edit old rows.
 //!
-//! What a digest covers: the layout version, the length of the disk, and the address and bytes of every block that
-//! belongs to something. On failure, the address and digest of each block are written to `golden-CASE.txt` in
-//! `target/tmp`. To get the list of a good commit, falsify a digest there and run the test.
+//! A digest covers the layout version, the length of the disk, and the addresses and bytes of all used blocks. On
+//! failure, the address and digest of each block are written to `golden-CASE.txt` in `target/tmp`. To get that list for
+//! a good commit, change a digest there and run the test.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -134,12 +134,12 @@ const GOLDEN: [(u32, &str, &str); 21] = [
 ];
 
 const BLOCK: usize = 4096;
-/// Of a used range that is longer than this, its ends are read whole and a few blocks of its middle.
+/// Of a longer used range, only the ends and some blocks in the middle are read.
 const WHOLE_BYTES: u64 = 64 << 20;
 const END_BYTES: u64 = 1 << 20;
 const MIDDLE_STEP_BYTES: u64 = 1 << 30;
 
-/// Compares a disk with the row of the case.
+/// Compares the digest of a disk with the row of the case.
 fn check(case: &str, image: &Image) {
     let mut digest = Sha256::new();
     digest.update(LAYOUT_VERSION.to_le_bytes());
@@ -175,7 +175,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Addresses of the blocks to read, ascending.
+/// Addresses of the blocks to read, in ascending order.
 fn used_blocks(image: &Image) -> Vec<u64> {
     let mut blocks = Vec::new();
     let mut at = 0;
@@ -195,7 +195,7 @@ fn used_blocks(image: &Image) -> Vec<u64> {
     blocks
 }
 
-/// Bytes that tell one place in one file from another. The digests depend on them.
+/// Bytes that differ for each place in each file. The digests depend on them.
 fn contents(seed: usize, len: usize) -> Vec<u8> {
     let mut state = seed as u64 ^ 0x9e37_79b9_7f4a_7c15;
     let next = |_| {
@@ -218,7 +218,7 @@ fn dir(parent: &Path, name: &str) -> PathBuf {
     path
 }
 
-/// Store paths in a directory of their own, in the order in which they were made: not sorted.
+/// Store paths in a directory, in the order of their creation, not sorted.
 struct Store {
     root: TempDir,
     paths: Vec<(String, u64)>,
@@ -234,14 +234,14 @@ impl Store {
         }
     }
 
-    /// Makes a store path and notes the size of its NAR.
+    /// Creates a store path and records its NAR size.
     fn add(&mut self, name: &str, make: impl FnOnce(&Path)) {
         let path = self.root.path().join("nix/store").join(name);
         make(&path);
         self.paths.push((name.to_owned(), nar::size_bytes(&path)));
     }
 
-    /// As a closure whose NAR sizes `size` tells; without one there is no registration.
+    /// A closure with the NAR sizes that `size` returns. Without a size, the path has no registration.
     fn closure(&self, size: impl Fn(&str, u64) -> Option<u64>) -> Closure {
         let (mut list, mut registration) = (String::new(), String::new());
         for (name, nar_size) in &self.paths {
@@ -266,13 +266,13 @@ impl Store {
         }
     }
 
-    /// As a closure of which every NAR size is registered.
+    /// A closure with all NAR sizes registered.
     fn registered(&self) -> Closure {
         self.closure(|_, size| Some(size))
     }
 }
 
-/// Every kind of store path: a directory, a file, a symlink; every kind of thing in them; every limit of the format.
+/// All kinds of store paths (directory, file, symlink), all kinds of files in them, and all limits of the format.
 fn store_of_all_kinds() -> Store {
     let mut store = Store::new();
     store.add("zzz-last-script", |path| file(path, 1, 900, 0o755));
@@ -300,7 +300,7 @@ fn store_of_all_kinds() -> Store {
     store
 }
 
-/// Files around the limits of inline data and of a block; executable by the owner's bit alone.
+/// Files with sizes around the limits of inline data and of a block. Executable only by the owner's bit.
 fn sizes(path: &Path) {
     fs::create_dir(path).unwrap();
     for (seed, len) in [
@@ -315,7 +315,7 @@ fn sizes(path: &Path) {
     }
 }
 
-/// Directories of no block, one and many, nested in each other.
+/// Nested directories of no block, one block and many blocks.
 fn directories(path: &Path) {
     fs::create_dir(path).unwrap();
     for count in [3000, 1, 0, 165, 166, 167, 168] {
@@ -331,7 +331,7 @@ fn directories(path: &Path) {
     }
 }
 
-/// Names on both sides of `.` and `..`, of odd bytes, and as long as names get.
+/// Names that sort before and after `.` and `..`, names with unusual bytes, and names of the maximum length.
 fn names(path: &Path) {
     fs::create_dir(path).unwrap();
     let odd: [&[u8]; 12] = [
@@ -356,7 +356,7 @@ fn names(path: &Path) {
     }
 }
 
-/// Symlinks of every length around the limits of inline targets, and files with several names.
+/// Symlinks of all lengths around the limits of inline targets, and hard links.
 fn links(path: &Path) {
     fs::create_dir(path).unwrap();
     for len in [4095, 1, 2, 100, 4000, 4031, 4032, 4033, 4063, 4064, 4065] {
@@ -366,7 +366,8 @@ fn links(path: &Path) {
     fs::hard_link(path.join("two"), path.join("one")).unwrap();
 }
 
-/// A tree with what no store path can hold, as far as everybody may make it, and modes and times of its own.
+/// A tree with files that no store path can contain, as far as unprivileged users can create them, and with various
+/// modes and times.
 fn tree() -> TempDir {
     let root = memory_dir();
     let path = root.path();
@@ -387,7 +388,7 @@ fn tree() -> TempDir {
     root
 }
 
-/// Gives `path` and everything below it modes and times that depend on neither the umask nor the clock.
+/// Sets modes and times of `path` and everything below it, independent of the umask and the clock.
 fn settle(path: &Path, counter: &mut i64) {
     let kind = fs::symlink_metadata(path).unwrap().file_type();
     if kind.is_dir() {
@@ -423,7 +424,7 @@ fn disk(closure: &Closure) -> Image {
     Image::new(closure, &ImageOptions::default()).unwrap()
 }
 
-/// The store is made once: most of the time goes into its thousands of files.
+/// The store, created once, because its thousands of files take most of the time.
 #[test]
 fn a_store_of_all_kinds() {
     let store = store_of_all_kinds();
@@ -453,7 +454,7 @@ fn with_registration(store: &Store, text: Vec<u8>) -> Image {
     Image::new(&store.registered(), &options).unwrap()
 }
 
-/// What `--with-registration` puts on the disk.
+/// The registration that `--with-registration` adds to the disk.
 fn registration(store: &Store) -> Vec<u8> {
     let (mut list, mut registered) = (String::new(), String::new());
     let first = format!("/nix/store/{}\n", store.paths[0].0);
@@ -484,7 +485,7 @@ fn a_root_directory_of_many_blocks() {
     check("wide-root", &disk(&store.registered()));
 }
 
-/// A size that no compact inode holds, and data at an offset of more than 32 bits.
+/// A file whose size does not fit a compact inode, with data at an offset of more than 32 bits.
 #[test]
 fn a_file_of_more_than_4_gib() {
     const LEN: u64 = (5 << 30) + 3;
@@ -496,14 +497,14 @@ fn a_file_of_more_than_4_gib() {
         let seed = usize::try_from(at).unwrap();
         file.write_all_at(&contents(seed, 4000), at).unwrap();
     }
-    // 112 bytes around a single file's contents, which are padded to 8.
+    // The NAR of a single file is 112 bytes longer than its contents, padded to 8 bytes.
     let nar_size = 112 + LEN.next_multiple_of(8);
     store.paths.push(("huge".to_owned(), nar_size));
     check("huge-file", &disk(&store.registered()));
 }
 
-/// Of three paths whose bounds do not fit together, as many as must be are planned exactly: the first two. (`too-big-bounds` was
-/// the same with registered sizes that were not true. Such paths are not served any more.)
+/// If the bounds of three paths do not fit together, as many as necessary are planned exactly: the first two.
+/// (`too-big-bounds` was the same with wrong registered sizes. Such paths are no longer served.)
 #[test]
 fn bounds_that_do_not_fit() {
     const LEN: u64 = 40 << 30;
@@ -522,7 +523,7 @@ fn bounds_that_do_not_fit() {
     check("bounds-too-big", &image);
 }
 
-/// Owners are set: without root a file belongs to the user who runs the test.
+/// Without root, files belong to the user who runs the test, so owners are set by options.
 #[test]
 fn a_tree_of_all_kinds() {
     let dir = tree();
@@ -534,7 +535,7 @@ fn a_tree_of_all_kinds() {
     check("tree", &tree_disk(dir.path(), &options));
 }
 
-/// Devices and owners, which only root can make.
+/// Devices and owners, which only root can create.
 #[test]
 #[ignore = "needs root"]
 fn a_tree_with_devices_and_owners() {
@@ -559,7 +560,7 @@ fn a_tree_with_devices_and_owners() {
     for name in ["names", "dir/empty"] {
         own_all(&dir.path().join(name));
     }
-    // A change of owner takes the bit away.
+    // Changing the owner clears the set-user-ID bit.
     let setuid = Permissions::from_mode(0o4711);
     fs::set_permissions(dir.path().join("mode4711"), setuid).unwrap();
     settle(dir.path(), &mut 0);
@@ -569,7 +570,7 @@ fn a_tree_with_devices_and_owners() {
     );
 }
 
-/// Gives everything below `path` to the same user.
+/// Sets the owner of everything below `path`.
 fn own_all(path: &Path) {
     chown(path, Some(5), Some(6)).unwrap();
     if path.is_dir() {

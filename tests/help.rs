@@ -1,4 +1,4 @@
-//! What helps a person: help, manual pages, completions, log lines, and the doctor.
+//! Help, manual pages, completions, log lines, and the doctor.
 
 use std::process::{Command, Output};
 
@@ -197,7 +197,7 @@ fn the_doctor_tries_kvm_with_a_real_boot() {
     let (findings, code) = doctor(&mut lazystore(&["doctor", "--json", "--kernel", &kernel]));
     assert_eq!(code, Some(0), "{findings:?}");
     let kvm = finding(&findings, "KVM");
-    // What scripts/test has found out by booting a guest.
+    // The result of a trial boot by scripts/test.
     let boots = from_env("LAZYSTORE_ACCEL").starts_with("kvm");
     assert_eq!(kvm["status"] == "ok", boots, "{kvm}");
     assert_eq!(finding(&findings, "QEMU")["status"], "ok");

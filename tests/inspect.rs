@@ -1,4 +1,4 @@
-//! `inspect` names what lies at every place of a disk, as an independent reader sees it.
+//! `inspect` locates what is at each place of a disk. Checked against an independent reader.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +14,7 @@ use lazystore::image::Image;
 use lazystore::tree::FileKind;
 use proptest::prelude::*;
 
-/// The path below the root of every nid, as erofs-rs reports them.
+/// The path of every nid according to erofs-rs.
 fn nids(image: &Arc<Image>) -> HashMap<u64, Vec<u8>> {
     let fs = open(image);
     let mut found = HashMap::new();
@@ -27,7 +27,7 @@ fn nids(image: &Arc<Image>) -> HashMap<u64, Vec<u8>> {
     found
 }
 
-/// Where every spot is that lies in the ranges the paths use; they must follow each other without gaps.
+/// All spots in the used ranges of the paths. They must be contiguous.
 fn spots(image: &Image) -> Vec<(Place, std::ops::Range<u64>)> {
     let mut found = Vec::new();
     let mut walk = |from: u64, to: u64| {
@@ -52,7 +52,7 @@ fn spots(image: &Image) -> Vec<(Place, std::ops::Range<u64>)> {
     found
 }
 
-/// The host's bytes, or target, of a file that the disk keeps at `range`.
+/// Compares the disk's bytes at `range` with a file's contents or a symlink's target on the host.
 fn host_bytes(dir: &Path, path: &[u8], kind: FileKind) -> Vec<u8> {
     use std::os::unix::ffi::OsStrExt;
     let path = dir.join(std::ffi::OsStr::from_bytes(path));
@@ -192,7 +192,7 @@ fn sizes_in_the_map_add_up() {
         "{text}"
     );
     assert!(text.contains("1 path, 3 files"), "{text}");
-    // The columns are explained, and sizes have units.
+    // The output explains its columns, and sizes have units.
     assert!(text.contains("a bound from the NAR size"), "{text}");
     assert!(text.contains("used, 12.3 kB"), "{text}");
     let (_, json) = inspect(dir.path(), &["--json"]);

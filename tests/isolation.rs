@@ -1,4 +1,4 @@
-//! A guest reads the closure and nothing else: every byte of the disk is looked at.
+//! A disk contains only the closure. Every byte is checked.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
@@ -12,12 +12,12 @@ use tempfile::TempDir;
 
 use crate::common::nar;
 
-/// In the names and the contents of what is not on the disk.
+/// Marker in the names and contents of files that must not be on the disk.
 const SECRET: &[u8] = b"unreferenced-and-secret";
-/// In the names and the contents of what is.
+/// Marker in the names and contents of files that must be on the disk.
 const PUBLIC: &[u8] = b"referenced-and-public";
 
-/// The disk of some paths of the chroot store `root`, with their NAR sizes if `registered`.
+/// The image of some paths of the chroot store `root`, with NAR sizes if `registered`.
 fn disk(root: &Path, names: &[&str], registered: bool) -> Image {
     let list = root.join("list");
     let registration = root.join("registration");
@@ -44,7 +44,7 @@ fn disk(root: &Path, names: &[&str], registered: bool) -> Image {
     Image::new(&closure, &ImageOptions::default()).unwrap()
 }
 
-/// Every byte of the disk, but for runs of zeros that belong to nothing, of which only the length is kept.
+/// All bytes of the disk. Of holes, only the length is kept.
 fn bytes(image: &Image) -> Vec<u8> {
     let (mut bytes, mut zeros, mut len) = (Vec::new(), 0, 0);
     let mut sink = |piece: Piece<'_>| -> Result<(), ReadError> {
@@ -81,7 +81,7 @@ fn occurrences(bytes: &[u8], wanted: &[u8]) -> usize {
     windows.filter(|window| *window == wanted).count()
 }
 
-/// A store path with `marker` in everything it consists of.
+/// Creates a store path with `marker` in all names, contents and targets.
 fn write_path(store: &Path, prefix: &str, marker: &[u8]) -> String {
     let marker = str::from_utf8(marker).unwrap();
     let name = format!("{prefix}-{marker}");
@@ -104,7 +104,7 @@ fn only_the_closure_is_on_the_disk() {
         write_path(&store, "bbb", PUBLIC),
         write_path(&store, "ddd", PUBLIC),
     ];
-    // Before, between and after them, and a link that leads out.
+    // Other paths before, between and after them, and a symlink that leads outside.
     for prefix in ["aaa", "ccc", "eee", "bbb0"] {
         let secret = write_path(&store, prefix, SECRET);
         let link = store.join(&names[0]).join(format!("to-{prefix}"));
@@ -115,13 +115,13 @@ fn only_the_closure_is_on_the_disk() {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     for registered in [false, true] {
         let bytes = bytes(&disk(root.path(), &names, registered));
-        // Two paths, with three files of that many markers each.
+        // Two paths, each with three files with that number of markers.
         assert!(occurrences(&bytes, PUBLIC) > 2 * 5201);
         assert_eq!(occurrences(&bytes, SECRET), 0);
     }
 }
 
-/// A store whose metadata on the host are as odd as `odd` says.
+/// A store whose metadata on the host depend on `odd`.
 fn write_host(root: &Path, odd: bool) -> [String; 2] {
     let store = root.join("nix/store");
     let names = [
@@ -132,7 +132,7 @@ fn write_host(root: &Path, odd: bool) -> [String; 2] {
     let twins = [dirs[0].join("twin"), dirs[1].join("twin")];
     fs::write(&twins[0], "the same in both").unwrap();
     if odd {
-        // Inode numbers of this one are different ones, too.
+        // Inode numbers differ, too.
         fs::hard_link(&twins[0], &twins[1]).unwrap();
         let time = SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
         for path in [&dirs[0], &dirs[1], &twins[0]] {
@@ -150,7 +150,7 @@ fn write_host(root: &Path, odd: bool) -> [String; 2] {
 #[ignore = "needs root"]
 fn attributes_of_the_host_are_not_on_the_disk() {
     let disk_dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    // A tmpfs on every Linux (shm_overview(7)).
+    // A tmpfs on every Linux system (shm_overview(7)).
     let memory_dir = TempDir::new_in("/dev/shm").unwrap();
     let device = |dir: &TempDir| fs::metadata(dir.path()).unwrap().dev();
     assert_ne!(device(&disk_dir), device(&memory_dir));

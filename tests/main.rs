@@ -1,11 +1,11 @@
-//! The integration tests, one program: it is linked once, and tests of all modules share its threads.
+//! The integration tests: one program, because it is linked only once and its tests share one pool of threads.
 //!
-//! To add a test, add a function to a module; to add a module, add `tests/NAME.rs` and its line below. There are two
-//! tiers. A test that needs root, a tool, or what `scripts/test` prepares belongs to the full one and says so:
-//! `#[ignore = "needs root"]`. `cargo test` runs the others, on a bare checkout; `scripts/test` runs all.
+//! To add a test, add a function to a module. To add a module, add `tests/NAME.rs` and its line below. There are two
+//! tiers. A test that needs root, a tool, or what `scripts/test` prepares belongs to the full tier and is marked, for
+//! instance `#[ignore = "needs root"]`. `cargo test` runs the others on a bare checkout. `scripts/test` runs all.
 //!
-//! Tests are threads of one process: none may change the working directory, the environment, limits, or what signals
-//! do. A test that has to, or that counts what its own process holds, gets a program of its own in Cargo.toml.
+//! Tests are threads of one process, so they must not change the working directory, the environment, limits or signal
+//! handlers. A test that must do so, or that counts resources of its own process, gets its own program in Cargo.toml.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -56,7 +56,7 @@ mod verify;
 mod vhost_user;
 mod watching;
 
-/// A file that nobody names is never compiled, and its tests never run.
+/// A file without a `mod` line is never compiled, and its tests never run.
 #[test]
 fn every_file_of_tests_is_a_module() {
     let own = include_str!("main.rs");

@@ -1,6 +1,6 @@
-//! Guests that are saved, restored and moved between QEMUs and servers while they read: nothing of it shows.
+//! Guests that are saved, restored and migrated between QEMUs and servers while they read. They do not notice it.
 //!
-//! `scripts/test` prepares kernel, initrd and store, and says where they are.
+//! `scripts/test` prepares kernel, initrd and store, and sets variables with their paths.
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub fn closure() -> Vec<String> {
         .to_vec()
 }
 
-/// The fingerprint that the other server has to have.
+/// The fingerprint that the other server must have.
 fn fingerprint() -> String {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lazystore"));
     let output = command.arg("fingerprint").args(closure()).output().unwrap();
@@ -33,7 +33,7 @@ fn server() -> Server {
     Server::start_after(&[], &closure(), &["--expect", &fingerprint()])
 }
 
-/// What the guest found out must be what the host has, in every round of hashing.
+/// Checks that the guest's results equal the host's data in every round of hashing.
 pub fn check_results(machine: &Machine) {
     machine.unpack_results();
     let out = &machine.dir;
@@ -55,7 +55,7 @@ pub fn check_results(machine: &Machine) {
     );
 }
 
-/// Waits until the guest has hashed some more.
+/// Waits until the guest has completed another round of hashing.
 pub fn hash_on(machine: &Machine) {
     let before = machine.rounds();
     wait_long_for("another round of hashing", PATIENCE, || {
@@ -63,7 +63,7 @@ pub fn hash_on(machine: &Machine) {
     });
 }
 
-/// Moves the guest to a new process that has the store at `socket`.
+/// Migrates the guest to a new process with the store at `socket`.
 fn migrate(machine: &mut Machine, mut from: Qemu, socket: &Path) -> Qemu {
     let place = format!("unix:{}", machine.dir.join("migration").display());
     let mut to = machine.start(socket, &["-incoming", &place]);
@@ -73,7 +73,7 @@ fn migrate(machine: &mut Machine, mut from: Qemu, socket: &Path) -> Qemu {
     to
 }
 
-/// How often: `LAZYSTORE_MIGRATIONS` sets another number.
+/// Default number of migrations. `LAZYSTORE_MIGRATIONS` sets another.
 fn migrations() -> usize {
     let asked = std::env::var("LAZYSTORE_MIGRATIONS").ok();
     asked.map_or(4, |count| count.parse().unwrap())
@@ -99,7 +99,7 @@ fn a_guest_reads_correctly_while_it_migrates_back_and_forth() {
         qemu = migrate(&mut machine, qemu, &there.socket);
         println!("migration {count}: {} rounds", machine.rounds());
     }
-    // It hashes for its whole time, however quickly it was moved.
+    // It hashes for a fixed time, regardless of how fast the migrations were.
     let hashing = Duration::from_secs(u64::try_from(seconds).unwrap());
     qemu.wait_at_most(hashing + PATIENCE);
     println!("{} migrations, {kills} workers killed", migrations());
@@ -116,7 +116,7 @@ fn a_saved_guest_continues_with_a_new_server() {
     let mut qemu = machine.start(&first.socket, &[]);
     machine.wait_for_words("lazystore: hashed 1");
     qemu.monitor("savevm saved");
-    // What comes now did not happen for who is restored.
+    // The restored guest does not see what happens after the snapshot.
     hash_on(&machine);
     qemu.quit();
     drop(first);

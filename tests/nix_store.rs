@@ -1,4 +1,4 @@
-//! With a real Nix: closures from its database, its garbage collector, its `--load-db`.
+//! Tests with a real Nix: closures from its database, garbage collection, `--load-db`.
 
 mod database;
 mod gc;

@@ -1,7 +1,7 @@
-//! Readers that this project did not write, on a realistic store: the kernel, erofs-utils, erofs-rs, Nix. `tests/fuse.rs`
-//! asks the same of a store of nasty cases.
+//! Independent readers on a realistic store: the kernel, erofs-utils, erofs-rs, Nix. `tests/fuse.rs` tests them on a store
+//! of difficult cases.
 //!
-//! The store is made by `scripts/test`, which says where it is.
+//! `scripts/test` prepares the store and sets a variable with its path.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use crate::common::{nasty, tool};
 use lazystore::closure::{Closure, Contents, Source, StoreLocation, StorePath};
 use proptest::prelude::*;
 
-/// The store that `scripts/test` has made, and its closure.
+/// The store that `scripts/test` has prepared, and its closure.
 struct Realistic {
     closure: Closure,
     args: Vec<OsString>,
@@ -160,7 +160,7 @@ fn nix_hashes_the_mounted_paths_as_registered() {
     }
 }
 
-/// All that `find` says about a tree but times, sorted.
+/// Everything that `find` can print about a tree, except for times. Sorted.
 fn found(dir: &Path) -> Vec<String> {
     let format = "%P %y %m %U %G %s %l\\n";
     let text = run(Command::new(tool("find", "findutils"))
@@ -178,7 +178,7 @@ fn found(dir: &Path) -> Vec<String> {
 #[test]
 #[ignore = "needs the store of scripts/test"]
 fn mkfs_erofs_writes_an_equal_tree() {
-    /// Holds names of 255 bytes, which mkfs.erofs 1.5 cuts off and then cannot find.
+    /// Contains names of 255 bytes, which mkfs.erofs 1.5 truncates and then cannot find.
     const CORNERS: &str = "-corners";
     let realistic = Realistic::new();
     let dir = tempfile::tempdir().unwrap();
@@ -204,7 +204,7 @@ fn mkfs_erofs_writes_an_equal_tree() {
     }
 }
 
-/// What is on the disk, as plain bytes: the parts that may hold something, and where they start.
+/// The used parts of the disk as plain bytes, with their addresses.
 fn model(dir: &Path) -> (Arc<lazystore::image::Image>, Vec<(u64, Vec<u8>)>) {
     let image = Arc::new(crate::common::tree_image(dir));
     let used = image.usage(0).unwrap();
@@ -215,7 +215,7 @@ fn model(dir: &Path) -> (Arc<lazystore::image::Image>, Vec<(u64, Vec<u8>)>) {
     ];
     let read = |(start, blocks): (u32, u32)| {
         let at = u64::from(start) * 4096;
-        // Some zeros after it belong to the model too.
+        // The model also contains some zeros after it.
         let mut bytes = vec![0; (blocks as usize + 8) * 4096];
         image.read_exact_at(&mut bytes, at).unwrap();
         (at, bytes)
@@ -257,7 +257,7 @@ fn all_read_functions_return_the_same_bytes() {
         prop_assert!(seen == bytes[at..end], "the core at {}+{}", start, at);
         file.read_exact_at(&mut seen, start + at as u64).unwrap();
         prop_assert!(seen == bytes[at..end], "FUSE at {}+{}", start, at);
-        // A block device reads sectors.
+        // Reads of a block device are whole sectors.
         let (at, end) = (at / 512 * 512, end.div_ceil(512) * 512);
         let read = client.borrow_mut().read(queue, &[(start + at as u64, end - at)]).remove(0);
         prop_assert!(read.as_deref() == Ok(&bytes[at..end]), "vhost-user at {}+{}", start, at);

@@ -1,4 +1,4 @@
-//! What users get: an installed tree, the archive and the Debian package, made from the program under test.
+//! The installed files, the release archive and the Debian package, made from the program under test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::common::{server, tool};
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
 
-/// Below the prefix, among others.
+/// Some of the files below the prefix.
 const INSTALLED: [&str; 10] = [
     "bin/lazystore",
     "lib/systemd/system/lazystore@.service",
@@ -61,7 +61,7 @@ fn files(dir: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-/// The program under test, installed below `prefix`.
+/// Installs the program under test below `prefix`.
 fn install(prefix: &Path) -> Command {
     let mut install = script("install");
     install.env("PREFIX", prefix).env("BINARY", LAZYSTORE);
@@ -95,7 +95,7 @@ fn the_installed_files_work_and_can_be_removed() {
     assert_eq!(files(prefix.path()), BTreeSet::new());
 }
 
-/// Makes the release files in `out`; returns their sums.
+/// Creates the release files in `out`. Returns their checksums.
 fn release(out: &Path) -> String {
     let mut release = script("release");
     release
@@ -112,7 +112,7 @@ fn package_in(out: &Path) -> PathBuf {
     package.next().expect("no Debian package")
 }
 
-/// The Debian package of the program under test, made in `out`.
+/// Creates the Debian package of the program under test in `out`.
 pub fn debian_package(out: &Path) -> PathBuf {
     release(out);
     package_in(out)
@@ -135,7 +135,7 @@ fn releases_are_reproducible_and_the_package_can_be_installed_and_removed() {
     let dpkg = || {
         let mut dpkg = Command::new(tool("dpkg", "dpkg"));
         dpkg.arg(format!("--root={}", root.display()));
-        // The empty root has neither a C library nor a log.
+        // The empty root has neither a C library nor a log socket.
         dpkg.args(["--force-depends", "--force-not-root", "--log=/dev/null"]);
         dpkg
     };
@@ -155,7 +155,7 @@ fn releases_are_reproducible_and_the_package_can_be_installed_and_removed() {
     assert_eq!(left, Vec::<PathBuf>::new());
 }
 
-/// The program linked with musl, in the profile of the tests.
+/// The program linked with musl, built in the tests' profile.
 fn static_program() -> PathBuf {
     let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     let mut build = Command::new(env!("CARGO"));
@@ -165,7 +165,7 @@ fn static_program() -> PathBuf {
     target_dir.join(target).join("debug/lazystore")
 }
 
-/// The first 256 KiB of metadata and of file data that a program serves to a VM.
+/// The first 256 KiB of metadata and of file data that a program serves.
 fn served_by(program: &Path, tree: &Path) -> Vec<Vec<u8>> {
     const DATA: u64 = 128 << 30;
     let dir = tempfile::tempdir().unwrap();
@@ -186,7 +186,7 @@ fn served_by(program: &Path, tree: &Path) -> Vec<Vec<u8>> {
     read.into_iter().map(Result::unwrap).collect()
 }
 
-/// Its workers are confined by default: a C library may make other system calls than the one that the lists were made for.
+/// Its workers are confined by default. This C library may make system calls that are not in the lists.
 #[test]
 #[ignore = "needs root, musl-gcc and Rust's musl target"]
 fn a_static_release_needs_no_c_library_and_serves_the_same_disk() {
@@ -209,7 +209,7 @@ fn a_static_release_needs_no_c_library_and_serves_the_same_disk() {
         .args(["--strip-components=1", "-xzf"]);
     done(unpack.arg(archive));
     let program = dir.path().join("bin/lazystore");
-    // Nothing but the program is there to load.
+    // The root contains only the program.
     done(
         Command::new("chroot")
             .arg(dir.path())
@@ -220,8 +220,8 @@ fn a_static_release_needs_no_c_library_and_serves_the_same_disk() {
     assert!(served_by(&program, tree.path()) == served_by(LAZYSTORE.as_ref(), tree.path()));
 }
 
-/// A management tool finds the program by its description, asks what it can do, and starts it with the options of QEMU's
-/// docs/interop/vhost-user.rst.
+/// A management tool finds the program by its description, queries its capabilities, and starts it with the options in
+/// QEMU's docs/interop/vhost-user.rst.
 #[test]
 fn a_management_tool_finds_and_starts_the_backend() {
     let prefix = tempfile::tempdir().unwrap();
@@ -232,13 +232,13 @@ fn a_management_tool_finds_and_starts_the_backend() {
             .join("share/qemu/vhost-user/50-lazystore.json"),
     );
     let description: Value = serde_json::from_slice(&description.unwrap()).unwrap();
-    // `VhostUserBackend` in QEMU's docs/interop/vhost-user.json: these, `tags`, and nothing else.
+    // `VhostUserBackend` in QEMU's docs/interop/vhost-user.json allows only these and `tags`.
     let keys: Vec<_> = description.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["binary", "description", "type"]);
     assert_eq!(description["type"], "block");
     let backend = || Command::new(description["binary"].as_str().unwrap());
 
-    // All other arguments are ignored.
+    // Other arguments are ignored.
     let mut ask = backend();
     let answer = done(ask.args([
         "--socket-path=/nowhere/socket",
@@ -270,7 +270,7 @@ fn a_management_tool_finds_and_starts_the_backend() {
     start(backend().arg(format!("--socket-path={}", socket.display())));
     assert!(!socket.exists());
 
-    // A socket that it inherits, under a number.
+    // An inherited socket, by its descriptor number.
     let listener = UnixListener::bind(&socket).unwrap();
     let mut inherits = Command::new("sh");
     inherits.args(["-c", "exec \"$0\" --fd=5 \"$@\" 5<&0 0</dev/null"]);

@@ -1,4 +1,4 @@
-//! Random trees, read back through erofs-rs and compared entry by entry.
+//! Random trees are read back through erofs-rs and compared entry by entry.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -70,7 +70,7 @@ fn a_directory_of_100_000_entries_reads_back() {
     let first = big.join("entry-000000");
     fs::write(&first, "x").unwrap();
     for index in 1..100_000 {
-        // Links are quicker to make than files, and a directory knows no difference; ext4 allows 65,000 of them.
+        // Hard links are created faster than files, and make no difference for a directory. ext4 allows 65,000 of them.
         if index % 60_000 == 0 {
             fs::write(big.join(format!("entry-{index:06}")), "x").unwrap();
         } else {
@@ -232,7 +232,7 @@ fn the_disk_does_not_depend_on_where_the_store_is() {
         names.write(&dir.join("path"));
         fs::write(dir.join("file"), "x").unwrap();
     }
-    // File contents depend on the length of the path they are written to: make them equal.
+    // File contents depend on the length of their path, so use paths of the same length.
     for index in 0..SIZES.len() {
         let name = format!("path/{index}");
         fs::copy(one.path().join(&name), other.path().join(&name)).unwrap();
@@ -253,7 +253,7 @@ fn the_disk_does_not_depend_on_where_the_store_is() {
     }
 }
 
-/// Blocks of a store's disk that may hold something.
+/// Used blocks of a store's disk.
 fn used_blocks(image: &Image) -> Vec<u32> {
     let regions = image.space().regions();
     let (first, last) = (&regions[0], regions.last().unwrap());
@@ -265,13 +265,13 @@ fn used_blocks(image: &Image) -> Vec<u32> {
 proptest! {
     #![proptest_config(cases(12))]
 
-    /// The list shuffled, with duplicates; a disk made again; read in another order, in other steps.
+    /// The list is shuffled and has duplicates. The image is created again and read in another order and other steps.
     #[test]
     fn the_disk_does_not_depend_on_the_order_of_the_list(tree in any_dir(), seed in any::<u64>()) {
         let dir = memory_dir();
         tree.write(dir.path());
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        // A newline is what the list's format cannot carry.
+        // The format of the list cannot represent a newline.
         prop_assume!(names.iter().all(|name| !name.as_bytes().contains(&b'\n')));
         let shuffled = |seed: u64| {
             let mut list: Vec<_> = names.iter().chain(&names[..names.len() / 2]).collect();

@@ -1,4 +1,4 @@
-//! The closure as a real Nix registers it.
+//! Registrations written by a real Nix.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::common::nix::{ChrootStore, stdin};
 use lazystore::closure::{Closure, Contents, Source, StoreLocation, StorePath};
 use sha2::{Digest, Sha256};
 
-/// Loads the closure from two files with these contents.
+/// Loads a closure from a list and a registration with these contents.
 fn load(store: &ChrootStore, list: &str, registration: &[u8]) -> Vec<StorePath> {
     let (list_file, registration_file) = (store.path("store-paths"), store.path("registration"));
     fs::write(&list_file, list).unwrap();
@@ -33,7 +33,7 @@ fn load(store: &ChrootStore, list: &str, registration: &[u8]) -> Vec<StorePath> 
     paths
 }
 
-/// Size and hash of the NAR that `nix-store --dump` makes of a store path.
+/// Size and hash of the NAR that `nix-store --dump` writes for a store path.
 fn nar(store: &ChrootStore, name: &str) -> (u64, [u8; 32]) {
     let file = store.root().join("nix/store").join(name);
     let nar = store.nix_store(&["--dump", file.to_str().unwrap()], Stdio::null());
@@ -78,7 +78,7 @@ fn the_output_of_dump_db_has_every_size_and_hash() {
 fn input_and_output_of_load_db_are_read_alike() {
     let store = ChrootStore::new();
     let [one, two] = ["one", "two"].map(|file| store.add(file, file));
-    // As closureInfo writes it: nix32 after the algorithm's name, references, no deriver.
+    // Format of closureInfo: nix32 after the algorithm's name, references, no deriver.
     let written = format!(
         "{one}\nsha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s\n120\n\n2\n{one}\n{two}\n\
          {two}\nsha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n0\n\n0\n"

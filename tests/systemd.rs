@@ -1,4 +1,4 @@
-//! The units in scripts/systemd, as systemd-analyze sees them.
+//! Checks the units in scripts/systemd with systemd-analyze.
 
 mod booted;
 
@@ -12,11 +12,11 @@ use crate::common::process::{wait_for, wait_for_listener};
 use crate::common::small_store::SmallStore;
 use crate::common::{server, tool};
 
-/// systemd's exposure level of the hardened service, in tenths, of at most 100. One of them is setpriority(2), by which the
-/// planner lowers its own priority; without CAP_SYS_NICE it cannot raise any.
+/// Maximum exposure level of the hardened service according to systemd, in tenths (0 to 100). One tenth is for
+/// setpriority(2), with which the planner lowers its priority. Without CAP_SYS_NICE it cannot raise any.
 const EXPOSURE_MAX: &str = "9";
 
-/// The units for a VM called `web`, starting the program under test.
+/// The units for a VM called `web`, with the program under test.
 fn units() -> (tempfile::TempDir, PathBuf, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/systemd");
@@ -65,7 +65,7 @@ fn the_exposure_level_of_the_service_has_not_grown() {
     );
 }
 
-/// The system calls in a set of systemd's, `@privileged` say.
+/// The system calls in one of systemd's sets, such as `@privileged`.
 fn set_of_calls(set: &str) -> BTreeSet<String> {
     let mut analyze = Command::new(tool("systemd-analyze", "systemd"));
     let output = analyze.args(["syscall-filter", set]).output().unwrap();
@@ -80,7 +80,7 @@ fn set_of_calls(set: &str) -> BTreeSet<String> {
     calls.flatten().collect()
 }
 
-/// What the unit lets the service call: later lines add to earlier ones, or with ~ take away.
+/// The system calls that the unit allows. Later lines add calls to earlier ones, or remove them with ~.
 fn allowed_calls(unit: &str) -> BTreeSet<String> {
     let mut allowed = set_of_calls("@default");
     let lines = unit.lines();
@@ -103,7 +103,7 @@ fn allowed_calls(unit: &str) -> BTreeSet<String> {
     allowed
 }
 
-/// The service could not take its socket, nor confine itself: its unit forbade the calls for that.
+/// Regression: the unit forbade system calls that the service needs to take its socket and to confine itself.
 #[test]
 #[ignore = "needs systemd and strace"]
 fn the_unit_allows_the_system_calls_of_the_service() {
@@ -112,7 +112,7 @@ fn the_unit_allows_the_system_calls_of_the_service() {
     let store = SmallStore::new(&["aaa-one"]);
     let dir = tempfile::tempdir().unwrap();
     let (socket, trace) = (dir.path().join("socket"), dir.path().join("trace"));
-    // Without capabilities, as the unit has it.
+    // Without capabilities, like the unit.
     let mut activate = Command::new(tool("setpriv", "util-linux"));
     activate.args(["--bounding-set=-all", "--inh-caps=-all"]);
     activate
@@ -120,7 +120,7 @@ fn the_unit_allows_the_system_calls_of_the_service() {
         .arg("-l")
         .arg(&socket)
         .arg(tool("strace", "strace"));
-    // -D: the server is the process that was given the socket.
+    // -D: strace is the child, because the process that was passed the socket must be the server.
     activate.args(["-D", "-f", "-o"]).arg(&trace);
     activate.arg(env!("CARGO_BIN_EXE_lazystore"));
     activate.args(["serve", "--once"]).args(store.args());
@@ -138,7 +138,7 @@ fn the_unit_allows_the_system_calls_of_the_service() {
         let trace = fs::read_to_string(&trace).ok()?;
         trace.lines().any(is_end).then_some(trace)
     });
-    // Those of the loader are allowed to every service.
+    // Every service may make the dynamic loader's calls.
     let calls = trace
         .lines()
         .filter_map(|line| line.split_whitespace().nth(1)?.split_once('('));

@@ -1,10 +1,10 @@
-//! Says last which tests ran. A program without tests: what it prints is not captured, and it comes after `main`.
+//! Prints which tier ran. This program has no tests, so its output is not captured. It runs after `main`.
 
 use std::env::args;
 
 fn main() {
     let has = |flag: &str| args().any(|arg| arg == flag);
-    // A list of tests is empty here.
+    // `--list` must print nothing.
     if has("--list") {
         return;
     }

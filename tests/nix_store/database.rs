@@ -1,4 +1,4 @@
-//! The database gives the answers of `nix-store`, for every user and while it is written to.
+//! Reading the database gives the same results as `nix-store`, for every user and while it is being written.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -14,10 +14,10 @@ use crate::common::process::{copy_program, wait_for_listener};
 use crate::common::tool;
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
-/// A user who owns nothing.
+/// The user `nobody`.
 const NOBODY: &str = "65534";
 
-/// `app` refers to `lib`, which refers to `base`; `other` and `plain` are apart.
+/// `app` refers to `lib`, which refers to `base`. `other` and `plain` have no references.
 struct Fixture {
     store: ChrootStore,
     base: String,
@@ -54,7 +54,7 @@ impl Fixture {
         Graph::load(&Source::Roots(roots.to_vec()), &self.location()).unwrap()
     }
 
-    /// The same closure from what `nix-store` prints.
+    /// The closure according to `nix-store`.
     fn lists_graph(&self, roots: &[&str]) -> Graph {
         let (list, registration) = self.store.write_lists(roots);
         let source = Source::StorePaths {
@@ -68,7 +68,7 @@ impl Fixture {
         self.location().database()
     }
 
-    /// `lazystore inspect ARGS` on this store, as a user who may read it and nothing else.
+    /// `lazystore inspect ARGS` on this store, as a user who can only read it.
     fn inspect_as_nobody(&self, args: &[&str]) -> Output {
         let copy = self.store.path("lazystore");
         if !copy.exists() {
@@ -85,7 +85,7 @@ impl Fixture {
             .unwrap()
     }
 
-    /// The paths that a user who owns nothing is shown.
+    /// The paths that `nobody` gets.
     fn seen_by_nobody(&self, args: &[&str]) -> Vec<String> {
         let output = self.inspect_as_nobody(args);
         assert!(output.status.success(), "{output:?}");
@@ -162,7 +162,7 @@ fn a_user_with_read_access_gets_the_same() {
     let expected = sorted(&[&fixture.app, &fixture.lib, &fixture.base]);
     assert_eq!(fixture.seen_by_nobody(&[&fixture.app]), expected);
     assert_eq!(fixture.store.database_files(), before);
-    // Somebody has it open, and what was written last is only in the log.
+    // Another process has it open, and the last write is only in the WAL.
     let writer = Connection::open(fixture.database()).unwrap();
     writer.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
     let added = add_reference(&writer, &fixture.base, &fixture.other);
@@ -209,7 +209,7 @@ fn a_store_is_read_consistently_while_paths_are_added() {
     let (mut reads, mut seen) = (0, Vec::new());
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Nix opens, writes, checkpoints and closes the database for each.
+            // For each path, Nix opens, writes, checkpoints and closes the database.
             for number in 0..ADDED {
                 fixture
                     .store
@@ -261,7 +261,7 @@ fn an_invalid_root_is_named_with_advice() {
         text.contains("--realise") && text.contains("--store-paths"),
         "{text}"
     );
-    // There, but not registered, as what an interrupted build leaves.
+    // It exists but is not registered, like the result of an interrupted build.
     fs::write(fixture.store.physical(gone), "").unwrap();
     assert!(fails(&[gone], &root).contains("is not valid"));
     let text = fails(&["/etc/hostname"], &root);
@@ -292,7 +292,7 @@ fn an_invalid_database_is_reported() {
     assert!(text.contains("db.sqlite cannot be read: "), "{text}");
 }
 
-/// A daemon for a store that only root may read the database of, all in a mount namespace where the store is /nix.
+/// A daemon for a store whose database only root can read, in a mount namespace where the store is /nix.
 struct Daemon(Child);
 
 impl Daemon {
@@ -316,10 +316,10 @@ impl Drop for Daemon {
     }
 }
 
-/// A command for which the store is at /nix.
+/// A command that runs with the store at /nix.
 pub fn in_its_place(store: &ChrootStore, program: &str) -> Command {
     let mut command = Command::new(tool("unshare", "util-linux"));
-    // Debian's nix-bin makes no /nix.
+    // Debian's nix-bin does not create /nix.
     let script = "mkdir -p /nix && mount --bind \"$0\" /nix && exec \"$@\"";
     command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
     command.arg(store.root().join("nix")).arg(program);

@@ -1,4 +1,4 @@
-//! What is served survives a garbage collection, and no longer than that.
+//! Served paths are protected from garbage collection, and only while they are served.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use crate::common::process::first_line;
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
 
-/// `app` refers to `lib`; `other` is what nobody serves.
+/// `app` refers to `lib`. `other` is not served.
 struct Fixture {
     store: ChrootStore,
     lib: String,
@@ -33,12 +33,12 @@ impl Fixture {
         }
     }
 
-    /// Which of app, lib and other are there.
+    /// Which of app, lib and other exist.
     fn present(&self) -> [bool; 3] {
         [&self.app, &self.lib, &self.other].map(|path| self.store.physical(path).exists())
     }
 
-    /// Serves, collects garbage, ends the server with `signal`, collects garbage.
+    /// Serves, collects garbage, ends the server with `signal`, and collects garbage again.
     fn check(&self, serve: Command, collect: impl Fn(), signal: Signal) {
         let mut server = Server::start(serve, &self.store.path("socket"));
         collect();
@@ -91,7 +91,7 @@ fn garbage_collection_in_a_chroot_store_keeps_served_paths() {
     }
 }
 
-/// With the store at /nix, where the collector sees descriptors. `args` are for `lazystore serve`.
+/// Runs the test with the store at /nix, where the collector finds descriptors. `args` are for `lazystore serve`.
 fn check_in_its_place(fixture: &Fixture, args: &[&str]) {
     let store = &fixture.store;
     let mut serve = in_its_place(store, LAZYSTORE);

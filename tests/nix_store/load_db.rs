@@ -1,4 +1,4 @@
-//! `--with-registration`: what lies at .lazystore/registration makes a Nix know the disk.
+//! `--with-registration`: a guest's Nix can load .lazystore/registration.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::common::tool;
 
 const LAZYSTORE: &str = env!("CARGO_BIN_EXE_lazystore");
 
-/// A store, and the arguments for the closure of `app`, which is `paths` paths.
+/// A store, and the arguments for the closure of `app`, which has `paths` paths.
 struct Fixture {
     store: ChrootStore,
     app: String,
@@ -21,7 +21,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// With so many more paths that the registration has the size wanted.
+    /// Adds `more` paths, to make the registration longer.
     fn new(more: usize) -> Self {
         let store = ChrootStore::new();
         let base = store.add_dir("base", &[]);
@@ -55,7 +55,7 @@ fn registration(mounted: &Place) -> PathBuf {
     mounted.path().join(".lazystore/registration")
 }
 
-/// A mount that ends with the test.
+/// A mount. Dropping it unmounts.
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {
@@ -64,7 +64,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Mounts what lies in `lower` at `root`/nix/store, writable as a guest's store is.
+/// Mounts `lower` at `root`/nix/store, below a writable layer like in a guest.
 fn overlay(lower: &Path, work: &Path, root: &Path) -> Mounted {
     let store = root.join("nix/store");
     let (upper, work) = (work.join("upper"), work.join("work"));
@@ -89,7 +89,7 @@ fn another_nix_knows_the_closure_from_the_disk() {
     let fixture = Fixture::new(30);
     let server = Server::start(&fixture.args());
     let mounted = mount_loop(&server.image());
-    // tmpfs, because overlayfs does not take every file system for its upper layer.
+    // tmpfs, because overlayfs does not support every file system as its upper layer.
     let work = Place::new();
     run(Command::new(tool("mount", "mount"))
         .args(["-t", "tmpfs", "tmpfs"])
@@ -119,7 +119,7 @@ fn another_nix_knows_the_closure_from_the_disk() {
 #[test]
 #[ignore = "needs Nix"]
 fn the_registration_on_the_disk_is_the_same_for_all_readers() {
-    // After its inode, in a block, in many.
+    // The registration is inlined, in one block, or in many.
     for more in [0, 3, 300] {
         let fixture = Fixture::new(more);
         let args = fixture.args();
@@ -141,7 +141,7 @@ fn the_registration_on_the_disk_is_the_same_for_all_readers() {
             fixture.paths
         );
         check_copies(&server.image(), &text, &fixture.store);
-        // From lists it is the same disk.
+        // Lists give the same disk.
         let (list, registered) = fixture.store.write_lists(&[&fixture.app]);
         let root = fixture.store.root();
         let lists = Server::start(&[
@@ -158,7 +158,7 @@ fn the_registration_on_the_disk_is_the_same_for_all_readers() {
     }
 }
 
-/// A sparse copy of the disk, made along `SEEK_DATA`, and what fsck.erofs takes out of it.
+/// Makes a sparse copy of the disk with `SEEK_DATA`. Returns what fsck.erofs extracts from it.
 fn check_copies(image: &Path, text: &[u8], store: &ChrootStore) {
     let (copy, out) = (store.path("copy.img"), store.path("extracted"));
     run(Command::new(tool("cp", "coreutils"))

@@ -1,4 +1,4 @@
-//! The Debian package and its units under a systemd that has booted: a container of Debian's.
+//! The Debian package and its units in a Debian container with a booted systemd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::common::process::wait_for;
 use crate::common::{from_env, tool};
 use crate::packaging::debian_package;
 
-/// A running container. Its changes are in memory and end with it.
+/// A running container. Its changes are in memory and are lost at its end.
 struct Container {
     nspawn: Child,
-    /// Its first process.
+    /// Its init process.
     init: Pid,
 }
 
@@ -23,7 +23,7 @@ impl Container {
     fn boot() -> Self {
         let mut nspawn = Command::new(tool("systemd-nspawn", "systemd-container"));
         nspawn.args(["--quiet", "--boot", "--volatile=overlay"]);
-        // This machine may have no systemd of its own that knows of containers.
+        // This machine may not run systemd, which could register the container.
         nspawn.args(["--register=no", "--keep-unit", "--console=read-only"]);
         nspawn.arg(format!("--machine=lazystore-{}", std::process::id()));
         nspawn.arg(format!("--directory={}", from_env("LAZYSTORE_TEST_DEBIAN")));
@@ -45,7 +45,7 @@ impl Container {
         container
     }
 
-    /// Where the container has `path`, seen from here.
+    /// The path on the host of `path` in the container.
     fn path(&self, path: &str) -> PathBuf {
         Path::new("/proc")
             .join(self.init.to_string())
@@ -64,14 +64,14 @@ impl Container {
         String::from_utf8(self.shell(script).stdout).ok()
     }
 
-    /// What a script printed; it must have succeeded.
+    /// Runs a script that must succeed. Returns its output.
     fn run(&self, script: &str) -> String {
         let output = self.shell(script);
         assert!(output.status.success(), "{script}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The main process of the service, as the container numbers it.
+    /// The main process of the service, in the container's PID namespace.
     fn main_pid(&self) -> String {
         let pid = self.run("systemctl show --value --property=MainPID lazystore@web");
         pid.trim().to_owned()
@@ -80,7 +80,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // Its processes end with it.
+        // Its processes end with its init process.
         let _ = self.nspawn.kill();
         let _ = self.nspawn.wait();
     }
@@ -91,7 +91,8 @@ fn install(container: &Container) {
     let package = debian_package(dir.path());
     fs::copy(package, container.path("tmp/lazystore.deb")).unwrap();
     container.run("dpkg -i /tmp/lazystore.deb");
-    // A store: plans of other directories are not kept. Nothing in it is opened, which the container does not allow (openat2).
+    // A store, because plans of other directories are not kept. Nothing in it is opened, because the container does not
+    // allow openat2(2).
     container.run("mkdir -p /nix/store/aaa-empty /etc/lazystore");
     container.run("echo /nix/store/aaa-empty >/nix/store-paths");
     let hash = "0".repeat(64);
@@ -139,7 +140,7 @@ fn the_package_serves_a_disk_on_a_booted_system_and_can_be_removed() {
     let open = container.run(&format!("ls -l {open}"));
     assert!(open.contains("/var/cache/"), "it keeps plans: {open}");
 
-    // A server that is killed is replaced.
+    // systemd restarts a killed server.
     container.run(&format!("kill -KILL {pid}"));
     assert_serves(&socket);
     assert_ne!(container.main_pid(), pid);
