@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn each_path_has_its_own_lines_and_they_become_fewer() {
+    fn lines_about_a_path_become_less_frequent_independently_of_others() {
         let mut faults = Faults::default();
         let (one, other) = (OsStr::new("one"), OsStr::new("other"));
         let told: Vec<u64> = (0..100_000)
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn many_paths_at_once_are_told_of_one_after_another() {
+    fn many_broken_paths_are_logged_over_time() {
         let mut faults = Faults::default();
         let names: Vec<String> = (0..100).map(|number| number.to_string()).collect();
         let mut told = std::collections::BTreeSet::new();

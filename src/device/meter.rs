@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_follow_each_other() {
+    fn buckets_are_contiguous() {
         for index in 0..BUCKETS - 1 {
             assert_eq!(bucket(bucket_end(index)), index);
             assert_eq!(bucket(bucket_end(index) + 1), index + 1);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_added_up() {
+    fn counters_of_threads_are_summed() {
         let meter = Meter::new(2).unwrap();
         meter.of(0).count(Some(10));
         meter.of(7).count(Some(5));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_of_a_worker_do_no_harm() {
+    fn arbitrary_counters_do_not_overflow() {
         let meter = Meter::new(2).unwrap();
         for thread in 0..2 {
             let counters = meter.of(thread);

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_process_whose_turn_it_is_appends_a_part() {
+    fn only_the_process_with_the_token_appends_a_part() {
         let store = store();
         let out = tempfile::NamedTempFile::new().unwrap();
         for start in [Some(Start::Anew), None, Some(Start::AtItsEnd)] {

@@ -234,7 +234,7 @@ mod tests {
         b"712 27 0:65 / /tmp/a\\040b ro,nosuid shared:5 - fuse lazystore ro,user_id=0";
 
     #[test]
-    fn a_line_of_the_mount_table_is_understood() {
+    fn a_line_of_the_mount_table_is_parsed() {
         let mount = Mount::parse(LINE, Path::new("/tmp/a b")).unwrap();
         assert_eq!(
             (&mount.id[..], &mount.device[..]),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_by_others_is_not_ours() {
+    fn other_mounts_are_not_ours() {
         for line in [
             "36 35 98:0 / /mnt rw - ext4 lazystore rw",
             "9 1 0:9 / /mnt rw - fuse.sshfs host: rw",
@@ -256,12 +256,12 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_undone() {
+    fn octal_escapes_are_decoded() {
         assert_eq!(unescape(b"a\\134b\\011\\0"), b"a\\b\t\\0");
     }
 
     #[test]
-    fn a_directory_is_resolved_but_for_its_last_part() {
+    fn a_directory_is_resolved_except_for_its_last_component() {
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().canonicalize().unwrap();
         fs::create_dir(real.join("d")).unwrap();

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_and_the_last_reader_are_told_with_what_was_read() {
+    fn the_first_open_and_the_last_close_are_reported() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&told);
         let meter = Meter::new(1).unwrap();

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_where_virtio_puts_them() {
+    fn fields_have_the_offsets_of_virtio() {
         let space = ConfigSpace::new(16 << 40, QUEUES);
         assert_eq!(space.read(0, 8), (32u64 << 30).to_le_bytes());
         assert_eq!(space.read(12, 4), 126u32.to_le_bytes());
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn any_range_is_answered_in_full() {
+    fn every_range_of_the_configuration_can_be_read() {
         let space = ConfigSpace::new(1 << 30, QUEUES);
         assert_eq!(space.read(0, 57).len(), 57);
         assert_eq!(space.read(0, 60).len(), 60);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_is_read_only_and_nothing_is_offered_that_cannot_be_served() {
+    fn the_disk_is_read_only_and_all_offered_features_are_served() {
         assert_ne!(features() & 1 << VIRTIO_BLK_F_RO, 0);
         let unserved =
             VhostUserProtocolFeatures::INFLIGHT_SHMFD | VhostUserProtocolFeatures::STATUS;

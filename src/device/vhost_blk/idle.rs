@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_many_wakes_without_work_are_slowed_down() {
+    fn only_many_spurious_kicks_are_slowed_down() {
         let mut wakes = IdleWakes::default();
         assert!((0..ALLOWED).all(|_| wakes.count(false).is_none()));
         let millis = [1, 2, 4, 8, 16, 16, 16].map(Duration::from_millis);

@@ -61,7 +61,7 @@ fn check(world: impl Fn() + Send + Sync + Copy + 'static) {
 
 /// Stops and restarts the ring while the queue's thread and the pool are working.
 #[test]
-fn a_stop_among_queue_thread_and_pool() {
+fn a_stop_with_requests_in_queue_thread_and_pool() {
     check(|| World::run(&[8], [Change::Stop]));
 }
 
@@ -84,7 +84,7 @@ fn a_reset_and_another_driver_with_and_without_event_idx() {
 }
 
 #[test]
-fn a_ring_is_changed_while_it_runs() {
+fn a_ring_is_changed_while_it_is_enabled() {
     check(|| {
         World::run(
             &[8],
@@ -103,6 +103,6 @@ fn several_queues_share_a_thread_and_the_pool() {
 }
 
 #[test]
-fn the_frontend_leaves() {
+fn the_frontend_disconnects() {
     check(|| World::run(&[8], [Change::Leave]));
 }

@@ -132,7 +132,7 @@ mod tests {
     const MOST: Duration = Duration::from_micros(50);
 
     #[test]
-    fn looks_only_after_a_short_sleep() {
+    fn polls_only_after_a_short_sleep() {
         let mut poller = Poller::new(MOST);
         assert!(!poller.wait(|| panic!("nothing has paid yet")));
         poller.slept_for(Duration::from_secs(1));
@@ -151,7 +151,7 @@ mod tests {
     /// Regression test: when the window grew gradually, requests in the middle of the window were never found, because
     /// each miss reset it to the minimum.
     #[test]
-    fn the_first_look_is_as_long_as_any() {
+    fn the_first_poll_has_the_full_length() {
         let mut poller = Poller::new(Duration::from_secs(60));
         poller.slept_for(Duration::from_secs(59));
         let begin = Instant::now();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_in_vain_make_the_next_one_rarer() {
+    fn unsuccessful_polls_make_polling_rarer() {
         let mut poller = Poller::new(MOST);
         let mut sleeps_before_look = || {
             let sleeps = (1..).find(|_| {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_earn_a_longer_look_until_the_next_sleep() {
+    fn requests_prolong_polling_until_the_next_sleep() {
         let mut poller = Poller::new(MOST);
         poller.answered(20);
         assert_eq!(poller.window(), 20 * EARNED_BY_REQUEST);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_never_looks() {
+    fn with_zero_it_never_polls() {
         let mut poller = Poller::new(Duration::ZERO);
         poller.answered(1000);
         poller.slept_for(Duration::from_nanos(1));

@@ -31,7 +31,7 @@ fn changes(count: usize) -> impl Iterator<Item = Change> {
 }
 
 #[test]
-fn no_answer_is_published_after_a_stop_and_none_is_lost() {
+fn no_completion_is_published_after_a_stop_and_none_is_lost() {
     let cycles = std::env::var("LAZYSTORE_CYCLES").map_or(CYCLES, |count| count.parse().unwrap());
     World::run(&[4, 16], changes(cycles));
 }

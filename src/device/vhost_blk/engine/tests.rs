@@ -121,7 +121,7 @@ fn place(slot: u64) -> u64 {
 }
 
 #[test]
-fn what_has_to_wait_stalls_nothing_and_order_is_kept() {
+fn blocking_requests_do_not_delay_others_and_order_is_kept() {
     let mut guest = Guest::new();
     let image = Arc::clone(&guest.engine.disk.image);
     with_planning_held(&image, 0, || {
@@ -153,7 +153,7 @@ fn wait_until(what: &str, reached: impl Fn() -> bool) {
 
 /// A stop waits only for the request that a thread of the pool is executing.
 #[test]
-fn stopping_the_ring_waits_for_a_request_that_is_carried_out() {
+fn stopping_a_ring_waits_for_a_running_request() {
     let mut guest = Guest::new();
     let image = Arc::clone(&guest.engine.disk.image);
     let stop = with_planning_held(&image, 0, || {
@@ -261,7 +261,7 @@ fn a_stop_does_not_wait_for_large_requests() {
 }
 
 #[test]
-fn a_thread_comes_back_from_large_requests_when_the_frontend_leaves() {
+fn a_thread_abandons_large_requests_when_the_frontend_disconnects() {
     let (published, all) = serve_large_until(|engine, _| {
         engine.ended.store(true, Ordering::Relaxed);
     });
@@ -270,7 +270,7 @@ fn a_thread_comes_back_from_large_requests_when_the_frontend_leaves() {
 
 /// After the pool has ended, as at the end of a connection, the thread executes everything itself.
 #[test]
-fn without_a_pool_the_thread_waits() {
+fn without_a_pool_the_thread_blocks() {
     let mut guest = Guest::new();
     guest.engine.pool.end();
     guest.read(&[PLANNED_SECTOR, 0]);
@@ -301,7 +301,7 @@ fn perpetual(guest: &Guest) -> [Ring; 3] {
 }
 
 #[test]
-fn rings_that_feed_each_other_end_when_the_frontend_leaves() {
+fn rings_that_feed_each_other_end_when_the_frontend_disconnects() {
     let guest = Guest::new();
     let rings = perpetual(&guest);
     let index = GuestAddress(0x10_0002);

@@ -107,7 +107,7 @@ fn interesting_sectors(image: &Image) -> Vec<u64> {
 }
 
 #[test]
-fn reads_are_what_the_image_says() {
+fn reads_return_the_images_bytes() {
     let (_tree, disk) = disk();
     for sector in interesting_sectors(&disk.image) {
         for len in [512, 4096, 65536 + 512] {
@@ -136,7 +136,7 @@ fn reads_are_what_the_image_says() {
 }
 
 #[test]
-fn the_id_is_twenty_bytes_whatever_the_buffer() {
+fn the_id_has_twenty_bytes_for_any_buffer() {
     let (_tree, disk) = disk();
     for (len, told) in [(20, 20), (7, 7), (512, 20)] {
         let (memory, outcome) = run(&disk, VIRTIO_BLK_T_GET_ID, 0, &read(len));
@@ -194,7 +194,7 @@ fn data_outside_memory_fail_with_a_status() {
 }
 
 #[test]
-fn a_status_byte_outside_memory_is_an_error_but_no_harm() {
+fn a_status_byte_outside_memory_is_only_an_error() {
     let (_tree, disk) = disk();
     let parts = [(HEADER, 16, false), (DATA, 512, true), (1 << 40, 1, true)];
     let (_, outcome) = run(&disk, VIRTIO_BLK_T_IN, 0, &parts);
@@ -221,7 +221,7 @@ fn a_file_that_shrank_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_buffer_over_its_own_header_is_filled() {
+fn a_buffer_that_overlaps_its_header_is_filled() {
     let (_tree, disk) = disk();
     let mut expected = [0; 512];
     disk.image.read_exact_at(&mut expected, 1024).unwrap();
@@ -233,7 +233,7 @@ fn a_buffer_over_its_own_header_is_filled() {
 
 /// If buffers overlap, the last one wins, and the status byte is written after the data.
 #[test]
-fn buffers_over_each_other_are_filled_in_order() {
+fn overlapping_buffers_are_filled_in_order() {
     let (_tree, disk) = disk();
     let mut expected = vec![0; 1536];
     disk.image.read_exact_at(&mut expected, 1024).unwrap();
@@ -263,7 +263,7 @@ fn a_buffer_longer_than_memory_is_refused_before_anything_is_read() {
 }
 
 #[test]
-fn reads_past_the_end_leave_the_buffer_alone() {
+fn reads_past_the_end_do_not_change_the_buffer() {
     let (_tree, disk) = disk();
     let sectors = disk.image.len_bytes() / 512;
     for sector in [sectors, sectors - 1, u64::MAX, u64::MAX / 512] {
@@ -279,7 +279,7 @@ fn reads_past_the_end_leave_the_buffer_alone() {
 
 /// A large request is abandoned between two slices, and nothing is written afterwards.
 #[test]
-fn a_request_that_is_not_wanted_any_more_is_abandoned() {
+fn a_cancelled_request_is_abandoned() {
     let (_tree, disk) = disk();
     for asked_for in 0..3 {
         let memory = memory(MEMORY);
@@ -419,7 +419,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn hostile_chains_harm_nobody(
+    fn hostile_chains_change_no_other_memory(
         table in tables(),
         indirect in any::<bool>(),
         kind in prop_oneof![4 => Just(0u32), 1 => 0u32..16, 1 => any::<u32>()],

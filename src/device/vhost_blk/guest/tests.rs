@@ -10,7 +10,7 @@ fn buffer(segments: &[(u64, u32)]) -> GuestBuffer {
 }
 
 #[test]
-fn a_buffer_loses_its_last_byte_to_the_status() {
+fn the_last_byte_of_a_buffer_is_the_status() {
     let mut two = buffer(&[(0x100, 4), (0x200, 1)]);
     assert_eq!(two.pop_byte(), Some(GuestAddress(0x200)));
     assert_eq!(two.pop_byte(), Some(GuestAddress(0x103)));

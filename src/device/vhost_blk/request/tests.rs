@@ -53,7 +53,7 @@ fn an_ordinary_read() {
 }
 
 #[test]
-fn any_framing_will_do() {
+fn any_split_into_descriptors_is_accepted() {
     let parts = [
         (HEADER, 3, false),
         (HEADER + 3, 0, false),
@@ -135,7 +135,7 @@ fn a_readable_descriptor_after_a_writable_one() {
 }
 
 #[test]
-fn no_place_for_the_status() {
+fn a_chain_without_a_status_byte() {
     for parts in [
         &[(HEADER, 16, false)][..],
         &[(HEADER, 16, false), (STATUS, 0, true)],
@@ -167,7 +167,7 @@ fn a_header_that_is_short_or_outside_memory() {
 }
 
 #[test]
-fn as_many_descriptors_as_advertised_and_no_more() {
+fn the_number_of_descriptors_is_limited() {
     let chain = |data: usize| {
         let mut parts = vec![(HEADER, 16, false)];
         parts.extend((0..data).map(|_| (DATA, 512, true)));
@@ -200,7 +200,7 @@ fn raw(descriptors: &[Descriptor]) -> Parsed {
 }
 
 #[test]
-fn chains_without_an_end() {
+fn endless_chains() {
     let header = Descriptor::new(HEADER, 16, flags(true, false), 1);
     let to_itself = Descriptor::new(STATUS, 1, flags(true, true), 1);
     let out_of_the_table = Descriptor::new(STATUS, 1, flags(true, true), 16);
@@ -243,7 +243,7 @@ fn indirect(table: u64, len: u32) -> Parsed {
 }
 
 #[test]
-fn an_indirect_table_may_lie_anywhere_in_memory() {
+fn an_indirect_table_may_be_anywhere_in_memory() {
     // Aligned to nothing, in the data, and at the very end.
     for table in [0xb000, 0xb003, DATA, DATA + 1, 0x20000 - 48] {
         let request = indirect(table, 48);
@@ -256,7 +256,7 @@ fn an_indirect_table_may_lie_anywhere_in_memory() {
 }
 
 #[test]
-fn indirect_tables_that_are_none() {
+fn invalid_indirect_tables() {
     // Empty, not a whole number of descriptors, too short, longer than any chain, and partly outside memory.
     for (table, len) in [
         (0xb000, 0),
@@ -273,7 +273,7 @@ fn indirect_tables_that_are_none() {
 }
 
 #[test]
-fn an_indirect_table_in_an_indirect_table_and_one_in_mid_chain() {
+fn nested_indirect_tables_and_one_within_a_chain() {
     let memory_table = Descriptor::new(0, 16 * 4, 4, 0);
     // The ring's own table, used as an indirect table, refers to itself.
     assert_eq!(refusal(&raw(&[memory_table])), Refusal::Endless);
@@ -284,7 +284,7 @@ fn an_indirect_table_in_an_indirect_table_and_one_in_mid_chain() {
 }
 
 #[test]
-fn lengths_whose_sum_no_chain_may_have() {
+fn lengths_whose_sum_is_too_large() {
     let header = Descriptor::new(HEADER, 16, flags(true, false), 1);
     let huge = Descriptor::new(DATA, u32::MAX - 15, flags(true, true), 2);
     let status = Descriptor::new(STATUS, 1, flags(false, true), 0);
@@ -308,7 +308,7 @@ fn buffers_that_wrap_around_the_end_of_the_address_space() {
 }
 
 #[test]
-fn a_header_that_the_device_may_write_is_none() {
+fn a_device_writable_header_is_invalid() {
     let parts = [(HEADER, 16, true), (DATA, 512, true), (STATUS, 1, true)];
     let request = parsed(VIRTIO_BLK_T_IN, 0, &parts);
     assert_eq!(refusal(&request), Refusal::Header(GuestFault::Full));
@@ -316,7 +316,7 @@ fn a_header_that_the_device_may_write_is_none() {
 }
 
 #[test]
-fn data_that_the_device_may_not_write_are_no_place_for_a_read() {
+fn a_read_into_device_readable_data_is_invalid() {
     let parts = [(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)];
     let request = parsed(VIRTIO_BLK_T_IN, 0, &parts);
     let data = GuestBuffer::default();
@@ -328,14 +328,14 @@ fn data_that_the_device_may_not_write_are_no_place_for_a_read() {
 }
 
 #[test]
-fn a_status_byte_that_the_device_may_not_write_is_none() {
+fn a_device_readable_status_byte_is_invalid() {
     let parts = [(HEADER, 16, false), (STATUS, 1, false)];
     let request = parsed(VIRTIO_BLK_T_FLUSH, 0, &parts);
     assert_eq!(refusal(&request), Refusal::NoStatus);
 }
 
 #[test]
-fn descriptors_without_a_byte_change_nothing() {
+fn empty_descriptors_are_ignored() {
     let parts = [
         (1 << 40, 0, false),
         (HEADER, 16, false),

@@ -28,7 +28,7 @@ fn a_late_completion_of_a_forgotten_request_is_dropped() {
 }
 
 #[test]
-fn what_was_untaken_gets_the_same_ticket_again() {
+fn a_request_taken_again_gets_the_same_ticket() {
     let mut list = InFlight::default();
     let first = list.take(3);
     list.untake(2);
@@ -39,7 +39,7 @@ fn what_was_untaken_gets_the_same_ticket_again() {
 proptest! {
     /// Requests leave in the order in which they were taken, independent of the order in which they are executed.
     #[test]
-    fn first_in_first_out(order in Just((0u16..40).collect::<Vec<_>>()).prop_shuffle()) {
+    fn completions_are_published_in_order(order in Just((0u16..40).collect::<Vec<_>>()).prop_shuffle()) {
         let mut list = InFlight::default();
         let first = list.take(40);
         let mut left = Vec::new();

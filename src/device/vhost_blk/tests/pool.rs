@@ -11,7 +11,7 @@ impl Job for Closure {
 }
 
 #[test]
-fn a_job_that_waits_does_not_hold_up_another() {
+fn a_blocked_job_does_not_delay_others() {
     let pool = Pool::<Closure>::new(2);
     let (give, take) = mpsc::channel();
     let (done, results) = mpsc::channel();
@@ -29,7 +29,7 @@ fn a_job_that_waits_does_not_hold_up_another() {
 }
 
 #[test]
-fn what_was_submitted_is_done_before_the_end_and_nothing_after_it() {
+fn submitted_jobs_are_completed_before_the_end() {
     let pool = Pool::<Closure>::new(1);
     let (done, results) = mpsc::channel();
     for number in 0..100 {
@@ -45,7 +45,7 @@ fn what_was_submitted_is_done_before_the_end_and_nothing_after_it() {
 }
 
 #[test]
-fn without_threads_the_job_comes_back() {
+fn without_threads_the_job_is_returned() {
     let job: Closure = Box::new(|| {});
     assert!(Pool::new(0).submit(job).is_err());
 }

@@ -272,7 +272,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_death_is_noticed_in_whatever_order_requests_are_carried_out(
+    fn no_crash_is_noticed_in_any_order_of_execution(
         size in prop::sample::select(vec![2u16, 4, 16, 64, 128]),
         start in starts(),
         base_error in any::<u16>(),
@@ -284,7 +284,7 @@ proptest! {
 
 /// Shows that the model detects violations: without rule 1, a crash within a batch completes a request twice.
 #[test]
-fn publishing_out_of_order_is_noticed() {
+fn publishing_out_of_order_is_detected() {
     let death = Round {
         submit: 4,
         death: Death::Publishing(2),
@@ -300,7 +300,7 @@ fn publishing_out_of_order_is_noticed() {
 
 /// Without crashes, a wrong order is harmless: only rule 2 depends on it.
 #[test]
-fn out_of_order_without_death_is_fine_for_the_guest() {
+fn out_of_order_without_a_crash_is_valid_for_the_guest() {
     let calm = Round {
         submit: 4,
         death: Death::Never,
@@ -330,7 +330,7 @@ fn a_running_ring_ignores_bases() {
 }
 
 #[test]
-fn every_call_descriptor_is_signalled() {
+fn every_new_call_eventfd_is_signalled() {
     let driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     assert!(is_signalled(&process.call));
@@ -367,7 +367,7 @@ fn an_impossible_head_breaks_the_ring() {
 }
 
 #[test]
-fn a_disabled_or_stopped_ring_is_left_alone() {
+fn a_disabled_or_stopped_ring_is_not_processed() {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     driver.submit(2);
@@ -391,7 +391,7 @@ fn a_disabled_or_stopped_ring_is_left_alone() {
 }
 
 #[test]
-fn what_was_put_back_is_taken_again() {
+fn a_request_put_back_is_taken_again() {
     let mut driver = Driver::new(8, u16::MAX);
     let process = Process::start(&driver, 8, 0);
     driver.submit(3);
@@ -410,7 +410,7 @@ fn what_was_put_back_is_taken_again() {
 
 /// SET_VRING_NUM cannot fail, so a ring with an invalid size must not run with another size instead.
 #[test]
-fn a_size_that_is_no_power_of_two_is_refused() {
+fn a_size_that_is_not_a_power_of_two_is_refused() {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     driver.submit(1);
@@ -432,7 +432,7 @@ fn a_size_that_is_no_power_of_two_is_refused() {
 
 /// A guest that makes requests available without limit does not fill the host's memory.
 #[test]
-fn no_more_is_taken_than_the_ring_holds() {
+fn at_most_a_ring_of_requests_is_taken() {
     let mut driver = Driver::new(4, 0);
     let process = Process::start(&driver, 4, 0);
     driver.submit(4);
@@ -458,7 +458,7 @@ fn no_more_is_taken_than_the_ring_holds() {
 }
 
 #[test]
-fn a_kick_that_is_not_there_is_no_error_and_does_not_block() {
+fn reading_an_empty_kick_eventfd_does_not_block() {
     let driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     let blocking = nix::sys::eventfd::EventFd::new().unwrap();

@@ -22,7 +22,7 @@ fn continued(memory: &Memory, disk: &Disk, first: u64, lens: &[u32]) -> Vec<Pars
 }
 
 #[test]
-fn what_continues_is_taken_together_and_nothing_else() {
+fn only_contiguous_reads_are_merged() {
     let (_tree, disk) = disk();
     let memory = memory(MEMORY);
     let mut requests = continued(&memory, &disk, 0, &[1, 2, 1, 1]);
@@ -42,7 +42,7 @@ proptest! {
 
     /// Reads across files, padding and generated blocks, with any start: each gets its own bytes and status.
     #[test]
-    fn together_is_what_each_would_be_alone(place in 0usize..1000, lens in prop::collection::vec(1u32..9, 2..6)) {
+    fn merged_reads_give_the_same_result_as_single_ones(place in 0usize..1000, lens in prop::collection::vec(1u32..9, 2..6)) {
         let (_tree, disk) = disk();
         let sectors = interesting_sectors(&disk.image);
         let blocks = u64::from(lens.iter().sum::<u32>());
@@ -68,7 +68,7 @@ proptest! {
 }
 
 #[test]
-fn a_fault_among_what_continues_is_left_to_each_alone() {
+fn a_failed_merged_read_is_repeated_one_by_one() {
     let (tree, disk) = disk();
     let memory = memory(MEMORY);
     let (at, _) = file_extents(&disk.image)

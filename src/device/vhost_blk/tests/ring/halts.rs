@@ -55,7 +55,7 @@ fn with_a_gap(driver: &mut Driver, process: &Process) -> (Epoch, Ticket) {
 /// A stop waits for requests that a thread of the pool is executing. They are published before the stop returns, and
 /// not afterwards, so the base equals the used index.
 #[test]
-fn stopping_waits_for_other_threads_and_nothing_is_published_after_it() {
+fn stopping_waits_for_other_threads_and_ends_publishing() {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     let (epoch, first) = with_a_gap(&mut driver, &process);
@@ -80,7 +80,7 @@ fn stopping_waits_for_other_threads_and_nothing_is_published_after_it() {
 
 /// Requests that no thread has started are executed after the next start. A late thread of the pool gets no claim.
 #[test]
-fn stopping_abandons_what_no_thread_has_begun() {
+fn stopping_abandons_requests_that_no_thread_has_started() {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     let (epoch, _) = with_a_gap(&mut driver, &process);
@@ -98,7 +98,7 @@ fn stopping_abandons_what_no_thread_has_begun() {
 
 /// A ring that is changed while it runs resumes without a kick, because the guest has kicked already.
 #[test]
-fn a_ring_that_is_changed_while_it_runs_has_its_thread_look() {
+fn changing_an_enabled_ring_wakes_its_thread() {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     let kick = eventfd();

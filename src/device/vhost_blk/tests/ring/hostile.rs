@@ -5,7 +5,7 @@ use crate::device::vhost_blk::testing;
 
 /// A call descriptor whose writes would block must not block any thread.
 #[test]
-fn a_full_call_descriptor_stops_nobody() {
+fn a_full_call_eventfd_does_not_block() {
     let full = nix::sys::eventfd::EventFd::new().unwrap();
     full.write(u64::MAX - 1).unwrap();
     let mut driver = Driver::new(8, 0);
@@ -21,7 +21,7 @@ fn a_full_call_descriptor_stops_nobody() {
 /// Threads do not write to a call descriptor that is not an eventfd, since poll(2) guarantees nothing there. Requests
 /// are completed anyway, and the fault is reported.
 #[test]
-fn a_call_descriptor_that_is_no_eventfd_is_refused() {
+fn a_call_descriptor_that_is_not_an_eventfd_is_refused() {
     let (_reader, pipe) = io::pipe().unwrap();
     let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     let file = tempfile::tempfile().unwrap();
@@ -47,7 +47,7 @@ fn a_call_descriptor_that_is_no_eventfd_is_refused() {
 
 /// A reader that waits for interrupts shares the file's flags with the device.
 #[test]
-fn a_call_descriptor_stays_as_it_was() {
+fn flags_of_a_call_eventfd_are_not_changed() {
     let driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     let blocking = nix::sys::eventfd::EventFd::new().unwrap();
@@ -107,7 +107,7 @@ fn rings_outside_memory_are_broken_from_the_start() {
 }
 
 #[test]
-fn a_descriptor_table_outside_memory_breaks_no_ring() {
+fn a_descriptor_table_outside_memory_does_not_break_the_ring() {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     let (_, avail, used) = driver.addresses();
