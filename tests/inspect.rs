@@ -52,7 +52,7 @@ fn spots(image: &Image) -> Vec<(Place, std::ops::Range<u64>)> {
     found
 }
 
-/// Compares the disk's bytes at `range` with a file's contents or a symlink's target on the host.
+/// The contents of a file, or the target of a symlink, on the host.
 fn host_bytes(dir: &Path, path: &[u8], kind: FileKind) -> Vec<u8> {
     use std::os::unix::ffi::OsStrExt;
     let path = dir.join(std::ffi::OsStr::from_bytes(path));

@@ -25,12 +25,12 @@ impl Systemd {
     pub fn tell(&self, event: ServeEvent<'_>) {
         let status = self.status(event);
         let status = NotifyState::Status(&status);
-        let told = match event {
+        let notified = match event {
             ServeEvent::Ready(_) => sd_notify::notify(&[NotifyState::Ready, status]),
             ServeEvent::Vms(_) => sd_notify::notify(&[status]),
             ServeEvent::Stopping => sd_notify::notify(&[NotifyState::Stopping, status]),
         };
-        if let Err(error) = told {
+        if let Err(error) = notified {
             tracing::warn!("cannot notify systemd: {error}");
         }
     }

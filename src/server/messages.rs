@@ -221,14 +221,14 @@ mod tests {
         let mut other = sender.0.try_clone().unwrap();
         sender.send(&Message::Connected);
         drop(sender);
-        let (told, heard) = std::sync::mpsc::channel();
+        let (results, received) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            told.send(receiver.receive_all()).unwrap();
+            results.send(receiver.receive_all()).unwrap();
             let flood = move || while other.write_all(b"mounted\n").is_ok() {};
             std::thread::spawn(flood);
-            told.send(receiver.receive_all()).unwrap();
+            results.send(receiver.receive_all()).unwrap();
         });
-        let next = || heard.recv_timeout(std::time::Duration::from_secs(10));
+        let next = || received.recv_timeout(std::time::Duration::from_secs(10));
         assert_eq!(next(), Ok(vec![Message::Connected]));
         assert!(next().is_ok());
     }

@@ -137,7 +137,7 @@ impl Pki {
     }
 }
 
-/// Creates a key. Of a kind that is created quickly.
+/// Arguments that create a key of a kind that is generated quickly.
 const KEY: [&str; 5] = [
     "-newkey",
     "ec",

@@ -90,8 +90,8 @@ impl Server<'_> {
             let _ = write!(parent, "{reason}");
             return 1;
         }
-        let told = parent.write_all(&GO_ON);
-        if told.and_then(|()| parent.read_exact(&mut [0])).is_err() {
+        let sent = parent.write_all(&GO_ON);
+        if sent.and_then(|()| parent.read_exact(&mut [0])).is_err() {
             return 1;
         }
         match jail::build(&self.spec()) {
@@ -169,22 +169,22 @@ impl Server<'_> {
 
 /// Waits until the builder has its namespaces, maps their ids, and lets it continue.
 fn map_ids_of_builder(
-    words: &mut UnixStream,
+    pipe: &mut UnixStream,
     builder: &Child,
     all_ids: bool,
 ) -> Result<Jail, Reason> {
-    words.set_read_timeout(Some(NAMESPACES_MAX))?;
-    let mut said = [0; 256];
-    let len = words.read(&mut said)?;
+    pipe.set_read_timeout(Some(NAMESPACES_MAX))?;
+    let mut message = [0; 256];
+    let len = pipe.read(&mut message)?;
     if len == 0 {
         return Err("the process that makes it has ended".into());
     }
-    if said[..len] != GO_ON {
-        return Err(String::from_utf8_lossy(&said[..len]).into());
+    if message[..len] != GO_ON {
+        return Err(String::from_utf8_lossy(&message[..len]).into());
     }
     let pid = Pid::from_raw(builder.pid().as_raw()).ok_or("it has no number")?;
     let jail = Jail::of(pid, all_ids)?;
-    words.write_all(&GO_ON)?;
+    pipe.write_all(&GO_ON)?;
     Ok(jail)
 }
 
