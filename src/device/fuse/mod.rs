@@ -20,7 +20,7 @@ use std::path::PathBuf;
 pub use error::FuseError;
 pub use mountpoint::{MountPoint, clear_mount};
 pub use readers::{Change, Readers};
-pub use session::{End, Mounted, Serving, check_device};
+pub use session::{Mounted, Serving, check_device};
 
 /// Source of our mounts in the mount table.
 const SOURCE: &str = "lazystore";

@@ -18,15 +18,6 @@ use crate::image::Image;
 /// Readahead to request, in KiB: the maximum size of one FUSE request.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// Why serving ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// The last reader has closed the file.
-    Closed,
-    /// Someone unmounted it.
-    Unmounted,
-}
-
 /// A mounted file system whose requests are not answered yet.
 ///
 /// The worker that mounts it does not unmount; its parent does, even if the worker crashes.
@@ -84,12 +75,12 @@ impl Serving {
     ///
     /// # Errors
     /// Requests cannot be answered any more.
-    pub fn wait(self, once: bool) -> Result<End, FuseError> {
+    pub fn wait(self, once: bool) -> Result<(), FuseError> {
         if once && self.last_close.recv().is_ok() {
-            return Ok(End::Closed);
+            return Ok(());
         }
         match self.thread.join() {
-            Ok(Ok(())) => Ok(End::Unmounted),
+            Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(FuseError::Serve(error)),
             Err(_) => Err(FuseError::Panicked),
         }

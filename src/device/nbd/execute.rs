@@ -10,29 +10,26 @@ use crate::source::IoMode;
 /// A long read in chunks is carried out in segments of this length, each of which is sent before the next is read.
 pub const SEGMENT_BYTES: u32 = 256 << 10;
 
-/// A request that needs the disk. Keeps track of what is still to be read.
+/// A request that needs the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskRequest {
     cookie: u64,
-    kind: Kind,
+    /// The range that is still to be read.
+    offset: u64,
+    len_bytes: u32,
+    reply: ReplyKind,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
-    /// A read whose data must be in one piece.
-    SingleRead {
-        offset: u64,
-        len_bytes: u32,
-        chunk: bool,
-    },
-    /// A read in any number of chunks. The range is what is still to be read.
-    ChunkedRead { offset: u64, len_bytes: u32 },
-    /// A query of the allocation.
-    BlockStatus {
-        offset: u64,
-        len_bytes: u32,
-        one_extent: bool,
-    },
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReplyKind {
+    /// A simple reply with all data.
+    Simple,
+    /// One chunk with all data.
+    SingleChunk,
+    /// Any number of chunks with data and holes.
+    Chunks,
+    /// The extents of the range.
+    Extents { one_extent: bool },
 }
 
 /// What to do after [`dispatch`].
@@ -60,28 +57,24 @@ pub enum Progress {
 /// Answers requests that do not need the disk.
 pub fn dispatch(parsed: &Parsed, out: &mut ReplyBuffer) -> Action {
     let cookie = parsed.cookie;
-    let kind = match parsed.request {
+    let (offset, len_bytes, reply) = match parsed.request {
         Request::Read {
             offset,
             len_bytes,
             unfragmented,
-        } if unfragmented || !parsed.structured => Kind::SingleRead {
-            offset,
-            len_bytes,
-            chunk: parsed.structured,
-        },
-        Request::Read {
-            offset, len_bytes, ..
-        } => Kind::ChunkedRead { offset, len_bytes },
+        } => {
+            let reply = match (parsed.structured, unfragmented) {
+                (false, _) => ReplyKind::Simple,
+                (true, true) => ReplyKind::SingleChunk,
+                (true, false) => ReplyKind::Chunks,
+            };
+            (offset, len_bytes, reply)
+        }
         Request::BlockStatus {
             offset,
             len_bytes,
             one_extent,
-        } => Kind::BlockStatus {
-            offset,
-            len_bytes,
-            one_extent,
-        },
+        } => (offset, len_bytes, ReplyKind::Extents { one_extent }),
         Request::Flush => {
             out.simple(cookie, None);
             return Action::Answered;
@@ -92,7 +85,12 @@ pub fn dispatch(parsed: &Parsed, out: &mut ReplyBuffer) -> Action {
             return Action::Refused(refusal);
         }
     };
-    Action::Execute(DiskRequest { cookie, kind })
+    Action::Execute(DiskRequest {
+        cookie,
+        offset,
+        len_bytes,
+        reply,
+    })
 }
 
 fn write_error(out: &mut ReplyBuffer, cookie: u64, chunk: bool, code: ErrorCode) {
@@ -106,36 +104,27 @@ fn write_error(out: &mut ReplyBuffer, cookie: u64, chunk: bool, code: ErrorCode)
 impl DiskRequest {
     /// Whether it may take much time or memory. It then belongs in the pool, not in the receiving thread.
     pub fn is_slow(&self) -> bool {
-        match self.kind {
-            Kind::SingleRead { len_bytes, .. } => len_bytes > SEGMENT_BYTES,
-            Kind::ChunkedRead { .. } => false,
-            // It may have to plan paths.
-            Kind::BlockStatus { .. } => true,
-        }
+        // A query of extents may have to plan paths.
+        self.is_large() || matches!(self.reply, ReplyKind::Extents { .. })
     }
 
     /// Whether its reply is longer than [`SEGMENT_BYTES`] and must be in memory as a whole.
     pub fn is_large(&self) -> bool {
-        matches!(self.kind, Kind::SingleRead { len_bytes, .. } if len_bytes > SEGMENT_BYTES)
+        let is_whole = matches!(self.reply, ReplyKind::Simple | ReplyKind::SingleChunk);
+        is_whole && self.len_bytes > SEGMENT_BYTES
     }
 
     /// Number of bytes that are still to be read.
     pub fn len_bytes(&self) -> u64 {
-        match self.kind {
-            Kind::SingleRead { len_bytes, .. } | Kind::ChunkedRead { len_bytes, .. } => {
-                len_bytes.into()
-            }
-            Kind::BlockStatus { .. } => 0,
+        match self.reply {
+            ReplyKind::Extents { .. } => 0,
+            _ => self.len_bytes.into(),
         }
     }
 
     /// Offset on the disk, for log messages.
     pub fn offset(&self) -> u64 {
-        match self.kind {
-            Kind::SingleRead { offset, .. }
-            | Kind::ChunkedRead { offset, .. }
-            | Kind::BlockStatus { offset, .. } => offset,
-        }
+        self.offset
     }
 
     /// Executes the next part, and appends that part of the reply to `out`.
@@ -149,53 +138,52 @@ impl DiskRequest {
         out: &mut ReplyBuffer,
     ) -> Result<Progress, ReadError> {
         let position = out.position();
-        let done = match &mut self.kind {
-            Kind::SingleRead {
-                offset,
-                len_bytes,
-                chunk,
-            } => {
-                let len = usize::try_from(*len_bytes).unwrap_or(usize::MAX);
-                let room = match chunk {
-                    true => out.single_chunk_data(self.cookie, *offset, len),
-                    false => out.simple_data(self.cookie, len),
-                };
-                fill(disk, mode, *offset, *len_bytes, room).map(|()| Progress::Done)
-            }
-            Kind::ChunkedRead { offset, len_bytes } => {
-                let now = SEGMENT_BYTES.min(*len_bytes);
-                let is_last = now == *len_bytes;
-                let chunks = ChunkWriter::new(out, self.cookie, *offset);
-                write_chunks(disk, mode, *offset, now, chunks, is_last).map(|()| {
-                    *offset += u64::from(now);
-                    *len_bytes -= now;
-                    match is_last {
-                        true => Progress::Done,
-                        false => Progress::More,
-                    }
-                })
-            }
-            Kind::BlockStatus {
-                offset,
-                len_bytes,
-                one_extent,
-            } => {
-                out.block_status(self.cookie, &disk.extents(*offset, *len_bytes, *one_extent));
-                Ok(Progress::Done)
-            }
-        };
-        if done.is_err() {
+        let result = self.write_part(disk, mode, out);
+        if result.is_err() {
             out.truncate_to(position);
         }
-        done
+        result
+    }
+
+    fn write_part(
+        &mut self,
+        disk: &Disk,
+        mode: IoMode,
+        out: &mut ReplyBuffer,
+    ) -> Result<Progress, ReadError> {
+        let (offset, len_bytes) = (self.offset, self.len_bytes);
+        let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+        match self.reply {
+            ReplyKind::Simple => {
+                let data = out.simple_data(self.cookie, len);
+                fill(disk, mode, offset, len_bytes, data)?;
+            }
+            ReplyKind::SingleChunk => {
+                let data = out.single_chunk_data(self.cookie, offset, len);
+                fill(disk, mode, offset, len_bytes, data)?;
+            }
+            ReplyKind::Chunks => {
+                let now = SEGMENT_BYTES.min(len_bytes);
+                let is_last = now == len_bytes;
+                let chunks = ChunkWriter::new(out, self.cookie, offset);
+                write_chunks(disk, mode, offset, now, chunks, is_last)?;
+                self.offset += u64::from(now);
+                self.len_bytes -= now;
+                if !is_last {
+                    return Ok(Progress::More);
+                }
+            }
+            ReplyKind::Extents { one_extent } => {
+                let extents = disk.extents(offset, len_bytes, one_extent);
+                out.block_status(self.cookie, &extents);
+            }
+        }
+        Ok(Progress::Done)
     }
 
     /// Ends the reply with an I/O error. The client does not learn more than that.
     pub fn fail(&self, out: &mut ReplyBuffer) {
-        let chunk = match self.kind {
-            Kind::SingleRead { chunk, .. } => chunk,
-            Kind::ChunkedRead { .. } | Kind::BlockStatus { .. } => true,
-        };
+        let chunk = self.reply != ReplyKind::Simple;
         write_error(out, self.cookie, chunk, ErrorCode::Io);
     }
 }

@@ -121,6 +121,9 @@ pub(super) struct WorkerContext<'c> {
     pub(super) confine: Box<dyn FnOnce() -> Result<(), SandboxError> + 'c>,
 }
 
+/// Exit code of a worker, or why it failed.
+pub(super) type WorkerResult = Result<u8, Box<dyn std::error::Error>>;
+
 /// Creates the sockets and adds the inherited ones. Mounts nothing yet.
 pub(super) fn all(
     disks: &Disks,

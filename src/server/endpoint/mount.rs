@@ -15,10 +15,10 @@ use nix::sys::signal::Signal;
 
 use super::super::messages::{Message, MessageReceiver, MessageSender};
 use super::super::throttle::Throttle;
-use super::WorkerContext;
+use super::{WorkerContext, WorkerResult};
 use crate::device::Stats;
 use crate::device::fuse::{
-    Change, End as MountEnd, FuseError, FuseOptions, MountPoint, Mounted, Readers, check_device,
+    Change, FuseError, FuseOptions, MountPoint, Mounted, Readers, check_device,
 };
 use crate::device::meter::Meter;
 use crate::image::Image;
@@ -304,7 +304,7 @@ impl MountEndpoint {
     }
 
     /// Runs the worker until someone unmounts the file; with `once`, until the last reader closes it.
-    pub(in super::super) fn serve(self, context: WorkerContext<'_>, once: bool) -> u8 {
+    pub(in super::super) fn serve(self, context: WorkerContext<'_>, once: bool) -> WorkerResult {
         let WorkerContext {
             sender,
             meter,
@@ -317,31 +317,17 @@ impl MountEndpoint {
                 Change::Closed(stats) => Message::FileClosed(stats),
             });
         }));
-        let fail = |reason: String| {
-            sender.send(&Message::Failed(reason));
-            1
-        };
-        let mounted = match Mounted::mount(self.image, &self.options, Arc::clone(&readers)) {
-            Ok(mounted) => mounted,
-            Err(error) => return fail(error.to_string()),
-        };
+        let mounted = Mounted::mount(self.image, &self.options, Arc::clone(&readers))?;
         let end = EndRequest::block();
-        if let Err(error) = confine() {
-            return fail(error.to_string());
-        }
-        let serving = match mounted.serve() {
-            Ok(serving) => serving,
-            Err(error) => return fail(error.to_string()),
-        };
+        confine()?;
+        let serving = mounted.serve()?;
         match end {
             Ok(end) => watch(readers, Arc::clone(&sender), end),
             Err(error) => tracing::warn!("{error}"),
         }
         sender.send(&Message::Mounted);
-        match serving.wait(once) {
-            Ok(MountEnd::Closed | MountEnd::Unmounted) => 0,
-            Err(error) => fail(error.to_string()),
-        }
+        serving.wait(once)?;
+        Ok(0)
     }
 }
 

@@ -16,7 +16,7 @@ use super::super::listener::ListeningSocket;
 use super::super::messages::{Message, MessageSender};
 use super::super::mute::Muted;
 use super::super::throttle::Throttle;
-use super::WorkerContext;
+use super::{WorkerContext, WorkerResult};
 use crate::device::meter::Meter;
 use crate::device::nbd::{self, Export, Exports, NbdOptions};
 use crate::device::vhost_blk::{BlkDevice, DeviceOptions, Served, serve_connection};
@@ -145,55 +145,48 @@ impl SocketEndpoint {
     }
 
     /// Runs the worker: accepts one connection and serves it until the client disconnects.
-    pub(in super::super) fn serve(self, context: WorkerContext<'_>, muted: Option<Muted>) -> u8 {
+    pub(in super::super) fn serve(
+        self,
+        context: WorkerContext<'_>,
+        muted: Option<Muted>,
+    ) -> WorkerResult {
         match self.device.clone() {
             SocketDevice::VhostUser { image, options } => {
                 self.serve_vhost_user(image, &options, context, muted)
             }
-            SocketDevice::Nbd { exports, options } => {
-                let _muted = muted;
-                self.serve_nbd(&exports, &options, context)
-            }
+            SocketDevice::Nbd { exports, options } => self.serve_nbd(&exports, &options, context),
         }
     }
 
     /// Serves an NBD client. Does not handle SIGTERM, which ends the process without a last message.
-    fn serve_nbd(self, exports: &Exports, options: &NbdOptions, context: WorkerContext<'_>) -> u8 {
+    fn serve_nbd(
+        self,
+        exports: &Exports,
+        options: &NbdOptions,
+        context: WorkerContext<'_>,
+    ) -> WorkerResult {
         let listener = self.into_listener();
         let sender = &context.sender;
-        if let Err(error) = (context.confine)() {
-            sender.send(&Message::Failed(error.to_string()));
-            return 1;
-        }
-        let client = match accept(&listener) {
-            Ok(client) => client,
-            Err(error) => {
-                sender.send(&Message::Failed(format!(
-                    "cannot accept a connection: {error}"
-                )));
-                return 1;
-            }
-        };
+        (context.confine)()?;
+        let client =
+            accept(&listener).map_err(|error| format!("cannot accept a connection: {error}"))?;
         // This worker must not be able to accept other connections.
         drop(listener);
         sender.send(&Message::Accepted);
-        let meter = context.meter.clone();
         let on_start = |chosen: &Export| {
             if let Some(index) = exports.index_of(&chosen.name) {
                 sender.send(&Message::ExportChosen(index));
             }
             sender.send(&Message::Connected);
         };
-        match nbd::serve_connection(client.socket, exports, options, meter, on_start) {
-            Ok(nbd::Served::Client(stats)) => {
+        let served =
+            nbd::serve_connection(client.socket, exports, options, context.meter, on_start);
+        match served.map_err(|error| format!("{error}{}", client.from))? {
+            nbd::Served::Client(stats) => {
                 sender.send(&Message::Disconnected(stats));
-                0
+                Ok(0)
             }
-            Ok(nbd::Served::NoExport) => EXIT_SILENT,
-            Err(error) => {
-                sender.send(&Message::Failed(format!("{error}{}", client.from)));
-                1
-            }
+            nbd::Served::NoExport => Ok(EXIT_SILENT),
         }
     }
 
@@ -203,7 +196,7 @@ impl SocketEndpoint {
         device: &DeviceOptions,
         context: WorkerContext<'_>,
         muted: Option<Muted>,
-    ) -> u8 {
+    ) -> WorkerResult {
         let WorkerContext {
             sender,
             meter,
@@ -212,10 +205,7 @@ impl SocketEndpoint {
         let listener = UnixListener::from(self.into_listener());
         // Before the seccomp filter, which forbids signalfd(2), and before there are other threads.
         let end = EndRequest::block();
-        if let Err(error) = confine() {
-            sender.send(&Message::Failed(error.to_string()));
-            return 1;
-        }
+        confine()?;
         let watch_sender = Arc::clone(&sender);
         let on_accept = |device: &Arc<BlkDevice>, connection| {
             watch_sender.send(&Message::Accepted);
@@ -232,16 +222,12 @@ impl SocketEndpoint {
                 Err(error) => tracing::warn!("{error}"),
             }
         };
-        match serve_connection(image, device, meter, listener, on_accept) {
-            Ok(Served::Frontend(stats)) => {
+        match serve_connection(image, device, meter, listener, on_accept)? {
+            Served::Frontend(stats) => {
                 sender.send(&Message::Disconnected(stats));
-                0
+                Ok(0)
             }
-            Ok(Served::Nobody) => EXIT_SILENT,
-            Err(error) => {
-                sender.send(&Message::Failed(error.to_string()));
-                1
-            }
+            Served::Nobody => Ok(EXIT_SILENT),
         }
     }
 }

@@ -3,8 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cache::FetchFigures;
-use crate::device::Stats;
-use crate::device::meter::{Figures, merged};
 
 /// How a client reads the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,18 +99,4 @@ pub struct ServerStatus {
     pub left_errors: u64,
     /// What was fetched from binary caches, if paths are not on this host.
     pub fetched: Option<FetchFigures>,
-}
-
-impl ClientStatus {
-    /// Copies the counts of a meter.
-    pub(in super::super) fn set_figures(&mut self, figures: &Figures) {
-        let Stats {
-            requests,
-            bytes,
-            errors,
-        } = figures.stats;
-        (self.requests, self.bytes, self.errors) = (requests, bytes, errors);
-        (self.in_flight, self.plans) = (figures.in_flight, figures.plans);
-        self.times = merged(std::slice::from_ref(figures));
-    }
 }

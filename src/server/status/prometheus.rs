@@ -1,6 +1,6 @@
 //! Writes a status in the text format of Prometheus (version 0.0.4).
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use super::{ClientStatus, ServerStatus};
 use crate::cache::FetchFigures;
@@ -13,170 +13,132 @@ const BOUNDS_US: [u64; 12] = [
 /// Returns a number of a client.
 type Number = fn(&ClientStatus) -> u64;
 
-/// Name, type, help, and value.
-const NUMBERS: [(&str, &str, &str, Number); 6] = [
-    (
-        "lazystore_vm_requests_total",
-        "counter",
-        "Requests answered.",
-        |vm| vm.requests,
-    ),
-    (
-        "lazystore_vm_read_bytes_total",
-        "counter",
-        "Bytes delivered.",
-        |vm| vm.bytes,
-    ),
-    (
-        "lazystore_vm_errors_total",
-        "counter",
-        "Requests answered with an error.",
-        |vm| vm.errors,
-    ),
-    (
-        "lazystore_vm_requests_in_flight",
-        "gauge",
-        "Requests that wait for the host.",
-        |vm| vm.in_flight,
-    ),
-    (
-        "lazystore_vm_plans_total",
-        "counter",
-        "Store paths whose planning was begun.",
-        |vm| vm.plans,
-    ),
-    (
-        "lazystore_vm_start_time_seconds",
-        "gauge",
-        "When it connected, in seconds since 1970.",
-        |vm| vm.since_sec,
-    ),
-];
-
 /// The metrics of a server and of all its clients.
 pub fn text(status: &ServerStatus) -> String {
-    let mut out = String::new();
-    let clients = &status.clients;
-    totals(&mut out, status);
+    let mut out = Metrics(String::new());
+    out.totals(status);
     if let Some(fetched) = &status.fetched {
-        fetches(&mut out, fetched);
+        out.fetches(fetched);
     }
-    if clients.is_empty() {
-        return out;
+    if !status.clients.is_empty() {
+        out.vms(&status.clients);
     }
-    for (name, kind, help, value) in NUMBERS {
-        header(&mut out, name, kind, help);
-        for vm in clients {
-            let _ = writeln!(out, "{name}{{{}}} {}", labels(vm), value(vm));
-        }
-    }
-    let name = "lazystore_vm_request_seconds";
-    header(
-        &mut out,
-        name,
-        "histogram",
-        "How long answers took, from a request's being taken to its answer.",
-    );
-    clients.iter().for_each(|vm| histogram(&mut out, name, vm));
-    out
+    out.0
 }
 
-fn totals(out: &mut String, status: &ServerStatus) {
-    let clients = &status.clients;
-    let sum = |left: u64, number: Number| {
-        clients
-            .iter()
-            .fold(left, |sum, vm| sum.saturating_add(number(vm)))
-    };
-    let requests = sum(status.left_requests, |vm| vm.requests);
-    let bytes = sum(status.left_bytes, |vm| vm.bytes);
-    let errors = sum(status.left_errors, |vm| vm.errors);
-    let vms = clients.len() as u64;
-    for (name, kind, help, value) in [
-        (
-            "start_time_seconds",
-            "gauge",
-            "When the server started, in seconds since 1970.",
-            status.since_sec,
-        ),
-        (
-            "store_paths",
-            "gauge",
-            "Store paths that are served.",
-            status.paths,
-        ),
-        ("vms", "gauge", "Connected VMs and other clients.", vms),
-        (
-            "vms_total",
-            "counter",
-            "All that have connected.",
-            vms.saturating_add(status.left),
-        ),
-        (
+struct Metrics(String);
+
+impl Metrics {
+    fn totals(&mut self, status: &ServerStatus) {
+        let vms = status.clients.len() as u64;
+        let sum = |departed: u64, number: Number| {
+            let clients = status.clients.iter();
+            clients.fold(departed, |sum, vm| sum.saturating_add(number(vm)))
+        };
+        let started = "When the server started, in seconds since 1970.";
+        self.gauge("start_time_seconds", started, status.since_sec);
+        self.gauge("store_paths", "Store paths that are served.", status.paths);
+        self.gauge("vms", "Connected VMs and other clients.", vms);
+        let vms = vms.saturating_add(status.left);
+        self.counter("vms_total", "All that have connected.", vms);
+        let requests = sum(status.left_requests, |vm| vm.requests);
+        self.counter(
             "requests_total",
-            "counter",
             "Requests answered to all of them.",
             requests,
-        ),
-        (
-            "read_bytes_total",
-            "counter",
-            "Bytes delivered to all of them.",
-            bytes,
-        ),
-        (
-            "errors_total",
-            "counter",
-            "Requests answered with an error to all of them.",
-            errors,
-        ),
-    ] {
-        header(out, &format!("lazystore_{name}"), kind, help);
-        let _ = writeln!(out, "lazystore_{name} {value}");
+        );
+        let bytes = sum(status.left_bytes, |vm| vm.bytes);
+        self.counter("read_bytes_total", "Bytes delivered to all of them.", bytes);
+        let errors = sum(status.left_errors, |vm| vm.errors);
+        let failed = "Requests answered with an error to all of them.";
+        self.counter("errors_total", failed, errors);
     }
-}
 
-fn fetches(out: &mut String, fetched: &FetchFigures) {
-    for (name, kind, help, value) in [
-        (
-            "fetching",
-            "gauge",
-            "Store paths whose NARs are being fetched.",
-            fetched.fetching,
-        ),
-        (
-            "fetched_nars_total",
-            "counter",
-            "NARs fetched from binary caches and verified.",
-            fetched.nars,
-        ),
-        (
+    fn fetches(&mut self, fetched: &FetchFigures) {
+        let fetching = "Store paths whose NARs are being fetched.";
+        self.gauge("fetching", fetching, fetched.fetching);
+        let nars = "NARs fetched from binary caches and verified.";
+        self.counter("fetched_nars_total", nars, fetched.nars);
+        self.counter(
             "fetched_listings_total",
-            "counter",
             "Listings fetched.",
             fetched.listings,
-        ),
-        (
-            "received_bytes_total",
-            "counter",
-            "Bytes of NARs received, as binary caches compress them.",
-            fetched.received_bytes,
-        ),
-        (
-            "fetch_failures_total",
-            "counter",
-            "Listings and NARs that could not be had.",
-            fetched.failures,
-        ),
-    ] {
-        header(out, &format!("lazystore_{name}"), kind, help);
-        let _ = writeln!(out, "lazystore_{name} {value}");
+        );
+        let received = "Bytes of NARs received, as binary caches compress them.";
+        self.counter("received_bytes_total", received, fetched.received_bytes);
+        let failures = "Listings and NARs that could not be had.";
+        self.counter("fetch_failures_total", failures, fetched.failures);
     }
-}
 
-fn header(out: &mut String, name: &str, kind: &str, help: &str) {
-    // Writing to a String does not fail.
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    fn vms(&mut self, vms: &[ClientStatus]) {
+        let mut each = |name, kind, help, number: Number| {
+            self.header(name, kind, help);
+            for vm in vms {
+                self.value(name, &format!("{{{}}}", labels(vm)), number(vm));
+            }
+        };
+        each("vm_requests_total", "counter", "Requests answered.", |vm| {
+            vm.requests
+        });
+        each("vm_read_bytes_total", "counter", "Bytes delivered.", |vm| {
+            vm.bytes
+        });
+        let failed = "Requests answered with an error.";
+        each("vm_errors_total", "counter", failed, |vm| vm.errors);
+        let waiting = "Requests that wait for the host.";
+        each("vm_requests_in_flight", "gauge", waiting, |vm| vm.in_flight);
+        let planned = "Store paths whose planning was begun.";
+        each("vm_plans_total", "counter", planned, |vm| vm.plans);
+        let connected = "When it connected, in seconds since 1970.";
+        each("vm_start_time_seconds", "gauge", connected, |vm| {
+            vm.since_sec
+        });
+        let latency = "How long answers took, from a request's being taken to its answer.";
+        self.header("vm_request_seconds", "histogram", latency);
+        vms.iter()
+            .for_each(|vm| self.histogram("vm_request_seconds", vm));
+    }
+
+    fn histogram(&mut self, name: &str, vm: &ClientStatus) {
+        let labels = labels(vm);
+        let up_to = |nanos: u64| {
+            let counts = vm.times.iter().filter(|(end, _)| *end <= nanos);
+            counts.fold(0_u64, |sum, (_, count)| sum.saturating_add(*count))
+        };
+        let bucket = format!("{name}_bucket");
+        for bound in BOUNDS_US {
+            let bound_labels = format!("{{{labels},le=\"{}\"}}", seconds(bound * 1000));
+            self.value(&bucket, &bound_labels, up_to(bound * 1000));
+        }
+        let all = up_to(u64::MAX);
+        let sum = vm.times.iter().fold(0_u64, |sum, (end, count)| {
+            sum.saturating_add(end.saturating_mul(*count))
+        });
+        self.value(&bucket, &format!("{{{labels},le=\"+Inf\"}}"), all);
+        let labels = format!("{{{labels}}}");
+        self.value(&format!("{name}_sum"), &labels, seconds(sum));
+        self.value(&format!("{name}_count"), &labels, all);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.header(name, "gauge", help);
+        self.value(name, "", value);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.header(name, "counter", help);
+        self.value(name, "", value);
+    }
+
+    fn header(&mut self, name: &str, kind: &str, help: &str) {
+        let lines = format!("# HELP lazystore_{name} {help}\n# TYPE lazystore_{name} {kind}");
+        // Writing to a String does not fail.
+        let _ = writeln!(self.0, "{lines}");
+    }
+
+    fn value(&mut self, name: &str, labels: &str, value: impl Display) {
+        let _ = writeln!(self.0, "lazystore_{name}{labels} {value}");
+    }
 }
 
 /// The labels of a client. They come from the server, not from a worker, which may be compromised.
@@ -191,25 +153,6 @@ fn labels(vm: &ClientStatus) -> String {
     let export = export.map(|name| format!(",export=\"{name}\""));
     let export = export.unwrap_or_default();
     format!("vm=\"{number}\",kind=\"{kind}\",place=\"{place}\"{export}")
-}
-
-fn histogram(out: &mut String, name: &str, vm: &ClientStatus) {
-    let labels = labels(vm);
-    let up_to = |nanos: u64| {
-        let counts = vm.times.iter().filter(|(end, _)| *end <= nanos);
-        counts.fold(0_u64, |sum, (_, count)| sum.saturating_add(*count))
-    };
-    for bound in BOUNDS_US {
-        let (seconds, count) = (seconds(bound * 1000), up_to(bound * 1000));
-        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{seconds}\"}} {count}");
-    }
-    let all = up_to(u64::MAX);
-    let sum = vm.times.iter().fold(0_u64, |sum, (end, count)| {
-        sum.saturating_add(end.saturating_mul(*count))
-    });
-    let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {all}");
-    let _ = writeln!(out, "{name}_sum{{{labels}}} {}", seconds(sum));
-    let _ = writeln!(out, "{name}_count{{{labels}}} {all}");
 }
 
 /// Rounding does not matter here.

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::super::confine::confine;
 use super::super::endpoint::{Endpoint, WorkerContext};
 use super::super::error::ServeError;
-use super::super::messages::{self, MessageSender};
+use super::super::messages::{self, Message, MessageSender};
 use super::super::mute::Muted;
 use super::super::workers::{EndpointInfo, Worker};
 use super::Server;
@@ -138,14 +138,18 @@ impl Server<'_> {
         let profile = endpoint.profile();
         let jail = std::mem::replace(&mut self.jail, JailState::Disabled);
         let context = WorkerContext {
-            sender,
+            sender: Arc::clone(&sender),
             meter,
             confine: Box::new(move || self.confine_worker(profile, jail)),
         };
-        match endpoint {
+        let result = match endpoint {
             Endpoint::VhostUser(socket) | Endpoint::Nbd(socket) => socket.serve(context, muted),
             Endpoint::Fuse(mount) => mount.serve(context, once && is_alone),
-        }
+        };
+        result.unwrap_or_else(|reason| {
+            sender.send(&Message::Failed(reason.to_string()));
+            1
+        })
     }
 
     pub(super) fn confine(

@@ -11,7 +11,7 @@ use super::super::workers::Worker;
 use super::{ServeOptions, Server};
 use crate::cache::FetchMeter;
 use crate::device::Stats;
-use crate::device::meter::Meter;
+use crate::device::meter::{Meter, merged};
 use crate::device::nbd::Export;
 
 /// Paths of the status sockets: next to each socket that has a path, and to the mount.
@@ -160,22 +160,21 @@ fn status_of(
     since: Instant,
     meter: &Meter,
 ) -> ClientStatus {
-    let mut status = ClientStatus {
+    let figures = meter.figures();
+    ClientStatus {
         vm,
         kind,
         place,
         export: None,
         since_sec: unix_sec(since),
         age_ms: age_ms(since),
-        requests: 0,
-        bytes: 0,
-        errors: 0,
-        in_flight: 0,
-        plans: 0,
-        times: Vec::new(),
-    };
-    status.set_figures(&meter.figures());
-    status
+        requests: figures.stats.requests,
+        bytes: figures.stats.bytes,
+        errors: figures.stats.errors,
+        in_flight: figures.in_flight,
+        plans: figures.plans,
+        times: merged(std::slice::from_ref(&figures)),
+    }
 }
 
 fn export_status(export: &Export) -> ExportStatus {

@@ -17,8 +17,13 @@ fn image() -> (tempfile::TempDir, Arc<Image>) {
     (dir, image)
 }
 
-fn work(kind: Kind) -> DiskRequest {
-    DiskRequest { cookie: 99, kind }
+fn request(reply: ReplyKind, offset: u64, len_bytes: u32) -> DiskRequest {
+    DiskRequest {
+        cookie: 99,
+        offset,
+        len_bytes,
+        reply,
+    }
 }
 
 #[test]
@@ -26,10 +31,7 @@ fn a_read_in_chunks_is_executed_in_segments() {
     let (_dir, image) = image();
     let disk = Disk::new(image);
     let len_bytes = 2 * SEGMENT_BYTES + 1;
-    let mut read = work(Kind::ChunkedRead {
-        offset: DATA,
-        len_bytes,
-    });
+    let mut read = request(ReplyKind::Chunks, DATA, len_bytes);
     for (progress, len) in [
         (Progress::More, SEGMENT_BYTES),
         (Progress::More, SEGMENT_BYTES),
@@ -47,10 +49,7 @@ fn a_read_in_chunks_is_executed_in_segments() {
 fn a_request_that_would_block_writes_nothing_and_can_be_repeated() {
     let (_dir, image) = image();
     let disk = Disk::new(Arc::clone(&image));
-    let mut read = work(Kind::ChunkedRead {
-        offset: DATA,
-        len_bytes: 4096,
-    });
+    let mut read = request(ReplyKind::Chunks, DATA, 4096);
     let mut out = ReplyBuffer::default();
     out.simple(1, None);
     let before = out.bytes().to_vec();
@@ -66,18 +65,13 @@ fn a_request_that_would_block_writes_nothing_and_can_be_repeated() {
 
 #[test]
 fn an_error_is_a_chunk_or_a_simple_reply_like_the_reply_itself() {
-    let single = |chunk| Kind::SingleRead {
-        offset: 0,
-        len_bytes: 1,
-        chunk,
-    };
-    let chunks = Kind::ChunkedRead {
-        offset: 0,
-        len_bytes: 1,
-    };
-    for (kind, is_chunk) in [(single(false), false), (single(true), true), (chunks, true)] {
+    for (reply, is_chunk) in [
+        (ReplyKind::Simple, false),
+        (ReplyKind::SingleChunk, true),
+        (ReplyKind::Chunks, true),
+    ] {
         let mut out = ReplyBuffer::default();
-        work(kind).fail(&mut out);
+        request(reply, 0, 1).fail(&mut out);
         match is_chunk {
             true => assert_eq!(out.bytes()[6..8], chunk::ERROR.to_be_bytes()),
             false => assert_eq!(out.bytes()[4..8], 5u32.to_be_bytes()),
@@ -90,10 +84,7 @@ fn zeros_in_metadata_are_a_hole() {
     let (_dir, image) = image();
     let disk = Disk::new(image);
     // After the only directory's block.
-    let mut read = work(Kind::ChunkedRead {
-        offset: 1 << 20,
-        len_bytes: 8192,
-    });
+    let mut read = request(ReplyKind::Chunks, 1 << 20, 8192);
     let mut out = ReplyBuffer::default();
     let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
     assert_eq!(done, Progress::Done);
