@@ -1,4 +1,4 @@
-//! Any messages of a frontend: the connection ends with it, and nothing is left open or running.
+//! Any messages of a frontend: the connection ends with it and leaks no descriptor or thread.
 #![no_main]
 
 #[path = "../targets/input.rs"]

@@ -1,4 +1,4 @@
-//! Any memory, ring and order of events: answered as virtio has it, and nothing else touched.
+//! Any memory, ring and order of events: requests are answered as virtio requires, and no other memory changes.
 #![no_main]
 
 #[path = "../targets/disk.rs"]

@@ -1,4 +1,4 @@
-//! Any listing: its tree, or refused in one sentence.
+//! Any listing: parsed to its tree, or refused in one sentence.
 #![no_main]
 
 #[path = "../targets/archive.rs"]

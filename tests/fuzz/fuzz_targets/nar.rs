@@ -1,4 +1,4 @@
-//! Any NAR: its tree, or refused in one sentence.
+//! Any NAR: parsed to its tree, or refused in one sentence.
 #![no_main]
 
 #[path = "../targets/archive.rs"]

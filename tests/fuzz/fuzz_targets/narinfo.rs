@@ -1,4 +1,4 @@
-//! Any narinfo: what it says, or refused in one sentence.
+//! Any narinfo: parsed, or refused in one sentence.
 #![no_main]
 
 #[path = "../targets/narinfo.rs"]

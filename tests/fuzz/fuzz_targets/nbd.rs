@@ -1,4 +1,4 @@
-//! Any bytes from an NBD client: answered as the protocol has it, with the disk's bytes.
+//! Any bytes from an NBD client: answered as the protocol requires, with the disk's bytes.
 #![no_main]
 
 #[path = "../targets/disk.rs"]

@@ -1,4 +1,4 @@
-//! Any packed tree, as a fetcher hands it over: a tree, or refused in one sentence.
+//! Any packed tree, the form in which a fetcher passes trees: parsed, or refused in one sentence.
 #![no_main]
 
 #[path = "../targets/archive.rs"]

@@ -1,4 +1,4 @@
-//! Any recording: parsed or refused in one sentence, and read in advance.
+//! Any recording: parsed or refused in one sentence, and prefetched.
 #![no_main]
 
 #[path = "../targets/recording.rs"]

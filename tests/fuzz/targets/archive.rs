@@ -1,9 +1,9 @@
-//! A tree as the NAR that it must have come from, by a writer that shares nothing with the parser.
+//! Writes the NAR of a tree. Shares no code with the parser.
 
 use lazystore::source::nar::{NarNode, NarTree};
 use lazystore::tree::FileKind;
 
-/// The canonical NAR of `tree`, the bytes of files taken from `contents(offset, len)`.
+/// The canonical NAR of `tree`, with file contents from `contents(offset, len)`.
 pub fn write(tree: &NarTree, contents: &dyn Fn(u64, u64) -> Vec<u8>) -> Vec<u8> {
     let mut nar = Vec::new();
     strings(&[b"nix-archive-1"], &mut nar);
@@ -64,7 +64,7 @@ fn is_file_name(name: &[u8]) -> bool {
         && !matches!(name, b"." | b"..")
 }
 
-/// Adds strings as a NAR has them.
+/// Appends strings in the format of a NAR.
 pub fn strings(all: &[&[u8]], nar: &mut Vec<u8>) {
     for string in all {
         nar.extend((string.len() as u64).to_le_bytes());

@@ -2,7 +2,7 @@
 
 use lazystore::closure::{Closure, Contents, StoreLocation};
 
-/// Must not panic; what is accepted is a sorted list of file names, and what is refused is told in one line.
+/// Must not panic. An accepted list is sorted and consists of file names. An error is one line.
 pub fn run(data: &[u8]) {
     let mut parts = data.splitn(2, |byte| *byte == 0);
     let list = parts.next().unwrap_or_default();

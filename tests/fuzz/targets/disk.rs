@@ -1,22 +1,22 @@
-//! A small disk that is wholly planned, for targets that serve one.
+//! A small, completely planned disk, for targets that serve one.
 
 use std::sync::Arc;
 
 use lazystore::closure::{Closure, Source, StoreLocation};
 use lazystore::image::{Image, ImageOptions};
 
-/// First sector of file data (README, address space).
+/// First sector of file data (docs/design.md, address space).
 pub const DATA_SECTOR: u64 = (128 << 30) / 512;
 
-/// How much of the metadata and of the file data is read once: more than there is.
+/// Length of the metadata and of the file data that are read once: more than there are.
 const WARM_BYTES: usize = 1 << 20;
 
-/// The disk of a directory with files of a few sizes. The directory is gone again: its files stay open.
+/// The disk of a directory with files of a few sizes. The directory is removed, but its files stay open.
 pub fn disk() -> Arc<Image> {
     disk_like(0)
 }
 
-/// The same with other bytes in the files for each `seed`.
+/// The same with file contents that depend on `seed`.
 pub fn disk_like(seed: usize) -> Arc<Image> {
     let tree = tempfile::tempdir().unwrap();
     for (index, len) in [0usize, 1, 700, 4096, 5000, 20_000].into_iter().enumerate() {

@@ -1,7 +1,6 @@
 //! A hostile frontend: any messages with any payloads and descriptors over a real socket, to the code that serves a
-//! connection from accept to the end. It must end by itself when the frontend has left, and leave nothing behind. Rings
-//! are stopped, reset and renegotiated while requests are under way; a base that the frontend was told last is what has
-//! been answered.
+//! connection from accept to its end. It must end by itself when the frontend disconnects, and leak nothing. Rings are
+//! stopped, reset and renegotiated while requests are in flight. The last base equals the number of completed requests.
 
 #[path = "disk.rs"]
 mod disk;
@@ -30,33 +29,33 @@ use leaks::Leaks;
 use protocol::{request, table, words32, words64};
 use wire::Wire;
 
-/// As many messages as have their answers in the socket's buffer: nobody reads them.
+/// Maximum number of messages: their replies must fit the socket's buffer, because they are not read meanwhile.
 const MESSAGES_MAX: usize = 20;
 
-/// Enough to have numbers on either side of the last one; each costs every execution its setup.
+/// Number of queues: enough for valid and invalid numbers. Each costs time in every execution.
 const QUEUES_SERVED: u16 = 8;
 
-/// Where the frontend says that it has mapped its memory.
+/// The user address at which the frontend claims to have mapped its memory.
 const USER: u64 = 0x7f00_0000_0000;
 
-/// Protocol features: those offered, but not the acknowledgements.
+/// Protocol features: those offered, except for REPLY_ACK.
 const PROTOCOL: u64 = 0x8203;
 
-/// No process can map so much; what is less can be mapped, however far after the file's end it begins.
+/// A length that cannot be mapped. Smaller lengths can be mapped, even at any offset after the file's end.
 const MAPPABLE: u64 = 1 << 47;
 
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 const LOG_ALL: u64 = 1 << 26;
 
-/// Where the rings lie: the first is an ordinary one, those after it begin a little further on each and overlap.
+/// Addresses of the rings: the first one is ordinary. Each of the others starts a little later, and they overlap.
 const DESCRIPTORS: u64 = 0;
 const AVAIL: u64 = 0x400;
 const USED: u64 = 0x800;
 const RING_STEP: u64 = 0x40;
 const RING_SIZE: u16 = 16;
 
-/// What all executions share.
+/// State that all executions share.
 struct Stage {
     image: Arc<Image>,
     options: DeviceOptions,
@@ -67,7 +66,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        // The product ignores it, as every Rust program does; a fuzzer's main function is not Rust's.
+        // Rust's runtime ignores SIGPIPE, but a fuzzer's main function is not Rust's.
         SigSet::from(Signal::SIGPIPE).thread_block().unwrap();
         let name = format!("lazystore-fuzz-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(name).unwrap();
@@ -97,7 +96,7 @@ impl Stage {
         };
         let (files, stopped) = frontend.speak();
         let listener = self.listener.try_clone().unwrap();
-        // Any end will do.
+        // Any result is allowed.
         let _ = serve_connection(
             Arc::clone(&self.image),
             &self.options,
@@ -111,8 +110,8 @@ impl Stage {
     }
 }
 
-/// The last thing that the frontend was told is the base of the first ring, unless the device hung up before it had
-/// answered all `asked` questions for one.
+/// Checks the last reply: the base of the first ring, unless the device disconnected before it had answered all `asked`
+/// requests for a base.
 fn check_base(stream: &UnixStream, files: &Files, asked: usize) {
     let mut bases = wire::answers(stream);
     bases.retain(|(number, _)| *number == request::GET_VRING_BASE);
@@ -129,15 +128,15 @@ struct Frontend<'a> {
     wire: Wire<'a>,
     files: Files,
     messages: usize,
-    /// How often it has asked for the base of a ring.
+    /// Number of requests for the base of a ring.
     bases: usize,
-    /// It has done nothing that could make rings overlap anything.
+    /// Nothing has been done yet that could make rings overlap other data.
     orderly: bool,
 }
 
 impl Frontend<'_> {
-    /// Says everything and hangs up; the files live on, as they do in a frontend that only closed its socket. Returns
-    /// how many bases it has asked for, if the last one can be known.
+    /// Sends everything and disconnects. The files stay open, like in a frontend that closes only its socket. Returns the
+    /// number of requests for a base, if the last base can be predicted.
     fn speak(mut self) -> (Files, Option<usize>) {
         let last = self.input.byte();
         while !self.input.is_empty() && self.messages < MESSAGES_MAX {
@@ -189,7 +188,7 @@ impl Frontend<'_> {
         }
     }
 
-    /// Numbers that mean something, or any.
+    /// Valid numbers, or any.
     fn number(&mut self) -> u64 {
         let kind = self.input.byte();
         match kind % 8 {
@@ -256,8 +255,8 @@ impl Frontend<'_> {
         self.message(request, &payload, fds);
     }
 
-    /// The guest's address, length, the frontend's address, offset in the file. What lies after the file's end can be
-    /// mapped, too, but a process that touches it dies of SIGBUS: that is for a worker, in tests/hostile.rs.
+    /// Guest address, length, user address, and offset in the file. Memory after the file's end can also be mapped, but
+    /// accessing it raises SIGBUS, which kills the process. tests/hostile.rs tests that with a worker.
     fn region(&mut self) -> [u64; 4] {
         let [guest, len, user, offset] = std::array::from_fn(|_| self.number());
         let end = u128::from(len) + u128::from(offset);
@@ -268,7 +267,7 @@ impl Frontend<'_> {
         }
     }
 
-    /// A ring as it should be, but for the descriptors.
+    /// A valid ring, except for its descriptors.
     fn ring(&mut self) {
         let index = self.input.byte() % 4;
         self.ring_of(index);
@@ -300,7 +299,7 @@ impl Frontend<'_> {
         self.message(request::SET_VRING_ENABLE, &words32(&[number, 1]), &[]);
     }
 
-    /// What a frontend does when a ring's driver goes away.
+    /// Messages of a frontend when a ring's driver stops.
     fn stop(&mut self, index: u8) {
         let state = words32(&[u32::from(index), 0]);
         if !self.input.byte().is_multiple_of(4) {
@@ -310,21 +309,21 @@ impl Frontend<'_> {
         self.bases += 1;
     }
 
-    /// Another driver takes a ring over, with other features and any base; requests of the old one may lie in it.
+    /// Another driver starts a ring, with other features and any base. Requests of the previous driver may still be in it.
     fn renegotiate(&mut self) {
         let (index, shape) = (self.input.byte() % 4, self.input.byte());
         self.stop(index);
         let event_idx = u64::from(shape & 1) << 29;
         let log = if shape & 4 == 0 { 0 } else { LOG_ALL };
         if shape & 12 == 12 {
-            // No longer than the file: what lies after its end cannot be touched.
+            // Not longer than the file, because memory after its end must not be accessed.
             let place = words64(&[u64::from(self.input.byte()), 0]);
             self.message(request::SET_LOG_BASE, &place, &[files::OTHER_MEMORY]);
         }
         let features = VERSION_1 | PROTOCOL_FEATURES | event_idx | log | 1 << 28;
         self.message(request::SET_FEATURES, &features.to_le_bytes(), &[]);
         if shape & 2 != 0 {
-            // The rings of a driver that starts again are empty.
+            // A driver that starts has empty rings.
             let base = RING_STEP * u64::from(index);
             self.files.poke(base + AVAIL + 2, &[0; 2]);
             self.files.poke(base + USED + 2, &[0; 2]);
@@ -434,7 +433,7 @@ impl Frontend<'_> {
         self.messages += 1;
     }
 
-    /// A read of the disk in one of the rings that [`ring`](Self::ring) makes.
+    /// A read of the disk in one of the rings that [`ring`](Self::ring) sets up.
     fn disk_request(&mut self) {
         let (index, slot) = (
             u64::from(self.input.byte() % 4),

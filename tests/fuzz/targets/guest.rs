@@ -1,6 +1,6 @@
-//! A hostile guest: what lies in its memory, where its ring is said to lie, and what it does, in any order; served by the
-//! device's own event handler and compared with a model of what virtio allows. A frontend stops, resets and renegotiates
-//! the ring between any two of these, and while the device serves it.
+//! A hostile guest: any contents of its memory, addresses of its ring, and events in any order. The device's own event
+//! handler serves it, and the result is compared with a model of what virtio allows. Between events and while the device
+//! serves the ring, a frontend stops, resets and renegotiates it.
 
 #[path = "guest/frontend.rs"]
 mod frontend;
@@ -32,26 +32,26 @@ use memory::{DATA, Layout, layouts};
 use model::{Addresses, Expected, Verdict};
 use server::Server;
 
-/// More steps say nothing new.
+/// Maximum number of steps. More find nothing new.
 const STEPS_MAX: usize = 40;
 
-/// Where a well-behaved guest has its ring, in any of the layouts.
+/// Addresses of a well-behaved guest's ring, valid in all layouts.
 const ORDINARY: Addresses = Addresses {
     descriptors: 0x0,
     avail: 0x800,
     used: 0xa00,
 };
 
-/// Where a well-behaved guest has headers with the status byte after them.
+/// Address of a well-behaved guest's headers, each followed by a status byte.
 const REQUESTS: u64 = 0x1000;
 const REQUEST_BYTES: u64 = 0x40;
 
-/// What all executions share.
+/// State that all executions share.
 struct Stage {
     device: Arc<BlkDevice>,
-    /// Serves a ring while something else happens.
+    /// The thread that serves a ring while the main thread does something else.
     server: Server,
-    /// How all guests are interrupted.
+    /// The call eventfd of all guests.
     call: EventFd,
     image: Arc<Image>,
     shared: SharedMemory,
@@ -92,14 +92,14 @@ struct Guest<'s> {
     stage: &'s Stage,
     layout: &'s Layout,
     ring: Ring,
-    /// What the guest believes to be the length of its ring.
+    /// The length of the ring according to the guest.
     size: u16,
     addresses: Addresses,
-    /// The ring has been seen to be broken.
+    /// The device has stopped serving the ring because it is invalid.
     broken: bool,
-    /// The frontend has asked for a size that a ring may have.
+    /// The frontend has set a valid size.
     size_is_good: bool,
-    /// How many requests the device has answered, as an index of the used ring. Only of a ring that is not broken.
+    /// Number of completed requests, as an index of the used ring. Only for a ring that is not broken.
     answered: u16,
 }
 
@@ -141,7 +141,7 @@ impl<'s> Guest<'s> {
         &self.layout.memory
     }
 
-    /// Stores what fits.
+    /// Stores bytes, as far as they fit.
     fn put(&self, address: u64, bytes: &[u8]) {
         let _ = self.memory().write(bytes, GuestAddress(address));
     }
@@ -161,7 +161,7 @@ impl<'s> Guest<'s> {
         if self.ring.set_queue_info(descriptors, avail, used).is_ok() {
             self.addresses = addresses;
         } else {
-            // Some of the addresses may have been taken.
+            // The device may have accepted some of the addresses.
             self.addresses = Addresses::of(&self.ring);
         }
         if running {
@@ -174,7 +174,7 @@ impl<'s> Guest<'s> {
         self.resumed();
     }
 
-    /// The device goes on from the index in memory, whatever it was told.
+    /// The device continues from the used index in memory, regardless of the frontend's base.
     fn resumed(&mut self) {
         let index = self.used_index();
         self.broken = index.is_none() || !self.size_is_good;
@@ -189,7 +189,7 @@ impl<'s> Guest<'s> {
         self.memory().read_obj(GuestAddress(at)).unwrap_or(0)
     }
 
-    /// Somewhere in memory, at its edges, in the ring or anywhere at all.
+    /// An address in memory, at its edges, in the ring, or any.
     fn address(&self, input: &mut Input<'_>) -> u64 {
         let kind = input.byte();
         let regions = &self.layout.regions;
@@ -238,7 +238,7 @@ impl<'s> Guest<'s> {
         }
     }
 
-    /// A request as a driver would make it, with sizes and sector from the input.
+    /// A well-formed request with sizes and sector from the input.
     fn request(&mut self, input: &mut Input<'_>) {
         let slot = u64::from(input.byte() % 16);
         let count = u64::from(input.byte() % 4);
@@ -268,7 +268,7 @@ impl<'s> Guest<'s> {
         self.put(at + 8, &sector.to_le_bytes());
     }
 
-    /// Header, `count` data buffers, status byte; the table's first descriptor has the number `first`.
+    /// Writes header, `count` data buffers and status byte. The table's first descriptor has the number `first`.
     fn chain(&self, table: u64, first: u64, at: u64, count: u64, input: &mut Input<'_>) {
         self.put_descriptor(table, at, 16, 1, first + 1);
         for index in 1..=count {
@@ -298,7 +298,7 @@ impl<'s> Guest<'s> {
         self.put(place, &bytes);
     }
 
-    /// Any descriptor, in the ring's table or elsewhere.
+    /// Writes any descriptor, in the ring's table or elsewhere.
     fn descriptor(&self, input: &mut Input<'_>) {
         let place = match input.byte() {
             byte @ 0..=239 => self
@@ -318,7 +318,7 @@ impl<'s> Guest<'s> {
         self.put_descriptor(place, address, len, flags, next);
     }
 
-    /// A request behind an indirect descriptor, whose table may lie and be as long as the input says.
+    /// A request in an indirect table whose address and length are from the input.
     fn indirect(&mut self, input: &mut Input<'_>) {
         let (table, head) = (self.address(input), u64::from(input.byte()));
         let at = REQUESTS + REQUEST_BYTES * (head % 16);
@@ -337,7 +337,7 @@ impl<'s> Guest<'s> {
         self.offer(u16::try_from(head).unwrap());
     }
 
-    /// A chain behind an indirect descriptor that may be longer than the device takes, of short buffers.
+    /// A chain of short buffers in an indirect table. It may be longer than the device accepts.
     fn long_chain(&mut self, input: &mut Input<'_>) {
         const TABLE: u64 = 0x2000;
         let (count, len) = (u64::from(input.byte()), input.byte() % 8);
@@ -367,11 +367,11 @@ impl<'s> Guest<'s> {
         self.put(self.addresses.avail.wrapping_add(2), &index.to_le_bytes());
     }
 
-    /// Has the device look at the ring, and holds it to the model.
+    /// Has the device process the ring, and compares the result with the model.
     fn serve(&mut self) {
         let before = self.layout.bytes();
         let expected = Expected::new(&self.ring, self.broken, self.memory(), &self.stage.image);
-        // What was not seen before is no answer to what is asked now.
+        // Clears an earlier interrupt, which must not count for these requests.
         let _ = self.stage.call.read();
         self.look();
         match expected.verdict() {
@@ -383,14 +383,14 @@ impl<'s> Guest<'s> {
         }
     }
 
-    /// Has the device look at the ring.
+    /// Has the device process the ring.
     fn look(&self) {
         let rings = std::slice::from_ref(&self.ring);
         let event = self.stage.device.handle_event(0, EventSet::IN, rings, 0);
         event.unwrap();
     }
 
-    /// The guest had its own ring overwritten: it may get any answer.
+    /// The guest made the device overwrite its ring, so any result is allowed.
     fn start_over(&mut self) {
         self.ring.set_queue_ready(false);
         self.start();
@@ -402,7 +402,7 @@ impl<'s> Guest<'s> {
         self.broken = self.is_broken();
         let after = self.layout.bytes();
         self.layout.check_outside(&after);
-        // Found once for all of its bytes: most executions spend most of their time here.
+        // Computed once for all bytes, because most executions spend most of their time here.
         let mut room = (0, 0);
         self.layout.for_changes(before, &after, |address| {
             if !model::holds(room, address) {
@@ -418,7 +418,7 @@ impl<'s> Guest<'s> {
         }
     }
 
-    /// A thread of the pool interrupts after it has published.
+    /// A thread of the pool sends the interrupt after it has published.
     fn is_interrupted(&self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.stage.call.read().is_err() {
@@ -430,7 +430,7 @@ impl<'s> Guest<'s> {
         true
     }
 
-    /// Requests that the pool carries out are published later.
+    /// Requests in the pool are published later.
     fn wait(&self, expected: &Expected) {
         let deadline = Instant::now() + Duration::from_secs(5);
         while !expected.are_published(self.memory()) {
@@ -439,7 +439,7 @@ impl<'s> Guest<'s> {
         }
     }
 
-    /// Whether the device has given the ring up. It must not have left anything undone otherwise.
+    /// Whether the device has stopped serving the ring. If not, it must have processed everything.
     fn is_broken(&self) -> bool {
         let mut locked = self.ring.lock();
         match locked.collect(self.memory(), WhenEmpty::LeaveQuiet, &mut Vec::new()) {
@@ -450,8 +450,8 @@ impl<'s> Guest<'s> {
     }
 }
 
-/// A device that was woken 256 times without work sleeps at each further wake-up: a single request has it forget those of
-/// earlier executions, which would wait for milliseconds otherwise.
+/// After 256 spurious wake-ups the device sleeps at each further one. A single request resets that count, so that
+/// executions do not wait for milliseconds because of earlier ones.
 fn well_behaved(stage: &Stage) {
     let mut guest = Guest::new(stage, &mut Input(&[0, 3]));
     guest.request(&mut Input(&[]));
@@ -460,7 +460,7 @@ fn well_behaved(stage: &Stage) {
     guest.ring.set_queue_ready(false);
 }
 
-/// Does what the input says, and looks at the ring at the end in any case.
+/// Runs the steps in the input, and processes the ring at the end.
 pub fn run(data: &[u8]) {
     thread_local! { static STAGE: Stage = Stage::new(); }
     STAGE.with(|stage| {

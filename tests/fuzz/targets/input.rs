@@ -1,7 +1,7 @@
-//! An input's bytes as values. Each target uses a part of it.
+//! Takes values from the input's bytes. Each target uses a part of it.
 #![allow(dead_code)]
 
-/// Bytes of the input, zeros when they are used up.
+/// Bytes of the input, followed by zeros.
 pub struct Input<'a>(pub &'a [u8]);
 
 impl Input<'_> {

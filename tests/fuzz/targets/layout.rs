@@ -24,7 +24,7 @@ enum Tree {
 }
 
 impl Input<'_> {
-    /// A size near a limit of the format, or any.
+    /// A size near a limit of the format, or any size.
     fn size(&mut self) -> u64 {
         const LIMITS: [u64; 8] = [0, 1, 1024, 4064, 4096, 8192, 1 << 20, 1 << 32];
         let kind = self.byte();
@@ -57,7 +57,7 @@ impl Input<'_> {
         }
     }
 
-    /// Some entries, or one entry many times, as a large directory has.
+    /// Some entries, or many similar ones, for a large directory.
     fn entries(&mut self, depth: u8, many: bool) -> BTreeMap<Vec<u8>, Tree> {
         let mut entries = BTreeMap::new();
         if many {
@@ -261,7 +261,7 @@ fn check(fs: &EroFS<Disk>, path: &[u8], inode: Inode, tree: &Tree) {
     }
 }
 
-/// Lays the tree out and reads all of it back.
+/// Lays the tree out and reads it back completely.
 pub fn run(data: &[u8]) {
     let tree = Tree::Dir(Input(data).entries(5, data.len() % 2 == 1));
     let fs = now(EroFS::new(Disk::new(&tree))).unwrap();

@@ -7,10 +7,9 @@ use super::archive;
 /// Longer NARs are not written to be compared.
 const NAR_MAX_BYTES: u64 = 1 << 20;
 
-/// Must not panic; what is accepted is the tree of the NAR that can be written from it, and what is refused is told in
-/// one sentence.
+/// Must not panic. An accepted tree equals that of the NAR written from it. An error is one sentence.
 pub fn run(data: &[u8]) {
-    // No NAR has this size: the error tells which one the listing has.
+    // No NAR has this size, so the error contains the listing's size.
     let found = match NarTree::from_listing(data, u64::MAX) {
         Err(ListingError::Size { found, .. }) => found,
         Err(error) => return assert_eq!(error.to_string().lines().count(), 1, "{error}"),

@@ -1,11 +1,11 @@
-//! A NAR: either the input's bytes as they are, or strings made of them.
+//! A NAR: either the input's raw bytes, or strings generated from them.
 
 use lazystore::source::nar::NarTree;
 
 use super::archive;
 use super::input::Input;
 
-/// The words of a NAR, to be named by one byte.
+/// The strings of a NAR, each generated from one byte.
 const WORDS: [&[&[u8]]; 16] = [
     &[b"nix-archive-1"],
     &[b"(", b"type"],
@@ -25,8 +25,7 @@ const WORDS: [&[&[u8]]; 16] = [
     &[b""],
 ];
 
-/// Must not panic; what is accepted is the tree that its bytes can be written from, and what is refused is told in one
-/// sentence.
+/// Must not panic. Writing an accepted tree as a NAR gives the same bytes. An error is one sentence.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let nar = match input.byte() % 2 {
@@ -34,7 +33,7 @@ pub fn run(data: &[u8]) {
         _ => made(input),
     };
     check(&nar, nar.len() as u64);
-    // With a size that its narinfo has wrong.
+    // With a wrong size from the narinfo.
     for other in [nar.len() as u64 / 2, nar.len() as u64 + 8, u64::MAX] {
         let error = NarTree::parse(&nar[..], other).unwrap_err();
         assert_eq!(error.to_string().lines().count(), 1, "{error}");
@@ -52,7 +51,7 @@ fn made(mut input: Input<'_>) -> Vec<u8> {
                 let string = input.take(usize::from(op - 16)).to_vec();
                 archive::strings(&[&string], &mut nar);
             }
-            // A length that lies, or padding that is not zero.
+            // A wrong length, or padding that is not zero.
             None => nar.extend(input.bytes::<8>()),
         }
     }

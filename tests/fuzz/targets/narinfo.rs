@@ -1,13 +1,13 @@
-//! What a cache says: the text of a narinfo, which could as well be taken for keys or for `nix-cache-info`.
+//! The text of a narinfo. It is also parsed as keys and as `nix-cache-info`.
 
 use lazystore::closure::narinfo::{CACHE_NIXOS_ORG, CacheInfo, Narinfo, PublicKey};
 
 const STORE: &[u8] = b"/nix/store";
 
-/// The base name that is asked for, unless the text has another that could be one.
+/// The requested base name, unless the text contains a possible one.
 const NAME: &[u8] = b"scvmhzvzzlk8bfnsd0hx38nah5riv9qb-d";
 
-/// Must not panic; what is accepted has only what a signature can cover, and what is refused is told in one sentence.
+/// Must not panic. An accepted narinfo has only values that a signature can cover. An error is one sentence.
 pub fn run(data: &[u8]) {
     let one_line = |error: String| assert_eq!(error.lines().count(), 1, "{error}");
     match Narinfo::parse(data, asked_for(data), STORE) {
@@ -22,7 +22,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// What follows the store directory on the first line that has it.
+/// The text after the store directory on the first line that contains it.
 fn asked_for(data: &[u8]) -> &[u8] {
     let mut lines = data.split(|byte| *byte == b'\n');
     let name = lines.find_map(|line| line.strip_prefix(b"StorePath: /nix/store/"));
@@ -34,7 +34,7 @@ fn check(narinfo: &Narinfo, name: &[u8]) {
     assert_ne!(narinfo.nar_size, 0);
     assert!(narinfo.url.bytes().all(|byte| byte.is_ascii_graphic()));
     assert!(narinfo.references.is_sorted_by(|a, b| a < b));
-    // What is signed can be taken apart in one way only.
+    // The signed text can be parsed in only one way.
     let text = String::from_utf8(narinfo.fingerprint(STORE)).unwrap();
     let parts: Vec<&str> = text.split(';').collect();
     let [version, path, hash, size, references] = parts[..] else {

@@ -1,4 +1,4 @@
-//! What an NBD client sends: options, then requests. Either the input's bytes as they are, or messages made of them.
+//! Input of an NBD client: options, then requests. Either the input's raw bytes, or messages generated from them.
 
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ thread_local! {
     static EXPORTS: OnceCell<Exports> = const { OnceCell::new() };
 }
 
-/// Longest read that a made message asks for: longer ones take too long to compare.
+/// Maximum length of a generated read. Longer ones take too long to compare.
 const READ_BYTES: u32 = 600_000;
 
-/// Answers to one option: two disks, each with its name and description.
+/// Maximum length of the replies to one option: two disks, each with its name and description.
 const ANSWER_MAX_BYTES: usize = 1024;
 
-/// Must not panic, whatever comes; every answer is checked by a reader of its own.
+/// Must not panic. A separate strict reader checks all replies.
 pub fn run(data: &[u8]) {
     EXPORTS.with(|exports| {
         let exports = exports.get_or_init(two_disks);
@@ -67,7 +67,7 @@ fn two_disks() -> Exports {
     Exports::new(vec![export("a", 0), export("b", 1)]).unwrap()
 }
 
-/// What a well-behaved client has agreed on: about one disk with structured replies, about the other without.
+/// The session of a well-behaved client: with structured replies for one disk, without for the other.
 fn a_session(exports: &Exports, structured: bool) -> Session {
     let option =
         |number: u32, data: &[u8]| option(number, u32::try_from(data.len()).unwrap(), data);
@@ -97,7 +97,7 @@ fn option(number: u32, len: u32, data: &[u8]) -> Vec<u8> {
     [b"IHAVEOPT", &text[..], data].concat()
 }
 
-/// Flags and options with the right magic, and lengths that are right mostly.
+/// Flags and options with the right magic and mostly right lengths.
 fn made_options(input: &mut Input<'_>) -> Vec<u8> {
     let mut bytes = u32::from(input.byte() % 4).to_be_bytes().to_vec();
     for _ in 0..input.byte() % 80 {
@@ -114,7 +114,7 @@ fn made_options(input: &mut Input<'_>) -> Vec<u8> {
     bytes
 }
 
-/// Feeds `bytes` in parts of `part`, as they may arrive. Where they ask for TLS, what follows counts as encrypted.
+/// Processes `bytes` in parts of length `part`. After STARTTLS, the following bytes count as encrypted.
 fn negotiate(
     exports: &Exports,
     encryption: Encryption,
@@ -172,7 +172,7 @@ fn negotiate(
     }
 }
 
-/// The disk that an option, `EXPORT_NAME` or `GO`, asks for.
+/// The disk that an option `EXPORT_NAME` or `GO` names.
 fn asked_for<'e>(exports: &'e Exports, option: &[u8]) -> &'e Export {
     let (header, data) = option.split_at(16);
     let name = match header[11] {
@@ -208,7 +208,7 @@ fn transmit(session: &Session, input: &mut Input<'_>) {
     }
 }
 
-/// The next 28 bytes, or a request near something.
+/// The next 28 bytes, or a generated request near a boundary.
 fn request(input: &mut Input<'_>, image: &Image) -> [u8; 28] {
     let made = input.byte();
     if made == 0xff {

@@ -7,10 +7,10 @@ use super::archive;
 /// Longer NARs are not written to be compared.
 const NAR_MAX_BYTES: u64 = 1 << 20;
 
-/// Must not panic; what is accepted is the tree of the NAR that can be written from it, and packs to the same bytes; what
-/// is refused is told in one sentence.
+/// Must not panic. An accepted tree equals that of the NAR written from it, and packs to the same bytes. An error is one
+/// sentence.
 pub fn run(data: &[u8]) {
-    // No NAR has this size: the error tells which one the tree has.
+    // No NAR has this size, so the error contains the tree's size.
     let found = match NarTree::from_packed(data, u64::MAX) {
         Err(PackedError::Size { found, .. }) => found,
         Err(error) => return assert_eq!(error.to_string().lines().count(), 1, "{error}"),
@@ -19,7 +19,7 @@ pub fn run(data: &[u8]) {
     let tree = NarTree::from_packed(data, found).unwrap();
     assert_eq!(tree.nar_size(), found);
     assert_eq!(tree.to_packed(), data);
-    // Each has a byte for its kind, and two more at least.
+    // Each node takes a byte for its kind, and at least two more.
     assert!(tree.node_count() <= data.len() / 3);
     assert!(NarTree::from_packed(data, found - 8).is_err());
     if found <= NAR_MAX_BYTES {

@@ -1,4 +1,4 @@
-//! The text of a recording, also one of a store that the disk does not have.
+//! The text of a recording, which may name paths that the disk does not have.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -7,7 +7,7 @@ use lazystore::closure::{Closure, Source, StoreLocation};
 use lazystore::image::recording::Recording;
 use lazystore::image::{Image, ImageOptions};
 
-/// Must not panic; what is accepted can be read in advance without an error, and what is refused is told in one line.
+/// Must not panic. An accepted recording can be prefetched without an error. An error is one line.
 pub fn run(data: &[u8]) {
     match Recording::parse(data) {
         Ok(recording) => check(&recording),
@@ -19,7 +19,7 @@ fn check(recording: &Recording) {
     for touch in &recording.touches {
         assert!(touch.path < recording.paths.len() && !touch.blocks.is_empty());
     }
-    // Threads for each of them would be all that is fuzzed.
+    // Otherwise most of the time would be spent on starting threads.
     if recording.touches.len() <= 2 {
         let done = disk().prefetch(recording);
         assert_eq!(done.failed, 0);
@@ -27,11 +27,11 @@ fn check(recording: &Recording) {
     }
 }
 
-/// A disk whose only path has the empty name, as that of a tree.
+/// A disk whose only path has the empty name, like that of a tree.
 fn disk() -> &'static Image {
     static DISK: OnceLock<Image> = OnceLock::new();
     DISK.get_or_init(|| {
-        // This directory, seen from the fuzzer's package and from the product's.
+        // Path of this directory, from the fuzzer's package and from the main package.
         let roots = ["targets", "tests/fuzz/targets"];
         let mut dirs = roots
             .map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir))

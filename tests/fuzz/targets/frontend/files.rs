@@ -1,4 +1,4 @@
-//! Descriptors of all kinds, whether they make sense in a message or not.
+//! Descriptors of all kinds, valid in a message or not.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,14 +9,14 @@ use std::os::unix::net::UnixStream;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
 
-/// The kind that is guest memory of [`MEMORY_BYTES`].
+/// The kind of a descriptor of guest memory of [`MEMORY_BYTES`].
 pub const MEMORY: u8 = 0;
 pub const MEMORY_BYTES: u64 = 0x10000;
 
-/// The kind that is more memory of that length.
+/// The kind of another memory of that length.
 pub const OTHER_MEMORY: u8 = 8;
 
-/// A kind that cannot be mapped, instead of one that can.
+/// Replaces a kind that can be mapped by one that cannot.
 pub fn without_memory(kind: u8) -> u8 {
     if matches!(kind % 16, MEMORY | OTHER_MEMORY | 9) {
         1
@@ -25,11 +25,11 @@ pub fn without_memory(kind: u8) -> u8 {
     }
 }
 
-/// What one frontend has open.
+/// Open files of one frontend.
 pub struct Files {
     memory: File,
     event: File,
-    /// Everything else, made when it is asked for.
+    /// Other descriptors, created on demand.
     others: Vec<OwnedFd>,
 }
 
@@ -42,7 +42,7 @@ impl Files {
         }
     }
 
-    /// A descriptor of some kind; it stays ours.
+    /// A descriptor of some kind, which this struct keeps open.
     pub fn of_kind(&mut self, kind: u8) -> RawFd {
         let other: OwnedFd = match kind % 16 {
             MEMORY => return self.memory.as_raw_fd(),
@@ -61,7 +61,7 @@ impl Files {
         number
     }
 
-    /// The writing end of a pipe that nobody empties.
+    /// The write end of a full pipe.
     fn full_pipe(&mut self) -> OwnedFd {
         let (reader, mut writer) = std::io::pipe().unwrap();
         fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
@@ -71,14 +71,14 @@ impl Files {
         writer.into()
     }
 
-    /// Writes to guest memory what fits into it.
+    /// Writes to guest memory, as far as it fits.
     pub fn poke(&self, at: u64, bytes: &[u8]) {
         if at + bytes.len() as u64 <= MEMORY_BYTES {
             self.memory.write_all_at(bytes, at).unwrap();
         }
     }
 
-    /// A number in guest memory.
+    /// Reads a number in guest memory.
     pub fn word(&self, at: u64) -> u16 {
         let mut word = [0; 2];
         self.memory.read_exact_at(&mut word, at).unwrap();

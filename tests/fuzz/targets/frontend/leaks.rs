@@ -1,14 +1,14 @@
-//! Descriptors and threads of this process, before and after. Nothing else may run in it meanwhile.
+//! Compares descriptors and threads of this process before and after. No other thread may run meanwhile.
 
 use std::fs;
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-/// `vhost-user-backend` 0.24 forgets one eventfd for each queue thread; a worker process ends with its connection.
+/// `vhost-user-backend` 0.24 leaks one eventfd per queue thread. A worker process ends with its connection anyway.
 const KNOWN: usize = 1;
 
-/// Descriptors that are looked at: more than the process and one connection have open.
+/// Number of descriptors to check: more than the process and one connection have open.
 const WINDOW: RawFd = 128;
 
 pub struct Leaks;
@@ -39,7 +39,7 @@ impl Leaks {
         assert!(left.len() <= KNOWN, "descriptors {left:?} were left open");
         left.into_iter().for_each(close);
         let deadline = Instant::now() + Duration::from_secs(5);
-        // A thread that was joined can be seen for a moment longer.
+        // A joined thread may remain visible for a moment.
         while threads() > before.threads {
             assert!(Instant::now() < deadline, "threads were left running");
             std::thread::yield_now();
@@ -47,7 +47,7 @@ impl Leaks {
     }
 }
 
-/// One call for all of them: one for each took a quarter of the time of an execution.
+/// Uses one system call for all descriptors. One call for each took a quarter of the time of an execution.
 #[allow(unsafe_code)]
 fn open() -> u128 {
     let mut fds: [libc::pollfd; WINDOW as usize] = std::array::from_fn(|fd| libc::pollfd {
@@ -56,7 +56,7 @@ fn open() -> u128 {
         revents: 0,
     });
     let count = libc::nfds_t::try_from(fds.len()).unwrap();
-    // SAFETY: the call fills in `count` elements of the array, and a number that is no descriptor is told there.
+    // SAFETY: the call writes to `count` elements of the array. It marks numbers that are not open.
     let looked = unsafe { libc::poll(fds.as_mut_ptr(), count, 0) };
     assert!(looked >= 0);
     let is_open = |fd: &libc::pollfd| fd.revents & libc::POLLNVAL == 0;

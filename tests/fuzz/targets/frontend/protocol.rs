@@ -1,4 +1,4 @@
-//! Numbers and payloads of vhost-user messages (QEMU, `docs/interop/vhost-user.rst`).
+//! Numbers and payloads of vhost-user messages (QEMU's `docs/interop/vhost-user.rst`).
 
 /// Numbers of messages.
 pub mod request {
@@ -22,7 +22,7 @@ pub mod request {
     pub const REM_MEM_REG: u32 = 38;
 }
 
-/// Payload of a memory table: for each region the guest's address, length, the frontend's address, offset in the file.
+/// Payload of a memory table: for each region the guest address, length, user address, and offset in the file.
 pub fn table(regions: &[[u64; 4]]) -> Vec<u8> {
     let mut table = words32(&[u32::try_from(regions.len()).unwrap(), 0]);
     regions

@@ -9,7 +9,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::protocol::words32;
 
-/// The frontend's end of the connection. Collects what can go in one piece.
+/// The frontend's end of the connection. Buffers bytes that can be sent together.
 pub struct Wire<'s> {
     stream: &'s UnixStream,
     waiting: Vec<u8>,
@@ -23,7 +23,7 @@ impl<'s> Wire<'s> {
         }
     }
 
-    /// A message whose header tells the length of its payload.
+    /// A message whose header has the right length of its payload.
     pub fn message(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) {
         let len = u32::try_from(payload.len()).unwrap();
         self.any(request, flags, len, payload, fds);
@@ -56,17 +56,17 @@ impl<'s> Wire<'s> {
         }
     }
 
-    /// Sends the rest and hangs up.
+    /// Sends the rest and disconnects.
     pub fn end(mut self) {
         self.flush();
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 }
 
-/// All messages in the socket that are whole: numbers and payloads. The device has hung up.
+/// All complete messages in the socket: numbers and payloads. The device must have disconnected.
 pub fn answers(mut stream: &UnixStream) -> Vec<(u32, Vec<u8>)> {
     let mut bytes = Vec::new();
-    // A device that hung up with something unread is an error at the end of what it has said.
+    // If the device disconnects with unread data, there is an error after its last message.
     let _ = stream.read_to_end(&mut bytes);
     let mut rest = bytes.as_slice();
     let mut answers = Vec::new();

@@ -1,4 +1,4 @@
-//! What a frontend does to the ring of a guest: it stops, resets, renegotiates and changes it.
+//! Actions of a frontend on the ring of a guest: stop, reset, renegotiate and change it.
 
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
@@ -8,7 +8,7 @@ use super::server::Server;
 use super::{Guest, Input};
 
 impl Guest<'_> {
-    /// GET_VRING_BASE: nothing is under way, so nothing changes, and the base is what has been answered.
+    /// GET_VRING_BASE without requests in flight: nothing changes, and the base is the number of completed requests.
     pub(super) fn stop(&mut self) {
         let before = self.layout.bytes();
         let running = self.ring.get_ref().get_queue().ready();
@@ -19,14 +19,14 @@ impl Guest<'_> {
         }
     }
 
-    /// Another driver takes over, as after a reset: all is set up again, with a base of the frontend's own idea.
+    /// Another driver starts, as after a reset: everything is set up again, with any base.
     fn renegotiate(&mut self, input: &mut Input<'_>) {
         let shape = input.byte();
         self.stop();
         self.set_size(1 << (shape % 8));
         self.ring.set_queue_event_idx(shape & 8 != 0);
         if shape & 16 != 0 {
-            // Both indexes at zero, or at any other place.
+            // Both indexes are zero or any other value.
             let start = if shape & 32 != 0 { input.word16() } else { 0 };
             self.put(self.addresses.avail.wrapping_add(2), &start.to_le_bytes());
             self.put(self.addresses.used.wrapping_add(2), &start.to_le_bytes());
@@ -46,7 +46,7 @@ impl Guest<'_> {
     fn set_size(&mut self, size: u16) {
         let running = self.ring.get_ref().get_queue().ready();
         self.ring.set_queue_size(size);
-        // The device was made for 1024 at most; what virtio itself does not allow is not a size at all.
+        // The device allows at most 1024, and virtio only powers of two.
         self.size_is_good = size.is_power_of_two();
         self.size = self.ring.get_ref().get_queue().size();
         if running {
@@ -54,7 +54,7 @@ impl Guest<'_> {
         }
     }
 
-    /// A ring that runs resumes when it is changed.
+    /// A running ring is processed again when it is changed.
     fn set_event_idx(&mut self, enabled: bool) {
         let (running, was) = {
             let state = self.ring.get_ref();
@@ -67,7 +67,7 @@ impl Guest<'_> {
         }
     }
 
-    /// What a frontend may do to a ring at any time.
+    /// An action that a frontend may take at any time.
     pub(super) fn set_up_again(&mut self, input: &mut Input<'_>) {
         match input.byte() % 10 {
             0 => self.stop(),
@@ -92,13 +92,13 @@ impl Guest<'_> {
         }
     }
 
-    /// Stops or disables the ring while the device serves it. What has been answered by then is a prefix, the base and the
-    /// used index agree, and no byte of memory changes afterwards.
+    /// Stops or disables the ring while the device serves it. The completed requests are then a prefix of all, the base
+    /// equals the used index, and no byte of memory changes afterwards.
     pub(super) fn race(&mut self, input: &mut Input<'_>) {
         let expected = Expected::new(&self.ring, self.broken, self.memory(), &self.stage.image);
         let (turns, kind) = (8 * u32::from(input.byte()), input.byte());
-        // Most of them without the other thread, as if that had come first: to wait for it takes longer than all else, above
-        // all where other programs want the CPU.
+        // Mostly without the other thread, as if it had finished first: waiting for it takes longer than everything else,
+        // above all on a busy machine.
         let server = (kind >= 224).then_some(&self.stage.server);
         match server {
             Some(server) => {

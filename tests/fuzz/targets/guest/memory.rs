@@ -8,34 +8,34 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileMemory};
 const PAGE: usize = 4096;
 const CANARY: u8 = 0xc5;
 
-/// Where data go in a well-behaved guest. Nothing but zeros lies before, and none after: a device that left something
-/// out would not be noticed otherwise.
+/// Address of a well-behaved guest's data. Before a request this memory is zero and the disk's data are not, so that
+/// missing data are noticed.
 pub const DATA: u64 = 0x1400;
 
 /// Guest physical addresses and lengths of regions.
 type Regions = &'static [(u64, usize)];
 
-/// Small, because all of it is compared at every look.
+/// Small, because all of it is compared after each step.
 const SHAPES: [Regions; 3] = [
     &[(0, 0x4000)],
-    // Neighbours for the guest that are none for the host, then a hole.
+    // Regions that are adjacent for the guest but not for the host, then a hole.
     &[(0, 0x2000), (0x2000, 0x1000), (0x4000, 0x1000)],
     &[(0, 0x3000), (0xffff_ffff_ffff_0000, 0x1000)],
 ];
 
-/// Memory of some shape.
+/// Memory with one of the layouts.
 pub struct Layout {
     pub regions: Regions,
     pub memory: Memory,
-    /// What the regions lie in: a page of canaries before, between and after them. Outlives `memory`.
+    /// Contains the regions, with a page of canaries before, between and after them. Must outlive `memory`.
     arena: MmapRegion,
-    /// Where in the arena each region begins.
+    /// Start of each region in the arena.
     places: Vec<usize>,
-    /// The arena with empty memory.
+    /// Contents of the arena with empty memory.
     fresh: Vec<u8>,
 }
 
-/// All shapes.
+/// All layouts.
 pub fn layouts() -> Vec<Layout> {
     SHAPES.into_iter().map(Layout::new).collect()
 }
@@ -80,7 +80,7 @@ impl Layout {
         bytes
     }
 
-    /// Nothing but guest memory may ever be written to.
+    /// Checks that nothing but guest memory was written.
     pub fn check_outside(&self, bytes: &[u8]) {
         let mut from = 0;
         for (place, (_, len)) in self.places.iter().zip(self.regions) {
@@ -90,7 +90,7 @@ impl Layout {
         assert!(bytes[from..] == self.fresh[from..]);
     }
 
-    /// Calls `see` with the guest physical address of every byte that differs.
+    /// Calls `see` with the guest physical address of every changed byte.
     pub fn for_changes(&self, before: &[u8], after: &[u8], mut see: impl FnMut(u64)) {
         for (place, (start, len)) in self.places.iter().zip(self.regions) {
             let range = *place..place + len;
@@ -109,7 +109,7 @@ impl Layout {
 /// A part of the arena as guest memory.
 #[allow(unsafe_code)]
 fn part(arena: &MmapRegion, place: usize, len: usize, start: u64) -> GuestRegionMmap<RegionLog> {
-    // SAFETY: the part lies inside the arena, which is mapped for as long as the layout lives.
+    // SAFETY: the part is inside the arena, which is mapped as long as the layout exists.
     let region = unsafe {
         let address = arena.as_ptr().add(place);
         MmapRegionBuilder::new(len)

@@ -1,4 +1,4 @@
-//! What a device may do with a ring (virtio 1.2, sections 2.7 and 5.2.6), without the code under test.
+//! A model of what a device may do with a ring (virtio 1.2, sections 2.7 and 5.2.6). Independent of the code under test.
 
 use lazystore::device::vhost_blk::guest::Memory;
 use lazystore::device::vhost_blk::ring::Ring;
@@ -8,10 +8,10 @@ use virtio_queue::QueueT;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-/// Longest chain that the device takes.
+/// Maximum length of a chain that the device accepts.
 const DESCRIPTORS_MAX: usize = 128;
 
-/// Where a ring lies.
+/// Addresses of a ring.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     pub descriptors: u64,
@@ -20,7 +20,7 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// What the device was told last.
+    /// The addresses that the device was given last.
     pub fn of(ring: &Ring) -> Self {
         let state = ring.get_ref();
         let queue = state.get_queue();
@@ -32,26 +32,26 @@ impl Addresses {
     }
 }
 
-/// What can be said about a look at the ring.
+/// What the model can predict about processing the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is at rest.
+    /// There is nothing to process.
     Nothing,
-    /// The guest had the device write over what the device reads.
+    /// The device overwrites what it reads itself, so nothing can be predicted.
     Anything,
-    /// The answers are known.
+    /// The results are known.
     Exactly,
 }
 
 /// First address and length.
 pub type Range = (u64, u64);
 
-/// Whether an address lies in a range.
+/// Whether an address is in a range.
 pub fn holds((start, len): Range, address: u64) -> bool {
     address.wrapping_sub(start) < len
 }
 
-/// Addresses, and the bytes there.
+/// Addresses and the bytes there.
 type Filled = Vec<(u64, Vec<u8>)>;
 
 /// A chain as the model reads it.
@@ -67,31 +67,31 @@ struct Chain {
     disordered: bool,
 }
 
-/// What the guest should find.
+/// The expected result of a request.
 #[derive(Debug)]
 struct Answer {
     head: u16,
-    /// Where and what the status byte is; none where there is no place for one.
+    /// Address and value of the status byte. `None` if there is no space for it.
     status: Option<(u64, u8)>,
-    /// Data in place.
+    /// Expected data.
     data: Filled,
     used_len: u32,
 }
 
-/// What a look at the ring should do.
+/// The expected result of processing the ring.
 #[derive(Debug)]
 pub struct Expected {
     verdict: Verdict,
     used: Addresses,
     size: u16,
     first_used: u16,
-    /// The used ring's index in memory, where the guest may have written to it.
+    /// The used index in memory, which the guest may have overwritten.
     index_before: Option<u16>,
-    /// The ring has a flaw that the device may give it up for.
+    /// The ring is invalid, so the device may stop serving it.
     flawed: bool,
-    /// Chains write over each other's buffers, so that only the last one's data can be seen.
+    /// Chains have overlapping buffers, so only the last one's data can be checked.
     overlapping: bool,
-    /// What the device may write to: sorted, without overlaps.
+    /// Ranges that the device may write: sorted, without overlaps.
     writable: Vec<Range>,
     answers: Vec<Answer>,
 }
@@ -164,12 +164,12 @@ impl Expected {
             .collect();
     }
 
-    /// Heads that are available and can be read.
+    /// Available heads that can be read.
     fn heads(&mut self, memory: &Memory) -> Vec<u16> {
         let read = |at: Option<u64>| memory.read_obj::<u16>(GuestAddress(at?)).ok();
         let index = read(self.used.avail.checked_add(2));
         let count = index.map_or(0, |index| index.wrapping_sub(self.first_used));
-        // To virtio-queue an available ring at address 0 is none.
+        // virtio-queue treats an available ring at address 0 as missing.
         if index.is_none() || count > self.size || self.used.avail == 0 {
             self.flawed = true;
             return Vec::new();
@@ -204,7 +204,7 @@ impl Expected {
         read
     }
 
-    /// First address and length of what may change around `address`, if that may.
+    /// Range around `address` that may change, if it may.
     pub fn may_change(&self, address: u64) -> Option<Range> {
         let after = self
             .writable
@@ -213,13 +213,12 @@ impl Expected {
         last.copied().filter(|range| holds(*range, address))
     }
 
-    /// Whether nothing is left to wait for.
+    /// Whether all requests have been completed.
     pub fn are_published(&self, memory: &Memory) -> bool {
         self.flawed || self.published(memory) == Some(self.answers.len())
     }
 
-    /// How many requests came back. An index that did not change says nothing: only with the last answer it is the
-    /// device's.
+    /// Number of completed requests. An unchanged index says nothing: only after the last completion it is the device's.
     fn published(&self, memory: &Memory) -> Option<usize> {
         let index = self.used_index(memory)?;
         let count = usize::from(index.wrapping_sub(self.first_used));
@@ -232,20 +231,20 @@ impl Expected {
         memory.read_obj(GuestAddress(at)).ok()
     }
 
-    /// Whether the device may give the ring up, with any number of answers; or the guest has overwritten the used index, so
-    /// that it says nothing about them.
+    /// Whether the number of completions is unknown: the device may stop serving the ring at any time, or the guest has
+    /// overwritten the used index.
     pub fn is_flawed(&self) -> bool {
         self.flawed || self.index_before != Some(self.first_used)
     }
 
-    /// The device's index once it has looked at the ring, whatever the guest has written there.
+    /// The device's used index after processing the ring, even if the guest has overwritten it.
     pub fn answered(&self, memory: &Memory) -> u16 {
         let published = self.published(memory).unwrap_or(0);
         let published = u16::try_from(published).unwrap();
         self.first_used.wrapping_add(published)
     }
 
-    /// Whether the driver wants an interrupt for the answers up to `after` (virtio 1.2, section 2.7.7).
+    /// Whether the driver wants an interrupt for the completions up to `after` (virtio 1.2, section 2.7.7).
     pub fn wants_interrupt(&self, ring: &Ring, memory: &Memory, after: u16) -> bool {
         let event_idx = ring.get_ref().get_queue().event_idx_enabled();
         let count = after.wrapping_sub(self.first_used);
@@ -260,7 +259,7 @@ impl Expected {
         }
     }
 
-    /// The answers that were published are those to the first requests, in order.
+    /// Checks that the published completions are those of the first requests, in order.
     pub fn check_prefix(&self, memory: &Memory) {
         let index = self.used_index(memory).unwrap();
         let published = usize::from(index.wrapping_sub(self.first_used));
@@ -271,7 +270,7 @@ impl Expected {
         self.check_published(published, memory);
     }
 
-    /// Every head once and in order, or a ring that was given up for a reason.
+    /// Checks that every head is completed once and in order, unless the device stopped serving an invalid ring.
     pub fn check_answers(&self, memory: &Memory, stopped: bool) {
         let Some(published) = self.published(memory) else {
             assert!(stopped, "the used ring is not in memory");
@@ -289,7 +288,7 @@ impl Expected {
     }
 
     fn check_published(&self, published: usize, memory: &Memory) {
-        // The used ring of a shorter one holds the last of them only.
+        // A shorter used ring contains only the last of them.
         let hidden = published.saturating_sub(usize::from(self.size));
         for (nth, answer) in self.answers.iter().enumerate().take(published).skip(hidden) {
             self.check_element(nth, answer, memory);
@@ -397,7 +396,7 @@ impl Chain {
         at
     }
 
-    /// The data, or what the status says instead; none for a chain that is no request.
+    /// The expected data or error status. `None` for a chain that is not a request.
     fn data(&self, data: &[Range], memory: &Memory, image: &Image) -> Option<Result<Filled, u8>> {
         if self.disordered || self.descriptors > DESCRIPTORS_MAX {
             return None;
@@ -440,7 +439,7 @@ impl Chain {
     }
 }
 
-/// None where a read is not of whole sectors inside the disk.
+/// `None` if the read is not of whole sectors on the disk.
 fn sectors(image: &Image, sector: u64, len: usize) -> Option<Vec<u8>> {
     let start = sector.checked_mul(512)?;
     let end = start.checked_add(len as u64)?;
@@ -477,7 +476,7 @@ fn overlap(a: Range, b: Range) -> bool {
     u128::from(a.0) < end(b) && u128::from(b.0) < end(a) && a.1 > 0 && b.1 > 0
 }
 
-/// The same addresses in as few ranges as it takes: a chain may have very many, and every byte that changed is looked up.
+/// Merges ranges. A chain may have very many, and every changed byte is looked up in them.
 fn merged(ranges: impl Iterator<Item = Range>) -> Vec<Range> {
     let mut sorted: Vec<Range> = ranges.filter(|(_, len)| *len > 0).collect();
     sorted.sort_unstable();

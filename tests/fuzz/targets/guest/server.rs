@@ -26,12 +26,12 @@ impl Server {
         Self { rings, served }
     }
 
-    /// Has the thread look at a ring.
+    /// Has the thread process a ring.
     pub fn begin(&self, ring: &Ring) {
         self.rings.send(ring.clone()).unwrap();
     }
 
-    /// Waits until it has come back.
+    /// Waits until it has finished.
     pub fn finish(&self) {
         self.served.recv().unwrap();
     }

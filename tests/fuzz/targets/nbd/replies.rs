@@ -1,6 +1,6 @@
-//! A strict reader of replies. Numbers are written out: nothing is taken from the code that is tested.
+//! A strict reader of replies. It has its own constants, and uses nothing of the tested code.
 
-/// Takes words off the front.
+/// Takes numbers from the beginning.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -18,7 +18,7 @@ impl<'a> Reader<'a> {
         u64::from_be_bytes(self.take(8).try_into().unwrap())
     }
 
-    /// Flags, type, length of a chunk.
+    /// Flags, type and length of a chunk.
     fn chunk(&mut self, cookie: u64) -> (u16, u16, usize) {
         assert_eq!(self.word(), 0x668e_33ef);
         let word = self.word();
@@ -29,9 +29,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Answers to options; returns how many are the last ones of theirs. In clear there are only errors, and with `may_agree` one
-/// acknowledgement.
-pub fn check_answers(bytes: &[u8], in_clear: bool, may_agree: bool) -> u32 {
+/// Checks replies to options. Returns the number of final replies. Before TLS there may be only errors, and with
+/// `may_agree` one acknowledgement.
+pub fn check_answers(bytes: &[u8], before_tls: bool, may_agree: bool) -> u32 {
     let mut reader = Reader(bytes);
     let mut last = 0;
     while !reader.0.is_empty() {
@@ -44,7 +44,7 @@ pub fn check_answers(bytes: &[u8], in_clear: bool, may_agree: bool) -> u32 {
             matches!(kind, 1..=4 | 0x8000_0001..=0x8000_0009),
             "{kind:#x}"
         );
-        assert!(!in_clear || kind > 4 || (kind == 1 && len == 0 && may_agree));
+        assert!(!before_tls || kind > 4 || (kind == 1 && len == 0 && may_agree));
         last += u32::from(kind == 1 || kind > 4);
     }
     last
@@ -66,7 +66,7 @@ pub fn error_chunk(bytes: &[u8], cookie: u64, error: u32) {
     assert_eq!(reader.0, [0, 0]);
 }
 
-/// What the chunks of a read say together.
+/// The data of all chunks of a read.
 pub fn data_of_chunks(bytes: &[u8], cookie: u64, start: u64, len: usize, whole: bool) -> Vec<u8> {
     let mut reader = Reader(bytes);
     let mut found = Vec::new();
@@ -99,7 +99,7 @@ pub fn data_of_chunks(bytes: &[u8], cookie: u64, start: u64, len: usize, whole: 
     found
 }
 
-/// Start, length, and whether it is a hole, of each extent.
+/// Start and length of each extent, and whether it is a hole.
 pub fn extents(
     bytes: &[u8],
     cookie: u64,
