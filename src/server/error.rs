@@ -24,7 +24,7 @@ pub enum SocketError {
     /// Something is there that is not a socket.
     #[error("{} exists and is not a socket: remove it or choose another path", path.display())]
     NotASocket {
-        /// What is there.
+        /// The path.
         path: PathBuf,
     },
     /// The directory for the socket is missing.
@@ -48,7 +48,7 @@ pub enum SocketError {
     Listen {
         /// The socket.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A socket is given twice.
@@ -70,7 +70,7 @@ pub enum SocketError {
     UnknownHost {
         /// The given address.
         place: String,
-        /// What the host said.
+        /// The resolver's error.
         source: io::Error,
     },
     /// Another process listens at the port.
@@ -84,7 +84,7 @@ pub enum SocketError {
     Port {
         /// The address.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The group of the socket's file cannot be set.
@@ -94,7 +94,7 @@ pub enum SocketError {
         path: PathBuf,
         /// The group.
         gid: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// `LISTEN_PID` and `LISTEN_FDS` are malformed.
@@ -142,7 +142,7 @@ pub enum ServeError {
     Record {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// There are too few descriptors even for one VM.
@@ -167,7 +167,7 @@ pub enum ServeError {
     Host {
         /// What was tried.
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The only worker ended with an error.

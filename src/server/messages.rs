@@ -116,7 +116,7 @@ impl MessageSender {
 /// The parent's end of the pipe.
 #[derive(Debug)]
 pub(super) struct MessageReceiver {
-    /// None once the worker has closed its end.
+    /// `None` once the worker has closed its end.
     pipe: Option<PipeReader>,
     /// The beginning of an incomplete line.
     partial_line: Vec<u8>,

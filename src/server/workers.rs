@@ -49,7 +49,7 @@ pub(super) struct Worker {
     failure: Option<String>,
 }
 
-/// Where a client connects, and what it can choose from there.
+/// An endpoint, and the disks that its clients can choose.
 pub(super) struct EndpointInfo {
     /// Index of the endpoint.
     pub(super) endpoint: usize,

@@ -28,7 +28,7 @@ pub enum TlsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A file does not contain what it should.
