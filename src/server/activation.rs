@@ -64,7 +64,11 @@ impl InheritedSocket {
     pub fn take_all() -> Result<Vec<Self>, SocketError> {
         let numbers = sd_notify::listen_fds().map_err(SocketError::Environment)?;
         let mut passed = ListenFd::from_env();
-        let take = |(index, number)| Self::take(&mut passed, index, number);
+        let take = |(index, number)| {
+            let listener = passed.take_unix_listener(index);
+            let missing = || io::Error::other("it is not open");
+            Self::checked(number, listener.and_then(|found| found.ok_or_else(missing)))
+        };
         numbers.enumerate().map(take).collect()
     }
 
@@ -73,31 +77,20 @@ impl InheritedSocket {
     /// # Errors
     /// It is not a listening Unix stream socket.
     pub fn take_descriptor(descriptor: RawFd) -> Result<Self, SocketError> {
-        let socket = move_descriptor(descriptor)
-            .map_err(|source| SocketError::Inherited { descriptor, source })?;
-        Self::check(UnixListener::from(socket), descriptor)
-    }
-
-    fn take(passed: &mut ListenFd, index: usize, descriptor: RawFd) -> Result<Self, SocketError> {
-        let fault = |source| SocketError::Inherited { descriptor, source };
-        let missing = || fault(io::Error::other("it is not open"));
-        let listener = passed.take_unix_listener(index).map_err(fault)?;
-        Self::check(listener.ok_or_else(missing)?, descriptor)
-    }
-
-    fn check(listener: UnixListener, descriptor: RawFd) -> Result<Self, SocketError> {
-        let fault = |source| SocketError::Inherited { descriptor, source };
-        if !getsockopt(&listener, AcceptConn).map_err(|errno| fault(errno.into()))? {
-            return Err(fault(io::Error::other("nobody listens on it")));
-        }
-        // Fails unless it is a Unix socket.
-        listener.local_addr().map_err(fault)?;
-        // systemd's sockets do not block, but a worker waits in accept(2).
-        listener.set_nonblocking(false).map_err(fault)?;
-        Ok(Self {
-            listener,
+        Self::checked(
             descriptor,
-        })
+            move_descriptor(descriptor).map(UnixListener::from),
+        )
+    }
+
+    fn checked(descriptor: RawFd, listener: io::Result<UnixListener>) -> Result<Self, SocketError> {
+        match listener.and_then(check) {
+            Ok(listener) => Ok(Self {
+                listener,
+                descriptor,
+            }),
+            Err(source) => Err(SocketError::Inherited { descriptor, source }),
+        }
     }
 
     /// The name under which a frontend connects.
@@ -112,6 +105,17 @@ impl InheritedSocket {
     pub(super) fn into_listener(self) -> UnixListener {
         self.listener
     }
+}
+
+fn check(listener: UnixListener) -> io::Result<UnixListener> {
+    if !getsockopt(&listener, AcceptConn)? {
+        return Err(io::Error::other("nobody listens on it"));
+    }
+    // Fails unless it is a Unix socket.
+    listener.local_addr()?;
+    // systemd's sockets do not block, but a worker waits in accept(2).
+    listener.set_nonblocking(false)?;
+    Ok(listener)
 }
 
 /// Duplicates an inherited descriptor, because safe code cannot own a bare number. Closes the original: workers would

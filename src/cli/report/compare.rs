@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use super::super::text;
-use super::summary::{bytes_of, is_read, shown};
-use crate::server::{BootReport, PathReport};
+use super::summary::{bytes_of, is_read, lines};
+use crate::server::{BootReport, PathReport, ReportTotals as Totals};
 
 /// Maximum number of paths in each list.
 const LISTED: usize = 15;
@@ -22,33 +22,17 @@ pub fn text(before: &BootReport, after: &BootReport) -> String {
         let old = old.map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
         row(&event.name, old, format!("{:.1} ms", event.ms));
     }
-    let (old, new) = (&before.totals, &after.totals);
-    row(
-        "requests",
-        old.requests.to_string(),
-        new.requests.to_string(),
-    );
-    row(
-        "metadata",
-        text::bytes(old.meta_bytes),
-        text::bytes(new.meta_bytes),
-    );
-    row(
-        "files",
-        text::bytes(old.data_bytes),
-        text::bytes(new.data_bytes),
-    );
-    row(
-        "paths read",
-        old.touched_paths.to_string(),
-        new.touched_paths.to_string(),
-    );
-    row("paths", old.paths.to_string(), new.paths.to_string());
-    row(
-        "closure",
-        text::bytes(old.nar_bytes),
-        text::bytes(new.nar_bytes),
-    );
+    let mut total = |name: &str, number: fn(&Totals) -> u64, show: fn(u64) -> String| {
+        let [old, new] = [before, after].map(|report| show(number(&report.totals)));
+        row(name, old, new);
+    };
+    let count = |count: u64| count.to_string();
+    total("requests", |totals| totals.requests, count);
+    total("metadata", |totals| totals.meta_bytes, text::bytes);
+    total("files", |totals| totals.data_bytes, text::bytes);
+    total("paths read", |totals| totals.touched_paths, count);
+    total("paths", |totals| totals.paths, count);
+    total("closure", |totals| totals.nar_bytes, text::bytes);
     out += &changes("Read now, and not before", &fresh(before, after));
     out += &changes("Read before, and not now", &fresh(after, before));
     out
@@ -84,12 +68,6 @@ fn changes(title: &str, paths: &[&PathReport]) -> String {
     if paths.is_empty() {
         return String::new();
     }
-    let mut out = format!("\n{title}: {}\n", text::counted(paths.len() as u64, "path"));
-    for path in paths.iter().take(LISTED) {
-        out += &format!("{:>10}  {}\n", text::bytes(bytes_of(path)), shown(path));
-    }
-    if paths.len() > LISTED {
-        out += &format!("{:>10}  and {} more\n", "", paths.len() - LISTED);
-    }
-    out
+    let count = text::counted(paths.len() as u64, "path");
+    format!("\n{title}: {count}\n{}", lines(paths, bytes_of, LISTED))
 }

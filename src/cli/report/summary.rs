@@ -54,22 +54,24 @@ fn list(title: &str, paths: &[&PathReport], size: fn(&PathReport) -> u64) -> Str
     let sum = paths
         .iter()
         .fold(0, |sum: u64, path| sum.saturating_add(size(path)));
-    let mut out = format!(
-        "\n{title}: {}, {}\n",
-        text::counted(paths.len() as u64, "path"),
-        text::bytes(sum)
-    );
-    for path in paths.iter().take(LISTED) {
+    let (count, sum) = (text::counted(paths.len() as u64, "path"), text::bytes(sum));
+    format!("\n{title}: {count}, {sum}\n{}", lines(paths, size, LISTED))
+}
+
+/// Returns a line for each of the first `count` paths.
+pub fn lines(paths: &[&PathReport], size: fn(&PathReport) -> u64, count: usize) -> String {
+    let mut out = String::new();
+    for path in paths.iter().take(count) {
         out += &format!("{:>10}  {}\n", text::bytes(size(path)), shown(path));
     }
-    if paths.len() > LISTED {
-        out += &format!("{:>10}  and {} more\n", "", paths.len() - LISTED);
+    if paths.len() > count {
+        out += &format!("{:>10}  and {} more\n", "", paths.len() - count);
     }
     out
 }
 
 /// Returns the name of a path for output.
-pub fn shown(path: &PathReport) -> String {
+fn shown(path: &PathReport) -> String {
     match path.name.is_empty() {
         true => "(the tree)".to_owned(),
         // Names may contain control characters, which must not reach a terminal.
