@@ -24,8 +24,11 @@ thread_local! {
     static EXPORTS: OnceCell<Exports> = const { OnceCell::new() };
 }
 
-/// Maximum length of a generated read. Longer ones take too long to compare.
+/// Maximum length of a generated read: more than two chunks.
 const READ_BYTES: u32 = 600_000;
+
+/// These bits select such a long read. Comparing one takes as long as twenty short reads, so few inputs select it.
+const LONG_READ: u8 = 0x3c;
 
 /// Maximum length of the replies to one option: two disks, each with its name and description.
 const ANSWER_MAX_BYTES: usize = 1024;
@@ -220,9 +223,9 @@ fn request(input: &mut Input<'_>, image: &Image) -> [u8; 28] {
         2 => image.len_bytes() - u64::from(input.word16()),
         _ => input.word64(),
     };
-    let len = match made & 4 {
-        0 => input.word16().into(),
-        _ => input.word32() % READ_BYTES,
+    let len = match made & LONG_READ {
+        LONG_READ => input.word32() % READ_BYTES,
+        _ => input.word16().into(),
     };
     let flags = u16::from(input.byte());
     let kind = u16::from(input.byte() % 10);
