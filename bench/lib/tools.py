@@ -15,7 +15,7 @@ CACHE = pathlib.Path(os.environ.get("LAZYSTORE_CACHE") or
 VIRTIOFSD = CACHE / "virtiofsd"
 VENV = CACHE / "venv"
 # The tested versions.
-VIRTIOFSD_VERSION = "1"
+VIRTIOFSD_VERSION = "^1"
 MATPLOTLIB = "matplotlib>=3.8,<4"
 
 
