@@ -118,7 +118,7 @@ fn a_client_reads_correctly_while_its_worker_is_killed_two_hundred_times() {
     // The indexes have wrapped around more than once.
     assert!(counts.answered > 1000, "{counts:?}");
     assert!(
-        counts.indirect > 100 && counts.most_under_way > 30,
+        counts.indirect > 100 && counts.most_in_flight > 30,
         "{counts:?}"
     );
 }

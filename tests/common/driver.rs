@@ -117,7 +117,7 @@ pub struct Counts {
     pub unexpected_errors: u64,
     pub mismatches: u64,
     pub indirect: u64,
-    pub most_under_way: usize,
+    pub most_in_flight: usize,
 }
 
 struct Under {
@@ -204,7 +204,7 @@ impl Driver {
             self.submit_one(place.start + 512 * first, len);
         }
         self.put16(AVAIL + 2, self.avail);
-        self.counts.most_under_way = self.counts.most_under_way.max(self.in_flight.len());
+        self.counts.most_in_flight = self.counts.most_in_flight.max(self.in_flight.len());
     }
 
     fn submit_one(&mut self, start: u64, len: u64) {

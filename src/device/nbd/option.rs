@@ -119,8 +119,8 @@ fn split_string(data: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn split_u32(data: &[u8]) -> Option<(u32, &[u8])> {
-    let (split_u32, rest) = data.split_first_chunk()?;
-    Some((u32::from_be_bytes(*split_u32), rest))
+    let (number, rest) = data.split_first_chunk()?;
+    Some((u32::from_be_bytes(*number), rest))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use lazystore::device::nbd::disk::Disk;
-use lazystore::device::nbd::execute::{Action, Progress, begin};
+use lazystore::device::nbd::execute::{Action, Progress, dispatch};
 use lazystore::device::nbd::negotiation::{
     Encryption, Negotiation, OPTION_DATA_MAX_BYTES, OPTIONS_MAX, Session, Step,
 };
@@ -96,8 +96,8 @@ fn a_session(exports: &Exports, structured: bool) -> Session {
 }
 
 fn option(number: u32, len: u32, data: &[u8]) -> Vec<u8> {
-    let text = [number.to_be_bytes(), len.to_be_bytes()].concat();
-    [b"IHAVEOPT", &text[..], data].concat()
+    let header = [number.to_be_bytes(), len.to_be_bytes()].concat();
+    [b"IHAVEOPT", &header[..], data].concat()
 }
 
 /// Flags and options with the right magic and mostly right lengths.
