@@ -59,7 +59,7 @@ fn after_starttls(program: &Program) -> Client<TcpStream> {
 /// A client after the TLS handshake, before its first option.
 fn encrypted(program: &Program, tls: ClientConnection) -> Client<Encrypted> {
     Client {
-        stream: StreamOwned::new(tls, asked(program).stream),
+        stream: StreamOwned::new(tls, after_starttls(program).stream),
         len_bytes: 0,
         flags: 0,
     }
