@@ -64,7 +64,8 @@ impl Client {
         let region_bytes = usize::from(queues) * part_bytes;
         let busy = waiting == Waiting::Busy;
         let started = start_device(&path, region_bytes, queues, busy);
-        let (device, region, outcome) = started.map_err(|source| device_error(&path, source))?;
+        let (device, region, outcome) =
+            started.map_err(|source| BenchError::device(&path, source))?;
         let BlkioStartOutcome {
             queues,
             poll_queues,
@@ -124,7 +125,7 @@ impl Target for Client {
     fn len_bytes(&self) -> Result<u64, BenchError> {
         self.device
             .get_u64("capacity")
-            .map_err(|source| device_error(&self.path, source))
+            .map_err(|source| BenchError::device(&self.path, source))
     }
 
     fn run(&mut self, offsets: &mut [Offsets], time: Duration) -> Result<Latencies, BenchError> {
@@ -153,13 +154,6 @@ impl Target for Client {
     }
 }
 
-pub(super) fn device_error(path: &str, source: blkio::Error) -> BenchError {
-    BenchError::Device {
-        path: path.to_owned(),
-        source,
-    }
-}
-
 /// Reads a file with `pread`: the limit set by the host's page cache.
 pub(super) struct PreadLoop {
     file: File,
@@ -176,7 +170,7 @@ impl PreadLoop {
         buffers: usize,
     ) -> Result<Self, BenchError> {
         let name = path.display().to_string();
-        let file = File::open(path).map_err(|source| file_error(&name, source))?;
+        let file = File::open(path).map_err(|source| BenchError::file(&name, source))?;
         Ok(Self {
             file,
             path: name,
@@ -190,14 +184,16 @@ impl PreadLoop {
         let read = self
             .file
             .read_exact_at(&mut self.buffers[self.next], offset);
-        read.map_err(|source| file_error(&self.path, source))
+        read.map_err(|source| BenchError::file(&self.path, source))
     }
 }
 
 impl Target for PreadLoop {
     fn len_bytes(&self) -> Result<u64, BenchError> {
         let meta = self.file.metadata();
-        Ok(meta.map_err(|source| file_error(&self.path, source))?.len())
+        Ok(meta
+            .map_err(|source| BenchError::file(&self.path, source))?
+            .len())
     }
 
     fn run(&mut self, offsets: &mut [Offsets], time: Duration) -> Result<Latencies, BenchError> {
@@ -220,12 +216,5 @@ impl Target for PreadLoop {
             self.read(offset)?;
         }
         Ok(())
-    }
-}
-
-pub(super) fn file_error(path: &str, source: std::io::Error) -> BenchError {
-    BenchError::File {
-        path: path.to_owned(),
-        source,
     }
 }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use blkio::{Blkioq, Completion, ReqFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::client::{device_error, file_error};
 use crate::cli::errors::BenchError;
 
 /// How a client waits for answers.
@@ -107,14 +106,14 @@ impl Queue {
     fn do_io(&mut self, least: usize) -> Result<usize, BenchError> {
         self.queue
             .do_io(&mut self.completions, least, None, None)
-            .map_err(|source| device_error(&self.path, source))
+            .map_err(|source| BenchError::device(&self.path, source))
     }
 
     /// Behaves like a guest's driver: kicks, sleeps until the interrupt, and only then looks at the ring.
     fn wait_slowly(&mut self) -> Result<usize, BenchError> {
         self.queue
             .do_io(&mut [], 0, None, None)
-            .map_err(|source| device_error(&self.path, source))?;
+            .map_err(|source| BenchError::device(&self.path, source))?;
         loop {
             self.sleep()?;
             let count = self.do_io(0)?;
@@ -134,7 +133,7 @@ impl Queue {
         let mut ready = [PollFd::new(interrupt, PollFlags::POLLIN)];
         poll(&mut ready, PollTimeout::NONE)
             .and_then(|_| nix::unistd::read(interrupt, &mut [0; 8]))
-            .map_err(|errno| file_error(&self.path, errno.into()))?;
+            .map_err(|errno| BenchError::file(&self.path, errno.into()))?;
         let woken = Instant::now();
         while woken.elapsed() < self.wake_delay {
             std::hint::spin_loop();

@@ -48,3 +48,21 @@ pub enum BenchError {
         line: String,
     },
 }
+
+impl BenchError {
+    /// The device at the socket `path` failed.
+    pub fn device(path: &str, source: blkio::Error) -> Self {
+        Self::Device {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// The file `path` could not be read.
+    pub fn file(path: &str, source: std::io::Error) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
