@@ -54,6 +54,7 @@ mod syscalls;
 mod systemd;
 mod verify;
 mod vhost_user;
+mod walk_calls;
 mod watching;
 
 /// A file without a `mod` line is never compiled, and its tests never run.

@@ -20,6 +20,7 @@ use crate::common::server::{Server, command_after};
 use crate::common::small_store::{SmallStore, fill};
 use crate::common::tool;
 use crate::plans::{data, expected, metadata, new_store, right_or_not_there, scan};
+use crate::watching::status_json;
 
 /// A store that is old enough for its plans to be kept, a plan directory, and the disk's contents.
 struct Fixture {
@@ -185,6 +186,13 @@ fn the_first_vm_of_a_restarted_server_walks_no_path() {
     assert!(walks_of_next(&fixture) > 100);
     let kept = fixture.keep_all();
     assert_eq!(walks_of_next(&fixture), 0);
+    let server = fixture.start();
+    let status = status_json(&server.socket);
+    assert_eq!(
+        (&status["published_plans"], &status["kept_plans"]),
+        (&3.into(), &3.into())
+    );
+    drop(server);
     // Permissions and contents.
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&fixture.plans()), 0o700);

@@ -51,6 +51,7 @@ pub use footprint::{Footprint, Touched};
 pub use kept::{PlanDir, PlanDirError};
 pub use locate::Usage;
 pub use prefetch::Prefetched;
+pub use published::PublishedPlans;
 pub use publisher::Publisher;
 pub use seek::Seek;
 pub use walk::LISTERS_MAX;

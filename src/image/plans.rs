@@ -180,9 +180,22 @@ impl Plans {
                 slot.is_known_elsewhere.get_or_init(had_asked);
             }
             Entry::Suspect => {}
-            Entry::Path(found) => return self.adopt(path, mode, found).map(Some),
+            Entry::Path(found) => {
+                // If a guest reads path after path, the planner goes on with those that follow.
+                shared.ask(path.region, Wish::Plan);
+                return self.adopt(path, mode, found).map(Some);
+            }
         }
         Ok(None)
+    }
+
+    /// Like [`published`](Self::published), but for the process that publishes, whose reads are no reader's.
+    pub(super) fn take_over(&self, path: &Wanted<'_>) {
+        let shared = self.shared.load();
+        if let Some(Entry::Path(found)) = shared.as_ref().map(|shared| shared.find(path.region)) {
+            // An error only means that this process keeps its own plan.
+            let _ = self.adopt(path, IoMode::Blocking, found);
+        }
     }
 
     /// Switches to the published plan, and drops this process's own.

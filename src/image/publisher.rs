@@ -1,5 +1,7 @@
 //! The process that plans for all others.
 
+mod ahead;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,8 @@ pub struct Publisher {
     /// Used bytes of the mapping.
     used: usize,
     states: Vec<State>,
+    /// The path that is being planned although nobody has requested it.
+    ahead: Option<ahead::Place>,
     /// Keeps plans for later servers.
     keeper: Option<Keeper>,
 }
@@ -52,6 +56,13 @@ enum State {
     Published(Box<Progress>),
     /// Nothing is left to do.
     Done,
+}
+
+/// Where a plan comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PlanOrigin {
+    Walked,
+    Kept,
 }
 
 /// How far the small files of a path have been read.
@@ -101,6 +112,7 @@ impl Publisher {
             states: std::iter::repeat_with(|| State::Begun)
                 .take(paths)
                 .collect(),
+            ahead: None,
             keeper: None,
         }
     }
@@ -129,21 +141,32 @@ impl Publisher {
         loop {
             let rung = self.requests.rung();
             if !self.turn(image) {
-                let due = self.states.iter().filter_map(State::due).min();
-                let limit = due.map(|due| due.saturating_duration_since(Instant::now()));
+                let limit = self
+                    .next_due()
+                    .map(|due| due.saturating_duration_since(Instant::now()));
                 self.requests.wait(rung, limit);
                 std::thread::sleep(PAUSE);
             }
         }
     }
 
-    /// Publishes some plans. Returns false if there is nothing to do. Requested plans come first, then kept ones.
+    /// Publishes some plans. Returns false if there is nothing to do. Requested plans come first, then kept ones, then those
+    /// that a scan will request.
     pub(super) fn turn(&mut self, image: &Image) -> bool {
         self.publish_due(image)
             || self.publish_some_kept(image)
+            || self.plan_ahead(image)
             || self.read_some_small_files(image)
             || self.forget_wrong(image)
             || self.keeper.as_mut().is_some_and(Keeper::prune)
+    }
+
+    /// Returns when the next requested path is tried again.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let requested = self
+            .regions()
+            .filter(|(region, _)| self.requests.has(*region, Wish::Plan));
+        requested.filter_map(|(_, state)| state.due()).min()
     }
 
     fn regions(&self) -> impl Iterator<Item = (u32, &State)> + Clone {
@@ -163,10 +186,14 @@ impl Publisher {
         !due.is_empty()
     }
 
+    /// Returns whether plans may be published that nobody has requested: the other half is left for those.
+    fn has_room_for_more(&self) -> bool {
+        self.used <= self.map.len_bytes() / 2
+    }
+
     /// Publishes kept plans before a VM requests them.
     fn publish_some_kept(&mut self, image: &Image) -> bool {
-        // Leave the other half for requested plans.
-        if self.used > self.map.len_bytes() / 2 {
+        if !self.has_room_for_more() {
             return false;
         }
         let count = u32::try_from(self.states.len()).unwrap_or(u32::MAX);
@@ -220,19 +247,18 @@ impl Publisher {
     /// Returns `None` if there is no usable kept plan.
     fn publish_kept(&mut self, image: &Image, region: u32) -> Option<State> {
         let plan = self.keeper.as_mut()?.load(image, region)?;
-        let written = self.write(&plan, image.space().region(region), region);
+        let written = self.write(&plan, image, region, PlanOrigin::Kept);
         Some(Self::published(image, region, written))
     }
 
     fn publish_walked(&mut self, image: &Image, region: u32) -> State {
-        let here = image.space().region(region);
         let written = image.with_plan(IoMode::Blocking, region, Need::All, |plan| {
             if is_modified(plan, self.requests.since()) {
                 return None;
             }
             let keeper = self.keeper.as_ref();
             let file = keeper.and_then(|keeper| keeper.file(image, region, plan));
-            Some((self.write(plan, here, region), file))
+            Some((self.write(plan, image, region, PlanOrigin::Walked), file))
         });
         match written {
             Ok(None) => {
@@ -257,7 +283,7 @@ impl Publisher {
             return State::Done;
         };
         // From now on this process also uses the published plan.
-        let _ = image.published(IoMode::Blocking, region);
+        image.plans.take_over(&image.wanted(region));
         State::Published(Box::new(progress))
     }
 
@@ -270,9 +296,15 @@ impl Publisher {
     }
 
     /// Returns `None` if there is not enough room.
-    fn write(&mut self, plan: &Plan, here: &Region, region: u32) -> Option<Progress> {
+    fn write(
+        &mut self,
+        plan: &Plan,
+        image: &Image,
+        region: u32,
+        origin: PlanOrigin,
+    ) -> Option<Progress> {
         let start = self.used;
-        let header = header(plan)?;
+        let header = header(plan, origin)?;
         let parts = Parts::of(start, header, self.map.len_bytes())?;
         self.map.write(start, header.as_bytes())?;
         self.map.write(parts.digests, plan.digests().as_bytes())?;
@@ -283,7 +315,7 @@ impl Publisher {
         self.map.write(parts.with_data, with_data.as_bytes())?;
         self.map.write(parts.dirs, dirs(plan).as_bytes())?;
         self.map.write(parts.names, plan.names())?;
-        let whole = self.write_blocks(plan, here, &parts)?;
+        let whole = self.write_blocks(plan, image.space().region(region), &parts)?;
         self.used = parts.end;
         self.map.store(entry_at(region), start as u64)?;
         Some(Progress {
@@ -370,7 +402,7 @@ fn is_modified(plan: &Plan, since: Duration) -> bool {
     })
 }
 
-fn header(plan: &Plan) -> Option<Header> {
+fn header(plan: &Plan, origin: PlanOrigin) -> Option<Header> {
     let is_small = |index: &NodeIndex| {
         let node = plan.node(*index);
         node.kind() == FileKind::Regular && plan.form(node).inline_len > 0
@@ -385,6 +417,7 @@ fn header(plan: &Plan) -> Option<Header> {
         with_data: u32::try_from(plan.data_from(0).len()).ok()?,
         small_files: u32::try_from(small_files).ok()?,
         name_bytes: plan.names().len() as u64,
+        is_kept: u64::from(origin == PlanOrigin::Kept),
     })
 }
 

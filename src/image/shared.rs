@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::data::{Extent, Extents, collect_extents};
-use super::published::{FileRecord, Published, PublishedPath, Requests, Wish, table_bytes};
+use super::published::{
+    FileRecord, Published, PublishedPath, PublishedPlans, Requests, Wish, table_bytes,
+};
 use super::publisher::Publisher;
 use super::{Image, ReadError};
 use crate::erofs::encode::Block;
@@ -42,6 +44,13 @@ impl Image {
         self.plans
             .share(Published::new(read, Arc::clone(&requests)).into());
         Ok(Publisher::new(write, requests, paths))
+    }
+
+    /// Counts the plans that are published at the moment.
+    pub fn published_plans(&self) -> PublishedPlans {
+        let paths = u32::try_from(self.space().regions().len()).unwrap_or(u32::MAX);
+        let shared = self.plans.shared();
+        shared.map_or_else(PublishedPlans::default, |shared| shared.count(paths))
     }
 
     /// Returns whether a region is read from this host's store. Others may change, or depend on the fetcher.

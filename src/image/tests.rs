@@ -1,3 +1,4 @@
+mod ahead;
 mod kept;
 mod nar_size;
 mod published;

@@ -159,6 +159,7 @@ fn json(
     json!({
         "status_socket": point.display().to_string(), "pid": now.pid, "version": now.version,
         "disk": now.disk, "exports": now.exports, "since_sec": now.since_sec, "age_ms": now.age_ms, "paths": now.paths,
+        "published_plans": now.published_plans, "kept_plans": now.kept_plans,
         "vms": clients.collect::<Vec<_>>(),
         "left": {"vms": now.left, "requests": now.left_requests, "bytes": now.left_bytes, "errors": now.left_errors},
         "fetched": now.fetched,

@@ -66,6 +66,9 @@ pub fn text(point: &Path, before: &ServerStatus, now: &ServerStatus, seconds: f6
         now.clients.len(),
         now.left,
     );
+    if now.published_plans > 0 {
+        out += &plans_text(now);
+    }
     if let Some(fetched) = &now.fetched {
         out += &fetched_text(fetched);
     }
@@ -97,6 +100,15 @@ fn place(client: &ClientStatus) -> String {
     match &client.export {
         Some(export) => format!("{} ({export})", client.place),
         None => client.place.clone(),
+    }
+}
+
+/// A line about the plans that are published for all VMs.
+fn plans_text(now: &ServerStatus) -> String {
+    let published = text::counted(now.published_plans, "path");
+    match now.kept_plans {
+        0 => format!("planned for all VMs: {published}\n"),
+        kept => format!("planned for all VMs: {published}, {kept} from the plan directory\n"),
     }
 }
 

@@ -25,6 +25,8 @@ pub(in crate::image) struct Header {
     pub(in crate::image) with_data: u32,
     pub(in crate::image) small_files: u32,
     pub(in crate::image) name_bytes: u64,
+    /// 1 if the plan was kept by an earlier server.
+    pub(in crate::image) is_kept: u64,
 }
 
 /// A file that is read from the host.

@@ -56,6 +56,15 @@ pub(super) struct PublishedPath {
     parts: Parts,
 }
 
+/// Number of published plans.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PublishedPlans {
+    /// All of them.
+    pub all: u64,
+    /// Those that an earlier server kept.
+    pub kept: u64,
+}
+
 /// The files of a block, or of a read.
 pub(super) type Files = SmallVec<[FileRecord; 4]>;
 
@@ -93,6 +102,18 @@ impl Published {
     /// Returns whether a path must be planned completely before it is used.
     pub(super) fn is_suspect(&self, region: u32) -> bool {
         self.map.load(entry_at(region)) == Some(SUSPECT)
+    }
+
+    /// Counts the plans of the first `paths` paths.
+    pub(super) fn count(self: &Arc<Self>, paths: u32) -> PublishedPlans {
+        let mut plans = PublishedPlans::default();
+        for region in 0..paths {
+            if let Entry::Path(path) = self.find(region) {
+                plans.all += 1;
+                plans.kept += u64::from(path.header().is_kept == 1);
+            }
+        }
+        plans
     }
 
     /// Requests a publication. Returns whether it was requested before.

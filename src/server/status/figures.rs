@@ -87,6 +87,12 @@ pub struct ServerStatus {
     pub age_ms: u64,
     /// Number of distinct store paths on all disks.
     pub paths: u64,
+    /// Plans that all VMs read by, on all disks.
+    #[serde(default)]
+    pub published_plans: u64,
+    /// Those of them that an earlier server kept.
+    #[serde(default)]
+    pub kept_plans: u64,
     /// Connected clients.
     pub clients: Vec<ClientStatus>,
     /// Number of clients that have disconnected.

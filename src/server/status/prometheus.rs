@@ -38,6 +38,10 @@ impl Metrics {
         let started = "When the server started, in seconds since 1970.";
         self.gauge("start_time_seconds", started, status.since_sec);
         self.gauge("store_paths", "Store paths that are served.", status.paths);
+        let published = "Plans of store paths that are published for all VMs.";
+        self.gauge("published_plans", published, status.published_plans);
+        let kept = "Published plans that an earlier server kept.";
+        self.gauge("kept_plans", kept, status.kept_plans);
         self.gauge("vms", "Connected VMs and other clients.", vms);
         let vms = vms.saturating_add(status.left);
         self.counter("vms_total", "All that have connected.", vms);

@@ -13,6 +13,7 @@ use crate::cache::FetchMeter;
 use crate::device::Stats;
 use crate::device::meter::{Meter, merged};
 use crate::device::nbd::Export;
+use crate::image::Image;
 
 /// Paths of the status sockets: next to each socket that has a path, and to the mount.
 pub(super) fn status_paths(options: &ServeOptions, inherited: &[InheritedSocket]) -> Vec<PathBuf> {
@@ -110,6 +111,7 @@ impl Server<'_> {
         let spoken = self.workers.iter().filter(|worker| worker.is_connected);
         let mut clients: Vec<_> = spoken.filter_map(|worker| self.client(worker)).collect();
         clients.extend(self.file_status());
+        let plans: Vec<_> = self.disks.images().map(Image::published_plans).collect();
         ServerStatus {
             pid: process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -123,6 +125,8 @@ impl Server<'_> {
             since_sec: unix_sec(self.started),
             age_ms: age_ms(self.started),
             paths: self.disks.path_count() as u64,
+            published_plans: plans.iter().map(|plans| plans.all).sum(),
+            kept_plans: plans.iter().map(|plans| plans.kept).sum(),
             clients,
             left: self.departed.count,
             left_requests: self.departed.stats.requests,

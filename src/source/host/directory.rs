@@ -247,6 +247,34 @@ mod tests {
         }
     }
 
+    /// Some file systems report no types.
+    #[test]
+    fn entries_of_unknown_type_are_examined() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "12345").unwrap();
+        std::fs::create_dir(dir.path().join("dir")).unwrap();
+        std::os::unix::fs::symlink("target", dir.path().join("link")).unwrap();
+        let open = File::open(dir.path()).unwrap().into();
+        let known = Names::read(&open).unwrap();
+        assert_eq!(known.entries.len(), 3);
+        let mut unknown = Names {
+            bytes: known.bytes.clone(),
+            entries: known.entries.clone(),
+        };
+        for (_, kind) in &mut unknown.entries {
+            *kind = FileType::Unknown;
+        }
+        for detail in [Detail::Nar, Detail::Full] {
+            for index in 0..3 {
+                let found = known.examine(&open, index, detail).unwrap();
+                let same = unknown.examine(&open, index, detail).unwrap();
+                assert_eq!((found.0.kind, &found.1), (same.0.kind, &same.1));
+                let is_file = found.0.kind == FileKind::Regular;
+                assert!(!is_file || found.0 == same.0);
+            }
+        }
+    }
+
     /// Regression test: a store in an overlay was served with I/O errors after its directories had left the cache.
     #[test]
     fn a_directory_with_another_inode_number_and_the_same_ctime_is_the_same() {

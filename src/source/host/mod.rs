@@ -143,12 +143,11 @@ impl HostTree {
     }
 
     fn statx(&self, path: &[u8]) -> Result<Statx, SourceError> {
-        let found = if path.contains(&b'/') || path.is_empty() {
+        let found = if is_component(path) {
+            statx(&self.dir, path, AtFlags::SYMLINK_NOFOLLOW)
+        } else {
             self.open_node(path)
                 .and_then(|fd| statx(&fd, c"", AtFlags::EMPTY_PATH))
-        } else {
-            // A single component cannot lead elsewhere, so it need not be opened first.
-            statx(&self.dir, path, AtFlags::SYMLINK_NOFOLLOW)
         };
         found.map_err(|errno| self.error(path, "stat", errno))
     }
@@ -158,8 +157,13 @@ impl HostTree {
     /// # Errors
     /// It is not a symlink, or the kernel returns an error.
     pub fn read_link(&self, path: &[u8]) -> Result<Vec<u8>, SourceError> {
-        self.open_node(path)
-            .and_then(|fd| rustix::fs::readlinkat(&fd, c"", Vec::new()))
+        let target = if is_component(path) {
+            rustix::fs::readlinkat(&self.dir, path, Vec::new())
+        } else {
+            self.open_node(path)
+                .and_then(|fd| rustix::fs::readlinkat(&fd, c"", Vec::new()))
+        };
+        target
             .map(std::ffi::CString::into_bytes)
             .map_err(|errno| self.error(path, "read symlink", errno))
     }
@@ -313,6 +317,11 @@ impl HostTree {
         }
         resolve(at.as_ref().unwrap_or(&self.dir), rest, flags, self.resolve)
     }
+}
+
+/// Returns whether `path` is a single component, which cannot lead elsewhere, so it need not be opened to examine it.
+fn is_component(path: &[u8]) -> bool {
+    !path.is_empty() && !path.contains(&b'/')
 }
 
 fn resolve(dir: &OwnedFd, path: &[u8], flags: OFlags, how: ResolveFlags) -> Result<OwnedFd, Errno> {
