@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 /// Layout version, case, digest.
-const GOLDEN: [(u32, &str, &str); 21] = [
+const GOLDEN: [(u32, &str, &str); 22] = [
     (
         1,
         "sized",
@@ -131,6 +131,7 @@ const GOLDEN: [(u32, &str, &str); 21] = [
         "tree-of-root",
         "8239c66a960cfb302991fec574c8f5757fc2b2545628d8d193319d74bbc698fd",
     ),
+    (2, "dense", "0"),
 ];
 
 const BLOCK: usize = 4096;
@@ -440,6 +441,11 @@ fn a_store_of_all_kinds() {
     };
     let image = Image::new(&store.registered(), &other).unwrap();
     check("options", &image);
+    let dense = ImageOptions {
+        dense: true,
+        ..ImageOptions::default()
+    };
+    check("dense", &Image::new(&store.registered(), &dense).unwrap());
     let small = contents(7, 1500);
     check("registration-inline", &with_registration(&store, small));
     let text = registration(&store);

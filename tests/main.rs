@@ -22,6 +22,7 @@ mod cache_formats;
 mod cli;
 mod corpus;
 mod debian;
+mod dense;
 mod edges;
 mod faults;
 mod fingerprint;

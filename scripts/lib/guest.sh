@@ -3,7 +3,7 @@
 # shellcheck disable=SC2034  # used by the scripts that read this file
 
 # In the order in which init loads them; modprobe finds their dependencies.
-GUEST_MODULES=(virtio_pci virtio_mmio virtio_blk crc32c_generic libcrc32c erofs overlay virtiofs)
+GUEST_MODULES=(virtio_pci virtio_mmio virtio_blk crc32c_generic libcrc32c erofs overlay virtiofs virtio_pmem nd_pmem)
 
 # --- kernel -----------------------------------------------------------------
 

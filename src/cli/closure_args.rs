@@ -85,6 +85,10 @@ struct ImageArgs {
     /// Group of every file [default: 0; with --tree: the file's own]
     #[arg(long, value_name = "ID", value_parser = whole::<u32>(0..=u32::MAX.into()))]
     gid: Option<u32>,
+    /// Make the disk as small as the closure, so that a guest can map all of it (virtio-pmem, DAX). Looks at all files at the
+    /// start, and fails if a path differs from its registered NAR size
+    #[arg(long, conflicts_with_all = ["tree", "from"])]
+    dense: bool,
     /// Memory for the layouts of store paths, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = whole::<usize>(0..=1 << 20))]
     plan_cache: usize,
@@ -161,6 +165,11 @@ impl ClosureArgs {
         } = &self.source;
         let option = closure_info.is_some() || store_paths.is_some() || tree.is_some();
         !roots.is_empty() || *all || option
+    }
+
+    /// Returns whether the disk is dense.
+    pub fn is_dense(&self) -> bool {
+        self.image.dense
     }
 
     /// Loads the closure and lays out its disk. At most `max_open_files` of the store's files are kept open, or fewer
@@ -275,6 +284,7 @@ impl ImageArgs {
             uid: self.uid,
             gid: self.gid,
             mtime_sec: self.mtime,
+            dense: self.dense,
             plan_cache_bytes: self.plan_cache.saturating_mul(1 << 20),
             max_open_files: limits::raise_open_files(),
             ..ImageOptions::default()

@@ -56,6 +56,17 @@ pub fn qemu_drive(image: &Path) -> String {
     format!("-drive file={path},format=raw,if=virtio,read-only=on\n")
 }
 
+/// QEMU options for the file `image` of `len_bytes` as memory of the VM, with comments, ready to paste.
+pub fn qemu_pmem(image: &Path, len_bytes: u64) -> String {
+    let path = qemu_escape(image);
+    format!(
+        "# for virtio-pmem, with maxmem= after -m:
+-object memory-backend-file,id=store,share=on,readonly=on,mem-path={path},size={len_bytes}
+-device virtio-pmem-pci,memdev=store
+"
+    )
+}
+
 /// Escapes a path for a QEMU option, in which a comma is written twice.
 pub fn qemu_escape(path: &Path) -> String {
     escape(&path.display().to_string())
@@ -74,6 +85,7 @@ mod tests {
         let options = qemu_options(Path::new("/run/a,b.sock"));
         assert!(options.contains("-chardev socket,id=store,path=/run/a,,b.sock,reconnect=1\n"));
         assert!(qemu_drive(Path::new("/a,b/c")).starts_with("-drive file=/a,,b/c,format=raw,"));
+        assert!(qemu_pmem(Path::new("/a,b"), 2 << 20).contains(",mem-path=/a,,b,size=2097152\n"));
     }
 
     #[test]

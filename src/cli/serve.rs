@@ -16,7 +16,7 @@ use super::help;
 use super::limit_args::LimitArgs;
 use super::log;
 use super::places::{self, Place};
-use super::qemu_text::{qemu_drive, qemu_nbd, qemu_options};
+use super::qemu_text::{qemu_drive, qemu_nbd, qemu_options, qemu_pmem};
 use super::record_args::{RecordArgs, Records};
 use super::report_args::ReportFileArgs;
 use super::socket_args::SocketArgs;
@@ -177,6 +177,9 @@ pub fn run(args: &ServeArgs, start: Instant) -> Result<ExitCode, CliError> {
     let served = serve(disks.clone(), &options, inherited, |event| {
         if let ServeEvent::Ready(sockets) = event {
             announce(sockets, &disks, &options, start);
+            if args.closure.is_dense() {
+                announce_memory(&disks, &options);
+            }
             log_ready(&disks);
         }
         systemd.tell(event);
@@ -266,6 +269,14 @@ fn announce(
         file.as_deref().map(qemu_drive),
     ] {
         log::hint(&hint.unwrap_or_default());
+    }
+}
+
+/// Announces the options for a dense disk as memory of a VM, if it is served as a file.
+fn announce_memory(disks: &Disks, options: &ServeOptions) {
+    let file = options.fuse.as_ref().map(FuseOptions::image_path);
+    if let Some((file, disk)) = file.zip(disks.exports().default_export()) {
+        log::hint(&qemu_pmem(&file, disk.image.len_bytes()));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::erofs::encode::SuperBlockFields;
 use crate::erofs::layout::attributes::{self, Attributes};
 use crate::erofs::layout::bounds::Size;
 use crate::erofs::layout::plan::Plan;
-use crate::erofs::layout::space::{self, Claim, Space, TooBig};
+use crate::erofs::layout::space::{self, Arenas, Claim, Space, TooBig};
 use crate::erofs::volume::{RootDir, Volume};
 use crate::parallel;
 use crate::source::{HostTree, Identity, PathTree, RemoteTree, SourceError, TreeSource};
@@ -39,6 +39,9 @@ pub struct ImageOptions {
     pub registration: Option<Arc<[u8]>>,
     /// Protects the closure from garbage collection as long as the image exists.
     pub pins: Arc<Pins>,
+    /// Exact ranges without gaps, for guests that map the whole disk. All paths are planned at the start; they must be on the
+    /// host. Ignored for a tree.
+    pub dense: bool,
     /// Source of paths that are not on the host. It changes the layout, which does not depend on which paths these are.
     pub remote: Option<Arc<RemoteTree>>,
 }
@@ -56,6 +59,7 @@ impl Default for ImageOptions {
             max_open_files: 1024,
             registration: None,
             pins: Arc::default(),
+            dense: false,
             remote: None,
         }
     }
@@ -65,8 +69,8 @@ impl Image {
     /// Lays out the disk of `closure`. Store paths with a known NAR size are not opened.
     ///
     /// # Errors
-    /// Paths are missing (the error lists all of them), a path without NAR size cannot be planned, or the closure does
-    /// not fit on a disk.
+    /// Paths are missing (the error lists all of them), a path without NAR size (of a dense disk: any path) cannot be planned,
+    /// or the closure does not fit on a disk.
     pub fn new(closure: &Closure, options: &ImageOptions) -> Result<Self, ImageError> {
         let host = HostTree::open(&closure.dir, options.max_open_files)?;
         match &closure.contents {
@@ -125,14 +129,18 @@ impl Image {
             &attributes,
         );
         let mut sizing = Sizing::new(&sources, attributes, &found);
-        sizing.fit(root.blocks())?;
+        let arenas = match options.dense {
+            true => Arenas::Packed,
+            false => Arenas::Fixed,
+        };
+        sizing.fit(root.blocks(), arenas)?;
         let Sizing {
             claims,
             origins,
             planned,
             ..
         } = sizing;
-        let space = Space::assign(claims, root.blocks())?;
+        let space = Space::assign(claims, root.blocks(), arenas)?;
         let plans = Plans::new(space.regions().len(), attributes, options.plan_cache_bytes);
         for (region, plan) in planned {
             plans.insert(region, plan);
@@ -200,6 +208,7 @@ impl ImageOptions {
             gid: self.gid,
             mtime_sec: self.mtime_sec,
             is_remote: self.remote.is_some(),
+            is_dense: self.dense,
         }
     }
 }
@@ -339,8 +348,12 @@ impl<'a> Sizing<'a> {
         }
     }
 
-    /// Plans the paths without NAR size, and then as many others as necessary so that all fit.
-    fn fit(&mut self, root_blocks: u32) -> Result<(), ImageError> {
+    /// Plans all paths of a dense disk; otherwise those without NAR size, and then as many others as necessary so that all fit.
+    fn fit(&mut self, root_blocks: u32, arenas: Arenas) -> Result<(), ImageError> {
+        if arenas == Arenas::Packed {
+            let all: Vec<usize> = (0..self.claims.len()).collect();
+            return self.plan(&all);
+        }
         let mut next = std::mem::take(&mut self.unknown);
         while !next.is_empty() {
             self.plan(&next)?;
@@ -352,7 +365,7 @@ impl<'a> Sizing<'a> {
             return Ok(());
         }
         self.unknown = next;
-        self.fit(root_blocks)
+        self.fit(root_blocks, arenas)
     }
 
     /// Plans several paths on all cores.

@@ -5,7 +5,7 @@
 
 use super::{Image, ReadError};
 use crate::erofs::format::BLOCK_LEN_BYTES;
-use crate::erofs::layout::space::{Area, DATA_ARENA_START};
+use crate::erofs::layout::space::Area;
 
 /// What to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +48,9 @@ impl Image {
         match self.space().area(block) {
             Area::Superblock => data_until(block + 1),
             Area::Root(_) => {
-                let first = self.space().regions().first();
-                data_until(first.map_or(DATA_ARENA_START, |region| region.meta.start))
+                let space = self.space();
+                let first = space.regions().first();
+                data_until(first.map_or(space.data_start(), |region| region.meta.start))
             }
             Area::Unused { end } => hole_until(end),
             Area::Meta { region, .. } => {
@@ -93,6 +94,7 @@ mod tests {
 
     use super::super::testing::{store_image, tree_image};
     use super::*;
+    use crate::erofs::layout::space::DATA_ARENA_START;
     use crate::image::ImageOptions;
 
     fn store() -> tempfile::TempDir {

@@ -40,6 +40,11 @@ pub fn tree_image(dir: &Path) -> Image {
 
 /// The image of a directory's entries as store paths, with NAR sizes if `sizes` gives them.
 pub fn store_image(dir: &Path, sizes: impl Fn(&Path) -> Option<u64>) -> Image {
+    Image::new(&store_closure(dir, sizes), &ImageOptions::default()).unwrap()
+}
+
+/// A directory's entries as store paths, with NAR sizes if `sizes` gives them.
+pub fn store_closure(dir: &Path, sizes: impl Fn(&Path) -> Option<u64>) -> Closure {
     let path = |entry: std::io::Result<std::fs::DirEntry>| {
         let entry = entry.unwrap();
         StorePath {
@@ -50,12 +55,11 @@ pub fn store_image(dir: &Path, sizes: impl Fn(&Path) -> Option<u64>) -> Image {
     };
     let mut paths: Vec<StorePath> = std::fs::read_dir(dir).unwrap().map(path).collect();
     paths.sort_by(|a, b| a.name.cmp(&b.name));
-    let closure = Closure {
+    Closure {
         dir: dir.to_owned(),
         store_dir: "/nix/store".into(),
         contents: Contents::StorePaths(paths),
-    };
-    Image::new(&closure, &ImageOptions::default()).unwrap()
+    }
 }
 
 /// Fails if the calling test belongs to the full tier but is not marked as ignored: it would fail on a bare checkout.

@@ -37,6 +37,8 @@ pub struct Attributes {
     pub mtime_sec: Option<u64>,
     /// File contents may have to be fetched. Small files are then not inlined, so that reading inodes needs no fetch.
     pub is_remote: bool,
+    /// Guests map files directly from the disk (DAX), which they cannot do with inlined files.
+    pub is_dense: bool,
 }
 
 impl Attributes {
@@ -48,6 +50,7 @@ impl Attributes {
             gid: None,
             mtime_sec: None,
             is_remote: false,
+            is_dense: false,
         }
     }
 
@@ -60,9 +63,9 @@ impl Attributes {
     }
 
     /// Returns whether small files are inlined after their inodes. Not if they may change, be unreadable or need a fetch: a
-    /// file that fails would fail every inode in its block.
+    /// file that fails would fail every inode in its block. Not on a dense disk either.
     pub fn inlines_files(&self) -> bool {
-        self.origin == Origin::Nar && !self.is_remote
+        self.origin == Origin::Nar && !self.is_remote && !self.is_dense
     }
 
     /// Returns the permission bits that the guest sees.

@@ -7,6 +7,8 @@
 //! 128 GiB .. 16 TiB    data arena: one range per store path
 //! ```
 //!
+//! On a dense disk ([`Arenas::Packed`]) the data arena follows the last metadata range.
+//!
 //! Inodes are below 128 GiB so that a nid fits 32 bits: larger ones cause stale file handles under
 //! overlayfs and NFS on Linux 5.19 to 6.14 and `EOVERFLOW` to 32-bit programs.
 
@@ -82,10 +84,21 @@ pub struct Claim {
     pub size: Size,
 }
 
+/// Where the data arena starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arenas {
+    /// At [`DATA_ARENA_START`], whatever the paths need.
+    Fixed,
+    /// At the end of the last path's metadata. The disk then has no gaps, if the sizes of all paths are exact.
+    Packed,
+}
+
 /// The address ranges of all paths.
 #[derive(Debug, Clone)]
 pub struct Space {
     regions: Vec<Region>,
+    /// First block of the data arena.
+    data_start: u32,
     len_bytes: u64,
 }
 
@@ -129,6 +142,7 @@ impl Space {
         };
         Self {
             regions: vec![region],
+            data_start: DATA_ARENA_START,
             len_bytes: u64::from(DATA_ARENA_END) * BLOCK_LEN_BYTES,
         }
     }
@@ -137,9 +151,13 @@ impl Space {
     ///
     /// # Errors
     /// They do not fit; see [`to_plan_exactly`].
-    pub fn assign(claims: Vec<Claim>, root_blocks: u32) -> Result<Self, TooBig> {
+    pub fn assign(claims: Vec<Claim>, root_blocks: u32, arenas: Arenas) -> Result<Self, TooBig> {
         let mut meta = u64::from(ROOT_BLOCK) + u64::from(root_blocks);
-        let mut data = u64::from(DATA_ARENA_START);
+        let data_start = match arenas {
+            Arenas::Fixed => DATA_ARENA_START,
+            Arenas::Packed => end_of_meta(&claims, meta)?,
+        };
+        let mut data = u64::from(data_start);
         let mut regions = Vec::with_capacity(claims.len());
         for claim in claims {
             regions.push(Region {
@@ -151,7 +169,11 @@ impl Space {
             });
         }
         let len_bytes = (data * BLOCK_LEN_BYTES).next_multiple_of(LEN_UNIT_BYTES);
-        Ok(Self { regions, len_bytes })
+        Ok(Self {
+            regions,
+            data_start,
+            len_bytes,
+        })
     }
 
     /// Returns the regions, sorted by address.
@@ -164,6 +186,11 @@ impl Space {
         &self.regions[index as usize]
     }
 
+    /// Returns the first block of the data arena.
+    pub fn data_start(&self) -> u32 {
+        self.data_start
+    }
+
     /// Returns the length of the disk.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
@@ -171,7 +198,7 @@ impl Space {
 
     /// What `block` belongs to.
     pub fn area(&self, block: u32) -> Area {
-        if block >= DATA_ARENA_START {
+        if block >= self.data_start {
             return self.data_area(block);
         }
         let after = self.regions.partition_point(|r| r.meta.start <= block);
@@ -186,7 +213,7 @@ impl Space {
             None if block < ROOT_BLOCK => Area::Superblock,
             None => Area::Root(block - ROOT_BLOCK),
             Some(_) => Area::Unused {
-                end: DATA_ARENA_START,
+                end: self.data_start,
             },
         }
     }
@@ -210,6 +237,13 @@ impl Space {
 /// Cannot saturate: every region has at least one metadata block, so there are fewer than 2^25.
 fn index_of(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+/// Returns the end of the metadata ranges of `claims`, of which the first starts at block `first`.
+fn end_of_meta(claims: &[Claim], first: u64) -> Result<u32, TooBig> {
+    let mut sizes = claims.iter().map(|claim| claim.size.meta_blocks);
+    let end = sizes.try_fold(first, u64::checked_add).ok_or(TooBig)?;
+    u32::try_from(end).map_err(|_| TooBig)
 }
 
 fn take(next: &mut u64, count: u64, end: u32) -> Result<Range<u32>, TooBig> {

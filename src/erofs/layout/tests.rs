@@ -9,7 +9,7 @@ use super::nar;
 use super::plan::Content;
 use super::plan::Plan;
 use super::planner::Planner;
-use super::space::{self, Area, Claim, DATA_ARENA_START, Region, Space};
+use super::space::{self, Area, Arenas, Claim, DATA_ARENA_START, Region, Space};
 use crate::erofs::encode::{self, Block};
 use crate::erofs::format::{BLOCK_LEN_BYTES, BLOCK_LEN_USIZE};
 use crate::tree::{FileKind, Listing, Stat};
@@ -240,9 +240,9 @@ fn check_places(plan: &Plan) -> Result<(), TestCaseError> {
 }
 
 fn check_bound(tree: &Tree) -> Result<(), TestCaseError> {
-    for is_remote in [false, true] {
+    for is_dense in [false, true] {
         let attributes = Attributes {
-            is_remote,
+            is_dense,
             ..attributes()
         };
         let bound = Size::bound(nar_size(tree), attributes.inlines_files());
@@ -327,6 +327,51 @@ fn claim(name: u8, meta_blocks: u64, data_blocks: u64, exact: bool) -> Claim {
     }
 }
 
+/// As `Space::area`, by looking at every range.
+fn area_by_search(space: &Space, root_blocks: u32, at: u32) -> Area {
+    if at == 0 {
+        return Area::Superblock;
+    }
+    if at <= root_blocks {
+        return Area::Root(at - 1);
+    }
+    for (region, Region { meta, data, .. }) in (0..).zip(space.regions()) {
+        if meta.contains(&at) {
+            let block = at - meta.start;
+            return Area::Meta { region, block };
+        }
+        if data.contains(&at) {
+            let block = at - data.start;
+            return Area::Data { region, block };
+        }
+    }
+    Area::Unused { end: u32::MAX }
+}
+
+proptest! {
+    #[test]
+    fn a_dense_space_has_no_gaps(sizes in vec((1..5_u64, 0..6_u64), 0..9), root_blocks in 1..4_u32) {
+        let claims = sizes.iter().map(|(meta, data)| claim(b'p', *meta, *data, true)).collect();
+        let space = Space::assign(claims, root_blocks, Arenas::Packed).unwrap();
+        let blocks: u64 = sizes.iter().map(|(meta, data)| meta + data).sum();
+        let used = u32::try_from(blocks).unwrap() + 1 + root_blocks;
+        for at in 0..used + 3 {
+            prop_assert_eq!(space.area(at), area_by_search(&space, root_blocks, at));
+            prop_assert_eq!(at >= used, matches!(space.area(at), Area::Unused { .. }));
+        }
+        prop_assert_eq!(space.len_bytes(), (u64::from(used) * BLOCK_LEN_BYTES).next_multiple_of(2 << 20));
+    }
+}
+
+#[test]
+fn metadata_of_a_dense_space_also_ends_before_128_gib() {
+    let room = u64::from(DATA_ARENA_START) - 2;
+    let assign = |blocks| Space::assign(vec![claim(b'p', blocks, 3, true)], 1, Arenas::Packed);
+    assert_eq!(assign(room).unwrap().data_start(), DATA_ARENA_START);
+    assert!(assign(room + 1).is_err());
+    assert!(assign(u64::MAX).is_err());
+}
+
 #[test]
 fn every_block_belongs_to_one_area() {
     let claims = vec![
@@ -334,7 +379,7 @@ fn every_block_belongs_to_one_area() {
         claim(b'b', 1, 5, true),
         claim(b'c', 2, 0, true),
     ];
-    let space = Space::assign(claims, 2).unwrap();
+    let space = Space::assign(claims, 2, Arenas::Fixed).unwrap();
     let meta: Vec<Area> = (0..9).map(|block| space.area(block)).collect();
     let region = |region, block| Area::Meta { region, block };
     let unused = Area::Unused {
@@ -407,5 +452,5 @@ fn absurd_nar_sizes_do_not_overflow() {
         },
     ];
     assert_eq!(space::to_plan_exactly(&claims, 1).unwrap(), [0, 1]);
-    assert!(Space::assign(claims, 1).is_err());
+    assert!(Space::assign(claims, 1, Arenas::Fixed).is_err());
 }

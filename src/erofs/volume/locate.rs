@@ -8,7 +8,7 @@ use crate::erofs::format::{
     BLOCK_LEN_BYTES, BLOCK_LEN_USIZE, SLOT_LEN, SLOTS_PER_BLOCK, SUPERBLOCK_OFFSET, SuperBlock,
 };
 use crate::erofs::layout::plan::{Node, NodeIndex, Plan};
-use crate::erofs::layout::space::{DATA_ARENA_START, ROOT_NID, Region};
+use crate::erofs::layout::space::{ROOT_NID, Region};
 use crate::tree::FileKind;
 
 /// A file of the disk.
@@ -75,7 +75,7 @@ impl Volume {
     fn unused_from(&self, block: u32) -> u64 {
         let last = self.space.regions().last();
         let start = last.map(|region| match block {
-            block if block < DATA_ARENA_START => region.meta.end,
+            block if block < self.space.data_start() => region.meta.end,
             _ => region.data.end,
         });
         block_start(start.unwrap_or(block))
