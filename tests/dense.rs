@@ -14,7 +14,7 @@ use crate::common::fuse::{Server, mount_loop, run};
 use crate::common::process::wait_for;
 use crate::common::reader::{Expect, compare};
 use crate::common::tree::{any_dir, contents};
-use crate::common::vm::{fact, script, turn};
+use crate::common::vm::{fact, lock_guest, script};
 use crate::common::{cases, from_env, memory_dir, nar, nasty, store_closure, store_image, tool};
 
 /// A disk's length is a multiple of this.
@@ -120,7 +120,7 @@ fn every_file_has_blocks_of_its_own() {
 #[test]
 fn a_path_that_differs_from_its_registration_is_refused() {
     let dir = store();
-    let size = |path: &Path| nar::size_bytes(path) + u64::from(path.ends_with("bbb-two")) * 8;
+    let size = |path: &Path| Some(nar::size_bytes(path) + u64::from(path.ends_with("bbb-two")) * 8);
     let error = dense_image(dir.path(), size).unwrap_err();
     assert!(
         matches!(&error, ImageError::Plan(ReadError::NarSize { path, .. }) if path.ends_with("bbb-two")),
@@ -376,7 +376,7 @@ fn a_guest_maps_the_store_and_sees_what_the_host_has() {
         .collect();
     let server = Server::start(&args);
     let out = tempfile::tempdir().unwrap();
-    let turn = turn();
+    let turn = lock_guest();
     let mut vm = script("vm");
     vm.arg("--pmem")
         .arg(server.image())

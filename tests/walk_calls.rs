@@ -11,8 +11,8 @@ use tempfile::NamedTempFile;
 use crate::common::small_store::SmallStore;
 use crate::common::tool;
 
-/// Files of each kind, in one directory, whose entries fit into one buffer.
-const COUNT: usize = 200;
+/// Files of each kind, in one directory: their entries fit into one buffer, and so few directories are listed by one thread.
+const COUNT: usize = 50;
 
 /// Calls of a walk.
 const CALLS: [&str; 5] = ["close", "getdents64", "openat2", "readlinkat", "statx"];

@@ -121,11 +121,12 @@ fn a_path_that_cannot_be_planned_ahead_is_left_alone() {
 #[test]
 fn requests_are_looked_at_while_a_path_is_planned_ahead() {
     let dir = wide_store();
-    for sub in 0..40 {
+    let name = "n".repeat(200);
+    for sub in 0..60 {
         let sub = dir.path().join(format!("p08/lib/{sub}"));
         fs::create_dir(&sub).unwrap();
-        for file in 0..300 {
-            fs::write(sub.join(format!("a-long-name-of-a-file-{file}")), "").unwrap();
+        for file in 0..60 {
+            fs::write(sub.join(format!("{name}{file}")), "").unwrap();
         }
     }
     let image = disk(dir.path(), |_| 0);
