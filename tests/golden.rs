@@ -131,7 +131,11 @@ const GOLDEN: [(u32, &str, &str); 22] = [
         "tree-of-root",
         "8239c66a960cfb302991fec574c8f5757fc2b2545628d8d193319d74bbc698fd",
     ),
-    (2, "dense", "0"),
+    (
+        2,
+        "dense",
+        "8f315f599a38342aa2c509b4a9fbd6dca24f5c744cbffe3d925112dae50ac18c",
+    ),
 ];
 
 const BLOCK: usize = 4096;
