@@ -239,6 +239,14 @@ struct Sample {
     written_kib: u64,
 }
 
+impl Sample {
+    /// Memory that threads may write to for the first time late: on a busy machine some threads get their first requests in the
+    /// last third, and each has a stack and an arena of malloc.
+    fn first_use_kib(&self) -> u64 {
+        2048 + 512 * self.threads as u64
+    }
+}
+
 impl Samples {
     fn take(&mut self, pid: Pid) {
         let sample = Sample {
@@ -267,7 +275,8 @@ impl Samples {
             );
             if last.fds > middle.fds + 16
                 || last.threads > middle.threads + 4
-                || last.written_kib > middle.written_kib + middle.written_kib / 4 + 2048
+                || last.written_kib
+                    > middle.written_kib + middle.written_kib / 4 + last.first_use_kib()
             {
                 grown.push(format!("{pid}: {middle:?}, then {last:?}"));
             }
