@@ -1,6 +1,6 @@
 //! The processes that serve disks: a parent that listens, and a worker for each connection or mount.
 //!
-//! A frontend can truncate the file behind its shared memory. A process that then accesses a ring dies of SIGBUS. So
+//! A frontend can truncate the file that backs its shared memory. A process that then accesses a ring dies of SIGBUS. So
 //! the parent accesses no guest memory. It has one thread and forks a worker for each connection, and a guest can only
 //! crash its own worker. A worker costs little, because the disk is a pure function and the parent's plans are shared
 //! copy-on-write. Its death loses no request (see [`ring`](crate::device::vhost_blk::ring)).

@@ -99,7 +99,7 @@ impl Guest {
         self.avail = 0;
     }
 
-    /// Truncates the file behind the memory. Any process that then accesses it gets SIGBUS, including this one.
+    /// Truncates the file that backs the memory. Any process that then accesses it gets SIGBUS, including this one.
     pub fn cut_memory(&self) {
         self.backing.set_len(0).unwrap();
     }

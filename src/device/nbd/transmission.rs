@@ -2,7 +2,7 @@
 //!
 //! One thread receives requests and executes those that need not block. It sends the replies to requests that arrived
 //! together with one system call. Requests that would block go to a pool of threads, which send their replies
-//! themselves, so that a slow read does not delay the requests behind it.
+//! themselves, so that a slow read does not delay later requests.
 //!
 //! Memory is limited: one segment per thread, one reply that is longer than a segment, and [`SLOTS_MAX`] requests in
 //! the pool. If a client sends more requests, or does not read its replies, the server stops receiving.

@@ -41,7 +41,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long a worker's threads may take to return after the frontend has disconnected. Then the process exits anyway.
 const EXIT_TIMEOUT_MS: u16 = 5_000;
 
-/// The protocol of a socket, and the disks behind it.
+/// The protocol of a socket, and the disks that it serves.
 #[derive(Debug, Clone)]
 pub(in super::super) enum SocketDevice {
     VhostUser {
