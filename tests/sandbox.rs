@@ -114,6 +114,18 @@ fn a_jail_contains_only_served_paths() {
     }
 }
 
+/// A listener allows its children to read the jail. It cannot read the same files through the host's mounts.
+#[test]
+#[ignore = "needs user namespaces"]
+fn a_listener_with_a_jail_reads_no_store_path_of_the_host() {
+    for (name, _) in FILES {
+        let end = try_in_jail(Process::Listener, name);
+        assert_eq!(end, End::Errno(libc::EACCES), "{name}");
+    }
+    let end = try_in_jail(Process::Listener, "read a file of the jail");
+    assert_eq!(end, End::Done);
+}
+
 #[test]
 fn memory_of_workers_is_limited() {
     for process in [

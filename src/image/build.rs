@@ -214,7 +214,7 @@ impl ImageOptions {
 }
 
 /// Minimum number of paths to examine them with several threads.
-const PARALLEL_FROM: usize = 4096;
+const PARALLEL_FROM: usize = 512;
 
 /// A path of the disk.
 struct Found {

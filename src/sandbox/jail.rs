@@ -7,17 +7,23 @@
 //! so that the jail does not keep host file systems from being unmounted.
 
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::sched::CloneFlags;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, open, openat, statat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, open, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
     mount_change, move_mount, open_tree, unmount,
+};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Pid, fchdir, getegid, geteuid, pivot_root};
 use rustix::system::uname;
@@ -59,11 +65,18 @@ pub struct EnteredJail {
 
 /// The namespaces of a builder. They outlive that process.
 #[derive(Debug)]
-pub struct Jail {
+pub struct Namespaces {
     user: OwnedFd,
     mounts: OwnedFd,
     /// Each worker also gets its own nested user namespace, for RLIMIT_NPROC.
     own_namespaces: bool,
+}
+
+/// A finished jail.
+#[derive(Debug)]
+pub struct Jail {
+    namespaces: Namespaces,
+    store: OwnedFd,
 }
 
 /// Which user and group ids are mapped in a jail.
@@ -85,12 +98,12 @@ pub fn unshare() -> Result<(), JailError> {
         .map_err(JailError::host("make a user and a mount namespace"))
 }
 
-/// Called by the builder after its ids have been mapped: mounts `spec` and detaches everything else. Entries
-/// that no longer exist are skipped.
+/// Called by the builder after its ids have been mapped: mounts `spec`, detaches everything else, and sends the store
+/// directory to `parent`. Entries that no longer exist are skipped.
 ///
 /// # Errors
 /// A system call fails. The namespaces must not be used then.
-pub fn build(spec: &JailSpec<'_>) -> Result<(), JailError> {
+pub fn build(spec: &JailSpec<'_>, parent: &UnixStream) -> Result<(), JailError> {
     // Mounts made on the host from now on must not propagate to here.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(JailError::host("separate the mounts"))?;
@@ -98,12 +111,55 @@ pub fn build(spec: &JailSpec<'_>) -> Result<(), JailError> {
     let root = empty_root().map_err(JailError::host("mount a tmpfs"))?;
     mkdirat(&root, STORE, Mode::from_raw_mode(0o755)).map_err(JailError::host("make /store"))?;
     match &spec.contents {
-        Contents::All => bind(&store, b"", &root, STORE.as_bytes())
+        Contents::All => clone_tree(&store, b"")
+            .and_then(|tree| attach(&tree, &root, STORE.as_bytes()))
             .map_err(JailError::host("mount the store"))?,
         Contents::Entries(entries) => bind_entries(&store, entries, &root)?,
     }
     restrict(&root).map_err(JailError::host("make the mounts read-only"))?;
-    turn_into_root(&root).map_err(JailError::host("change the root"))
+    turn_into_root(&root).map_err(JailError::host("change the root"))?;
+    let store = open_store().map_err(JailError::host("open the store in the jail"))?;
+    send(parent, &store).map_err(JailError::host("send the store's directory"))
+}
+
+/// In a jail: opens its store directory.
+fn open_store() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(CWD, format!("/{STORE}"), flags, Mode::empty())
+}
+
+/// Sends a descriptor with one byte. Without it, a stream would not transmit the descriptor.
+fn send(parent: &UnixStream, store: &OwnedFd) -> Result<(), Errno> {
+    let fds = [store.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(
+        parent,
+        &[IoSlice::new(&[0])],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+}
+
+/// Receives the descriptor that [`send`] has sent, without waiting.
+fn receive(builder: &UnixStream) -> Result<OwnedFd, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let (mut byte, flags) = ([0], RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT);
+    recvmsg(
+        builder,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        flags,
+    )?;
+    let mut messages = control.drain();
+    let found = messages.find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    found.ok_or(Errno::NODATA)
 }
 
 /// Opens the store again. The descriptor opened before belongs to a mount of the host's namespace, which cannot be
@@ -151,12 +207,12 @@ fn bind_entries(store: &OwnedFd, entries: &[&[u8]], root: &OwnedFd) -> Result<()
 
 /// Bind-mounts an entry on a new mount point: a directory for a directory, a file for anything else.
 fn bind_entry(store: &OwnedFd, name: &[u8], to: &OwnedFd) -> Result<(), Errno> {
-    let found = statat(store, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    match FileType::from_raw_mode(found.st_mode) {
+    let tree = clone_tree(store, name)?;
+    match FileType::from_raw_mode(fstat(&tree)?.st_mode) {
         FileType::Directory => mkdirat(to, name, Mode::from_raw_mode(0o755)),
         _ => touch(to, name),
     }?;
-    bind(store, name, to, name)
+    attach(&tree, to, name)
 }
 
 fn touch(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
@@ -164,15 +220,19 @@ fn touch(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     openat(dir, name, flags, Mode::RUSR).map(drop)
 }
 
-/// Bind-mounts `from/name` (without following a symlink) at `to/place`, without submounts.
-fn bind(from: &OwnedFd, name: &[u8], to: &OwnedFd, place: &[u8]) -> Result<(), Errno> {
+/// Clones the mount of `from/name`, without following a symlink and without submounts.
+fn clone_tree(from: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    let tree = open_tree(from, name, flags)?;
+    open_tree(from, name, flags)
+}
+
+/// Mounts `tree` at `to/name`.
+fn attach(tree: &OwnedFd, to: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(&tree, "", to, place, whole)
+    move_mount(tree, "", to, name, whole)
 }
 
 /// Makes `root` and all mounts below it read-only, nodev, nosuid and noexec.
@@ -217,7 +277,7 @@ fn turn_into_root(root: &OwnedFd) -> Result<(), Errno> {
     unmount(".", UnmountFlags::DETACH)
 }
 
-impl Jail {
+impl Namespaces {
     /// Called by the parent of `builder` after that has called [`unshare`]: maps its ids and opens its namespaces.
     /// With `all_ids`, all ids must be mapped, because the disk shows the owners of files.
     ///
@@ -238,6 +298,25 @@ impl Jail {
         })
     }
 
+    /// Called by the parent after the builder has ended without an error. `builder` is the parent's end of its socket.
+    ///
+    /// # Errors
+    /// The builder has not sent the store directory.
+    pub fn finish(self, builder: &UnixStream) -> Result<Jail, JailError> {
+        let store = receive(builder).map_err(JailError::host("receive the store's directory"))?;
+        Ok(Jail {
+            namespaces: self,
+            store,
+        })
+    }
+}
+
+impl Jail {
+    /// The store directory in the jail. Outside, it only serves to name it in a Landlock rule.
+    pub fn store(&self) -> BorrowedFd<'_> {
+        self.store.as_fd()
+    }
+
     /// Moves the calling process, which must have one thread, into the jail.
     ///
     /// # Errors
@@ -247,16 +326,15 @@ impl Jail {
             move_into_link_name_space(namespace.as_fd(), Some(kind))
                 .map_err(SandboxError::host("enter the jail"))
         };
-        enter(&self.user, LinkNameSpaceType::User)?;
-        enter(&self.mounts, LinkNameSpaceType::Mount)?;
+        let namespaces = &self.namespaces;
+        enter(&namespaces.user, LinkNameSpaceType::User)?;
+        enter(&namespaces.mounts, LinkNameSpaceType::Mount)?;
         // RLIMIT_NPROC counts threads per user and user namespace, so each worker gets its own user namespace. If the
         // user may not create more of them, workers have no limit of threads.
         let counts_threads =
-            self.own_namespaces && nix::sched::unshare(CloneFlags::CLONE_NEWUSER).is_ok();
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let store = openat(CWD, format!("/{STORE}"), flags, Mode::empty());
+            namespaces.own_namespaces && nix::sched::unshare(CloneFlags::CLONE_NEWUSER).is_ok();
         Ok(EnteredJail {
-            store: store.map_err(SandboxError::host("open the store in the jail"))?,
+            store: open_store().map_err(SandboxError::host("open the store in the jail"))?,
             counts_threads,
         })
     }

@@ -92,6 +92,7 @@ pub fn serve(
         next_endpoint: 0,
         reported_vms: 0,
         is_ready: false,
+        is_confined: false,
         on_event: &mut on_event,
     };
     let done = server.start().and_then(|step| match step {
@@ -136,43 +137,52 @@ struct Server<'o> {
     next_endpoint: usize,
     /// The last number of VMs passed to `on_event`.
     reported_vms: usize,
-    /// The server accepts connections.
+    /// Clients may connect.
     is_ready: bool,
+    /// This process is confined, so it accepts connections and starts workers.
+    is_confined: bool,
     on_event: &'o mut dyn FnMut(ServeEvent<'_>),
 }
 
 impl Server<'_> {
-    /// Mounts the file, confines this process, and reports that it is ready.
+    /// Mounts the file, reports that this process is ready, and confines it.
     fn start(&mut self) -> Result<Step, ServeError> {
         warn_of_missing_protections(&self.disks, self.options);
+        let mount = self.mount_index();
+        // Clients can connect, and a VMM can start, while the jail is built. They are accepted after this process is confined.
+        if mount.is_none() {
+            self.announce();
+        }
         self.start_jail();
-        if let Some(index) = self.mount_index() {
-            if self.run_while(Self::is_building_jail)? == Step::End {
-                return Ok(Step::End);
-            }
+        if self.run_while(Self::is_building_jail)? == Step::End {
+            return Ok(Step::End);
+        }
+        if let Some(index) = mount {
             self.start_mount(index)?;
             // The mount may already have ended: with `once`, a reader may have closed it, or someone unmounted it.
             if self.run_while(|server| server.is_mounting())? == Step::End {
                 return Ok(Step::End);
             }
         }
-        let profile = match self.options.fuse {
+        let profile = match mount {
             Some(_) => Process::Mounter,
             None => Process::Listener,
         };
-        self.confine(profile, None)?;
+        self.confine_parent(profile)?;
+        self.is_confined = true;
+        if mount.is_some() {
+            self.announce();
+        }
+        self.start_readers();
+        Ok(Step::Continue)
+    }
+
+    fn announce(&mut self) {
         self.is_ready = true;
-        let sockets: Vec<_> = self
-            .endpoints
-            .iter()
-            .filter_map(Endpoint::listens_at)
-            .collect();
+        let endpoints = self.endpoints.iter();
+        let sockets: Vec<_> = endpoints.filter_map(Endpoint::listens_at).collect();
         (self.on_event)(ServeEvent::Ready(&sockets));
         self.record_event("ready");
-        if !self.is_building_jail() {
-            self.start_readers();
-        }
-        Ok(Step::Continue)
     }
 
     fn run_while(&mut self, condition: impl Fn(&Self) -> bool) -> Result<Step, ServeError> {
@@ -216,7 +226,7 @@ impl Server<'_> {
             return Ok(Step::End);
         }
         self.disconnect_silent();
-        if self.is_ready {
+        if self.is_confined {
             self.update_status();
         }
         if let Some(index) = self.choose_endpoint(&ready) {

@@ -20,13 +20,31 @@ pub fn fds(pid: Pid) -> usize {
     entries(pid, "fd")
 }
 
-/// Waits until the jail of a server is built.
-pub fn wait_for_jail(server: Pid) {
-    let makes_it =
-        |pid: &Pid| fs::read_to_string(of(*pid, "comm")).is_ok_and(|name| name == "jail-builder\n");
-    wait_for("the jail", || {
-        (!children(server).iter().any(makes_it)).then_some(())
+/// Waits until a server, or the child of a program that runs it, is confined and so accepts connections.
+pub fn wait_until_confined(server: Pid) {
+    let arguments = fs::read(of(server, "cmdline")).unwrap_or_default();
+    let mut arguments = arguments.split(|byte| *byte == 0);
+    // With a mount, the server is confined before it is ready, and without root it is not confined.
+    if arguments.any(|argument| argument == b"--no-sandbox" || argument == b"--fuse") {
+        return;
+    }
+    let has_ended = || name(server).is_empty() || state(server) == Some('Z');
+    let is_confined = |pid: &Pid| field(*pid, "Seccomp:").as_deref() == Some("2");
+    wait_for("the server's confinement", || {
+        let confined = is_confined(&server) || children(server).iter().any(is_confined);
+        (confined || has_ended()).then_some(())
     });
+}
+
+fn state(pid: Pid) -> Option<char> {
+    field(pid, "State:")?.chars().next()
+}
+
+/// A field of `/proc/PID/status`, with its colon.
+fn field(pid: Pid, name: &str) -> Option<String> {
+    let status = fs::read_to_string(of(pid, "status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().to_owned())
 }
 
 /// The name of a process (`comm`).
@@ -37,9 +55,7 @@ pub fn name(pid: Pid) -> String {
 
 /// The parent of a process.
 pub fn parent(pid: Pid) -> Option<Pid> {
-    let status = fs::read_to_string(of(pid, "status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-    Some(Pid::from_raw(line.trim().parse().ok()?))
+    Some(Pid::from_raw(field(pid, "PPid:")?.parse().ok()?))
 }
 
 /// A running process with that name whose command line contains `word`.

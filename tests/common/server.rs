@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::proc::{children, is_listening, wait_for_jail};
+use super::proc::{children, is_listening, wait_until_confined};
 use super::process::{first_line, stderr_of, wait_for};
 
 /// A tree to serve: files of many sizes in two directories.
@@ -87,7 +87,7 @@ impl Server {
         let mut command = command_after(before, closure, &socket, extra);
         let mut child = command.spawn().unwrap();
         if first_line(&mut child).starts_with("ready ") {
-            wait_for_jail(pid_of(&child));
+            wait_until_confined(pid_of(&child));
             return Ok(Self {
                 child,
                 socket,
@@ -172,7 +172,7 @@ fn start(mut command: Command) -> Child {
         let text = piped.then(|| stderr_of(&mut child));
         panic!("{line:?} {text:?}");
     }
-    wait_for_jail(pid_of(&child));
+    wait_until_confined(pid_of(&child));
     child
 }
 

@@ -18,13 +18,13 @@ use super::calls::{CALLS, NOWHERE, PRIVATE};
 use crate::common::process::wait_for;
 use crate::common::tool;
 use lazystore::process::{self, spawn};
-use lazystore::sandbox::jail::{self, Contents, Jail, JailSpec};
+use lazystore::sandbox::jail::{self, Contents, Jail, JailSpec, Namespaces};
 use lazystore::sandbox::{Process, Reach, confine};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, open, openat2, readlinkat, statx,
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, open, openat, openat2, readlinkat, statx,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -219,8 +219,14 @@ fn attempt(name: &str, outside: &Path) -> Result<(), Errno> {
     let store = outside.join("store");
     let mut dir = open(&store, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
     let is_jailed = std::env::var_os(JAILED).is_some();
-    if is_jailed {
-        dir = enter_jail(&store, &dir);
+    let profile = confined_as(&std::env::var(PROCESS).unwrap_or_default());
+    let jail = is_jailed.then(|| build_jail(&store, &dir));
+    if let Some(jail) = &jail {
+        dir = match profile {
+            // It stays outside, like the server's parent.
+            Some(Process::Listener) => jail.store().try_clone_to_owned().unwrap(),
+            _ => jail.enter().unwrap().store,
+        };
     }
     let reach = Reach {
         store: dir.as_fd(),
@@ -236,7 +242,7 @@ fn attempt(name: &str, outside: &Path) -> Result<(), Errno> {
         plan_dir: None,
         cleaned_dirs: Vec::new(),
     };
-    if let Some(process) = confined_as(&std::env::var(PROCESS).unwrap_or_default()) {
+    if let Some(process) = profile {
         confine(process, &reach).unwrap();
     }
     let read = OFlags::RDONLY;
@@ -254,6 +260,7 @@ fn attempt(name: &str, outside: &Path) -> Result<(), Errno> {
         "look at another store path" => looks(CWD, &store.join("other")),
         "look at another store path from the store" => looks(&dir, "other".as_ref()),
         "look at a file next to the store from the store" => looks(&dir, "../file".as_ref()),
+        "read a file of the jail" => openat(&dir, "path/file", read, Mode::empty()).map(drop),
         "look at a file of the store" => looks(&dir, "path/file".as_ref()),
         "read a link next to the store" => {
             readlinkat(CWD, outside.join("link"), Vec::new()).map(drop)
@@ -271,8 +278,8 @@ fn attempt(name: &str, outside: &Path) -> Result<(), Errno> {
     }
 }
 
-/// Enters a jail built by a process like the server's.
-fn enter_jail(store: &Path, dir: &OwnedFd) -> OwnedFd {
+/// Builds a jail with a process like the server's.
+fn build_jail(store: &Path, dir: &OwnedFd) -> Jail {
     let (mut ours, mut theirs) = UnixStream::pair().unwrap();
     let spec = JailSpec {
         store,
@@ -283,19 +290,19 @@ fn enter_jail(store: &Path, dir: &OwnedFd) -> OwnedFd {
         jail::unshare().unwrap();
         theirs.write_all(&[0]).unwrap();
         theirs.read_exact(&mut [0]).unwrap();
-        jail::build(&spec).unwrap();
+        jail::build(&spec, &theirs).unwrap();
         0
     })
     .unwrap();
     ours.read_exact(&mut [0]).unwrap();
     let pid = rustix::process::Pid::from_raw(builder.pid().as_raw()).unwrap();
-    let jail = Jail::of(pid, false).unwrap();
+    let namespaces = Namespaces::of(pid, false).unwrap();
     ours.write_all(&[0]).unwrap();
     assert_eq!(
         wait_for("the builder", || builder.end()),
         process::End::Exited(0)
     );
-    jail.enter().unwrap().store
+    namespaces.finish(&ours).unwrap()
 }
 
 /// Allocates with mmap(2), like an allocator does for large sizes.

@@ -13,6 +13,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
 use super::attempt;
+use crate::common::proc::wait_until_confined;
 use crate::common::process::{copy_program, wait_for};
 use crate::common::tool;
 
@@ -127,6 +128,7 @@ impl Served {
             mounted: place,
         };
         assert!(ready, "{}", server.log());
+        wait_until_confined(Pid::from_raw(i32::try_from(server.pid()).unwrap()));
         server
     }
 

@@ -1,16 +1,18 @@
 //! The jail of all workers. A separate process builds it, so that the parent does not block.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::process::Pid;
 
+use super::super::confine::JailView;
 use super::Server;
 use crate::image::Image;
 use crate::process::{self, Child, End};
-use crate::sandbox::jail::{self, Contents, Jail, JailSpec};
+use crate::sandbox::jail::{self, Contents, Jail, JailSpec, Namespaces};
 use crate::sandbox::{self, PATHS_MAX, Process, SandboxError};
 
 /// Message from the builder when it has its namespaces, and from the parent when their ids are mapped.
@@ -25,10 +27,11 @@ const MOUNTS_MAX: Duration = Duration::from_secs(30);
 pub(super) enum JailState {
     /// Not wanted, or not possible on this host.
     Disabled,
-    /// In progress.
+    /// In progress. `pipe` is connected with the builder.
     Building {
-        jail: Jail,
+        namespaces: Namespaces,
         builder: Child,
+        pipe: UnixStream,
         until: Instant,
     },
     /// Built.
@@ -69,13 +72,14 @@ impl Server<'_> {
     fn make_namespaces(&mut self) -> Result<JailState, Reason> {
         let (mut ours, theirs) = UnixStream::pair()?;
         let mut builder = process::spawn(Signal::SIGKILL, || self.become_jail_builder(theirs))?;
-        let jail = map_ids_of_builder(&mut ours, &builder, self.disks.is_tree());
-        if jail.is_err() {
+        let namespaces = map_ids_of_builder(&mut ours, &builder, self.disks.is_tree());
+        if namespaces.is_err() {
             builder.stop(Duration::ZERO);
         }
         Ok(JailState::Building {
-            jail: jail?,
+            namespaces: namespaces?,
             builder,
+            pipe: ours,
             until: Instant::now() + MOUNTS_MAX,
         })
     }
@@ -94,7 +98,7 @@ impl Server<'_> {
         if sent.and_then(|()| parent.read_exact(&mut [0])).is_err() {
             return 1;
         }
-        match jail::build(&self.spec()) {
+        match jail::build(&self.spec(), &parent) {
             Ok(()) => 0,
             Err(reason) => {
                 warn_of_no_jail(&reason);
@@ -134,16 +138,19 @@ impl Server<'_> {
         }
         let done = std::mem::replace(&mut self.jail, JailState::Disabled);
         match (end, done) {
-            (Some(End::Exited(0)), JailState::Building { jail, .. }) => {
-                self.jail = JailState::Ready(jail);
-            }
+            (
+                Some(End::Exited(0)),
+                JailState::Building {
+                    namespaces, pipe, ..
+                },
+            ) => match namespaces.finish(&pipe) {
+                Ok(jail) => self.jail = JailState::Ready(jail),
+                Err(reason) => warn_of_no_jail(&reason),
+            },
             // It has logged the reason.
             (Some(End::Exited(_)), _) => {}
             (Some(end), _) => warn_of_no_jail(&*Reason::from(format!("{end:?}"))),
             (None, _) => warn_of_no_jail(&*Reason::from("it takes too long to make them")),
-        }
-        if self.is_ready {
-            self.start_readers();
         }
     }
 
@@ -163,7 +170,27 @@ impl Server<'_> {
             let mut images = self.disks.images();
             images.try_for_each(|image| image.move_to(&cell.store))?;
         }
-        self.confine(profile, cell.as_ref())
+        let cell = cell.as_ref();
+        self.confine(
+            profile,
+            cell.map(|cell| JailView {
+                store: cell.store.as_fd(),
+                counts_threads: cell.counts_threads,
+            }),
+        )
+    }
+
+    /// Confines this process, which does not enter the jail. Of store paths, it lets its children read those in the jail, if
+    /// there is one: a single rule instead of one for each path.
+    pub(super) fn confine_parent(&self, profile: Process) -> Result<(), SandboxError> {
+        let jail = match &self.jail {
+            JailState::Ready(jail) => Some(JailView {
+                store: jail.store(),
+                counts_threads: false,
+            }),
+            JailState::Disabled | JailState::Building { .. } => None,
+        };
+        self.confine(profile, jail)
     }
 }
 
@@ -172,7 +199,7 @@ fn map_ids_of_builder(
     pipe: &mut UnixStream,
     builder: &Child,
     all_ids: bool,
-) -> Result<Jail, Reason> {
+) -> Result<Namespaces, Reason> {
     pipe.set_read_timeout(Some(NAMESPACES_MAX))?;
     let mut message = [0; 256];
     let len = pipe.read(&mut message)?;
@@ -183,9 +210,9 @@ fn map_ids_of_builder(
         return Err(String::from_utf8_lossy(&message[..len]).into());
     }
     let pid = Pid::from_raw(builder.pid().as_raw()).ok_or("it has no number")?;
-    let jail = Jail::of(pid, all_ids)?;
+    let namespaces = Namespaces::of(pid, all_ids)?;
     pipe.write_all(&GO_ON)?;
-    Ok(jail)
+    Ok(namespaces)
 }
 
 fn warn_of_no_jail(reason: &dyn std::error::Error) {

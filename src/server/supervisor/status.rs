@@ -67,7 +67,7 @@ impl Server<'_> {
     /// When [`update_status`](Self::update_status) must be called even without an event.
     pub(super) fn next_status_update(&self) -> Option<Instant> {
         let metrics = self.metrics.iter().map(|metrics| metrics.wakes_at());
-        let metrics = metrics.filter(|_| self.is_ready);
+        let metrics = metrics.filter(|_| self.is_confined);
         metrics.chain(self.status.wakes_at()).min()
     }
 

@@ -27,7 +27,7 @@ impl Server<'_> {
     /// Waits for events. Returns their sources, or nothing if a deadline has passed.
     pub(super) fn wait(&mut self) -> Vec<EventSource> {
         let now = Instant::now();
-        let may_take = self.is_ready && !self.is_building_jail() && self.may_take_clients();
+        let may_take = self.is_confined && self.may_take_clients();
         let limit = self
             .wakes_at(now)
             .map(|at| at.saturating_duration_since(now));
@@ -55,7 +55,7 @@ impl Server<'_> {
         if let Some(fd) = self.signals.as_fd() {
             add(EventSource::Signals, fd, PollFlags::POLLIN);
         }
-        for (fd, flags) in self.status.poll_fds().filter(|_| self.is_ready) {
+        for (fd, flags) in self.status.poll_fds().filter(|_| self.is_confined) {
             add(EventSource::Status, fd, flags);
         }
         for (index, worker) in self.workers.iter().enumerate() {
