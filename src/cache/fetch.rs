@@ -18,7 +18,7 @@ use crate::closure::narinfo::Narinfo;
 use crate::closure::shown;
 use crate::source::decompress::decompress;
 use crate::source::nar::{LISTING_MAX_BYTES, NarTree};
-use crate::source::remote::protocol::{Found, NOT_VERIFIED, Part, Wanted, pieces_of};
+use crate::source::remote::protocol::{Fetched, NOT_VERIFIED, Part, Wanted, pieces_of};
 use pieces::InPieces;
 use verified::{Received, Verified, VerifyError};
 
@@ -111,7 +111,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// It cannot be provided.
-    pub fn get(&self, wanted: Wanted) -> Result<Found, CannotFetch> {
+    pub fn get(&self, wanted: Wanted) -> Result<Fetched, CannotFetch> {
         if let Some(kept) = self.kept(wanted) {
             return kept;
         }
@@ -120,7 +120,7 @@ impl Fetcher {
         match wanted.part {
             Part::Tree => self.tree(path).map(not_verified),
             Part::Nar => match self.partial(wanted.path, path)? {
-                Some(_) => Ok(Found::InPieces),
+                Some(_) => Ok(Fetched::InPieces),
                 None => self.nar(path),
             },
             Part::Piece(piece) => self.piece(wanted.path, path, piece),
@@ -128,7 +128,7 @@ impl Fetcher {
     }
 
     /// Returns what `wanted` names if it is in the cache directory, or the error if it can never be provided.
-    pub fn kept(&self, wanted: Wanted) -> Option<Result<Found, CannotFetch>> {
+    pub fn kept(&self, wanted: Wanted) -> Option<Result<Fetched, CannotFetch>> {
         let Some(path) = self.plan.paths.get(wanted.path as usize) else {
             return Some(Err(CannotFetch::NoSuchPath));
         };
@@ -152,12 +152,12 @@ impl Fetcher {
         }
     }
 
-    fn kept_nar(&self, path: &Fetchable) -> Result<Option<Found>, CannotFetch> {
+    fn kept_nar(&self, path: &Fetchable) -> Result<Option<Fetched>, CannotFetch> {
         let Some(file) = self.plan.sources.dir.nar(&path.nar_hash, path.nar_size) else {
             return Ok(None);
         };
         let digest = self.plan.sources.dir.verified_digest(&path.nar_hash)?;
-        Ok(digest.map(|digest| Found::File { digest, file }))
+        Ok(digest.map(|digest| Fetched::File { digest, file }))
     }
 
     /// Starts counting in this process, which is the fetcher from now on.
@@ -225,7 +225,7 @@ impl Fetcher {
         }
     }
 
-    fn nar(&self, path: &Fetchable) -> Result<Found, CannotFetch> {
+    fn nar(&self, path: &Fetchable) -> Result<Fetched, CannotFetch> {
         let dir = &self.plan.sources.dir;
         let _lock = dir.lock(&path.nar_hash)?;
         for _ in 0..REMOVALS_MAX {
@@ -378,8 +378,8 @@ impl Fetcher {
     }
 }
 
-fn not_verified(file: File) -> Found {
-    Found::File {
+fn not_verified(file: File) -> Fetched {
+    Fetched::File {
         digest: NOT_VERIFIED,
         file,
     }

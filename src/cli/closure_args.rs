@@ -96,7 +96,7 @@ struct ImageArgs {
 
 /// A closure whose paths are known.
 #[derive(Debug)]
-pub struct Found {
+pub struct LocatedClosure {
     graph: Graph,
     location: StoreLocation,
     options: ImageOptions,
@@ -179,7 +179,7 @@ impl ClosureArgs {
     /// The closure cannot be loaded, or its disk cannot be laid out.
     pub fn load(&self, max_open_files: usize, shows_progress: bool) -> Result<Loaded, CliError> {
         let found = self.find(max_open_files, shows_progress)?;
-        let pins = Found::hold(&[&found]);
+        let pins = LocatedClosure::hold(&[&found]);
         found.lay_out(&pins)
     }
 
@@ -187,7 +187,11 @@ impl ClosureArgs {
     ///
     /// # Errors
     /// The closure cannot be loaded.
-    pub fn find(&self, max_open_files: usize, shows_progress: bool) -> Result<Found, CliError> {
+    pub fn find(
+        &self,
+        max_open_files: usize,
+        shows_progress: bool,
+    ) -> Result<LocatedClosure, CliError> {
         let mut options = self.image.options();
         options.max_open_files = options.max_open_files.min(max_open_files);
         let location = StoreLocation {
@@ -205,7 +209,7 @@ impl ClosureArgs {
         if self.with_registration {
             options.registration = Some(graph.registration()?.into());
         }
-        Ok(Found {
+        Ok(LocatedClosure {
             graph,
             location,
             options,
@@ -236,7 +240,7 @@ impl ClosureArgs {
     }
 }
 
-impl Found {
+impl LocatedClosure {
     /// Protects closures, all of the same store, from garbage collection. To be called before
     /// [`lay_out`](Self::lay_out) checks that their paths exist, so that they cannot disappear in between.
     pub fn hold(all: &[&Self]) -> Arc<Pins> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::numbers::{positive, whole};
-use crate::device::vhost_blk::{DeviceOptions, QUEUES};
+use crate::device::vhost_blk::{DEFAULT_POLL_US, DeviceOptions, QUEUES};
 
 /// Options of the virtual device.
 #[derive(Debug, Clone, Args)]
@@ -20,7 +20,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "N", value_parser = positive(QUEUES.into()))]
     threads: Option<NonZeroUsize>,
     /// Poll for further requests up to this long before sleeping, as long as polling pays off; 0 disables polling
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 200, value_parser = whole::<u64>(0..=1000))]
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = DEFAULT_POLL_US, value_parser = whole::<u64>(0..=1000))]
     poll_us: u64,
     /// Keep the layouts of store paths in DIR, which is created if necessary, so that later servers need not list directories.
     /// DIR must belong to this user; at most 256 MiB are kept

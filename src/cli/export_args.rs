@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::closure_args::{ClosureArgs, Found, Loaded};
+use super::closure_args::{ClosureArgs, Loaded, LocatedClosure};
 use super::errors::CliError;
 use crate::cache::FetcherProcess;
 use crate::closure::Closure;
@@ -76,8 +76,8 @@ impl LoadedDisks {
         let all = main_found
             .iter()
             .chain(others.iter().map(|(_, found)| found));
-        let pins = Found::hold(&all.collect::<Vec<_>>());
-        let lay_out = |found: Found| found.lay_out(&pins);
+        let pins = LocatedClosure::hold(&all.collect::<Vec<_>>());
+        let lay_out = |found: LocatedClosure| found.lay_out(&pins);
         let others = others.into_iter();
         let others = others.map(|(name, found)| Ok((name, lay_out(found)?)));
         Ok(Self {

@@ -7,14 +7,14 @@ use super::errors::CliError;
 
 /// A path with the option that named it.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct NamedPath {
     option: &'static str,
     given: PathBuf,
     /// The path with symlinks in its directory resolved, for comparisons.
     real: PathBuf,
 }
 
-impl Place {
+impl NamedPath {
     pub fn new(option: &'static str, path: &Path) -> Self {
         Self {
             option,
@@ -39,7 +39,7 @@ fn real(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Two files are the same, the mount would hide one of them, or the mount point is not empty.
-pub fn check(files: &[Place], mount: Option<&Path>) -> Result<(), CliError> {
+pub fn check(files: &[NamedPath], mount: Option<&Path>) -> Result<(), CliError> {
     for (index, place) in files.iter().enumerate() {
         if let Some(other) = files[..index].iter().find(|other| other.real == place.real) {
             return Err(CliError::GivenTwice {
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     fn message(files: &[(&'static str, &Path)], mount: Option<&Path>) -> String {
-        let files: Vec<_> = files.iter().map(|(o, p)| Place::new(o, p)).collect();
+        let files: Vec<_> = files.iter().map(|(o, p)| NamedPath::new(o, p)).collect();
         check(&files, mount).map_or_else(|error| error.to_string(), |()| String::new())
     }
 

@@ -15,7 +15,7 @@ use super::export_args::{self, ExportArg, LoadedDisks};
 use super::help;
 use super::limit_args::LimitArgs;
 use super::log;
-use super::places::{self, Place};
+use super::places::{self, NamedPath};
 use super::qemu_text::{qemu_drive, qemu_nbd, qemu_options, qemu_pmem};
 use super::record_args::{RecordArgs, Records};
 use super::report_args::ReportFileArgs;
@@ -198,13 +198,13 @@ impl ServeArgs {
 
     fn check_places(&self) -> Result<(), CliError> {
         let sockets = self.transports.vhost_user.iter();
-        let sockets = sockets.map(|path| Place::new("--vhost-user", path));
+        let sockets = sockets.map(|path| NamedPath::new("--vhost-user", path));
         let nbd = self.transports.nbd.iter().filter_map(NbdAddress::path);
-        let sockets = sockets.chain(nbd.map(|path| Place::new("--nbd", path)));
+        let sockets = sockets.chain(nbd.map(|path| NamedPath::new("--nbd", path)));
         let report = self.report.written();
-        let report = report.map(|path| Place::new("--report", path));
+        let report = report.map(|path| NamedPath::new("--report", path));
         let record = self.recording.written();
-        let record = record.map(|(option, path)| Place::new(option, path));
+        let record = record.map(|(option, path)| NamedPath::new(option, path));
         let files: Vec<_> = sockets
             .chain(record)
             .chain(self.watch.places())

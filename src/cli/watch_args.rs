@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::places::Place;
+use super::places::NamedPath;
 
 /// Where the server publishes its status and metrics.
 #[derive(Debug, Args)]
@@ -21,9 +21,12 @@ pub struct WatchArgs {
 
 impl WatchArgs {
     /// Returns the files to be created.
-    pub fn places(&self) -> impl Iterator<Item = Place> {
-        let status = self.status.iter().map(|path| Place::new("--status", path));
+    pub fn places(&self) -> impl Iterator<Item = NamedPath> {
+        let status = self
+            .status
+            .iter()
+            .map(|path| NamedPath::new("--status", path));
         let metrics = self.metrics_file.iter();
-        status.chain(metrics.map(|path| Place::new("--metrics-file", path)))
+        status.chain(metrics.map(|path| NamedPath::new("--metrics-file", path)))
     }
 }

@@ -44,7 +44,7 @@ pub(super) enum Wanted<'a> {
 
 /// The result of a query.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct QueryResult {
     /// Sorted by name.
     pub(super) paths: Vec<StorePath>,
     /// The references between `paths`.
@@ -74,7 +74,7 @@ pub(super) fn load(
     file: &Path,
     store_dir: StoreDir<'_>,
     wanted: Wanted<'_>,
-) -> Result<Found, DatabaseError> {
+) -> Result<QueryResult, DatabaseError> {
     read(file, |connection| {
         let mut walk = Walk {
             connection,
@@ -115,10 +115,10 @@ fn read<T>(
     look: impl Fn(&Connection) -> Result<T, DatabaseError>,
 ) -> Result<T, DatabaseError> {
     for _ in 0..TRIES {
-        let before = State::of(file)?;
+        let before = FileState::of(file)?;
         if before.is_closed() {
             let found = transaction(open(file, true)?, &look);
-            if State::of(file)? == before {
+            if FileState::of(file)? == before {
                 return found;
             }
         } else {
@@ -163,7 +163,7 @@ fn percent_encoded(file: &Path) -> String {
 
 /// Attributes that change when the database is written or opened by another process.
 #[derive(Debug, PartialEq, Eq)]
-struct State {
+struct FileState {
     inode: u64,
     size: u64,
     mtime: (i64, i64),
@@ -173,7 +173,7 @@ struct State {
     has_log: bool,
 }
 
-impl State {
+impl FileState {
     fn of(file: &Path) -> io::Result<Self> {
         let opened = File::open(file)?;
         let metadata = opened.metadata()?;
@@ -315,7 +315,7 @@ impl Walk<'_> {
     }
 
     /// Sorts the paths by name and renumbers the references accordingly.
-    fn finish(self) -> Found {
+    fn finish(self) -> QueryResult {
         let mut order: Vec<usize> = (0..self.paths.len()).collect();
         order.sort_unstable_by(|a, b| self.paths[*a].name.cmp(&self.paths[*b].name));
         let mut places = vec![0; order.len()];
@@ -327,7 +327,7 @@ impl Walk<'_> {
             references.add(places[from], places[to]);
         }
         let mut paths: Vec<_> = self.paths.into_iter().map(Some).collect();
-        Found {
+        QueryResult {
             references: references.finish(order.len()),
             paths: order
                 .into_iter()
@@ -423,7 +423,7 @@ mod tests {
         writer
             .execute_batch("INSERT INTO T VALUES (1); BEGIN IMMEDIATE; INSERT INTO T VALUES (2)")
             .unwrap();
-        assert!(!State::of(&file).unwrap().is_closed());
+        assert!(!FileState::of(&file).unwrap().is_closed());
         assert_eq!(read(&file, count).unwrap(), 1);
         writer.execute_batch("COMMIT").unwrap();
         assert_eq!(read(&file, count).unwrap(), 2);

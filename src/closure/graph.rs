@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::database::{self, DatabaseError, Found, Wanted};
+use super::database::{self, DatabaseError, QueryResult, Wanted};
 use super::error::{ClosureError, Input};
 use super::lines::Lines;
 use super::name::StoreDir;
@@ -102,7 +102,7 @@ impl Graph {
         }
         let references = references.finish(nodes.len());
         let paths = nodes.into_iter().map(|node| node.path);
-        let found = Found {
+        let found = QueryResult {
             paths: paths.collect(),
             references,
         };
@@ -219,7 +219,7 @@ fn from_database(wanted: Wanted<'_>, location: &StoreLocation) -> Result<Graph, 
     }
 }
 
-fn found_graph(found: Found, location: &StoreLocation) -> Graph {
+fn found_graph(found: QueryResult, location: &StoreLocation) -> Graph {
     Graph {
         closure: Closure {
             dir: location.physical_dir(),

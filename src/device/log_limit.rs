@@ -20,7 +20,7 @@ const PATHS_AT_ONCE: u64 = 32;
 
 /// Kinds of problems that a guest can cause at any rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum LogKind {
     /// A request failed.
     Request,
     /// A ring's indexes or elements are impossible, or it is not in memory.
@@ -32,7 +32,7 @@ pub(super) enum Trouble {
 }
 
 /// Text for the end of a line about suppressed lines; empty if there were none.
-pub(super) fn more_like_it(dropped: u64) -> String {
+pub(super) fn and_similar(dropped: u64) -> String {
     match dropped {
         0 => String::new(),
         count => format!(" ({count} more like it)"),
@@ -43,7 +43,7 @@ pub(super) fn more_like_it(dropped: u64) -> String {
 #[derive(Debug)]
 pub(super) struct LogLimit {
     start: Instant,
-    kinds: [Kind; 4],
+    kinds: [KindState; 4],
     faults: Mutex<Faults>,
 }
 
@@ -69,7 +69,7 @@ struct Fault {
 }
 
 #[derive(Debug, Default)]
-struct Kind {
+struct KindState {
     /// Earliest time of the next line, in milliseconds since `start`.
     next_ms: AtomicU64,
     dropped: AtomicU64,
@@ -87,7 +87,7 @@ impl LogLimit {
     /// Like [`pass`](Self::pass), for a failed request. Each store path at fault has its own limit.
     pub(super) fn pass_request(&self, culprit: Option<&OsStr>) -> Option<u64> {
         match culprit {
-            None => self.pass(Trouble::Request),
+            None => self.pass(LogKind::Request),
             Some(path) => {
                 let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
                 faults.pass_at(path, self.now_ms())
@@ -96,34 +96,34 @@ impl LogLimit {
     }
 
     /// Whether to log now. `Some` is the number of lines of this kind suppressed since the last one.
-    pub(super) fn pass(&self, trouble: Trouble) -> Option<u64> {
-        self.pass_at(trouble, self.now_ms())
+    pub(super) fn pass(&self, kind: LogKind) -> Option<u64> {
+        self.pass_at(kind, self.now_ms())
     }
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn pass_at(&self, trouble: Trouble, now_ms: u64) -> Option<u64> {
+    fn pass_at(&self, kind: LogKind, now_ms: u64) -> Option<u64> {
         let [request, ring, signal, memory] = &self.kinds;
-        let kind = match trouble {
-            Trouble::Request => request,
-            Trouble::Ring => ring,
-            Trouble::Signal => signal,
-            Trouble::Memory => memory,
+        let state = match kind {
+            LogKind::Request => request,
+            LogKind::Ring => ring,
+            LogKind::Signal => signal,
+            LogKind::Memory => memory,
         };
-        let next_ms = kind.next_ms.load(Ordering::Relaxed);
+        let next_ms = state.next_ms.load(Ordering::Relaxed);
         let next = now_ms.saturating_add(INTERVAL_MS);
         // If several threads get here at once, only one of them logs.
         let won = now_ms >= next_ms
-            && kind
+            && state
                 .next_ms
                 .compare_exchange(next_ms, next, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();
         if won {
-            Some(kind.dropped.swap(0, Ordering::Relaxed))
+            Some(state.dropped.swap(0, Ordering::Relaxed))
         } else {
-            kind.dropped.fetch_add(1, Ordering::Relaxed);
+            state.dropped.fetch_add(1, Ordering::Relaxed);
             None
         }
     }
@@ -168,11 +168,11 @@ mod tests {
     #[test]
     fn one_line_a_second_for_each_kind() {
         let limit = LogLimit::new();
-        assert_eq!(limit.pass_at(Trouble::Request, 0), Some(0));
-        assert_eq!(limit.pass_at(Trouble::Request, 10), None);
-        assert_eq!(limit.pass_at(Trouble::Request, 999), None);
-        assert_eq!(limit.pass_at(Trouble::Ring, 999), Some(0));
-        assert_eq!(limit.pass_at(Trouble::Request, 1000), Some(2));
+        assert_eq!(limit.pass_at(LogKind::Request, 0), Some(0));
+        assert_eq!(limit.pass_at(LogKind::Request, 10), None);
+        assert_eq!(limit.pass_at(LogKind::Request, 999), None);
+        assert_eq!(limit.pass_at(LogKind::Ring, 999), Some(0));
+        assert_eq!(limit.pass_at(LogKind::Request, 1000), Some(2));
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Image {
         let mut found = examine(&sources[HOST], remote.as_ref(), closure, paths)?;
         if let Some(text) = &options.registration {
             let names = found.iter().map(|path| &*path.name);
-            found.insert(builtin::position(names)?, Found::builtin(sources.len()));
+            found.insert(builtin::position(names)?, DiskPath::builtin(sources.len()));
             sources.push(TreeSource::Memory(builtin::tree(text)));
         }
         let root = RootDir::new(
@@ -217,14 +217,14 @@ impl ImageOptions {
 const PARALLEL_FROM: usize = 512;
 
 /// A path of the disk.
-struct Found {
+struct DiskPath {
     name: Box<[u8]>,
     /// `None` for all paths if some are remote: the layout must not depend on which ones are.
     kind: Option<FileKind>,
     origin: Origin,
 }
 
-impl Found {
+impl DiskPath {
     fn builtin(source: usize) -> Self {
         Self {
             name: builtin::DIR.as_bytes().into(),
@@ -247,8 +247,8 @@ struct Remote<'o> {
 }
 
 impl Remote<'_> {
-    fn found(&self, path: &StorePath) -> Found {
-        Found {
+    fn found(&self, path: &StorePath) -> DiskPath {
+        DiskPath {
             name: path.name.clone(),
             kind: None,
             origin: Origin {
@@ -267,12 +267,12 @@ fn examine(
     remote: Option<&Remote<'_>>,
     closure: &Closure,
     paths: &[StorePath],
-) -> Result<Vec<Found>, ImageError> {
+) -> Result<Vec<DiskPath>, ImageError> {
     let mut all = Vec::with_capacity(paths.len());
     let mut missing = Vec::new();
     for (path, top) in paths.iter().zip(tops_of(host, paths)) {
         match top {
-            Ok((stat, identity)) => all.push(Found {
+            Ok((stat, identity)) => all.push(DiskPath {
                 name: path.name.clone(),
                 kind: remote.is_none().then_some(stat.kind),
                 origin: Origin {
@@ -328,8 +328,8 @@ struct Sizing<'a> {
 }
 
 impl<'a> Sizing<'a> {
-    fn new(sources: &'a [TreeSource], attributes: Attributes, found: &[Found]) -> Self {
-        let claim = |path: &Found| Claim {
+    fn new(sources: &'a [TreeSource], attributes: Attributes, found: &[DiskPath]) -> Self {
+        let claim = |path: &DiskPath| Claim {
             name: path.name.clone(),
             kind: path.kind,
             size: Size::bound(

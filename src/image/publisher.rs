@@ -38,16 +38,16 @@ pub struct Publisher {
     requests: Arc<Requests>,
     /// Used bytes of the mapping.
     used: usize,
-    states: Vec<State>,
+    states: Vec<PublishState>,
     /// The path that is being planned although nobody has requested it.
-    ahead: Option<ahead::Place>,
+    ahead: Option<ahead::PlanPosition>,
     /// Keeps plans for later servers.
     keeper: Option<Keeper>,
 }
 
 /// How far a path has been published.
 #[derive(Debug)]
-enum State {
+enum PublishState {
     Begun,
     Failed {
         due: Instant,
@@ -74,7 +74,7 @@ struct Progress {
     next: u32,
 }
 
-impl State {
+impl PublishState {
     /// Returns whether to publish the path if it is requested.
     fn is_due(&self, now: Instant) -> bool {
         match self {
@@ -109,7 +109,7 @@ impl Publisher {
             map,
             requests,
             used: table_bytes(paths),
-            states: std::iter::repeat_with(|| State::Begun)
+            states: std::iter::repeat_with(|| PublishState::Begun)
                 .take(paths)
                 .collect(),
             ahead: None,
@@ -126,8 +126,8 @@ impl Publisher {
     #[cfg(test)]
     pub(super) fn forget_failures(&mut self) {
         let failed = self.states.iter_mut();
-        let failed = failed.filter(|state| matches!(state, State::Failed { .. }));
-        failed.for_each(|state| *state = State::Begun);
+        let failed = failed.filter(|state| matches!(state, PublishState::Failed { .. }));
+        failed.for_each(|state| *state = PublishState::Begun);
     }
 
     /// Overwrites the memory.
@@ -169,7 +169,7 @@ impl Publisher {
         requested.filter_map(|(_, state)| state.due()).min()
     }
 
-    fn regions(&self) -> impl Iterator<Item = (u32, &State)> + Clone {
+    fn regions(&self) -> impl Iterator<Item = (u32, &PublishState)> + Clone {
         (0..).zip(&self.states)
     }
 
@@ -200,7 +200,7 @@ impl Publisher {
         let keeper = self.keeper.as_mut();
         let regions = keeper.map_or(0..0, |keeper| keeper.next_regions(image, count));
         for region in regions.clone() {
-            let is_begun = matches!(self.states[region as usize], State::Begun);
+            let is_begun = matches!(self.states[region as usize], PublishState::Begun);
             let state = is_begun.then(|| self.publish_kept(image, region)).flatten();
             if let Some(state) = state {
                 self.states[region as usize] = state;
@@ -224,34 +224,35 @@ impl Publisher {
 
     fn read_some_small_files(&mut self, image: &Image) -> bool {
         let unread = self.regions().find(|(region, state)| {
-            matches!(state, State::Published(_)) && self.requests.has(*region, Wish::SmallFiles)
+            matches!(state, PublishState::Published(_))
+                && self.requests.has(*region, Wish::SmallFiles)
         });
         let Some((region, _)) = unread else {
             return false;
         };
-        let state = std::mem::replace(&mut self.states[region as usize], State::Done);
-        if let State::Published(progress) = state {
+        let state = std::mem::replace(&mut self.states[region as usize], PublishState::Done);
+        if let PublishState::Published(progress) = state {
             self.states[region as usize] = self.read_small_files(image, region, progress);
         }
         true
     }
 
-    fn publish(&mut self, image: &Image, region: u32) -> State {
+    fn publish(&mut self, image: &Image, region: u32) -> PublishState {
         if !image.is_of_host(region) {
-            return State::Done;
+            return PublishState::Done;
         }
         let kept = self.publish_kept(image, region);
         kept.unwrap_or_else(|| self.publish_walked(image, region))
     }
 
     /// Returns `None` if there is no usable kept plan.
-    fn publish_kept(&mut self, image: &Image, region: u32) -> Option<State> {
+    fn publish_kept(&mut self, image: &Image, region: u32) -> Option<PublishState> {
         let plan = self.keeper.as_mut()?.load(image, region)?;
         let written = self.write(&plan, image, region, PlanOrigin::Kept);
         Some(Self::published(image, region, written))
     }
 
-    fn publish_walked(&mut self, image: &Image, region: u32) -> State {
+    fn publish_walked(&mut self, image: &Image, region: u32) -> PublishState {
         let written = image.with_plan(IoMode::Blocking, region, Need::All, |plan| {
             if is_modified(plan, self.requests.since()) {
                 return None;
@@ -277,17 +278,17 @@ impl Publisher {
     }
 
     /// Returns the new state of a path, given the result of [`write`](Self::write).
-    fn published(image: &Image, region: u32, written: Option<Progress>) -> State {
+    fn published(image: &Image, region: u32, written: Option<Progress>) -> PublishState {
         let Some(progress) = written else {
             tracing::debug!(region, "no room to publish another plan");
-            return State::Done;
+            return PublishState::Done;
         };
         // From now on this process also uses the published plan.
         image.plans.take_over(&image.wanted(region));
-        State::Published(Box::new(progress))
+        PublishState::Published(Box::new(progress))
     }
 
-    fn fail(&mut self, region: u32, error: &ReadError) -> State {
+    fn fail(&mut self, region: u32, error: &ReadError) -> PublishState {
         tracing::debug!("cannot publish a plan: {error}");
         if error.lasts() {
             self.map.store(entry_at(region), SUSPECT);
@@ -354,7 +355,7 @@ impl Publisher {
         image: &Image,
         region: u32,
         mut progress: Box<Progress>,
-    ) -> State {
+    ) -> PublishState {
         let all = progress.parts.header.meta_blocks;
         let end = progress.next.saturating_add(BLOCKS_AT_ONCE).min(all);
         for block in progress.next..end {
@@ -374,8 +375,8 @@ impl Publisher {
         }
         progress.next = end;
         match end < all {
-            true => State::Published(progress),
-            false => State::Done,
+            true => PublishState::Published(progress),
+            false => PublishState::Done,
         }
     }
 }

@@ -18,7 +18,7 @@ pub(super) const WINDOW_LEN: usize = 128 << 10;
 const KEPT_BLOCKS: usize = 64;
 
 /// A disk with a cache of recently read blocks.
-pub(super) struct Disk<'a> {
+pub(super) struct BufferedDisk<'a> {
     image: &'a Image,
     /// The mutex is never contended, since each thread has its own reader. erofs-rs requires `Sync`.
     recent: Mutex<Recent>,
@@ -33,7 +33,7 @@ struct Recent {
     blocks: Vec<Option<(u64, Box<[u8; BLOCK_LEN_USIZE]>)>>,
 }
 
-impl<'a> Disk<'a> {
+impl<'a> BufferedDisk<'a> {
     fn new(image: &'a Image) -> Self {
         let recent = Recent {
             window: Vec::with_capacity(WINDOW_LEN),
@@ -116,7 +116,7 @@ impl Recent {
 }
 
 /// Shares the disk between erofs-rs, which takes ownership of its image, and [`Reader`].
-pub(super) struct Handle<'a>(Arc<Disk<'a>>);
+pub(super) struct Handle<'a>(Arc<BufferedDisk<'a>>);
 
 impl AsyncImage for Handle<'_> {
     async fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -131,12 +131,12 @@ pub(super) type Walk<'r, 'a> = erofs_rs::r#async::WalkDir<'r, Handle<'a>>;
 /// An open disk, to be used by one thread.
 pub(super) struct Reader<'a> {
     fs: EroFS<Handle<'a>>,
-    disk: Arc<Disk<'a>>,
+    disk: Arc<BufferedDisk<'a>>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn open(image: &'a Image) -> Result<Self> {
-        let disk = Arc::new(Disk::new(image));
+        let disk = Arc::new(BufferedDisk::new(image));
         let fs = now(EroFS::new(Handle(disk.clone())))?;
         Ok(Self { fs, disk })
     }

@@ -175,12 +175,12 @@ impl Walk<'_> {
 /// Names that still have to be looked up.
 #[derive(Default)]
 struct Queue {
-    state: Mutex<State>,
+    state: Mutex<WalkState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct WalkState {
     names: VecDeque<Box<[u8]>>,
     seen: HashSet<Box<[u8]>>,
     /// Lookups in progress.
@@ -247,7 +247,7 @@ impl Queue {
         self.lock().failed.get_or_insert(reason);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WalkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -33,13 +33,13 @@ pub struct PartialNar {
     file: File,
     path: PathBuf,
     nar_size: u64,
-    state: Mutex<State>,
+    state: Mutex<PiecesState>,
     /// Set if the file is private to this process: removes it on drop.
     _staged: Option<Staged>,
 }
 
 #[derive(Debug)]
-struct State {
+struct PiecesState {
     /// Indexed by piece number.
     pieces: Vec<Piece>,
     records: u64,
@@ -148,7 +148,7 @@ impl PartialNar {
                 *piece = Piece::Recorded(hash.try_into().map_err(io::Error::other)?);
             }
         }
-        let state = Mutex::new(State {
+        let state = Mutex::new(PiecesState {
             pieces,
             records,
             is_revoked: false,
@@ -271,7 +271,7 @@ impl PartialNar {
     }
 
     /// Every statement leaves the state consistent, so a poisoned lock is usable.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PiecesState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

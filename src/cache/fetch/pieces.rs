@@ -16,7 +16,7 @@ use crate::cache::transport::{BinaryCache, FetchError};
 use crate::closure::narinfo::{Compression, Narinfo};
 use crate::closure::{nix32, shown};
 use crate::source::nar::{NarError, NarTree, PACKED_MAX_BYTES};
-use crate::source::remote::protocol::{Found, PIECE_BYTES, Part, Wanted};
+use crate::source::remote::protocol::{Fetched, PIECE_BYTES, Part, Wanted};
 
 /// Shorter NARs are fetched whole.
 const NAR_MIN_BYTES: u64 = 8 * PIECE_BYTES;
@@ -60,10 +60,10 @@ enum PieceError {
 
 impl Fetcher {
     /// Returns the response to a request that needs no fetching and no long read, if any.
-    pub(super) fn kept_partial(&self, wanted: Wanted) -> Option<Found> {
+    pub(super) fn kept_partial(&self, wanted: Wanted) -> Option<Fetched> {
         let partial = self.in_pieces.partial(wanted.path)?;
         match wanted.part {
-            Part::Nar => Some(Found::InPieces),
+            Part::Nar => Some(Fetched::InPieces),
             Part::Piece(piece) if partial.nar.is_known(piece) => {
                 partial.nar.reader().ok().map(not_verified)
             }
@@ -144,7 +144,7 @@ impl Fetcher {
         number: u32,
         path: &Fetchable,
         piece: u32,
-    ) -> Result<Found, CannotFetch> {
+    ) -> Result<Fetched, CannotFetch> {
         let Some(partial) = self.partial(number, path)? else {
             return self.nar(path);
         };

@@ -34,8 +34,8 @@ pub(super) struct Keeper<F> {
     control: Connection,
     connections: Vec<Connection>,
     start: F,
-    fetcher: Place,
-    spare: Place,
+    fetcher: ProcessSlot,
+    spare: ProcessSlot,
 }
 
 /// The role of a child process.
@@ -46,7 +46,7 @@ enum Role {
 }
 
 /// The running process of a role, or when to start the next one.
-struct Place {
+struct ProcessSlot {
     running: Option<Running>,
     pause: Duration,
     /// Not started before this time.
@@ -76,8 +76,8 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
             control,
             connections: Vec::new(),
             start,
-            fetcher: Place::new(Duration::ZERO),
-            spare: Place::new(Duration::ZERO),
+            fetcher: ProcessSlot::new(Duration::ZERO),
+            spare: ProcessSlot::new(Duration::ZERO),
         }
     }
 
@@ -127,7 +127,7 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
         if poll_for(&mut [hang_up(&self.control)], Some(SERVER_ENDS_WITHIN)) == [true] {
             return 0;
         }
-        self.fetcher = Place::new(FIRST_PAUSE);
+        self.fetcher = ProcessSlot::new(FIRST_PAUSE);
         tracing::error!("the keeper of the fetcher process ended; the spare takes over");
         self.keep()
     }
@@ -173,7 +173,7 @@ impl<F: Fn() -> Fetcher> Keeper<F> {
         })
     }
 
-    fn place(&mut self, role: Role) -> &mut Place {
+    fn place(&mut self, role: Role) -> &mut ProcessSlot {
         match role {
             Role::Fetcher => &mut self.fetcher,
             Role::Spare => &mut self.spare,
@@ -263,7 +263,7 @@ impl Role {
     }
 }
 
-impl Place {
+impl ProcessSlot {
     fn new(pause: Duration) -> Self {
         Self {
             running: None,

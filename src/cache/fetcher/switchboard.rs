@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cache::fetch::{CannotFetch, Fetcher};
-use crate::source::remote::protocol::{Answer, Connection, Found, Part, Wanted};
+use crate::source::remote::protocol::{Answer, Connection, Fetched, Part, Wanted};
 
 /// Concurrent NAR fetches. Each decompresses its NAR, which takes a core and some MiB of memory.
 const NARS_AT_ONCE: usize = 5;
@@ -29,13 +29,13 @@ const REQUESTS_AT_ONCE: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// State shared by the threads.
-struct Shared {
+struct SwitchboardShared {
     fetcher: Fetcher,
-    state: Mutex<State>,
+    state: Mutex<FetchQueues>,
 }
 
 #[derive(Default)]
-struct State {
+struct FetchQueues {
     /// Connections that wait for each fetch in progress.
     waiting: HashMap<Wanted, Vec<Arc<Connection>>>,
     trees: Lane,
@@ -53,7 +53,7 @@ struct Lane {
 /// Serves `connections`, and those received over `relay`, until the keeper has ended.
 pub(super) fn serve(relay: Connection, connections: Vec<Connection>, fetcher: Fetcher) -> u8 {
     fetcher.begin();
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(SwitchboardShared {
         fetcher,
         state: Mutex::default(),
     });
@@ -104,7 +104,7 @@ enum ConnectionState {
     Closed,
 }
 
-impl Shared {
+impl SwitchboardShared {
     fn receive_requests(self: &Arc<Self>, connection: &Arc<Connection>) -> ConnectionState {
         for _ in 0..REQUESTS_AT_ONCE {
             match connection.next_request() {
@@ -175,7 +175,7 @@ impl Shared {
         next
     }
 
-    fn done(&self, wanted: Wanted, found: Result<Found, CannotFetch>) {
+    fn done(&self, wanted: Wanted, found: Result<Fetched, CannotFetch>) {
         if let Err(error) = &found {
             self.fetcher.meter().failed();
             tracing::warn!("{}: {error}", self.fetcher.path_name(wanted.path));
@@ -188,12 +188,12 @@ impl Shared {
     }
 
     /// Every statement leaves the state consistent, so a poisoned lock is usable.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FetchQueues> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl FetchQueues {
     /// Returns the lane of a part, and the most threads it may have.
     fn lane(&mut self, part: Part) -> (&mut Lane, usize) {
         match part {
@@ -204,7 +204,7 @@ impl State {
     }
 }
 
-fn answer(wanted: Wanted, found: Result<Found, CannotFetch>) -> Answer {
+fn answer(wanted: Wanted, found: Result<Fetched, CannotFetch>) -> Answer {
     match found {
         Ok(found) => Answer::Here { wanted, found },
         Err(error) => Answer::Failed {

@@ -29,12 +29,12 @@ const SIGNED_FOR: Duration = Duration::from_secs(600);
 pub struct BinaryCache {
     /// The URL as given. It identifies the cache in messages and in the cache directory.
     url: String,
-    place: Place,
+    place: CacheLocation,
     trusts_parts: bool,
 }
 
 #[derive(Debug, Clone)]
-enum Place {
+enum CacheLocation {
     Directory(PathBuf),
     /// Without a trailing slash.
     Http(String),
@@ -70,19 +70,19 @@ impl BinaryCache {
             .ok_or_else(|| fault("it has no ://"))?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let place = match scheme {
-            "file" if place.starts_with('/') => Place::Directory(place.into()),
+            "file" if place.starts_with('/') => CacheLocation::Directory(place.into()),
             "file" => return Err(fault("the directory must be absolute")),
             "http" | "https" => {
                 let base = format!("{scheme}://{}", place.trim_end_matches('/'));
                 let uri = base.parse::<Uri>();
                 let has_host = uri.is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
-                Place::Http(
+                CacheLocation::Http(
                     has_host
                         .then_some(base)
                         .ok_or_else(|| fault("it has no host"))?,
                 )
             }
-            "s3" => Place::S3(Box::new(s3(place, query, secrets).map_err(fault)?)),
+            "s3" => CacheLocation::S3(Box::new(s3(place, query, secrets).map_err(fault)?)),
             _ => {
                 return Err(fault(
                     "only file://, http://, https:// and s3:// are supported",
@@ -195,9 +195,9 @@ impl BinaryCache {
             return url(name.to_owned());
         }
         match &self.place {
-            Place::Directory(dir) => At::File(dir.join(name.trim_start_matches('/'))),
-            Place::Http(base) => url(format!("{base}/{name}")),
-            Place::S3(s3) => {
+            CacheLocation::Directory(dir) => At::File(dir.join(name.trim_start_matches('/'))),
+            CacheLocation::Http(base) => url(format!("{base}/{name}")),
+            CacheLocation::S3(s3) => {
                 let request = s3.bucket.get_object(s3.credentials.as_ref(), name);
                 At::Url {
                     url: request.sign(SIGNED_FOR).to_string(),

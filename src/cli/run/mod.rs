@@ -35,7 +35,7 @@ use crate::server::{
 pub use private_dir::PrivateDir;
 use snapshot::{Snapshot, SnapshotArgs};
 use supervise::{GRACE, Start};
-use vmm::{Attached, Disk, Transport, attach, qemu::Version};
+use vmm::{Attached, DiskPaths, Transport, attach, qemu::Version};
 
 /// Exit code if `run` itself fails, like env(1) and timeout(1), to distinguish it from the VM's exit codes.
 pub const EXIT_OWN_FAILURE: u8 = 125;
@@ -141,7 +141,7 @@ fn run_vm(args: &RunArgs, start: Instant) -> Result<u8, CliError> {
         exit_code(served)
     })?;
     let vm = Vm {
-        disk: Disk::in_dir(dir.path()),
+        disk: DiskPaths::in_dir(dir.path()),
         attached,
         signals,
         server,
@@ -182,7 +182,7 @@ fn attached(args: &RunArgs, dir: &Path) -> Result<Attached, CliError> {
         true => Transport::Nbd,
         false => Transport::VhostUser,
     };
-    let disk = Disk::in_dir(dir);
+    let disk = DiskPaths::in_dir(dir);
     Ok(attach(&args.vm.command, &disk, transport, version)?)
 }
 
@@ -233,11 +233,11 @@ fn serve_options(
     attached: &Attached,
     records: &Records,
 ) -> ServeOptions {
-    let disk = Disk::in_dir(dir);
+    let disk = DiskPaths::in_dir(dir);
     let device = args.vm.device.options();
     let fuse = attached.uses_image.then(|| FuseOptions {
         dir: disk.mount.clone(),
-        image_name: Disk::IMAGE_NAME.to_owned(),
+        image_name: DiskPaths::IMAGE_NAME.to_owned(),
         allow_other: false,
         threads: device.threads,
     });
@@ -267,7 +267,7 @@ fn serve_options(
 /// The state of the first process, which supervises VM and server.
 struct Vm {
     attached: Attached,
-    disk: Disk,
+    disk: DiskPaths,
     signals: Signals,
     server: Child,
     /// Last field, so that it is dropped last.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::mkdtemp;
 
-use super::vmm::Disk;
+use super::vmm::DiskPaths;
 use crate::server::status_path;
 
 /// The template for mkdtemp(3).
@@ -27,7 +27,7 @@ impl PrivateDir {
         };
         DirBuilder::new()
             .mode(0o700)
-            .create(Disk::in_dir(&dir.path).mount)?;
+            .create(DiskPaths::in_dir(&dir.path).mount)?;
         Ok(dir)
     }
 
@@ -68,7 +68,7 @@ impl PrivateDir {
 impl Drop for PrivateDir {
     fn drop(&mut self) {
         // Errors are ignored: the other process may have removed the files already.
-        let disk = Disk::in_dir(&self.path);
+        let disk = DiskPaths::in_dir(&self.path);
         for made in [&disk.socket, &disk.nbd, &disk.mount] {
             let _ = fs::remove_file(status_path(made));
         }

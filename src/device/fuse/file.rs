@@ -16,7 +16,7 @@ use fuser::{
     ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
 
-use super::super::log_limit::{LogLimit, more_like_it};
+use super::super::log_limit::{LogLimit, and_similar};
 pub(super) use super::readers::Readers;
 use crate::image::{Image, ReadError, Seek};
 
@@ -123,7 +123,7 @@ impl ImageFile {
     /// Converts a read error to an errno and logs it. All errors become EIO.
     fn fail(&self, offset: u64, len_bytes: u32, error: &ReadError) -> Errno {
         if let Some(dropped) = self.limit.pass_request(self.image.culprit(error)) {
-            let more = more_like_it(dropped);
+            let more = and_similar(dropped);
             tracing::warn!("read of {len_bytes} bytes at {offset} failed: {error}{more}");
         }
         Errno::EIO

@@ -17,7 +17,7 @@ static ZEROS: [u8; 4096] = [0; 4096];
 
 /// A disk that is exported.
 #[derive(Debug, Clone)]
-pub struct Disk(Arc<Image>);
+pub struct NbdDisk(Arc<Image>);
 
 /// A part of the range of a read.
 pub enum Part<'a, 'p> {
@@ -42,7 +42,7 @@ pub struct Extent {
     pub is_hole: bool,
 }
 
-impl Disk {
+impl NbdDisk {
     /// The disk of `image`.
     pub fn new(image: Arc<Image>) -> Self {
         Self(image)

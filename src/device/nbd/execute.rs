@@ -1,6 +1,6 @@
 //! Carries out requests and writes their replies.
 
-use super::disk::{Disk, Part};
+use super::disk::{NbdDisk, Part};
 use super::reply::{ChunkWriter, ReplyBuffer};
 use super::request::{Parsed, Refusal, Request};
 use super::wire::ErrorCode;
@@ -133,7 +133,7 @@ impl DiskRequest {
     /// The disk cannot be read. Nothing is written then, and the call can be repeated.
     pub fn advance(
         &mut self,
-        disk: &Disk,
+        disk: &NbdDisk,
         mode: IoMode,
         out: &mut ReplyBuffer,
     ) -> Result<Progress, ReadError> {
@@ -147,7 +147,7 @@ impl DiskRequest {
 
     fn write_part(
         &mut self,
-        disk: &Disk,
+        disk: &NbdDisk,
         mode: IoMode,
         out: &mut ReplyBuffer,
     ) -> Result<Progress, ReadError> {
@@ -189,7 +189,7 @@ impl DiskRequest {
 }
 
 fn fill(
-    disk: &Disk,
+    disk: &NbdDisk,
     mode: IoMode,
     offset: u64,
     len_bytes: u32,
@@ -214,7 +214,7 @@ fn fill(
 }
 
 fn write_chunks(
-    disk: &Disk,
+    disk: &NbdDisk,
     mode: IoMode,
     offset: u64,
     len_bytes: u32,

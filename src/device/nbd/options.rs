@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::certificates::TlsConfig;
 use crate::device::meter::Meter;
+use crate::device::vhost_blk::DEFAULT_POLL_US;
 use crate::process::ProcessError;
 
 /// Settings of the NBD server, per connection.
@@ -34,7 +35,7 @@ impl Default for NbdOptions {
     fn default() -> Self {
         Self {
             threads: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
-            poll: Duration::from_micros(200),
+            poll: Duration::from_micros(DEFAULT_POLL_US),
             negotiation: Duration::from_secs(10),
             tls: None,
         }

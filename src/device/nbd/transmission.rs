@@ -11,7 +11,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::disk::Disk;
+use super::disk::NbdDisk;
 use super::error::NbdError;
 use super::execute::{Action, DiskRequest, Progress, SEGMENT_BYTES, dispatch};
 use super::input::Input;
@@ -21,7 +21,7 @@ use super::reply::ReplyBuffer;
 use super::request::parse;
 use super::stream::{Stream, ignore_reset, reset_is_eof};
 use super::wire::REQUEST_LEN_BYTES;
-use crate::device::log_limit::{LogLimit, more_like_it};
+use crate::device::log_limit::{LogLimit, and_similar};
 use crate::device::meter::{Counters, Meter, Stats};
 use crate::device::vhost_blk::poller::Poller;
 use crate::device::vhost_blk::pool::{Job, Pool};
@@ -48,7 +48,7 @@ pub(super) struct Transmission {
 /// State shared by all threads of the connection.
 struct SharedState {
     stream: Stream,
-    disk: Disk,
+    disk: NbdDisk,
     limit: LogLimit,
     /// Locked while there is a reply longer than a segment.
     large_reply: Mutex<()>,
@@ -74,7 +74,7 @@ impl Transmission {
     ) -> Self {
         let state = SharedState {
             stream,
-            disk: Disk::new(Arc::clone(&session.export.image)),
+            disk: NbdDisk::new(Arc::clone(&session.export.image)),
             limit: LogLimit::new(),
             large_reply: Mutex::default(),
             slots_in_use: Mutex::default(),
@@ -304,7 +304,7 @@ impl SharedState {
     fn refused(&self, refusal: &super::request::Refusal) {
         self.meter.of(0).count(None);
         if let Some(dropped) = self.limit.pass_request(None) {
-            let more = more_like_it(dropped);
+            let more = and_similar(dropped);
             tracing::warn!("an NBD request was refused: {refusal}{more}");
         }
     }
@@ -322,7 +322,7 @@ impl SharedState {
             let (offset, len_bytes) = (request.offset(), request.len_bytes());
             tracing::warn!(
                 "read of {len_bytes} bytes at {offset} failed: {error}{}",
-                more_like_it(dropped)
+                and_similar(dropped)
             );
         }
     }

@@ -15,12 +15,12 @@ use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
 
-use super::super::log_limit::Trouble;
+use super::super::log_limit::LogKind;
 use super::super::meter::{Meter, Stats};
 use super::config::{self, ConfigSpace, QUEUE_SIZE_MAX, QUEUES};
 use super::dirty::RegionLog;
 use super::engine::{Engine, QueueThread};
-use super::execute::Disk;
+use super::execute::BlkDisk;
 use super::guest::SharedMemory;
 use super::idle::IdleWakes;
 use super::poller::Poller;
@@ -45,9 +45,9 @@ pub struct DeviceOptions {
     pub poll: Duration,
 }
 
-/// Long enough for a guest to process a completion and submit again if a wake-up takes 100 µs; see
-/// `docs/performance.md`.
-pub const DEFAULT_POLL: Duration = Duration::from_micros(200);
+/// Default of [`DeviceOptions::poll`], in microseconds: long enough for a guest to process a completion and submit again if a
+/// wake-up takes 100 µs; see `docs/performance.md`.
+pub const DEFAULT_POLL_US: u64 = 200;
 
 impl DeviceOptions {
     /// One thread per CPU, at most four.
@@ -122,7 +122,7 @@ impl BlkDevice {
         };
         let queues = options.queues.clamp(1, QUEUES);
         let config = ConfigSpace::new(image.len_bytes(), queues);
-        let disk = Disk {
+        let disk = BlkDisk {
             image,
             serial: options.padded_serial(),
             log: Arc::default(),
@@ -170,7 +170,7 @@ impl BlkDevice {
     }
 
     fn warn_of_missing_memory(&self) {
-        if self.engine.limit.pass(Trouble::Memory).is_some() {
+        if self.engine.limit.pass(LogKind::Memory).is_some() {
             tracing::error!("{}", super::error::ConnectionError::MemoryNotShared);
         }
     }

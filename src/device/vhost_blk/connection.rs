@@ -21,7 +21,7 @@ pub enum Served {
     /// A frontend sent at least one message.
     Frontend(Stats),
     /// A client connected and disconnected without a message, like probes that check for a listening socket.
-    Nobody,
+    NoFrontend,
 }
 
 /// Accepts one connection from a listening, blocking socket and serves it until the frontend disconnects.
@@ -82,7 +82,7 @@ fn duplicate(number: RawFd) -> Option<OwnedFd> {
 /// Distinguishes a frontend that disconnected from one that caused an error.
 fn classify(end: Result<(), DaemonError>, device: &BlkDevice) -> Result<Served, ConnectionError> {
     match end {
-        _ if !device.was_addressed() => Ok(Served::Nobody),
+        _ if !device.was_addressed() => Ok(Served::NoFrontend),
         Ok(())
         | Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
             Ok(Served::Frontend(device.stats()))

@@ -13,16 +13,16 @@ use std::time::Instant;
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddressSpace;
 
-use super::super::log_limit::{LogLimit, Trouble, more_like_it};
+use super::super::log_limit::{LogKind, LogLimit, and_similar};
 use super::super::meter::{Counters, Meter};
-use super::execute::{Completion, Disk, Outcome};
+use super::execute::{BlkDisk, Completion, Outcome};
 use super::guest::{SharedMemory, View};
 use super::idle::IdleWakes;
 use super::inflight::Ticket;
 use super::poller::Poller;
 use super::pool::Pool;
 use super::request::{Parsed, parse};
-use super::ring::{BATCH, Found, Ring, RingFault, RingGuard, WhenEmpty};
+use super::ring::{BATCH, Collected, Ring, RingFault, RingGuard, WhenEmpty};
 use batch::Batch;
 pub(super) use job::{BlockingJob, FetchingJob};
 
@@ -34,7 +34,7 @@ const BLOCKING_THREADS_MAX: usize = 16;
 
 /// The state shared by all queues of one VM.
 pub(super) struct Engine {
-    pub(super) disk: Disk,
+    pub(super) disk: BlkDisk,
     pub(super) disk_len_bytes: u64,
     pub(super) memory: SharedMemory,
     /// Counters for each queue thread; the last ones are for the pool.
@@ -59,7 +59,7 @@ pub(super) struct QueueThread {
 }
 
 impl Engine {
-    pub(super) fn new(disk: Disk, memory: SharedMemory, meter: Meter) -> Self {
+    pub(super) fn new(disk: BlkDisk, memory: SharedMemory, meter: Meter) -> Self {
         Self {
             disk_len_bytes: disk.image.len_bytes(),
             disk,
@@ -131,7 +131,7 @@ impl Engine {
         // start.
         for ring in rings.iter().filter(|ring| self.is_wanted(ring)) {
             match self.serve_batch(&mut ring.lock(), ring, when_empty, thread) {
-                Ok(found) => worked |= found == Found::Requests,
+                Ok(found) => worked |= found == Collected::Requests,
                 Err(fault) => {
                     worked |= matches!(fault, RingFault::Signal(_));
                     self.warn_of_ring(&fault);
@@ -148,19 +148,19 @@ impl Engine {
         ring: &Ring,
         when_empty: WhenEmpty,
         thread: usize,
-    ) -> Result<Found, RingFault> {
+    ) -> Result<Collected, RingFault> {
         let mapped = self.memory.memory();
         let memory = View::new(&mapped);
         let mut chains = Vec::with_capacity(BATCH);
         let (found, first) = guard.collect(&memory, when_empty, &mut chains)?;
-        if found != Found::Requests {
+        if found != Collected::Requests {
             return Ok(found);
         }
         if !std::ptr::eq(&raw const *mapped, &raw const *self.memory.memory()) {
             // The frontend changed the memory after this thread loaded it, and the requests may use new memory. Put
             // them back and start again: the memory must be loaded after the requests were seen.
             guard.put_back(chains.len());
-            return Ok(Found::Requests);
+            return Ok(Collected::Requests);
         }
         self.answer(guard, ring, chains, first, thread)?;
         Ok(found)
@@ -202,22 +202,22 @@ impl Engine {
     }
 
     fn warn_of_ring(&self, fault: &RingFault) {
-        let trouble = match fault {
-            RingFault::Signal(_) => Trouble::Signal,
-            RingFault::Broken(_) | RingFault::Size { .. } => Trouble::Ring,
+        let kind = match fault {
+            RingFault::Signal(_) => LogKind::Signal,
+            RingFault::Broken(_) | RingFault::Size { .. } => LogKind::Ring,
         };
-        self.warn(trouble, fault);
+        self.warn(kind, fault);
     }
 
-    fn warn(&self, trouble: Trouble, error: &dyn std::error::Error) {
-        log(self.limit.pass(trouble), error);
+    fn warn(&self, kind: LogKind, error: &dyn std::error::Error) {
+        log(self.limit.pass(kind), error);
     }
 }
 
 /// Logs an error, unless the limit suppresses it (`None`).
 fn log(passed: Option<u64>, error: &dyn std::error::Error) {
     if let Some(dropped) = passed {
-        tracing::warn!("{error}{}", more_like_it(dropped));
+        tracing::warn!("{error}{}", and_similar(dropped));
     }
 }
 

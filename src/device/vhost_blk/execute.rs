@@ -1,6 +1,6 @@
 //! Executes requests: writes data and a status byte to guest memory.
 //!
-//! Only [`RequestError::status`] converts an error to a status, and only `Disk::finish` writes it.
+//! Only [`RequestError::status`] converts an error to a status, and only `BlkDisk::finish` writes it.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -139,7 +139,7 @@ impl<'w> Effort<'w> {
 
 /// The disk as requests see it.
 #[derive(Debug, Clone)]
-pub struct Disk {
+pub struct BlkDisk {
     /// The disk's contents.
     pub image: Arc<Image>,
     /// The serial number, padded with NUL.
@@ -148,7 +148,7 @@ pub struct Disk {
     pub log: Arc<DirtyLog>,
 }
 
-impl Disk {
+impl BlkDisk {
     /// Executes a request, waiting for everything it needs, and writes its status byte. The caller publishes it.
     pub fn execute(&self, parsed: &Parsed, memory: &impl GuestMemory<Bitmap = ()>) -> Outcome {
         let result = self.carry_out(Effort::new(IoMode::Blocking, &|| true), parsed, memory);

@@ -38,7 +38,7 @@ impl InFlight {
 
     /// Removes the last `count` requests, none of which may have been executed. Their tickets are reused when they are
     /// taken again.
-    pub(super) fn untake(&mut self, count: usize) {
+    pub(super) fn drop_last(&mut self, count: usize) {
         self.entries
             .truncate(self.entries.len().saturating_sub(count));
     }

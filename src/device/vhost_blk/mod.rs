@@ -52,7 +52,7 @@ mod tests;
 mod used;
 mod vring;
 
-pub use blk::{BlkDevice, DeviceOptions};
+pub use blk::{BlkDevice, DEFAULT_POLL_US, DeviceOptions};
 pub use config::QUEUES;
 pub use connection::{Served, serve_connection};
 pub use error::ConnectionError;

@@ -15,7 +15,7 @@ pub struct Epoch(u64);
 /// State shared between threads of the pool and the ring.
 #[derive(Default)]
 pub(super) struct Offload {
-    state: Mutex<State>,
+    state: Mutex<OffloadState>,
     /// Notified when the last claim is released.
     idle: Condvar,
     /// Whether there are completions. Saves the queue thread from locking `state` if there are none.
@@ -23,7 +23,7 @@ pub(super) struct Offload {
 }
 
 #[derive(Default)]
-struct State {
+struct OffloadState {
     epoch: Epoch,
     claims: usize,
     /// Executed requests that have not been moved to the list of requests in flight yet.
@@ -92,7 +92,7 @@ impl Claim<'_> {
         std::mem::forget(self);
     }
 
-    fn release(&self, state: &mut MutexGuard<'_, State>) {
+    fn release(&self, state: &mut MutexGuard<'_, OffloadState>) {
         state.claims -= 1;
         if state.claims == 0 {
             self.offload.idle.notify_all();

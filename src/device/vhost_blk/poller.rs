@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Number of polls between two reads of the clock, which is as expensive as several polls.
-const LOOKS: u32 = 8;
+const POLLS: u32 = 8;
 
 /// By how much each answered request extends the polling window: about the cost of a wake-up. If a guest has many
 /// requests in flight, longer polling pays off, because one wake-up delays all of them.
@@ -24,13 +24,13 @@ const MISSES_MAX: u32 = 6;
 #[derive(Debug)]
 pub(in crate::device) struct Poller {
     /// The base polling window.
-    most: Duration,
+    base_window: Duration,
     /// The window earned by requests since the last sleep.
     earned: Duration,
     /// Total number of requests that this thread has answered.
     answered: u64,
     /// Whether polling is expected to pay off.
-    is_looking: bool,
+    is_polling: bool,
     /// Number of polling windows in a row that found nothing.
     misses: u32,
     /// Number of sleeps in a row that polling would have avoided.
@@ -40,13 +40,13 @@ pub(in crate::device) struct Poller {
 }
 
 impl Poller {
-    /// Polls for about `most`; zero disables polling.
-    pub(in crate::device) fn new(most: Duration) -> Self {
+    /// Polls for about `base_window`; zero disables polling.
+    pub(in crate::device) fn new(base_window: Duration) -> Self {
         Self {
-            most,
+            base_window,
             earned: Duration::ZERO,
             answered: 0,
-            is_looking: false,
+            is_polling: false,
             misses: 0,
             short_sleeps: 0,
             asleep: None,
@@ -62,20 +62,20 @@ impl Poller {
     }
 
     fn window(&self) -> Duration {
-        if self.most.is_zero() {
+        if self.base_window.is_zero() {
             return Duration::ZERO;
         }
-        self.most.max(self.earned)
+        self.base_window.max(self.earned)
     }
 
-    /// Polls until `look` returns true or the window ends; returns whether `look` returned true.
-    pub(in crate::device) fn wait(&mut self, mut look: impl FnMut() -> bool) -> bool {
-        if !self.is_looking {
+    /// Polls until `has_work` returns true or the window ends; returns whether it returned true.
+    pub(in crate::device) fn wait(&mut self, mut has_work: impl FnMut() -> bool) -> bool {
+        if !self.is_polling {
             return false;
         }
         let begin = Instant::now();
         loop {
-            if (0..LOOKS).any(|_| pause_and(&mut look)) {
+            if (0..POLLS).any(|_| pause_and(&mut has_work)) {
                 self.misses = 0;
                 return true;
             }
@@ -88,7 +88,7 @@ impl Poller {
     }
 
     fn missed(&mut self) {
-        self.is_looking = false;
+        self.is_polling = false;
         self.short_sleeps = 0;
         self.misses = (self.misses + 1).min(MISSES_MAX);
     }
@@ -116,35 +116,35 @@ impl Poller {
             return;
         }
         self.short_sleeps += 1;
-        self.is_looking = self.short_sleeps >= 1 << self.misses;
+        self.is_polling = self.short_sleeps >= 1 << self.misses;
     }
 }
 
-fn pause_and(look: &mut impl FnMut() -> bool) -> bool {
+fn pause_and(has_work: &mut impl FnMut() -> bool) -> bool {
     std::hint::spin_loop();
-    look()
+    has_work()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const MOST: Duration = Duration::from_micros(50);
+    const BASE: Duration = Duration::from_micros(50);
 
     #[test]
     fn polls_only_after_a_short_sleep() {
-        let mut poller = Poller::new(MOST);
+        let mut poller = Poller::new(BASE);
         assert!(!poller.wait(|| panic!("nothing has paid yet")));
         poller.slept_for(Duration::from_secs(1));
         assert!(!poller.wait(|| panic!("a long sleep")));
-        poller.slept_for(MOST);
+        poller.slept_for(BASE);
         assert!(poller.wait(|| true));
-        let mut looks = 0;
+        let mut polls = 0;
         assert!(!poller.wait(|| {
-            looks += 1;
+            polls += 1;
             false
         }));
-        assert!(looks >= LOOKS);
+        assert!(polls >= POLLS);
         assert!(!poller.wait(|| panic!("it did not pay")));
     }
 
@@ -160,33 +160,33 @@ mod tests {
 
     #[test]
     fn unsuccessful_polls_make_polling_rarer() {
-        let mut poller = Poller::new(MOST);
-        let mut sleeps_before_look = || {
+        let mut poller = Poller::new(BASE);
+        let mut sleeps_before_polling = || {
             let sleeps = (1..).find(|_| {
-                poller.slept_for(MOST);
-                poller.is_looking
+                poller.slept_for(BASE);
+                poller.is_polling
             });
             assert!(!poller.wait(|| false));
             sleeps.unwrap()
         };
-        let seen = [(); 8].map(|()| sleeps_before_look());
+        let seen = [(); 8].map(|()| sleeps_before_polling());
         assert_eq!(seen, [1, 2, 4, 8, 16, 32, 64, 64]);
-        (0..64).for_each(|_| poller.slept_for(MOST));
+        (0..64).for_each(|_| poller.slept_for(BASE));
         assert!(poller.wait(|| true));
         assert!(!poller.wait(|| false));
-        poller.slept_for(MOST);
-        poller.slept_for(MOST);
+        poller.slept_for(BASE);
+        poller.slept_for(BASE);
         assert!(poller.wait(|| true), "a hit makes up for all misses");
     }
 
     #[test]
     fn requests_prolong_polling_until_the_next_sleep() {
-        let mut poller = Poller::new(MOST);
+        let mut poller = Poller::new(BASE);
         poller.answered(20);
         assert_eq!(poller.window(), 20 * EARNED_BY_REQUEST);
         poller.slept_for(20 * EARNED_BY_REQUEST);
-        assert!(poller.is_looking, "that look would have paid");
-        assert_eq!(poller.window(), MOST);
+        assert!(poller.is_polling, "polling would have paid");
+        assert_eq!(poller.window(), BASE);
         poller.answered(1_000_000);
         assert_eq!(poller.window(), EARNED_MAX);
     }

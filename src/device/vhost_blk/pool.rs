@@ -28,16 +28,16 @@ const JOBS_BEFORE_PURGE: usize = 4096;
 
 /// A pool of threads, which are started on demand and kept until the end.
 pub(in crate::device) struct Pool<J: Job> {
-    shared: Arc<Shared<J>>,
+    shared: Arc<PoolShared<J>>,
     most_threads: usize,
 }
 
-struct Shared<J> {
-    state: Mutex<State<J>>,
+struct PoolShared<J> {
+    state: Mutex<PoolState<J>>,
     wake: Condvar,
 }
 
-struct State<J> {
+struct PoolState<J> {
     jobs: VecDeque<J>,
     threads: Vec<JoinHandle<()>>,
     /// Number of threads that wait for a job.
@@ -48,13 +48,13 @@ struct State<J> {
 impl<J: Job> Pool<J> {
     /// Creates a pool without starting threads.
     pub(in crate::device) fn new(most_threads: usize) -> Self {
-        let state = State {
+        let state = PoolState {
             jobs: VecDeque::new(),
             threads: Vec::new(),
             idle: 0,
             ended: false,
         };
-        let shared = Shared {
+        let shared = PoolShared {
             state: Mutex::new(state),
             wake: Condvar::new(),
         };
@@ -87,7 +87,7 @@ impl<J: Job> Pool<J> {
     }
 
     /// Errors are ignored if there are other threads: these then do the work.
-    fn start_thread(&self, state: &mut State<J>) {
+    fn start_thread(&self, state: &mut PoolState<J>) {
         let shared = Arc::clone(&self.shared);
         let name = "blocking".to_owned();
         let started = thread::Builder::new()
@@ -118,9 +118,9 @@ impl<J: Job> Drop for Pool<J> {
     }
 }
 
-impl<J: Job> Shared<J> {
+impl<J: Job> PoolShared<J> {
     /// The lock is not held while jobs run.
-    fn lock(&self) -> MutexGuard<'_, State<J>> {
+    fn lock(&self) -> MutexGuard<'_, PoolState<J>> {
         lock(&self.state)
     }
 

@@ -30,7 +30,7 @@
 //! publish.
 //!
 //! A halt waits only for requests that are being executed. These stop at the next slice
-//! ([`Disk::execute_while`](super::execute::Disk)), or when planning has reached the block that they need. A halt does
+//! ([`BlkDisk::execute_while`](super::execute::BlkDisk)), or when planning has reached the block that they need. A halt does
 //! not wait for requests that are queued in the pool, nor for resources held by requests of other rings.
 //!
 //! # Memory ordering
@@ -99,7 +99,7 @@ pub enum RingFault {
 
 /// Result of [`RingGuard::collect`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum Collected {
     /// There are requests to execute.
     Requests,
     /// There are none. With [`WhenEmpty::AskForKick`], the guest will kick when there are.
@@ -133,13 +133,13 @@ pub(super) enum Health {
 #[derive(Clone)]
 pub struct Ring {
     pub(super) vring: VringMutex<SharedMemory>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<RingShared>,
 }
 
-pub(super) struct Shared {
+pub(super) struct RingShared {
     pub(super) memory: SharedMemory,
     /// Held while a batch is being served. Lock order: this before the lock inside `vring`.
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<RingState>,
     /// Number of halts in progress. Threads that hold the ring's lock or a claim should release it soon.
     halts: AtomicUsize,
     pub(super) offload: Offload,
@@ -150,7 +150,7 @@ pub(super) struct Shared {
     pub(super) disabled_wakes: Mutex<IdleWakes>,
 }
 
-pub(super) struct State {
+pub(super) struct RingState {
     pub(super) health: Health,
     pub(super) in_flight: InFlight,
     /// The size that the frontend requested last, if it is invalid.
@@ -160,14 +160,14 @@ pub(super) struct State {
 /// The ring's lock, held from taking requests until publishing them.
 pub struct RingGuard<'r> {
     ring: &'r Ring,
-    pub(super) state: MutexGuard<'r, State>,
+    pub(super) state: MutexGuard<'r, RingState>,
 }
 
-impl Shared {
+impl RingShared {
     pub(super) fn new(memory: SharedMemory) -> Self {
         Self {
             memory,
-            state: Mutex::new(State {
+            state: Mutex::new(RingState {
                 health: Health::Stopped,
                 in_flight: InFlight::default(),
                 bad_size: None,
@@ -270,13 +270,13 @@ impl RingGuard<'_> {
     /// following requests have consecutive tickets.
     ///
     /// # Errors
-    /// After a [`RingFault`], the ring is [`Found::Stopped`].
+    /// After a [`RingFault`], the ring is [`Collected::Stopped`].
     pub fn collect<'m, M: GuestMemory>(
         &mut self,
         memory: &'m M,
         when_empty: WhenEmpty,
         chains: &mut Vec<DescriptorChain<&'m M>>,
-    ) -> Result<(Found, Ticket), RingFault> {
+    ) -> Result<(Collected, Ticket), RingFault> {
         chains.clear();
         let mut vring = self.ring.vring.get_mut();
         if self.state.health != Health::Operational || !is_running(&vring) {
@@ -295,17 +295,17 @@ impl RingGuard<'_> {
             .map_err(|error| self.broken(error))
     }
 
-    fn stopped(&mut self) -> Result<(Found, Ticket), RingFault> {
+    fn stopped(&mut self) -> Result<(Collected, Ticket), RingFault> {
         if let Health::BadSize { size } = self.state.health {
             self.state.health = Health::Broken;
             return Err(RingFault::Size { size });
         }
-        Ok((Found::Stopped, self.state.in_flight.take(0)))
+        Ok((Collected::Stopped, self.state.in_flight.take(0)))
     }
 
     /// Returns the last `count` requests to the ring. None of them may have been executed.
     pub fn put_back(&mut self, count: usize) {
-        self.state.in_flight.untake(count);
+        self.state.in_flight.drop_last(count);
         let mut vring = self.ring.vring.get_mut();
         let queue = vring.get_queue_mut();
         (0..count).for_each(|_| queue.go_to_previous_position());
@@ -389,18 +389,18 @@ fn take<'m, M: GuestMemory>(
     when_empty: WhenEmpty,
     most: usize,
     chains: &mut Vec<DescriptorChain<&'m M>>,
-) -> Result<Found, QueueError> {
+) -> Result<Collected, QueueError> {
     queue.disable_notification(memory)?;
     chains.extend(queue.iter(memory)?.take(most));
     if !chains.is_empty() {
-        return Ok(Found::Requests);
+        return Ok(Collected::Requests);
     }
     if when_empty == WhenEmpty::LeaveQuiet && most > 0 {
-        return Ok(Found::Nothing);
+        return Ok(Collected::Nothing);
     }
     // If no room is left (`most` is 0), a correct guest cannot make requests available before some are published.
     if !queue.enable_notification(memory)? || most == 0 {
-        return Ok(Found::Nothing);
+        return Ok(Collected::Nothing);
     }
     // A request arrived before notifications were enabled.
     queue.disable_notification(memory)?;
@@ -409,5 +409,5 @@ fn take<'m, M: GuestMemory>(
         // The index changed but its element cannot be read; retrying would loop for ever.
         return Err(QueueError::InvalidAvailRingIndex);
     }
-    Ok(Found::Requests)
+    Ok(Collected::Requests)
 }

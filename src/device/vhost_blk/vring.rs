@@ -10,7 +10,7 @@ use virtio_queue::{Error as QueueError, QueueT};
 
 use super::config::QUEUE_SIZE_MAX;
 use super::guest::SharedMemory;
-use super::ring::{Health, Ring, RingGuard, Shared};
+use super::ring::{Health, Ring, RingGuard, RingShared};
 use super::sync::{Arc, lock};
 
 impl Ring {
@@ -53,7 +53,7 @@ impl VringT<SharedMemory> for Ring {
     fn new(memory: SharedMemory, max_queue_size: u16) -> Result<Self, QueueError> {
         Ok(Self {
             vring: VringMutex::new(memory.clone(), max_queue_size)?,
-            shared: Arc::new(Shared::new(memory)),
+            shared: Arc::new(RingShared::new(memory)),
         })
     }
 

@@ -3,7 +3,7 @@
 //! A guest that looks into every path (`find`, a glob, `ls -l`) takes them in the order of the closure. Without this, it waits
 //! for the walk of each path that it looks into first.
 
-use super::{Publisher, State};
+use super::{PublishState, Publisher};
 use crate::erofs::layout::plan::Plan;
 use crate::image::Image;
 use crate::image::plans::Need;
@@ -21,7 +21,7 @@ const BLOCKS_AT_ONCE: u32 = 64;
 
 /// How far a path has been planned.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct PlanPosition {
     region: u32,
     blocks: u32,
 }
@@ -52,7 +52,7 @@ impl Publisher {
         });
         self.ahead = match planned {
             // An incomplete plan covers no block after its last one.
-            Some(Ok(known)) if known > blocks => Some(Place { region, blocks }),
+            Some(Ok(known)) if known > blocks => Some(PlanPosition { region, blocks }),
             _ => {
                 let state = self.publish(image, region);
                 self.states[region as usize] = state;
@@ -74,11 +74,13 @@ impl Publisher {
     }
 }
 
-fn seen(is_read: bool, state: &State) -> Seen {
+fn seen(is_read: bool, state: &PublishState) -> Seen {
     match (is_read, state) {
         (true, _) => Seen::Read,
-        (false, State::Begun) => Seen::Unplanned,
-        (false, State::Failed { .. } | State::Published(_) | State::Done) => Seen::Planned,
+        (false, PublishState::Begun) => Seen::Unplanned,
+        (false, PublishState::Failed { .. } | PublishState::Published(_) | PublishState::Done) => {
+            Seen::Planned
+        }
     }
 }
 

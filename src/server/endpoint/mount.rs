@@ -36,14 +36,14 @@ const LOG_INTERVAL: Duration = Duration::from_secs(2);
 pub(in super::super) struct MountEndpoint {
     image: Arc<Image>,
     options: FuseOptions,
-    state: State,
+    state: MountState,
     /// The next pause.
     pause: Duration,
     logs: Throttle,
     opened: Option<Instant>,
 }
 
-enum State {
+enum MountState {
     /// There is no worker yet.
     Idle,
     Worker(MountWorker),
@@ -88,7 +88,7 @@ impl MountEndpoint {
         Self {
             image,
             options,
-            state: State::Idle,
+            state: MountState::Idle,
             pause: RETRY,
             logs: Throttle::new(LOGS_AT_ONCE, LOG_INTERVAL, Instant::now()),
             opened: None,
@@ -97,14 +97,14 @@ impl MountEndpoint {
 
     pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.state {
-            State::Worker(worker) => worker.receiver.as_fd(),
+            MountState::Worker(worker) => worker.receiver.as_fd(),
             _ => None,
         }
     }
 
     pub(super) fn retries_at(&self) -> Option<Instant> {
         match self.state {
-            State::Waiting { until } => Some(until),
+            MountState::Waiting { until } => Some(until),
             _ => None,
         }
     }
@@ -112,7 +112,7 @@ impl MountEndpoint {
     /// When it was mounted, and the counters of what was read. `None` if it is not mounted.
     pub(in super::super) fn served(&self) -> Option<(Instant, &Meter)> {
         match &self.state {
-            State::Worker(worker) if worker.is_mounted => Some((worker.since, &worker.meter)),
+            MountState::Worker(worker) if worker.is_mounted => Some((worker.since, &worker.meter)),
             _ => None,
         }
     }
@@ -124,12 +124,12 @@ impl MountEndpoint {
 
     /// Whether the file is mounted.
     pub(in super::super) fn is_mounted(&self) -> bool {
-        matches!(&self.state, State::Worker(worker) if worker.is_mounted)
+        matches!(&self.state, MountState::Worker(worker) if worker.is_mounted)
     }
 
     /// Whether the file will not be mounted again.
     pub(in super::super) fn is_over(&self) -> bool {
-        matches!(self.state, State::Over)
+        matches!(self.state, MountState::Over)
     }
 
     /// Checks that the directory can be mounted on. Detaches a dead mount of an earlier server.
@@ -146,7 +146,7 @@ impl MountEndpoint {
         mountpoint: MountPoint,
         meter: Meter,
     ) {
-        self.state = State::Worker(MountWorker {
+        self.state = MountState::Worker(MountWorker {
             child,
             receiver,
             meter,
@@ -159,7 +159,7 @@ impl MountEndpoint {
 
     /// Schedules the next attempt, after a failed one.
     pub(in super::super) fn back_off(&mut self, now: Instant) {
-        self.state = State::Waiting {
+        self.state = MountState::Waiting {
             until: now + self.pause,
         };
         self.pause = (2 * self.pause).min(RETRY_MAX);
@@ -167,7 +167,7 @@ impl MountEndpoint {
 
     /// Receives the worker's messages.
     pub(in super::super) fn receive_messages(&mut self) -> MountEvent {
-        let State::Worker(worker) = &mut self.state else {
+        let MountState::Worker(worker) = &mut self.state else {
             return MountEvent::None;
         };
         let messages = worker.receiver.receive();
@@ -182,7 +182,7 @@ impl MountEndpoint {
                 Message::FileOpened => self.log_opened(),
                 Message::FileClosed(stats) => self.log_closed(stats),
                 Message::Failed(reason) => {
-                    if let State::Worker(worker) = &mut self.state {
+                    if let MountState::Worker(worker) = &mut self.state {
                         worker.failure = Some(reason);
                     }
                 }
@@ -197,7 +197,7 @@ impl MountEndpoint {
     }
 
     fn mounted(&mut self) -> MountEvent {
-        let State::Worker(worker) = &mut self.state else {
+        let MountState::Worker(worker) = &mut self.state else {
             return MountEvent::None;
         };
         if let Err(error) = worker.mountpoint.mounted() {
@@ -210,7 +210,7 @@ impl MountEndpoint {
 
     /// Checks whether the worker has ended.
     pub(in super::super) fn reap(&mut self) -> MountEvent {
-        let State::Worker(worker) = &mut self.state else {
+        let MountState::Worker(worker) = &mut self.state else {
             return MountEvent::None;
         };
         let Some(end) = worker.child.end() else {
@@ -219,7 +219,8 @@ impl MountEndpoint {
         let messages = worker.receiver.receive_all();
         self.apply(messages);
         // Dropping the worker's mountpoint unmounts the file if it is still mounted.
-        let State::Worker(mut worker) = std::mem::replace(&mut self.state, State::Over) else {
+        let MountState::Worker(mut worker) = std::mem::replace(&mut self.state, MountState::Over)
+        else {
             return MountEvent::None;
         };
         worker.mountpoint.left_by_worker();
@@ -266,8 +267,8 @@ impl MountEndpoint {
 
     /// Detaches the mount, and returns the worker, which the caller must end. Reads of open files fail from then on.
     pub(in super::super) fn detach(&mut self) -> Option<DetachedWorker> {
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Worker(MountWorker {
+        match std::mem::replace(&mut self.state, MountState::Over) {
+            MountState::Worker(MountWorker {
                 child,
                 receiver,
                 mountpoint,
@@ -298,7 +299,7 @@ impl MountEndpoint {
 
     /// In a worker of another endpoint: closes the pipe, and leaves the mount to the parent.
     pub(super) fn leave_to_parent(self) {
-        if let State::Worker(worker) = self.state {
+        if let MountState::Worker(worker) = self.state {
             std::mem::forget(worker.mountpoint);
         }
     }

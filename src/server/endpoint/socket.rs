@@ -227,7 +227,7 @@ impl SocketEndpoint {
                 sender.send(&Message::Disconnected(stats));
                 Ok(0)
             }
-            Served::Nobody => Ok(EXIT_SILENT),
+            Served::NoFrontend => Ok(EXIT_SILENT),
         }
     }
 }

@@ -182,7 +182,7 @@ impl Names {
         &self.bytes[self.entries[index].0.clone()]
     }
 
-    fn examine(&self, dir: &OwnedFd, index: usize, detail: Detail) -> Result<Found, Errno> {
+    fn examine(&self, dir: &OwnedFd, index: usize, detail: Detail) -> Result<ExaminedChild, Errno> {
         let name = self.name(index);
         // A NAR stores no attributes of directories and symlinks, so no stat is needed.
         let stat = match (detail, self.entries[index].1) {
@@ -217,7 +217,7 @@ fn examine_dir(dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
 }
 
 /// Attributes of an entry, and its target if it is a symlink.
-type Found = (Stat, Vec<u8>);
+type ExaminedChild = (Stat, Vec<u8>);
 
 /// Returns the number of threads for a directory with this number of entries; 1 for nearly all directories.
 fn threads_for(entries: usize) -> usize {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::protocol::{Answer, Connection, Found, Wanted};
+use super::protocol::{Answer, Connection, Fetched, Wanted};
 use crate::source::IoMode;
 
 /// How long a failure answers further requests for the same part, before the fetcher is asked again.
@@ -18,7 +18,7 @@ const SERVER_ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// The requests that have been answered, and the pending ones.
 pub(super) struct Channel {
     connection: Connection,
-    state: Mutex<State>,
+    state: Mutex<ChannelState>,
     /// Notified at every answer.
     arrived: Condvar,
     /// How long to wait for an answer.
@@ -26,7 +26,7 @@ pub(super) struct Channel {
 }
 
 #[derive(Default)]
-struct State {
+struct ChannelState {
     requests: HashMap<Wanted, Request>,
     /// Number of answers; a waiter compares it, so that it misses none.
     arrivals: u64,
@@ -35,7 +35,7 @@ struct State {
     is_receiving: bool,
 }
 
-impl State {
+impl ChannelState {
     fn is_over(&self) -> bool {
         let since = self.ended_at;
         since.is_some_and(|since| since.elapsed() >= SERVER_ENDS_WITHIN)
@@ -44,7 +44,7 @@ impl State {
 
 enum Request {
     Pending(Instant),
-    Answered(Found),
+    Answered(Fetched),
     Failed(String, Instant),
 }
 
@@ -68,7 +68,7 @@ impl Channel {
     }
 
     /// Returns the answer to `wanted`. Sends a request unless one is pending or an answer is waiting to be taken.
-    pub(super) fn get(self: &Arc<Self>, wanted: Wanted, mode: IoMode) -> Result<Found, NoAnswer> {
+    pub(super) fn get(self: &Arc<Self>, wanted: Wanted, mode: IoMode) -> Result<Fetched, NoAnswer> {
         let mut state = self.lock();
         self.start_receiving(&mut state);
         loop {
@@ -113,7 +113,7 @@ impl Channel {
     }
 
     /// Fails requests that were not answered in time, and forgets old failures.
-    fn expire(&self, state: &mut State) {
+    fn expire(&self, state: &mut ChannelState) {
         let (now, limit, is_over) = (Instant::now(), self.limit, state.is_over());
         let mut expired = 0;
         for request in state.requests.values_mut() {
@@ -139,7 +139,7 @@ impl Channel {
     }
 
     /// Starts the thread that receives answers.
-    fn start_receiving(self: &Arc<Self>, state: &mut State) {
+    fn start_receiving(self: &Arc<Self>, state: &mut ChannelState) {
         if state.is_receiving {
             return;
         }
@@ -179,7 +179,7 @@ impl Channel {
         }
     }
 
-    fn resend_requests(&self, state: &State) {
+    fn resend_requests(&self, state: &ChannelState) {
         for (wanted, request) in &state.requests {
             if let Request::Pending(_) = request {
                 let _ = self.connection.send_request(*wanted);
@@ -188,11 +188,15 @@ impl Channel {
     }
 
     /// Every statement leaves the state consistent, so a poisoned lock is usable.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ChannelState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'s>(&self, state: MutexGuard<'s, State>, limit: Duration) -> MutexGuard<'s, State> {
+    fn wait<'s>(
+        &self,
+        state: MutexGuard<'s, ChannelState>,
+        limit: Duration,
+    ) -> MutexGuard<'s, ChannelState> {
         let waited = self.arrived.wait_timeout(state, limit);
         waited.unwrap_or_else(PoisonError::into_inner).0
     }

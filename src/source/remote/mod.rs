@@ -30,7 +30,7 @@ use super::{Awaits, Destination, IoMode, SourceError};
 use crate::tree::{Listing, Stat};
 use channel::{Channel, NoAnswer};
 use pieces::Pieces;
-use protocol::{Connection, Digest, Found, Part, Wanted};
+use protocol::{Connection, Digest, Fetched, Part, Wanted};
 
 /// Memory limit of cached trees in bytes, not counting the one in use. A tree is needed for planning, and to locate files that
 /// were evicted from `places`.
@@ -63,7 +63,7 @@ pub struct RemoteTree {
     kept: Mutex<Kept>,
     /// By path number.
     nars: FileCache<Nar>,
-    places: FileCache<Place>,
+    places: FileCache<FileLocation>,
 }
 
 /// Trees and digests received by this process.
@@ -77,7 +77,7 @@ struct Kept {
 
 /// The location of a file.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct FileLocation {
     /// Number of its store path.
     path: u32,
     /// Offset of its contents in the NAR.
@@ -89,7 +89,7 @@ struct Place {
 #[derive(Debug, Clone)]
 pub struct NarFile {
     nar: Nar,
-    place: Place,
+    place: FileLocation,
 }
 
 #[derive(Debug, Clone)]
@@ -219,7 +219,7 @@ impl RemoteTree {
         Ok(NarFile { nar, place })
     }
 
-    fn place(&self, path: &[u8], mode: IoMode) -> Result<Place, SourceError> {
+    fn place(&self, path: &[u8], mode: IoMode) -> Result<FileLocation, SourceError> {
         let (number, inside) = self.split(path)?;
         let tree = self.tree(number, mode)?;
         let Some(NarNode::Regular {
@@ -228,7 +228,7 @@ impl RemoteTree {
         else {
             return Err(self.not_found(path));
         };
-        Ok(Place {
+        Ok(FileLocation {
             path: number,
             start: offset,
             len_bytes: size_bytes,
@@ -257,7 +257,7 @@ impl RemoteTree {
             part: Part::Tree,
             path: number,
         };
-        let Found::File { file, .. } = self.ask(wanted, mode)? else {
+        let Fetched::File { file, .. } = self.ask(wanted, mode)? else {
             return Err(self.failed(number, "the fetcher sent a tree in pieces".to_owned()));
         };
         let packed = read_packed(&file).map_err(|error| self.failed(number, error.to_string()))?;
@@ -305,11 +305,11 @@ impl RemoteTree {
         let planned = self.lock().digests.get(&number).copied();
         let planned = planned.ok_or_else(|| self.contradicted(number))?;
         let nar = match found {
-            Found::File { digest, .. } if digest != planned => {
+            Fetched::File { digest, .. } if digest != planned => {
                 return Err(self.contradicted(number));
             }
-            Found::File { file, .. } => Nar::Whole(self.whole(number, file)?),
-            Found::InPieces => Nar::InPieces(self.pieces(number, planned)?),
+            Fetched::File { file, .. } => Nar::Whole(self.whole(number, file)?),
+            Fetched::InPieces => Nar::InPieces(self.pieces(number, planned)?),
         };
         self.nars.insert(id, nar.clone());
         Ok(nar)
@@ -337,7 +337,7 @@ impl RemoteTree {
         channel.ok_or_else(|| self.failed(number, reason()))
     }
 
-    fn ask(&self, wanted: Wanted, mode: IoMode) -> Result<Found, SourceError> {
+    fn ask(&self, wanted: Wanted, mode: IoMode) -> Result<Fetched, SourceError> {
         let channel = self.channel(wanted.path)?;
         channel.get(wanted, mode).map_err(|none| match none {
             NoAnswer::NotYet => SourceError::WouldBlock(Awaits::Fetch),

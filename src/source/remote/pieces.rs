@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::channel::{Channel, NoAnswer};
-use super::protocol::{Digest, Found, NOT_VERIFIED, Part, Wanted, pieces_of};
+use super::protocol::{Digest, Fetched, NOT_VERIFIED, Part, Wanted, pieces_of};
 use crate::source::host::HostFile;
 use crate::source::{Awaits, Destination, IoMode, SourceError};
 
@@ -118,9 +118,9 @@ impl Pieces {
             path: self.path,
         };
         match self.channel.get(wanted, mode) {
-            Ok(Found::File { digest, file }) => self.take(piece, digest, file),
+            Ok(Fetched::File { digest, file }) => self.take(piece, digest, file),
             // An answer to another request; the next read asks again.
-            Ok(Found::InPieces) => Err(self.failed("the fetcher answered another request")),
+            Ok(Fetched::InPieces) => Err(self.failed("the fetcher answered another request")),
             Err(NoAnswer::NotYet) => Err(SourceError::WouldBlock(Awaits::Fetch)),
             Err(NoAnswer::Failed(reason)) => Err(self.failed(&reason)),
         }
@@ -239,7 +239,7 @@ mod tests {
 
     fn answer(far: &Connection, wanted: Wanted, digest: Digest, file: &File) {
         let file = file.try_clone().unwrap();
-        let found = Found::File { digest, file };
+        let found = Fetched::File { digest, file };
         far.answer(&Answer::Here { wanted, found }).unwrap();
     }
 

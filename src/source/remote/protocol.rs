@@ -62,7 +62,7 @@ pub struct Wanted {
 
 /// The result of a successful request.
 #[derive(Debug)]
-pub enum Found {
+pub enum Fetched {
     /// A file.
     File {
         /// For a verified NAR the digest of its packed tree, otherwise [`NOT_VERIFIED`].
@@ -74,7 +74,7 @@ pub enum Found {
     InPieces,
 }
 
-impl Found {
+impl Fetched {
     fn try_clone(&self) -> io::Result<Self> {
         Ok(match self {
             Self::File { digest, file } => Self::File {
@@ -96,7 +96,7 @@ pub enum Answer {
         /// The request.
         wanted: Wanted,
         /// The packed tree, the NAR, or a file with the piece.
-        found: Found,
+        found: Fetched,
     },
     /// The request failed.
     Failed {
@@ -176,12 +176,12 @@ impl Connection {
         match answer {
             Answer::Hello => self.0.send(&[0; HEAD_BYTES]).map(drop),
             Answer::Here { wanted, found } => match found {
-                Found::File { digest, file } => {
+                Fetched::File { digest, file } => {
                     let message = [&wanted.answer_head(FILE)[..], digest].concat();
                     let sent = self.0.send_with_fd(&message[..], file.as_raw_fd());
                     sent.map(drop).map_err(error)
                 }
-                Found::InPieces => self.0.send(&wanted.answer_head(IN_PIECES)).map(drop),
+                Fetched::InPieces => self.0.send(&wanted.answer_head(IN_PIECES)).map(drop),
             },
             Answer::Failed { wanted, reason } => {
                 let mut message = wanted.answer_head(FAILED).to_vec();
@@ -310,11 +310,11 @@ fn parse_answer(message: &[u8], file: Option<File>) -> Option<Answer> {
     }
     let wanted = Wanted::parse(head)?;
     let found = match head[1] {
-        FILE => Found::File {
+        FILE => Fetched::File {
             digest: rest.try_into().ok()?,
             file: file?,
         },
-        IN_PIECES => Found::InPieces,
+        IN_PIECES => Fetched::InPieces,
         _ => {
             let reason = String::from_utf8_lossy(rest).into_owned();
             return Some(Answer::Failed { wanted, reason });
@@ -360,14 +360,14 @@ mod tests {
         };
         assert_eq!(reason, "é".repeat(TEXT_MAX_BYTES / 2));
         let file = File::open("/proc/self/status").unwrap();
-        let found = Found::File {
+        let found = Fetched::File {
             digest: [7; 32],
             file,
         };
         other.answer(&Answer::Here { wanted, found }).unwrap();
         let answer = one.next_answer().unwrap();
         let Some(Answer::Here {
-            found: Found::File { mut file, digest },
+            found: Fetched::File { mut file, digest },
             ..
         }) = answer
         else {
@@ -378,11 +378,11 @@ mod tests {
             part: Part::Piece(80_000),
             path: 70_000,
         };
-        let found = Found::InPieces;
+        let found = Fetched::InPieces;
         other.answer(&Answer::Here { wanted, found }).unwrap();
         assert!(matches!(
             one.next_answer().unwrap(),
-            Some(Answer::Here { wanted: received, found: Found::InPieces }) if received == wanted
+            Some(Answer::Here { wanted: received, found: Fetched::InPieces }) if received == wanted
         ));
         drop(other);
         let ended = one.next_answer().unwrap_err();

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use lazystore::device::vhost_blk::blk::BlkDevice;
 use lazystore::device::vhost_blk::guest::{Memory, SharedMemory};
-use lazystore::device::vhost_blk::ring::{Found, Ring, WhenEmpty};
+use lazystore::device::vhost_blk::ring::{Collected, Ring, WhenEmpty};
 use lazystore::device::vhost_blk::{DeviceOptions, QUEUES};
 use lazystore::image::Image;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -443,9 +443,9 @@ impl<'s> Guest<'s> {
     fn is_broken(&self) -> bool {
         let mut locked = self.ring.lock();
         match locked.collect(self.memory(), WhenEmpty::LeaveQuiet, &mut Vec::new()) {
-            Ok((Found::Requests, _)) => panic!("requests were left behind"),
-            Ok((Found::Nothing, _)) => false,
-            Ok((Found::Stopped, _)) | Err(_) => true,
+            Ok((Collected::Requests, _)) => panic!("requests were left behind"),
+            Ok((Collected::Nothing, _)) => false,
+            Ok((Collected::Stopped, _)) | Err(_) => true,
         }
     }
 }

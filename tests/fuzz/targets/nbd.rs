@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use lazystore::device::nbd::disk::Disk;
+use lazystore::device::nbd::disk::NbdDisk;
 use lazystore::device::nbd::execute::{Action, Progress, dispatch};
 use lazystore::device::nbd::negotiation::{
     Encryption, Negotiation, OPTION_DATA_MAX_BYTES, OPTIONS_MAX, Session, Step,
@@ -191,7 +191,7 @@ fn asked_for<'e>(exports: &'e Exports, option: &[u8]) -> &'e Export {
 
 fn transmit(session: &Session, input: &mut Input<'_>) {
     let image = &session.export.image;
-    let disk = Disk::new(Arc::clone(image));
+    let disk = NbdDisk::new(Arc::clone(image));
     let mut out = ReplyBuffer::default();
     while !input.is_empty() {
         let bytes = request(input, image);

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use super::Disk;
+use super::DiskPaths;
 use crate::cli::errors::VmmError;
 
 const DISK: &str = "--disk";
@@ -12,7 +12,7 @@ const ZONE: &str = "--memory-zone";
 const DEFAULT_MEMORY: &str = "size=512M,shared=on";
 
 /// Adds the disk to the arguments, and makes the memory shared.
-pub fn attach(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError> {
+pub fn attach(args: &[OsString], disk: &DiskPaths) -> Result<Vec<OsString>, VmmError> {
     let args = split_equals(args);
     let zones = args.iter().any(|arg| arg == ZONE);
     let mut out = Vec::with_capacity(args.len() + 4);
@@ -74,7 +74,7 @@ fn shared(option: &'static str, value: &OsStr) -> Result<OsString, VmmError> {
 }
 
 /// Adds the disk after existing ones: `--disk` may be given only once, with several values.
-fn add_disk(args: &mut Vec<OsString>, disk: &Disk) {
+fn add_disk(args: &mut Vec<OsString>, disk: &DiskPaths) {
     let mut value = OsString::from("vhost_user=true,socket=");
     value.push(&disk.socket);
     match args.iter().position(|arg| arg == DISK) {
@@ -99,7 +99,7 @@ mod tests {
     const OURS: &str = "vhost_user=true,socket=/d/store.sock";
 
     fn attached(args: &[&str]) -> Vec<OsString> {
-        attach(&os(args), &Disk::in_dir(Path::new("/d"))).unwrap()
+        attach(&os(args), &DiskPaths::in_dir(Path::new("/d"))).unwrap()
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn private_memory_is_refused() {
-        let disk = Disk::in_dir(Path::new("/d"));
+        let disk = DiskPaths::in_dir(Path::new("/d"));
         assert!(attach(&os(&["--memory", "size=1G,shared=off"]), &disk).is_err());
     }
 

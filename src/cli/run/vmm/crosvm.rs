@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 
-use super::Disk;
+use super::DiskPaths;
 use crate::cli::errors::VmmError;
 
 /// Adds the disk to the arguments.
-pub fn attach(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError> {
+pub fn attach(args: &[OsString], disk: &DiskPaths) -> Result<Vec<OsString>, VmmError> {
     // Global options such as --log-level may precede the subcommand.
     let run = args.iter().position(|arg| arg == "run");
     let Some(run) = run else {
@@ -28,7 +28,7 @@ mod tests {
 
     #[test]
     fn the_disk_follows_run() {
-        let disk = Disk::in_dir(Path::new("/d"));
+        let disk = DiskPaths::in_dir(Path::new("/d"));
         let args = os(&["--log-level", "warn", "run", "-m", "512", "bzImage"]);
         let wanted = os(&[
             "--log-level",

@@ -19,7 +19,7 @@ const IMAGE: &str = "{image}";
 
 /// Paths of the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
+pub struct DiskPaths {
     /// Its vhost-user socket.
     pub socket: PathBuf,
     /// Its NBD socket.
@@ -30,7 +30,7 @@ pub struct Disk {
     pub image: PathBuf,
 }
 
-impl Disk {
+impl DiskPaths {
     /// Name of the file.
     pub const IMAGE_NAME: &str = "nix-store.img";
 
@@ -61,7 +61,7 @@ pub struct Attached {
 
 impl Attached {
     /// Returns the sockets of `disk` that it connects to.
-    pub fn sockets<'d>(&self, disk: &'d Disk) -> impl Iterator<Item = &'d Path> + use<'d> {
+    pub fn sockets<'d>(&self, disk: &'d DiskPaths) -> impl Iterator<Item = &'d Path> + use<'d> {
         let socket = self.uses_socket.then_some(&*disk.socket);
         socket
             .into_iter()
@@ -113,7 +113,7 @@ pub fn is_qemu(command: &[OsString]) -> bool {
 /// The program is not known and the command has no placeholder, or its arguments are incompatible with the disk.
 pub fn attach(
     command: &[OsString],
-    disk: &Disk,
+    disk: &DiskPaths,
     transport: Transport,
     version: impl FnOnce(&OsStr) -> Option<qemu::Version>,
 ) -> Result<Attached, VmmError> {
@@ -161,7 +161,7 @@ fn mentions(command: &[OsString], place: &str) -> bool {
     command.iter().any(holds)
 }
 
-fn fill(arg: &OsStr, disk: &Disk) -> OsString {
+fn fill(arg: &OsStr, disk: &DiskPaths) -> OsString {
     let places = [
         (SOCKET, disk.socket.as_os_str()),
         (NBD, disk.nbd.as_os_str()),
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn placeholders_are_replaced_anywhere() {
-        let disk = Disk::in_dir(Path::new("/d"));
+        let disk = DiskPaths::in_dir(Path::new("/d"));
         let command = os(&[
             "vmm",
             "--disk=a={socket},b={socket}",
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn only_qemu_gets_nbd_options() {
-        let disk = Disk::in_dir(Path::new("/d"));
+        let disk = DiskPaths::in_dir(Path::new("/d"));
         let over_nbd = |command: &[&str]| attach(&os(command), &disk, Transport::Nbd, |_| None);
         let attached = over_nbd(&["qemu-system-x86_64", "-m", "1G"]).unwrap();
         assert_eq!(
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_path_that_looks_like_a_placeholder_is_not_replaced() {
-        let disk = Disk::in_dir(Path::new("/{image}"));
+        let disk = DiskPaths::in_dir(Path::new("/{image}"));
         let attached = attach(
             &os(&["vmm", "{socket}"]),
             &disk,
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_unknown_program_needs_a_placeholder() {
-        let disk = Disk::in_dir(Path::new("/d"));
+        let disk = DiskPaths::in_dir(Path::new("/d"));
         let error = attach(
             &os(&["./my vmm", "-x"]),
             &disk,

@@ -29,7 +29,7 @@ fn request(reply: ReplyKind, offset: u64, len_bytes: u32) -> DiskRequest {
 #[test]
 fn a_read_in_chunks_is_executed_in_segments() {
     let (_dir, image) = image();
-    let disk = Disk::new(image);
+    let disk = NbdDisk::new(image);
     let len_bytes = 2 * SEGMENT_BYTES + 1;
     let mut read = request(ReplyKind::Chunks, DATA, len_bytes);
     for (progress, len) in [
@@ -48,7 +48,7 @@ fn a_read_in_chunks_is_executed_in_segments() {
 #[test]
 fn a_request_that_would_block_writes_nothing_and_can_be_repeated() {
     let (_dir, image) = image();
-    let disk = Disk::new(Arc::clone(&image));
+    let disk = NbdDisk::new(Arc::clone(&image));
     let mut read = request(ReplyKind::Chunks, DATA, 4096);
     let mut out = ReplyBuffer::default();
     out.simple(1, None);
@@ -82,7 +82,7 @@ fn an_error_is_a_chunk_or_a_simple_reply_like_the_reply_itself() {
 #[test]
 fn zeros_in_metadata_are_a_hole() {
     let (_dir, image) = image();
-    let disk = Disk::new(image);
+    let disk = NbdDisk::new(image);
     // After the only directory's block.
     let mut read = request(ReplyKind::Chunks, 1 << 20, 8192);
     let mut out = ReplyBuffer::default();

@@ -30,7 +30,7 @@ impl Guest {
     fn new() -> Self {
         let tree = tempfile::tempdir().unwrap();
         std::fs::write(tree.path().join("file"), vec![7; 10_000]).unwrap();
-        let disk = Disk {
+        let disk = BlkDisk {
             log: Arc::default(),
             image: Arc::new(tree_image(tree.path())),
             serial: [0; 20],

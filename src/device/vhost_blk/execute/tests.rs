@@ -21,7 +21,7 @@ const STATUS: u64 = 0x9000;
 const MEMORY: usize = 0x100_0000;
 
 /// A disk with files of many sizes; the directory must outlive it.
-fn disk() -> (tempfile::TempDir, Disk) {
+fn disk() -> (tempfile::TempDir, BlkDisk) {
     let tree = tempfile::tempdir().unwrap();
     for (index, len) in [0, 1, 700, 4095, 4096, 4097, 100_000, 300_000]
         .into_iter()
@@ -36,7 +36,7 @@ fn disk() -> (tempfile::TempDir, Disk) {
     let image = Arc::new(tree_image(tree.path()));
     (
         tree,
-        Disk {
+        BlkDisk {
             image,
             serial,
             log: Arc::default(),
@@ -45,7 +45,7 @@ fn disk() -> (tempfile::TempDir, Disk) {
 }
 
 /// Executes one request made of `parts`. All memory except the header is filled with 0xee before.
-fn run(disk: &Disk, kind: u32, sector: u64, parts: &[Part]) -> (Memory, Outcome) {
+fn run(disk: &BlkDisk, kind: u32, sector: u64, parts: &[Part]) -> (Memory, Outcome) {
     let memory = memory(MEMORY);
     memory
         .write_slice(&vec![0xee; MEMORY], GuestAddress(0))
@@ -425,7 +425,7 @@ proptest! {
         kind in prop_oneof![4 => Just(0u32), 1 => 0u32..16, 1 => any::<u32>()],
         sector in prop_oneof![4 => 0u64..64, 1 => any::<u64>()],
     ) {
-        thread_local! { static DISK: (tempfile::TempDir, Disk) = disk(); }
+        thread_local! { static DISK: (tempfile::TempDir, BlkDisk) = disk(); }
         let memory = Memory::from_ranges(&REGIONS).unwrap();
         for (start, len) in REGIONS {
             memory.write_slice(&vec![0xee; len], start).unwrap();

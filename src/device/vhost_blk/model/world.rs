@@ -14,7 +14,7 @@ use super::guest::{Memory, SharedMemory};
 use super::inflight::Ticket;
 use super::offload::Epoch;
 use super::pool::{Job, Pool};
-use super::ring::{Found, Ring, WhenEmpty};
+use super::ring::{Collected, Ring, WhenEmpty};
 use super::sync::{Arc, Condvar, Mutex, thread};
 use super::testing::{ANSWER, Driver};
 
@@ -184,7 +184,7 @@ fn serve_batch(
     };
     assert!(job.requests.is_empty() || pool.submit(job).is_ok());
     locked.publish().unwrap();
-    found == Found::Requests
+    found == Collected::Requests
 }
 
 pub struct World {

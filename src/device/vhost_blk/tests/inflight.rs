@@ -31,7 +31,7 @@ fn a_late_completion_of_a_forgotten_request_is_dropped() {
 fn a_request_taken_again_gets_the_same_ticket() {
     let mut list = InFlight::default();
     let first = list.take(3);
-    list.untake(2);
+    list.drop_last(2);
     assert_eq!(list.take(1), first.later(1));
     assert_eq!(list.len(), 2);
 }

@@ -12,7 +12,7 @@ use virtio_queue::DescriptorChain;
 use crate::device::vhost_blk::execute::Completion;
 use crate::device::vhost_blk::guest::{Memory, SharedMemory};
 use crate::device::vhost_blk::inflight::Ticket;
-use crate::device::vhost_blk::ring::{Found, Ring, RingFault, RingGuard, WhenEmpty};
+use crate::device::vhost_blk::ring::{Collected, Ring, RingFault, RingGuard, WhenEmpty};
 use crate::device::vhost_blk::testing::{ANSWER, Driver, ModelFault, buffer_of};
 
 /// Where a process is killed while it serves a batch.
@@ -190,7 +190,7 @@ fn publish(locked: &mut RingGuard<'_>, first: Ticket, heads: &[u16]) -> Result<(
 }
 
 /// The result of checking the ring.
-fn look(ring: &Ring, memory: &Memory) -> Result<Found, RingFault> {
+fn look(ring: &Ring, memory: &Memory) -> Result<Collected, RingFault> {
     let mut chains = Vec::new();
     ring.lock()
         .collect(memory, WhenEmpty::AskForKick, &mut chains)
@@ -350,10 +350,10 @@ fn an_impossible_index_breaks_the_ring_until_it_is_set_up_again() {
     let fault = look(&process.ring, &guard).unwrap_err();
     assert!(matches!(fault, RingFault::Broken(_)));
     guard.write_obj(0u16, avail_index).unwrap();
-    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Stopped);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Collected::Stopped);
     process.ring.set_queue_ready(false);
     process.ring.set_queue_ready(true);
-    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Nothing);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Collected::Nothing);
 }
 
 #[test]
@@ -373,11 +373,11 @@ fn a_disabled_or_stopped_ring_is_not_processed() {
     driver.submit(2);
     let guard = process.memory.memory();
     process.ring.set_enabled(false);
-    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Stopped);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Collected::Stopped);
     process.ring.set_enabled(true);
     process.ring.set_queue_ready(false);
     assert!(!process.ring.has_requests(&*guard));
-    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Stopped);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Collected::Stopped);
     process.ring.set_queue_ready(true);
     assert!(process.ring.has_requests(&*guard));
     let mut chains = Vec::new();
@@ -386,7 +386,7 @@ fn a_disabled_or_stopped_ring_is_not_processed() {
         .lock()
         .collect(&*guard, WhenEmpty::LeaveQuiet, &mut chains)
         .unwrap();
-    assert_eq!((look, chains.len()), (Found::Requests, 2));
+    assert_eq!((look, chains.len()), (Collected::Requests, 2));
     assert!(!process.ring.has_requests(&*guard));
 }
 
@@ -418,7 +418,7 @@ fn a_size_that_is_not_a_power_of_two_is_refused() {
     let guard = process.memory.memory();
     let fault = look(&process.ring, &guard).unwrap_err();
     assert!(matches!(fault, RingFault::Size { size: 6 }), "{fault}");
-    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Stopped);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Collected::Stopped);
     let (descriptors, avail, used) = driver.addresses();
     assert!(
         process
@@ -427,7 +427,7 @@ fn a_size_that_is_not_a_power_of_two_is_refused() {
             .is_err()
     );
     process.ring.set_queue_size(8);
-    assert_eq!(look(&process.ring, &guard).unwrap(), Found::Requests);
+    assert_eq!(look(&process.ring, &guard).unwrap(), Collected::Requests);
 }
 
 /// A guest that makes requests available without limit does not fill the host's memory.
@@ -448,7 +448,7 @@ fn at_most_a_ring_of_requests_is_taken() {
     guard.write_obj(8u16, avail_index).unwrap();
     for quiet in [WhenEmpty::LeaveQuiet, WhenEmpty::AskForKick] {
         let (look, _) = locked.collect(&*guard, quiet, &mut chains).unwrap();
-        assert_eq!((look, chains.len()), (Found::Nothing, 0));
+        assert_eq!((look, chains.len()), (Collected::Nothing, 0));
     }
     publish(&mut locked, first, &[0]).unwrap();
     locked

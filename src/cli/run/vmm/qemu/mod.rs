@@ -5,7 +5,7 @@ pub mod options;
 
 use std::ffi::OsString;
 
-use super::{Disk, Vmm};
+use super::{DiskPaths, Vmm};
 use crate::cli::errors::VmmError;
 use crate::cli::qemu_text::qemu_escape;
 use options::{Options, last};
@@ -37,7 +37,7 @@ impl Version {
 /// Adds the disk and shared memory to the arguments.
 pub fn attach(
     args: &[OsString],
-    disk: &Disk,
+    disk: &DiskPaths,
     version: Option<Version>,
 ) -> Result<Vec<OsString>, VmmError> {
     let options = options(args)?;
@@ -53,7 +53,7 @@ pub fn attach(
 }
 
 /// Adds the disk over NBD to the arguments; the memory options stay unchanged.
-pub fn attach_nbd(args: &[OsString], disk: &Disk) -> Result<Vec<OsString>, VmmError> {
+pub fn attach_nbd(args: &[OsString], disk: &DiskPaths) -> Result<Vec<OsString>, VmmError> {
     let options = options(args)?;
     let mut node = OsString::from(
         "driver=nbd,node-name=lazystore,read-only=on,reconnect-delay=60,server.type=unix,server.path=",
@@ -124,7 +124,7 @@ mod tests {
     const OLD: Version = Version { major: 7, minor: 2 };
 
     fn attached(args: &[&str], dir: &str, version: Option<Version>) -> String {
-        let args = attach(&os(args), &Disk::in_dir(Path::new(dir)), version).unwrap();
+        let args = attach(&os(args), &DiskPaths::in_dir(Path::new(dir)), version).unwrap();
         let args: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
         args.join(" ")
     }
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn daemonize_is_refused() {
-        let disk = Disk::in_dir(Path::new("/d"));
+        let disk = DiskPaths::in_dir(Path::new("/d"));
         assert!(attach(&os(&["-daemonize"]), &disk, None).is_err());
     }
 }

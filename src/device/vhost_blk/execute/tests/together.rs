@@ -3,7 +3,7 @@
 use super::*;
 
 /// Adjacent reads of `lens` blocks starting at block `first`, each with its own buffer and status byte.
-fn continued(memory: &Memory, disk: &Disk, first: u64, lens: &[u32]) -> Vec<Parsed> {
+fn continued(memory: &Memory, disk: &BlkDisk, first: u64, lens: &[u32]) -> Vec<Parsed> {
     let mut block = first;
     let mut at = DATA;
     let request = |(index, blocks): (usize, &u32)| {

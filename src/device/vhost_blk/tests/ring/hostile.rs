@@ -59,7 +59,7 @@ fn flags_of_a_call_eventfd_are_not_changed() {
 }
 
 /// Serves a ring whose available index was set to `index` while `next` was expected.
-fn look_after_jump(next: u16, index: u16) -> Result<Found, RingFault> {
+fn look_after_jump(next: u16, index: u16) -> Result<Collected, RingFault> {
     let driver = Driver::new(8, next);
     let process = Process::start(&driver, 8, next);
     let guard = process.memory.memory();
@@ -80,7 +80,7 @@ fn an_available_index_that_jumps_or_goes_back_breaks_the_ring() {
         let fault = look_after_jump(next, index);
         assert!(matches!(fault, Err(RingFault::Broken(_))), "{next} {index}");
     }
-    assert_eq!(look_after_jump(u16::MAX, 7).unwrap(), Found::Requests);
+    assert_eq!(look_after_jump(u16::MAX, 7).unwrap(), Collected::Requests);
 }
 
 #[test]
@@ -100,9 +100,9 @@ fn rings_outside_memory_are_broken_from_the_start() {
         ring.set_queue_ready(true);
         ring.set_enabled(true);
         let found = look(&ring, &memory.memory());
-        let stopped = matches!(found, Ok(Found::Stopped) | Err(RingFault::Broken(_)));
+        let stopped = matches!(found, Ok(Collected::Stopped) | Err(RingFault::Broken(_)));
         assert!(stopped, "{avail:#x} {used:#x}: {found:?}");
-        assert_eq!(look(&ring, &memory.memory()).unwrap(), Found::Stopped);
+        assert_eq!(look(&ring, &memory.memory()).unwrap(), Collected::Stopped);
     }
 }
 
@@ -119,7 +119,7 @@ fn a_descriptor_table_outside_memory_does_not_break_the_ring() {
     let (look, first) = locked
         .collect(&*guard, WhenEmpty::AskForKick, &mut chains)
         .unwrap();
-    assert_eq!((look, chains.len()), (Found::Requests, 1));
+    assert_eq!((look, chains.len()), (Collected::Requests, 1));
     assert_eq!(chains.remove(0).count(), 0);
     publish(&mut locked, first, &[0]).unwrap();
     assert_eq!(driver.used_index(), 1);
