@@ -1,4 +1,4 @@
-//! Confines the processes: the parent before it is ready, a worker before it serves a client.
+//! Confines the processes: the parent before it accepts clients, a worker before it serves one.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
