@@ -11,13 +11,9 @@ pub const DATA_SECTOR: u64 = (128 << 30) / 512;
 /// Length of the metadata and of the file data that are read once: more than there are.
 const WARM_BYTES: usize = 1 << 20;
 
-/// The disk of a directory with files of a few sizes. The directory is removed, but its files stay open.
-pub fn disk() -> Arc<Image> {
-    disk_like(0)
-}
-
-/// The same with file contents that depend on `seed`.
-pub fn disk_like(seed: usize) -> Arc<Image> {
+/// The disk of a directory with files of a few sizes, whose contents depend on `seed`. The directory is removed, but its
+/// files stay open.
+pub fn disk(seed: usize) -> Arc<Image> {
     let tree = tempfile::tempdir().unwrap();
     for (index, len) in [0usize, 1, 700, 4096, 5000, 20_000].into_iter().enumerate() {
         let content: Vec<u8> = (0..len)

@@ -71,7 +71,7 @@ impl Stage {
         let name = format!("lazystore-fuzz-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(name).unwrap();
         Self {
-            image: disk::disk(),
+            image: disk::disk(0),
             options: DeviceOptions {
                 serial: "fuzz".to_owned(),
                 threads: NonZeroUsize::MIN,

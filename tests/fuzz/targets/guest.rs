@@ -60,7 +60,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let image = disk::disk();
+        let image = disk::disk(0);
         let options = DeviceOptions {
             serial: "nix-store-0123456789".to_owned(),
             threads: NonZeroUsize::MIN,

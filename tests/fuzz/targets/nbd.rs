@@ -14,7 +14,7 @@ use lazystore::device::nbd::{Export, Exports};
 use lazystore::image::Image;
 use lazystore::source::IoMode;
 
-use super::disk::disk_like;
+use super::disk::disk;
 use super::input::Input;
 
 #[path = "nbd/replies.rs"]
@@ -65,7 +65,7 @@ fn two_disks() -> Exports {
     let export = |name: &str, seed| Export {
         name: name.parse().unwrap(),
         description: "a disk".to_owned(),
-        image: disk_like(seed),
+        image: disk(seed),
     };
     Exports::new(vec![export("a", 0), export("b", 1)]).unwrap()
 }
