@@ -1,4 +1,4 @@
-# Parses the closure options of `lazystore serve` that determine what a guest should see.
+# Parses the options of `lazystore serve` that determine what a guest should see.
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # used by the scripts that read this file
 

@@ -23,7 +23,7 @@ cached() {
     ( flock 9; "$@" 9>&- ) 9>"$CACHE/lock"
 }
 
-# keep FILE: marks FILE as used, and removes other files with the same name up to the first - that were not used for a week.
+# keep FILE: marks FILE as used, and removes files of the same kind (equal up to the first -) that were not used for a week.
 # Several checkouts may share the cache, so a new file does not replace the others at once.
 keep() {
     local name=${1##*/}
@@ -33,7 +33,7 @@ keep() {
 
 # --- packages ---------------------------------------------------------------
 
-# Debian package:command; the package is installed if the command exists.
+# PACKAGE:COMMAND, a package of Debian and a command or file of it. If that exists, the package counts as installed.
 VM_TOOLS=(qemu-system-x86:qemu-system-x86_64 busybox-static:busybox cpio:cpio kmod:depmod)
 STORE_TOOLS=(nix-bin:nix-store patchelf:patchelf)
 TEST_TOOLS=(erofs-utils:mkfs.erofs fuse3:fusermount3 qemu-utils:qemu-io strace:strace systemd:systemd-socket-activate util-linux-extra:fincore fakeroot:fakeroot e2fsprogs:/sbin/mke2fs libnbd-bin:nbdinfo python3-libnbd:nbdsh nginx-light:/usr/sbin/nginx openssl:openssl chromium:chromium)
@@ -41,8 +41,8 @@ DEBIAN_TOOLS=(mmdebstrap:mmdebstrap systemd-container:systemd-nspawn libvirt-cli
 STATIC_TOOLS=(musl-tools:musl-gcc)
 BUILD_TOOLS=(gcc:cc libc6-dev:/usr/include/stdlib.h)
 
-# Only a static busybox runs in an initrd without libraries. The command has the same name in both packages.
-is_there() {
+# is_installed COMMAND-OR-FILE. Only a static busybox runs in an initrd without libraries, and both packages name it busybox.
+is_installed() {
     case $1 in
         /*) [[ -e $1 ]] ;;
         busybox) command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
@@ -68,14 +68,14 @@ find_missing() {
     local tool
     missing=()
     for tool; do
-        is_there "${tool#*:}" || missing+=("${tool%%:*}")
+        is_installed "${tool#*:}" || missing+=("${tool%%:*}")
     done
 }
 
 apt_install() {
     local command=(apt-get install -y --no-install-recommends "$@")
-    (( EUID == 0 )) || die "missing: $*; as root: ${command[*]}"
-    command -v apt-get >/dev/null || die "missing (names of Debian's packages): $*"
+    (( EUID == 0 )) || die "missing packages: $*; install them as root: ${command[*]}"
+    command -v apt-get >/dev/null || die "missing (named as in Debian): $*"
     say "installing $*"
     apt_refresh
     quietly env DEBIAN_FRONTEND=noninteractive "${command[@]}" -qq
@@ -86,7 +86,7 @@ need_cargo() {
     command -v cargo >/dev/null || die 'cargo is missing: install Rust, see https://rustup.rs'
 }
 
-# need_target TARGET: one of Rust's targets that programs are built for.
+# need_target TARGET: installs the standard library of one of Rust's targets, if it is missing.
 need_target() {
     [[ -d $(rustc --print target-libdir --target "$1") ]] || quietly rustup target add "$1"
 }

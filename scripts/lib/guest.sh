@@ -1,4 +1,4 @@
-# The guest: Debian's cloud kernel, an initrd with busybox, and a test whether KVM can run them.
+# The guest: Debian's cloud kernel, an initrd with busybox, and a test whether they boot on KVM.
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # used by the scripts that read this file
 
@@ -10,7 +10,7 @@ GUEST_MODULES=(virtio_pci virtio_mmio virtio_blk crc32c_generic libcrc32c erofs 
 # Sets KERNEL and INITRD, and exports them to the scripts that this one starts.
 prepare_guest() {
     if [[ -z ${LAZYSTORE_TEST_KERNEL:-} || -z ${LAZYSTORE_TEST_INITRD:-} ]]; then
-        [[ $(uname -m) == x86_64 ]] || die "the guest is made for x86_64, this is $(uname -m)"
+        [[ $(uname -m) == x86_64 ]] || die "the guest needs x86_64, this machine is $(uname -m)"
         cached get_kernel
         local modules
         modules=$(kernel_modules "$CACHE/kernel")
@@ -36,7 +36,7 @@ get_kernel() {
     apt_refresh
     local package modules tmp=$CACHE/kernel.tmp
     package=$(newest_kernel)
-    [[ -n $package ]] || die 'apt knows no linux-image-*-cloud-amd64'
+    [[ -n $package ]] || die 'apt lists no linux-image-*-cloud-amd64'
     say "downloading and unpacking $package (not installed)"
     rm -rf "$tmp" && mkdir -p "$tmp/root"
     download "$tmp" "$package"

@@ -1,4 +1,4 @@
-# An S3 server on a directory, which checks signatures.
+# s3s-fs, an S3 server that stores objects in a directory and checks signatures.
 # shellcheck shell=bash
 
 S3S_FS_VERSION=0.14.1
@@ -13,7 +13,7 @@ prepare_s3() {
     export LAZYSTORE_TEST_S3
 }
 
-# Built without optimisation, which would take minutes and does not matter for a few small files.
+# Built without optimisation: it would take minutes, and a few small files do not need it.
 build_s3() {
     [[ ! -d $1 ]] || { keep "$1"; return; }
     say "cargo install s3s-fs $S3S_FS_VERSION"

@@ -45,7 +45,7 @@ make_store() {
     mv "$tmp" "$1"
 }
 
-# nix COMMAND...: by default nix-bin requires the daemon's users and a sandbox; copying files into a store needs neither.
+# in_store ROOT OPTION...: runs nix-store on a chroot store. By default nix-bin requires the daemon's users and a sandbox; copying files into a store needs neither.
 in_store() {
     local root=$1; shift
     env -u NIX_REMOTE NIX_CONFIG=$'sandbox = false\nbuild-users-group =' nix-store --store "$root" "$@"
