@@ -1,6 +1,6 @@
-"""The parts of bench/closure that are not shell: choosing packages, unpacking them, and NAR hashes.
+"""The Python part of bench/closure: chooses packages, unpacks them, and computes NAR hashes.
 
-missing TABLE   prints the planned packages that the cache lacks
+missing TABLE   prints the planned packages that are not in the cache
 build TABLE     makes the store and closure-info in --dir
 """
 
@@ -19,9 +19,10 @@ from pathlib import Path
 
 NIX32 = "0123456789abcdfghijklmnpqrsvwxyz"
 FILLER = "nixos-options-doc"
-# The filler compensates for packages that have grown or shrunk since the table was written.
+# Shares of the target that packages may take. The filler takes the rest, which depends on the current versions of the packages.
 INODE_SHARE, BYTE_SHARE = 0.98, 0.998
-FOREIGN_LINKS = ("/dev/", "/proc/", "/run/", "/var/", "/nix/")
+# Absolute symlink targets that stay as they are.
+FOREIGN_TARGETS = ("/dev/", "/proc/", "/run/", "/var/", "/nix/")
 
 
 @dataclass
@@ -65,7 +66,7 @@ def read_lines(file):
 
 
 def newest(pattern, debs):
-    """Resolves the `#` in a name, preferring what is cached already."""
+    """Replaces the `#` in a name by the highest number among the cached packages, or among all that apt lists."""
     if "#" not in pattern:
         return pattern
     regex = re.compile(re.escape(pattern).replace(r"\#", "#").replace("#", r"(\d+)"))
@@ -78,7 +79,7 @@ def newest(pattern, debs):
 
 
 def plan(packages, target):
-    """Returns (package name, copy number) for all paths but the filler."""
+    """Returns (package name, copy number) for all paths except the filler."""
     left = Target(target.paths - 1, int(target.inodes * INODE_SHARE), int(target.bytes * BYTE_SHARE))
     chosen = [package for package in interleave(packages) if take(package, left, target)]
     small = [p for p in chosen if p.inodes <= 60 and p.bytes <= target.bytes / target.paths / 4]
@@ -117,7 +118,7 @@ def take(package, left, target):
 
 
 def fits(package, left, target):
-    """Leaves room for small packages in all the paths still to come; no path dominates."""
+    """Whether enough is left for small packages in all further paths, and the package is a small part of the whole."""
     others = left.paths - 1
     return (
         others >= 0
@@ -140,14 +141,14 @@ def nix32(digest):
 
 
 def store_name(name, version, copy):
-    """Each copy gets its own name, as a second build of the same package would."""
+    """Name of a store path. Each copy has its own, as a second build of the same package would."""
     digest = hashlib.sha256(f"{name} {version} {copy}".encode()).digest()[:20]
     label = f"{name}-{version.split(':')[-1]}" + (f"-{copy}" if copy > 1 else "")
     return f"{nix32(digest)}-{re.sub(r'[^0-9a-zA-Z+._?=-]', '-', label)}"
 
 
 class Nar:
-    """Canonicalises a tree and serialises it in the same walk, into a hash."""
+    """Canonicalises a tree and hashes its NAR in the same walk."""
 
     def __init__(self, root):
         self.root = root
@@ -190,12 +191,12 @@ class Nar:
         os.chmod(path, 0o555)
 
     def symlink(self, path):
-        target = self.own_target(path, os.readlink(path))
+        target = self.redirected(path, os.readlink(path))
         self.put(b"symlink", b"target", target)
 
-    def own_target(self, path, target):
-        """Redirects a symlink target in / or /usr into the store path."""
-        if not target.startswith(b"/") or target.startswith(tuple(map(str.encode, FOREIGN_LINKS))):
+    def redirected(self, path, target):
+        """Redirects a symlink to / or /usr into the store path. Returns the target."""
+        if not target.startswith(b"/") or target.startswith(tuple(map(str.encode, FOREIGN_TARGETS))):
             return target
         target = os.fsencode(f"/nix/store/{self.root.name}/") + re.sub(rb"^/(usr/)?", b"", target)
         os.unlink(path)
@@ -223,7 +224,7 @@ def command(*argv):
 
 
 def unpack(deb, path):
-    """usr/* moves up one level, as Nix has it."""
+    """Unpacks a package. usr/* moves up one level, because a store path has no usr."""
     lift = r"--transform=s,^\./usr\(/\|$\),./,rh"
     tar = ["tar", "-x", "--no-same-owner", "--delay-directory-restore", lift, "-C", str(path)]
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as source:
@@ -234,15 +235,15 @@ def unpack(deb, path):
 
 def make(directory, base, fill):
     """Makes one store path with fill(path), unless it exists; returns its record."""
-    note = directory / ".cache/paths" / base
-    if note.exists():
-        return Record(**json.loads(note.read_text()))
+    record_file = directory / ".cache/paths" / base
+    if record_file.exists():
+        return Record(**json.loads(record_file.read_text()))
     path = directory / "nix/store" / base
     remove(path)
     path.mkdir()
     fill(path)
     record = Nar(path).record()
-    note.write_text(json.dumps(asdict(record)))
+    record_file.write_text(json.dumps(asdict(record)))
     return record
 
 
@@ -315,22 +316,22 @@ def build(args, target):
         records = pool.map(make_package, by_cost(jobs), chunksize=1)
     inodes, size = (getattr(target, of) - sum(getattr(r, of) for r in records) for of in ("inodes", "bytes"))
     records.append(make_filler(args.dir, inodes, size))
-    drop_strangers(args.dir, {record.base for record in records})
+    remove_other_paths(args.dir, {record.base for record in records})
     write_info(args.dir / "closure-info", records, depends)
     (args.dir / ".cache/summary").write_text(summary(records))
 
 
 def package_jobs(args, planned):
-    """Returns the work to do, and each path's references (store base names)."""
-    jobs, first, wants = [], {}, {}
+    """Returns the arguments of `make_package` for each path, and each path's references (names of store paths)."""
+    jobs, first, depends = [], {}, {}
     for name, copy in planned:
         deb = deb_of(name, args.debs)
-        version, depends = command("dpkg-deb", "-f", str(deb), "Version"), deb_depends(deb)
+        version = command("dpkg-deb", "-f", str(deb), "Version")
         base = store_name(name, version.strip(), copy)
         first.setdefault(name, base)
-        wants[base] = depends
+        depends[base] = deb_depends(deb)
         jobs.append((args.dir, deb, base))
-    references = {base: sorted(first[name] for name in names & first.keys()) for base, names in wants.items()}
+    references = {base: sorted(first[name] for name in names & first.keys()) for base, names in depends.items()}
     return jobs, references
 
 
@@ -343,8 +344,8 @@ def by_cost(jobs):
     return sorted(jobs, key=lambda job: -job[1].stat().st_size)
 
 
-def drop_strangers(directory, wanted):
-    """Removes paths of an earlier plan."""
+def remove_other_paths(directory, wanted):
+    """Removes the paths of an earlier plan."""
     for place in (directory / "nix/store", directory / ".cache/paths"):
         for path in place.iterdir():
             if path.name not in wanted:

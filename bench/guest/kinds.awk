@@ -1,5 +1,5 @@
-# Counts the lines of block:block_rq_issue. On lazystore's disk the data below 128 GiB are metadata; an image of mkfs.erofs mixes
-# both.
+# Sums the requests in a trace of block:block_rq_issue. On lazystore's disk everything below 128 GiB (`low`) is metadata; an image of
+# mkfs.erofs mixes both.
 /block_rq_issue/ {
     for (i = 1; i <= NF; i++) if ($i == "+") { sector = $(i - 1); count = $(i + 1) }
     kind = sector < 268435456 ? "low" : "high"

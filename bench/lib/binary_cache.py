@@ -1,4 +1,4 @@
-"""Binary caches for bench/cache: written and signed by Nix, served by nginx, with a configurable round-trip time."""
+"""Binary caches for bench/cache: written and signed by Nix, served by nginx with a configurable round-trip time."""
 
 import hashlib
 import os
@@ -11,6 +11,7 @@ import sys
 import time
 
 NIX_CONFIG = "sandbox = false\nbuild-users-group =\nextra-experimental-features = nix-command\n"
+# Nix's base 32.
 DIGITS = "0123456789abcdfghijklmnpqrsvwxyz"
 
 
@@ -20,12 +21,12 @@ def nix(*command, **options):
 
 
 def load(root, registration):
-    """Makes the paths below `root` valid for Nix."""
+    """Registers the paths below `root` in its Nix database."""
     nix("nix-store", "--store", root, "--load-db", stdin=open(registration, "rb"))
 
 
 def write(root, out, compression):
-    """Writes a whole chroot store as a signed cache with listings; returns the public key."""
+    """Writes a whole chroot store as a signed cache with listings, unless it was written before. Returns the public key."""
     out.parent.mkdir(parents=True, exist_ok=True)
     secret, public = out.parent / f"{out.name}.key", out.parent / f"{out.name}.public"
     if not public.exists():
@@ -36,7 +37,7 @@ def write(root, out, compression):
 
 
 def string(data):
-    """A string of a NAR."""
+    """Encodes a string as in a NAR."""
     return len(data).to_bytes(8, "little") + data + b"\0" * (-len(data) % 8)
 
 
@@ -49,7 +50,7 @@ def many_paths(root, count):
     """Makes a store of `count` paths of one small file each, where each refers to about eight others; returns the top path."""
     store = root / "nix/store"
     store.mkdir(parents=True)
-    chance = random.Random(1)
+    rng = random.Random(1)
     hashes = (hashlib.sha256(b"%d" % number).digest() for number in range(count))
     names = ["".join(DIGITS[byte % 32] for byte in digest) + f"-path{number}" for number, digest in enumerate(hashes)]
     with open(root / "registration", "w") as out:
@@ -58,8 +59,9 @@ def many_paths(root, count):
             (store / name).write_bytes(content)
             (store / name).chmod(0o444)
             archive = file_nar(content)
-            near = {2 * number + 1, 2 * number + 2, *(chance.randrange(number, count) for _ in range(6))}
-            references = sorted(f"/nix/store/{names[other]}" for other in near if number < other < count)
+            # A binary tree, so that every path is reachable from the first. References go only to later paths: no cycles.
+            others = {2 * number + 1, 2 * number + 2, *(rng.randrange(number, count) for _ in range(6))}
+            references = sorted(f"/nix/store/{names[other]}" for other in others if number < other < count)
             record = [f"/nix/store/{name}", hashlib.sha256(archive).hexdigest(), len(archive), "", len(references)]
             out.write("".join(f"{line}\n" for line in [*record, *references]))
     load(root, root / "registration")
@@ -67,22 +69,22 @@ def many_paths(root, count):
 
 
 def large_path(root, length):
-    """Makes a store of one path, a directory with two files; the second has `length` bytes that compress by half."""
+    """Makes a store of one path, a directory with two files. The second has about `length` bytes that compress by half."""
     name = "".join(DIGITS[byte % 32] for byte in hashlib.sha256(b"large").digest()) + "-large"
     path = root / "nix/store" / name
     path.mkdir(parents=True)
-    chance = random.Random(1)
+    rng = random.Random(1)
     (path / "first").write_bytes(b"small")
     with open(path / "second", "wb") as out:
         for _ in range(0, length, 1 << 20):
-            out.write(chance.randbytes(1 << 19) + bytes(1 << 19))
+            out.write(rng.randbytes(1 << 19) + bytes(1 << 19))
     (root / "registration").write_text(registration(root / "nix/store", name, ()))
     load(root, root / "registration")
     return f"/nix/store/{name}"
 
 
 def registration(store, name, references):
-    """The record of a path, which gets Nix's times and modes."""
+    """Gives a path Nix's times and modes, and returns its record."""
     path = store / name
     for top, dirs, files in os.walk(path):
         for entry in files:
@@ -122,7 +124,7 @@ def wait_for(port):
 
 
 class Web:
-    """Context manager: nginx on a cache, optionally after a delaying proxy."""
+    """Context manager: nginx serves a cache, optionally through a proxy that delays."""
 
     def __init__(self, cache, work, round_trip_ms=0):
         self.cache, self.work, self.round_trip_ms = cache, work, round_trip_ms
@@ -141,15 +143,23 @@ class Web:
             f"uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi; keepalive_requests 100000; sendfile on; tcp_nodelay on;\n"
             f"server {{ listen 127.0.0.1:{port} backlog=512; root {self.cache}; }} }}\n")
         self.processes = [subprocess.Popen(["nginx", "-c", at / "nginx.conf"])]
-        wait_for(port)
-        if self.round_trip_ms:
-            near = free_port()
-            command = [sys.executable, pathlib.Path(__file__).with_name("delay.py"), near, port, self.round_trip_ms]
-            self.processes.append(subprocess.Popen([str(part) for part in command]))
-            wait_for(near)
-            port = near
+        try:
+            wait_for(port)
+            if self.round_trip_ms:
+                port = self.start_proxy(port)
+        except BaseException:
+            self.__exit__()
+            raise
         self.url = f"http://127.0.0.1:{port}"
         return self
+
+    def start_proxy(self, port):
+        """Starts a proxy in front of `port`; returns its own port."""
+        proxy_port = free_port()
+        command = [sys.executable, pathlib.Path(__file__).with_name("delay.py"), proxy_port, port, self.round_trip_ms]
+        self.processes.append(subprocess.Popen([str(part) for part in command]))
+        wait_for(proxy_port)
+        return proxy_port
 
     def __exit__(self, *_):
         for process in self.processes:
@@ -157,6 +167,6 @@ class Web:
             process.wait()
 
     def requests(self):
-        """Answers so far: (bytes, path)."""
+        """The requests that were answered so far: (bytes, path)."""
         lines = (line.split(" ", 1) for line in self.log.read_text().splitlines())
         return [(int(length), path) for length, path in lines]

@@ -10,8 +10,8 @@ LIBRARY = re.compile(r"\.so[.\d]*$")
 LIBRARIES_BYTES = 100_000_000
 SMALL_FILES = 2000
 SMALL_BYTES = range(1, 16385)
-# Programs to try before all others; a closure of Debian packages lacks the libraries of many programs.
-PROGRAMS = ["bash", "git", "python3.11", "perl", "curl", "ffmpeg", "ls"]
+# Programs to try first, because a closure of Debian packages lacks the libraries of many programs.
+PREFERRED_PROGRAMS = ["bash", "git", "python3.11", "perl", "curl", "ffmpeg", "ls"]
 PROGRAMS_MAX = 5
 
 
@@ -20,7 +20,7 @@ def read_list(info):
 
 
 def files(store, names):
-    """Every regular file: (path below the store, size)."""
+    """Every regular file: (path below the store, size in bytes)."""
     command = ["find", *(f"./{name}" for name in names), "-type", "f", "-printf", "%s %P\\t%H\\0"]
     listed = subprocess.run(command, cwd=store, check=True, stdout=subprocess.PIPE).stdout
     for line in os.fsdecode(listed).split("\0")[:-1]:
@@ -55,10 +55,10 @@ class Workload:
         return chosen
 
     def choose_programs(self):
-        """`NAME COMMAND...` of programs whose libraries the closure has, with its loader."""
+        """Lines `NAME COMMAND...` for programs whose libraries are in the closure; COMMAND starts with the closure's loader."""
         loader = next((n for n in self.sizes if n.endswith("/ld-linux-x86-64.so.2") and "-libc6-" in n), None)
         programs = by_hash(n for n in self.sizes if "/bin/" in n)
-        programs.sort(key=lambda name: os.path.basename(name) not in PROGRAMS)
+        programs.sort(key=lambda name: os.path.basename(name) not in PREFERRED_PROGRAMS)
         dirs = sorted({str(self.store / os.path.dirname(n)) for n in self.sizes if LIBRARY.search(n)})
         chosen = []
         for name in programs if loader else []:
@@ -69,7 +69,7 @@ class Workload:
         return chosen
 
     def library_path(self, loader, name, dirs):
-        """The directories that a program's libraries come from; nothing when some are missing."""
+        """The directories of a program's libraries in the guest, separated by colons; None if some are missing."""
         command = [self.store / loader, "--inhibit-cache", "--library-path", ":".join(dirs), "--list", self.store / name]
         listed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         found = re.findall(r"=> (/\S+) \(", listed.stdout)

@@ -10,7 +10,7 @@ import sys
 
 
 async def pump(reader, writer, delay_s, first_s=0.0):
-    """Passes on each piece `delay_s` after it came, so that pieces that follow each other are not slowed down."""
+    """Writes each piece `delay_s` after it was read. Reading continues meanwhile, so the bandwidth is not limited."""
     queue = asyncio.Queue(maxsize=64)
     loop = asyncio.get_running_loop()
 
@@ -37,7 +37,7 @@ async def serve(listen, target, round_trip_s):
             half = round_trip_s / 2
             await asyncio.gather(pump(reader, to_writer, half, round_trip_s), pump(to_reader, writer, half))
             to_writer.close()
-        except (ConnectionError, OSError):
+        except OSError:
             pass
         writer.close()
 

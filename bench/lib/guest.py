@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GUEST = ROOT / "bench/guest"
 MODULES = ["fuse", "virtiofs"]
 FIND = pathlib.Path("/usr/bin/find")
-# What lazystore gives a disk by default; mkfs.erofs 1.5 sets no label.
+# lazystore's default. The guest finds the disk by it, because mkfs.erofs 1.5 cannot set a label.
 DISK_UUID = "eb176051-bd15-49b7-9e6b-462e0b467019"
 
 
@@ -31,7 +31,7 @@ class Kit:
 
 
 def prepare(work, files):
-    """A kit whose guest has `files` (name to text) in /bench."""
+    """Makes a kit whose guest has `files` (name to text) in /bench."""
     script = (". scripts/lib/common.sh; . scripts/lib/guest.sh; need \"${VM_TOOLS[@]}\"; prepare_guest; choose_accel;"
               " printf '%s\\n' \"$KERNEL\" \"$INITRD\" \"$ACCEL\"")
     out = subprocess.run(["bash", "-euc", script], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -47,7 +47,7 @@ def prepare(work, files):
 
 
 def fill(tree, initrd, kernel, files):
-    """Makes the tests' initrd with our init, virtiofs and a find that avoids needless stat calls (unlike busybox's)."""
+    """Unpacks the tests' initrd, and adds our init, virtiofs, and a find without needless stat calls (unlike busybox's)."""
     subprocess.run(["cpio", "--quiet", "-id", "--no-absolute-filenames"], cwd=tree, check=True,
                    stdin=open(initrd, "rb"))
     shutil.copy(GUEST / "init", tree / "init")
@@ -92,7 +92,7 @@ class Boot:
 def command(kit, boot):
     params = " ".join(f"bench.{key}={value}" for key, value in boot.params.items())
     cpu = "host" if kit.accel.startswith("kvm") else "max"
-    # mitigations=off and a quiet console save time of the emulated CPU that is not part of the measurement.
+    # mitigations=off and a quiet console save CPU time of the emulator that is not part of the measurement.
     kernel_line = f"console=ttyS0 quiet panic=-1 mitigations=off no_timer_check {params}"
     return ["qemu-system-x86_64", "-accel", kit.accel, "-cpu", cpu, "-smp", str(boot.smp), "-m", boot.memory,
             "-object", f"memory-backend-memfd,id=mem,size={boot.memory},share=on", "-M", "q35,memory-backend=mem",
@@ -114,13 +114,13 @@ class Seen:
 
 
 def run(kit, boot):
-    """Boots, and returns when the guest has ended. On an emulated CPU without enough time the kernel may fail to find its
-    timer, so a kernel that does not print its first line is started once more."""
+    """Boots, and returns when the guest has ended. An emulated kernel that gets too little CPU time may fail its check of the
+    timer, so a guest that prints no result is started once more."""
     seen = run_once(kit, boot)
     if not seen.lines:
         seen = run_once(kit, boot)
     if not seen.named("done"):
-        raise RuntimeError("the guest did not come to its end:\n" + "\n".join(seen.console.splitlines()[-30:]))
+        raise RuntimeError("the guest did not complete its work:\n" + "\n".join(seen.console.splitlines()[-30:]))
     return seen
 
 
@@ -147,7 +147,7 @@ def run_once(kit, boot):
 
 
 def note_line(text, at_s, lines, boot):
-    """Keeps a line that contains a result."""
+    """Adds a line to `lines` if it contains a result."""
     if found := re.search(r"bench: (\S+)(.*)", text):
         values = dict(part.split("=", 1) for part in found[2].split() if "=" in part)
         lines.append((at_s, found[1], values))
@@ -156,7 +156,7 @@ def note_line(text, at_s, lines, boot):
 
 
 def jobs(seen):
-    """Per job: seconds of the guest's clock, requests, merges, bytes, seconds in I/O, status."""
+    """For each job: seconds of the guest's clock, requests, merges, bytes, seconds in I/O, exit status."""
     result = {}
     for _, values in seen.named("job"):
         result[values["name"]] = {
@@ -170,7 +170,7 @@ def jobs(seen):
 
 
 def stat_difference(before, after):
-    """Fields of /sys/block/DISK/stat: reads, merges, sectors, io_ticks. Nothing for what is no disk."""
+    """Differences of /sys/block/DISK/stat: reads, merges, sectors, io_ticks. Empty if the store is not a disk."""
     if not before:
         return {}
     first, last = ([int(field) for field in text.strip(",").split(",")] for text in (before, after))

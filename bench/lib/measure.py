@@ -5,7 +5,6 @@ import os
 import pathlib
 import random
 import resource
-import shutil
 import subprocess
 import tempfile
 import time
@@ -18,7 +17,7 @@ BLOCK_CASES = {
     "4k-qd32": ["--bs", "4k", "--qd", "32"],
     "128k-seq": ["--bs", "128k", "--qd", "8", "--rw", "seq"],
 }
-# Few enough files to keep open, small enough to read before every measurement.
+# Of few enough files to keep them open, and small enough to read before every measurement.
 HOT_BYTES = 128 << 20
 
 
@@ -42,15 +41,16 @@ def make_image(setup, excluded=()):
 
 
 def become_ready(setup):
-    """lazystore from its exec to its ready line."""
+    """lazystore until its ready line: seconds from exec, peak memory in KiB, bytes written."""
     server = Lazystore(setup).start()
-    found = {"seconds": server.ready_s, "peak_kib": server.peak_kib, "written_bytes": server.written_bytes()}
-    server.stop()
-    return found
+    try:
+        return {"seconds": server.ready_s, "peak_kib": server.peak_kib, "written_bytes": server.written_bytes()}
+    finally:
+        server.stop()
 
 
 def cost_by_size(setup, info, names, sizes, parts):
-    """For parts of the closure: bytes, seconds of lazystore and of mkfs.erofs."""
+    """For each part of the closure: its bytes, and the seconds that lazystore and mkfs.erofs need until it can be attached."""
     for part in parts:
         kept = set(names[:max(1, round(len(names) * part))])
         listed = setup.work / "part"
@@ -65,19 +65,20 @@ def cost_by_size(setup, info, names, sizes, parts):
 def cost_by_paths(setup, counts, rounds):
     """Seconds to ready for closures with the given numbers of empty paths."""
     memory = pathlib.Path("/dev/shm")
-    root = pathlib.Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else setup.work))
-    for count in counts:
-        store = root / "nix/store"
-        store.mkdir(parents=True, exist_ok=True)
-        names = [f"{index:032d}-path" for index in range(count)]
-        for name in names:
-            (store / name).mkdir(exist_ok=True)
-        (root / "store-paths").write_text("".join(f"/nix/store/{name}\n" for name in names))
-        record = "sha256:" + "0" * 52 + "\n112\n\n0\n"
-        (root / "registration").write_text("".join(f"/nix/store/{name}\n{record}" for name in names))
-        many = setup.with_closure(["--closure-info", root, "--store-root", root])
-        yield {"paths": count, "lazystore_s": [become_ready(many)["seconds"] for _ in range(rounds)]}
-    shutil.rmtree(root)
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else setup.work) as root:
+        root = pathlib.Path(root)
+        for count in counts:
+            store = root / "nix/store"
+            store.mkdir(parents=True, exist_ok=True)
+            names = [f"{index:032d}-path" for index in range(count)]
+            for name in names:
+                (store / name).mkdir(exist_ok=True)
+            (root / "store-paths").write_text("".join(f"/nix/store/{name}\n" for name in names))
+            # The registered size only needs to be at least that of the path: the NAR of an empty directory has 96 bytes.
+            record = "sha256:" + "0" * 52 + "\n112\n\n0\n"
+            (root / "registration").write_text("".join(f"/nix/store/{name}\n{record}" for name in names))
+            many = setup.with_closure(["--closure-info", root, "--store-root", root])
+            yield {"paths": count, "lazystore_s": [become_ready(many)["seconds"] for _ in range(rounds)]}
 
 
 # --- reads of blocks --------------------------------------------------------
@@ -95,12 +96,16 @@ class BlockServers:
     def __init__(self, setup):
         self.setup, self.servers = setup, {}
         self.ranges = {"lazystore": self.lazystore_ranges(), "qemu-storage-daemon": self.image_ranges()}
-        for name in self.ranges:
-            peer = PEERS[name](setup)
-            self.servers[name] = (peer, peer.start())
+        try:
+            for name in self.ranges:
+                peer = PEERS[name](setup)
+                self.servers[name] = (peer, peer.start())
+        except BaseException:
+            self.stop()
+            raise
 
     def lazystore_ranges(self):
-        """All runs of file data, and some of them."""
+        """Two lists of ranges of file data: all, and a random selection of HOT_BYTES."""
         setup = self.setup
         every, hot = setup.work / "ranges", setup.work / "ranges-hot"
         command = [setup.binary, "ranges", *setup.closure]
@@ -124,7 +129,7 @@ class BlockServers:
         return {name: self.setup.work / f"image-ranges-{name}" for name in files}
 
     def round(self, seconds):
-        """Per server and case: one measurement."""
+        """One measurement for each server and case."""
         found = {name: {} for name in self.servers}
         for case, options in BLOCK_CASES.items():
             for name in self.servers:
@@ -149,7 +154,7 @@ class BlockServers:
 
 
 def boot(setup, kit, name, params, timeout_s):
-    """One boot with a peer: time of the mount, times of the jobs, CPU and memory."""
+    """One boot with a peer: times of the server's start, the mount and the jobs, CPU time and memory."""
     peer = PEERS[name](setup)
     begin = time.monotonic()
     server = peer.start()

@@ -1,17 +1,19 @@
-"""Holds files in memory, so that a comparison does not measure the host's disk.
+"""Holds files in memory, so that a comparison does not measure the host's disk; or drops them, to measure a cold host.
 
-A kernel may drop cached pages at any time. With one that reclaims pages not read for a minute (DAMON), a measurement of a closure
-of some gigabytes would measure the disk.
+A kernel may drop cached pages at any time. On a kernel that reclaims pages not read for a minute (DAMON), a measurement of a
+closure of some gigabytes would measure the disk.
 """
 
 import ctypes
 import mmap
 import os
 import pathlib
+import subprocess
 
+DROP_CACHES = pathlib.Path("/proc/sys/vm/drop_caches")
 MAX_MAPS = pathlib.Path("/proc/sys/vm/max_map_count")
-# Of what is free: the guests need some, and so does the image while it is written.
-SHARE = 0.7
+# Share of the available memory that files may take. The guests need some, and so does the image while it is written.
+HELD_SHARE = 0.7
 
 
 class Held:
@@ -25,10 +27,11 @@ class Held:
         self.maps, self.max_maps = [], None
 
     def hold(self, files):
-        """Reads files, and says whether all of them are held."""
+        """Reads files. Returns whether all of them are held."""
         sizes = [(file, size) for file in files if (size := os.stat(file).st_size)]
-        if sum(size for _, size in sizes) <= SHARE * available_bytes():
+        if sum(size for _, size in sizes) <= HELD_SHARE * available_bytes():
             self.allow_maps(len(sizes))
+            # A list, so that a failure does not keep the other files from being held.
             if all([self.hold_one(file, size) for file, size in sizes]):
                 return True
         for file, _ in sizes:
@@ -59,6 +62,15 @@ class Held:
             self.libc.munmap(*self.maps.pop())
         if self.max_maps:
             MAX_MAPS.write_text(str(self.max_maps))
+
+
+def drop_caches(kit, binary):
+    """Drops the host's caches, then reads the programs again, and the files that a guest boots from."""
+    subprocess.run(["sync"], check=True)
+    DROP_CACHES.write_text("3")
+    subprocess.run(["qemu-system-x86_64", "--version"], check=True, stdout=subprocess.DEVNULL)
+    for file in (kit.kernel, kit.initrd, binary):
+        read(file)
 
 
 def read(path):

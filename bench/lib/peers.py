@@ -6,23 +6,29 @@ import signal
 import subprocess
 import time
 
-TICKS = os.sysconf("SC_CLK_TCK")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+# Names of children of a lazystore server that serve no VM.
+HELPERS = ("planner", "jail-builder")
 
 
 class Server:
-    """A process, with the workers it starts: how soon it was ready, and what it has used since."""
+    """A server with its children: the time until it was ready, and the CPU time and memory that it has used since."""
 
     def __init__(self, command, ready):
         begin = time.monotonic()
         self.process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE,
                                         stderr=subprocess.DEVNULL)
-        ready(self.process)
+        try:
+            ready(self.process)
+        except BaseException:
+            self.stop()
+            raise
         self.ready_s = time.monotonic() - begin
         self.cpu_s, self.peak_kib = 0.0, 0
         self.sample()
 
     def sample(self):
-        """Called while a guest lives: its worker is gone soon after it."""
+        """Must be called while the guest runs, because its worker exits soon after it."""
         pids = tree(self.process.pid)
         self.cpu_s = max(self.cpu_s, sum(cpu_s(pid) for pid in pids))
         self.peak_kib = max(self.peak_kib, sum(peak_kib(pid) for pid in pids))
@@ -52,20 +58,42 @@ def tree(pid):
     return found
 
 
+def name_of(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def planner(server):
+    """The child of a lazystore server that plans for all workers; None if it does not run."""
+    return next((pid for pid in tree(server.process.pid)[1:] if name_of(pid) == "planner"), None)
+
+
+def workers(server):
+    """The children of a lazystore server that serve a client each."""
+    return [pid for pid in tree(server.process.pid)[1:] if name_of(pid) not in HELPERS]
+
+
 def cpu_s(pid):
-    """Its own time and that of children it has waited for."""
+    """The CPU time of a process, including children that it has waited for."""
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return sum(int(value) for value in fields[11:15]) / TICKS
+    return sum(int(value) for value in fields[11:15]) / TICKS_PER_S
 
 
 def peak_kib(pid):
     return field(pid, "status", "VmHWM:")
 
 
+def private_kib(pid):
+    return sum(field(pid, "smaps_rollup", f"Private_{kind}:") for kind in ("Clean", "Dirty"))
+
+
 def field(pid, file, name):
+    """A number in /proc/PID/FILE; 0 if the process has ended."""
     try:
         for line in pathlib.Path(f"/proc/{pid}/{file}").read_text().splitlines():
             if line.startswith(name):
@@ -82,7 +110,7 @@ def first_line(process):
 
 
 def listening(socket):
-    """Waits until the socket exists: a client that connects earlier is refused."""
+    """Waits until the socket exists, because a client cannot connect earlier."""
     def wait(process):
         deadline = time.monotonic() + 20
         while not socket.exists():
@@ -96,7 +124,6 @@ class Peer:
     """One way to give a guest the store."""
 
     name = ""
-    needs_image = False
     params = {"type": "erofs"}
 
     def __init__(self, setup):
@@ -104,7 +131,7 @@ class Peer:
         self.socket = setup.work / f"{self.name.replace(' ', '-')}.sock"
 
     def start(self):
-        """A running server, or None when QEMU itself reads the image."""
+        """Starts the server. Returns None if QEMU itself reads the image."""
         return None
 
     def options(self):
@@ -112,7 +139,7 @@ class Peer:
         raise NotImplementedError
 
     def block_socket(self):
-        """A vhost-user-blk socket, for those that have one."""
+        """The vhost-user-blk socket, if the peer has one."""
         return None
 
     def vhost_user(self, device):
@@ -147,7 +174,6 @@ class LazystoreFuse(Peer):
 
 class VirtioBlk(Peer):
     name = "virtio-blk"
-    needs_image = True
 
     def options(self):
         return drive(self.setup.image)
@@ -155,7 +181,6 @@ class VirtioBlk(Peer):
 
 class QemuStorageDaemon(Peer):
     name = "qemu-storage-daemon"
-    needs_image = True
 
     def start(self):
         self.socket.unlink(missing_ok=True)
@@ -176,7 +201,7 @@ class Virtiofsd(Peer):
 
     def start(self):
         self.socket.unlink(missing_ok=True)
-        # One descriptor for every file that the guest has looked up would exceed the limit of open files here.
+        # With descriptors instead of file handles, every file that the guest has looked up counts towards the limit of open files.
         return Server([self.setup.virtiofsd, f"--socket-path={self.socket}", f"--shared-dir={self.setup.store_dir}",
                        "--inode-file-handles=prefer"], listening(self.socket))
 

@@ -39,7 +39,7 @@ def latency(results, out):
 
 
 def boot(results, out):
-    """From the command, closure new, to the end of the guest's jobs."""
+    """Time from the command to the end of the guest's jobs, for a new closure."""
     peers = list(dict.fromkeys(run["peer"] for run in results["guests"] if "failed" not in run))
     figure, axis = pyplot.subplots(figsize=(9, 0.6 * len(peers) + 1.4))
     labels = ["mkfs.erofs", "server", "boot to mount", *(report.GUEST_JOBS[job] for job in ("find", "small", "libs"))]
@@ -54,10 +54,10 @@ def boot(results, out):
 
 def parts(results, peer):
     runs = report.guests(results, peer)
-    made = report.mkfs_s(results) if peer in report.IMAGE_PEERS else 0
-    middle = lambda value: statistics.median(value(run) or 0 for run in runs)
-    return [made, middle(lambda run: run["started_s"]), middle(lambda run: run["mounted_s"]),
-            *(middle(lambda run, job=job: report.job_seconds(run, job)) for job in ("find", "small", "libs"))]
+    image_s = report.mkfs_s(results) if peer in report.IMAGE_PEERS else 0
+    median = lambda value: statistics.median(value(run) or 0 for run in runs)
+    return [image_s, median(lambda run: run["started_s"]), median(lambda run: run["mounted_s"]),
+            *(median(lambda run, job=job: report.job_seconds(run, job)) for job in ("find", "small", "libs"))]
 
 
 def cost(results, out):

@@ -3,23 +3,22 @@
 import statistics
 
 OURS = "lazystore"
-IMAGE = "mkfs.erofs"
 IMAGE_PEERS = ("virtio-blk", "qemu-storage-daemon")
 GUEST_JOBS = {"find": "`find` over the whole store", "small": "2,000 small files", "libs": "100 MB of libraries",
               "seq": "the largest file, `dd`", "programs": "cold start of a program"}
-# Of a guest's job. The last two are from the guest's /sys/block/DISK/stat: reads, and io_ticks.
-VALUES = {"seconds": "", "requests": ": requests", "io_s": ": time in I/O"}
+# The figures of a guest's job. The last two are from the guest's /sys/block/DISK/stat: reads, and io_ticks.
+JOB_FIGURES = {"seconds": "", "requests": ": requests", "io_s": ": time in I/O"}
 STAT, GLOB = "look at every inode", "2,000 small files found by a glob"
 LINK = "first look at one of 100,000 symlinks"
-# Title, job, VM. The image has neither plans nor a first VM.
+# Title, job, VM. For the image a first and a second VM are the same, and there are no plans.
 SCAN_ROWS = [(f"{STAT}, first VM", "stat", "first"), (f"{STAT}, second VM", "stat", "second"),
              (f"{GLOB}, first VM", "glob", "first"), (f"{GLOB}, second VM", "glob", "second"),
              (f"{GLOB}, cold host, plans kept", "glob", "cold, kept plans"), (f"{GLOB}, cold host", "glob", "cold"),
              (f"{LINK}, first VM", "symlinks", "first"), (f"{LINK}, second VM", "symlinks", "second")]
-OF_IMAGE = {"first": "any", "second": "any", "cold, kept plans": "cold", "cold": "cold"}
+VM_OF_IMAGE = {"first": "any", "second": "any", "cold, kept plans": "cold", "cold": "cold"}
 BLOCK_ROWS = {"4k-qd1": "4 KiB random, QD1", "4k-qd32": "4 KiB random, QD32", "128k-seq": "128 KiB sequential, QD8",
               "4k-qd32-every": "4 KiB random over every file, QD32"}
-BLOCK_VALUES = {"iops": ("reads/s", "{:,.0f}"), "mean_us": ("µs mean", "{:,.1f}"), "p50_us": ("µs p50", "{:,.1f}"),
+BLOCK_FIGURES = {"iops": ("reads/s", "{:,.0f}"), "mean_us": ("µs mean", "{:,.1f}"), "p50_us": ("µs p50", "{:,.1f}"),
                 "p99_us": ("µs p99", "{:,.1f}"), "server_cpu_us_per_read": ("µs CPU of the server a read", "{:,.1f}")}
 
 
@@ -32,7 +31,7 @@ def seconds(value):
     return f"{value * 1e3:,.1f} ms" if value < 1 else f"{value:,.1f} s"
 
 
-def megabytes_exactly(value):
+def tenths_of_megabytes(value):
     return f"{value / 1e6:,.1f} MB"
 
 
@@ -41,13 +40,13 @@ def megabytes(value):
 
 
 class Rows:
-    """A table whose columns are peers: value, and ours as a multiple of it."""
+    """A table with a column for each peer. A cell has the peer's value, and lazystore's as a multiple of it."""
 
     def __init__(self, peers):
         self.peers, self.lines = peers, []
 
     def add(self, title, values, show):
-        """`values` by peer; what is missing is left empty."""
+        """Adds a row of values by peer. A cell without a value is empty; a row without any value is left out."""
         ours = values.get(OURS)
         cells = []
         for peer in self.peers:
@@ -78,7 +77,7 @@ def guests(results, peer):
 
 
 def job_value(run, job, key):
-    """Of a job, or the mean of all programs."""
+    """A figure of a job; for `programs` the mean over all programs."""
     names = [name for name in run["jobs"] if name == job or job == "programs" and name.startswith("program:")]
     found = [run["jobs"][name].get(key) for name in names if run["jobs"][name]["status"] == 0]
     return statistics.mean(found) if found and None not in found else None
@@ -89,9 +88,9 @@ def job_seconds(run, job):
 
 
 def scan_values(results, job, vm, key, peers):
-    """By peer: the median of one figure."""
+    """The median of one figure, by peer."""
     def of(peer):
-        its_vm = vm if peer == OURS else OF_IMAGE[vm]
+        its_vm = vm if peer == OURS else VM_OF_IMAGE[vm]
         return median(run.get(key) for run in results["scans"]
                       if run["peer"] == peer and run["job"] == job and run["vm"] == its_vm)
     return {peer: of(peer) for peer in peers}
@@ -102,7 +101,7 @@ def mkfs_s(results):
 
 
 def ready_s(results, peer):
-    """Until a guest can be attached: with the image, for those who need one."""
+    """Seconds until a guest can be attached, including mkfs.erofs if the peer needs an image."""
     if peer == OURS and results["ready"]:
         return median(run["seconds"] for run in results["ready"])
     own = median(run["ready_s"] for run in guests(results, peer))
@@ -112,7 +111,7 @@ def ready_s(results, peer):
 
 
 def mounted_s(results, peer):
-    """From the command to the guest's mount, the closure being new."""
+    """Seconds from the command to the guest's mount, for a new closure."""
     found = median(run["started_s"] + run["mounted_s"] for run in guests(results, peer))
     return None if found is None else found + (mkfs_s(results) if peer in IMAGE_PEERS else 0)
 
@@ -150,7 +149,7 @@ def ready_rows(rows, results, peers):
 
 def guest_rows(rows, results, peers):
     for job, title in GUEST_JOBS.items():
-        for key, unit in VALUES.items():
+        for key, unit in JOB_FIGURES.items():
             values = {p: median(job_value(run, job, key) for run in guests(results, p)) for p in peers}
             rows.add(f"guest: {title}{unit}", values, shown(key))
     cpu = lambda run: run["server_cpu_s"] + run["qemu_cpu_s"]
@@ -162,13 +161,13 @@ def guest_rows(rows, results, peers):
 
 def scan_rows(rows, results, peers):
     for title, job, vm in SCAN_ROWS:
-        for key, unit in VALUES.items():
+        for key, unit in JOB_FIGURES.items():
             rows.add(f"guest: {title}{unit}", scan_values(results, job, vm, key, peers), shown(key))
         if job == "stat":
             rows.add(f"guest: {title}: CPU of the worker", scan_values(results, job, vm, "worker_cpu_s", peers), seconds)
             private = scan_values(results, job, vm, "worker_private_kib", peers)
             rows.add(f"guest: {title}: private memory of the worker",
-                     {p: kib and kib * 1024 for p, kib in private.items()}, megabytes_exactly)
+                     {p: kib and kib * 1024 for p, kib in private.items()}, tenths_of_megabytes)
     calls = sum(results["walks"].values()) if results["walks"] else None
     rows.add(f"{STAT}, second VM: statx, getdents64, readlinkat by the worker", {OURS: calls}, "{:,}".format)
 
@@ -179,7 +178,7 @@ def shown(key):
 
 def block_rows(rows, results):
     for case, title in BLOCK_ROWS.items():
-        for name, (unit, form) in BLOCK_VALUES.items():
+        for name, (unit, form) in BLOCK_FIGURES.items():
             values = {peer: median(run.get(peer, {}).get(case, {}).get(name) for run in results["blocks"])
                       for peer in rows.peers}
             rows.add(f"{title}: {unit}", values, form.format)

@@ -16,7 +16,8 @@ import sys
 import time
 
 from . import guest, tools
-from .peers import Lazystore, PEERS, cpu_s, field, tree
+from .memory import drop_caches
+from .peers import Lazystore, PEERS, cpu_s, planner, private_kib, workers
 
 sys.path.insert(0, str(guest.ROOT / "bench"))
 import closure as stores  # noqa: E402
@@ -24,10 +25,7 @@ import closure as stores  # noqa: E402
 LINKS = 100_000
 IMAGE = "virtio-blk"
 OURS = Lazystore.name
-WALKS = ("statx", "getdents64", "readlinkat")
-# Children of a server that serve no VM.
-HELPERS = ("planner", "furnisher")
-DROP = pathlib.Path("/proc/sys/vm/drop_caches")
+WALK_CALLS = ("statx", "getdents64", "readlinkat")
 # A planner that has not run for this long has nothing left to do.
 QUIET_S = 1.0
 PLAN_LIMIT_S = 300
@@ -60,49 +58,34 @@ def setup_of_links(setup, directory):
 # --- one boot ---------------------------------------------------------------
 
 
-def workers(server):
-    return [pid for pid in tree(server.process.pid)[1:] if name_of(pid) not in HELPERS]
-
-
-def name_of(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-class Watch:
-    """A server's worker while its VM runs one job: the job's CPU time, and the private memory at its end."""
+class WorkerMonitor:
+    """Measures a server's worker while its VM runs one job: its CPU time during the job, and its private memory after it."""
 
     def __init__(self, server):
-        self.server, self.cpu_s, self.seen = server, {}, {}
+        self.server, self.cpu_s, self.figures = server, {}, {}
 
     def __call__(self, name):
         pids = workers(self.server) if self.server else []
         self.cpu_s[name] = sum(cpu_s(pid) for pid in pids)
         if pids and name == "job":
-            self.seen = {"worker_cpu_s": self.cpu_s["job"] - self.cpu_s["mounted"],
-                         "worker_private_kib": sum(private_kib(pid) for pid in pids)}
-
-
-def private_kib(pid):
-    return sum(field(pid, "smaps_rollup", f"Private_{kind}:") for kind in ("Clean", "Dirty"))
+            self.figures = {"worker_cpu_s": self.cpu_s["job"] - self.cpu_s["mounted"],
+                            "worker_private_kib": sum(private_kib(pid) for pid in pids)}
 
 
 def boot(peer, server, kit, job, limit_s):
     """One boot with one job."""
-    watch = Watch(server)
-    seen = guest.run(kit, guest.Boot(peer.options(), {**peer.params, "jobs": job}, timeout_s=limit_s, on_line=watch))
+    monitor = WorkerMonitor(server)
+    seen = guest.run(kit, guest.Boot(peer.options(), {**peer.params, "jobs": job}, timeout_s=limit_s, on_line=monitor))
     (peer.setup.raw / f"{job}-{time.time():.0f}.log").write_text(seen.console)
     found = guest.jobs(seen)[job]
     if found["status"]:
         raise RuntimeError(f"the job {job} ended with status {found['status']}")
-    return {**found, **watch.seen}
+    return {**found, **monitor.figures}
 
 
 @contextlib.contextmanager
 def serving(setup, name):
-    """A peer with its new server, if it has one."""
+    """A peer with a new server, which is stopped at the end."""
     peer = PEERS[name](setup)
     server = peer.start()
     try:
@@ -115,12 +98,8 @@ def serving(setup, name):
 # --- first and further VMs --------------------------------------------------
 
 
-def planner(server):
-    return next((pid for pid in tree(server.process.pid) if name_of(pid) == "planner"), None)
-
-
 def wait_until_planned(server):
-    """Waits until the planner sleeps: it runs at the lowest priority, so what counts is that it does not want to run."""
+    """Waits until the planner has slept for a while. Its CPU time proves nothing, because it runs at the lowest priority."""
     last, since = None, time.monotonic()
     deadline = since + PLAN_LIMIT_S
     while time.monotonic() - since < QUIET_S:
@@ -128,12 +107,12 @@ def wait_until_planned(server):
         if now != last or "S" not in now:
             last, since = now, time.monotonic()
         if since > deadline:
-            raise RuntimeError("the planner does not come to an end")
+            raise RuntimeError(f"the planner still runs after {PLAN_LIMIT_S} s")
         time.sleep(0.05)
 
 
 def activity(pid):
-    """State and context switches of a process: equal for one that slept between two looks."""
+    """State and context switches of a process: unchanged if it slept between two calls."""
     try:
         text = pathlib.Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -142,7 +121,7 @@ def activity(pid):
 
 
 def two_vms(setup, kit, job, limit_s):
-    """The first VM of a new server, and the second, which comes when the planner is done."""
+    """The first VM of a new server, and the second, which starts when the planner is done."""
     with serving(setup, OURS) as (peer, server):
         for vm in ("first", "second"):
             yield {"peer": OURS, "job": job, "vm": vm, **boot(peer, server, kit, job, limit_s)}
@@ -164,24 +143,15 @@ def with_plans(setup, directory):
 
 
 def keep_plans(setup, kit, limit_s):
-    """Fills the directory of plans: a VM looks at everything."""
+    """Fills the directory of plans: a VM looks at every inode."""
     with serving(setup, OURS) as (peer, server):
         boot(peer, server, kit, "stat", limit_s)
         wait_until_planned(server)
 
 
-def forget(kit, binary):
-    """Drops the host's caches, but for the programs and what a guest boots from."""
-    subprocess.run(["sync"], check=True)
-    DROP.write_text("3")
-    subprocess.run(["qemu-system-x86_64", "--version"], check=True, stdout=subprocess.DEVNULL)
-    for file in (kit.kernel, kit.initrd, binary):
-        pathlib.Path(file).read_bytes()
-
-
 def cold_vm(setup, name, kit, vm, limit_s):
     """The first VM of a new server on a host with cold caches."""
-    forget(kit, setup.binary)
+    drop_caches(kit, setup.binary)
     with serving(setup, name) as (peer, server):
         return {"peer": name, "job": "glob", "vm": vm, **boot(peer, server, kit, "glob", limit_s)}
 
@@ -189,8 +159,8 @@ def cold_vm(setup, name, kit, vm, limit_s):
 # --- system calls -----------------------------------------------------------
 
 
-def walks_of_second_vm(setup, kit, job, limit_s):
-    """System calls that walk, by the worker of a second VM, from its first instruction; not timed."""
+def walk_calls_of_second_vm(setup, kit, job, limit_s):
+    """Counts the system calls that walk a path, in the worker of a second VM, from its start. Not timed."""
     trace = setup.work / "trace"
     with serving(setup, OURS) as (peer, server):
         boot(peer, server, kit, job, limit_s)
@@ -202,10 +172,14 @@ def walks_of_second_vm(setup, kit, job, limit_s):
 
 @contextlib.contextmanager
 def traced(pid, trace):
-    """strace on a process and on what it starts meanwhile."""
-    command = ["strace", "-f", "-o", trace, "-e", "trace=" + ",".join(WALKS), "-p", str(pid)]
+    """Traces a process and the children that it starts meanwhile."""
+    command = ["strace", "-f", "-o", trace, "-e", "trace=" + ",".join(WALK_CALLS), "-p", str(pid)]
     strace = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE)
-    strace.stderr.readline()
+    # The first line reports that strace has attached, or why it cannot.
+    if b"attached" not in (line := strace.stderr.readline()):
+        strace.kill()
+        strace.communicate()
+        raise RuntimeError(f"strace cannot trace the server: {line.decode(errors='replace').strip()}")
     try:
         yield
     finally:
@@ -214,8 +188,8 @@ def traced(pid, trace):
 
 
 def count_calls(text, server_pid):
-    """By call: how often processes other than the server itself made it."""
-    counts = dict.fromkeys(WALKS, 0)
+    """Number of calls by name, without those of the server process itself."""
+    counts = dict.fromkeys(WALK_CALLS, 0)
     for pid, call in re.findall(r"^(\d+) +(\w+)\(", text, re.MULTILINE):
         if int(pid) != server_pid and call in counts:
             counts[call] += 1
@@ -255,8 +229,8 @@ class Scans:
         yield cold_vm(self.setup, OURS, kit, "cold", self.limit_s)
         yield cold_vm(self.setup, IMAGE, kit, "cold", self.limit_s)
 
-    def walks(self, kit):
-        return walks_of_second_vm(self.setup, kit, "stat", self.limit_s)
+    def walk_calls(self, kit):
+        return walk_calls_of_second_vm(self.setup, kit, "stat", self.limit_s)
 
 
 def install():

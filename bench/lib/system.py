@@ -1,4 +1,4 @@
-"""A Debian system as Nix would have it: its files are symlinks to store paths, one for each package."""
+"""A Debian system in the layout of a Nix store: a path of symlinks, and a path for each package with the files they point to."""
 
 import hashlib
 import os
@@ -7,18 +7,18 @@ import shutil
 import stat
 import subprocess
 
-from .binary_cache import DIGITS, registration
+from .binary_cache import DIGITS, registration, remove
 
 NAME = "debian-system"
-# Files of dpkg and the boot loader, which no service reads during a boot.
+# Files that the boot makes, or that no service reads during it.
 LEFT_OUT = {"boot", "dev", "proc", "sys", "run", "tmp", "var/cache", "var/lib/apt", "var/lib/dpkg", "initrd.img", "initrd.img.old",
             "vmlinuz", "vmlinuz.old", "usr/share/doc"}
-# Services change these files, or read them before everything else.
+# Copied, not linked, because services change these files or read them first of all.
 COPIED = ("etc/", "var/", "root/")
 
 
 def packages(tree):
-    """Of each package of `tree`: its name, and its files."""
+    """Name and files of each package of `tree`."""
     admin = f"--admindir={tree}/var/lib/dpkg"
     listed = subprocess.run(["dpkg-query", admin, "-W", "-f", "${binary:Package}\\n"], check=True,
                             stdout=subprocess.PIPE, text=True).stdout
@@ -28,13 +28,13 @@ def packages(tree):
 
 
 def real(tree, file):
-    """`file` with directories that are not symlinks: Debian's /lib is one."""
+    """Resolves symlinks among the directories of `file`, such as Debian's /lib."""
     parent = os.path.realpath(tree / os.path.dirname(file))
     return pathlib.Path(parent, os.path.basename(file)).relative_to(os.path.realpath(tree))
 
 
 def make(tree, store):
-    """Adds the system and its packages to `store`; returns its name and their registration."""
+    """Adds the system and its packages to `store`. Returns the system's name and the registration of all."""
     owner, added = {}, []
     for package, files in packages(tree):
         regular = [real(tree, file) for file in files if is_regular(tree / file)]
@@ -45,6 +45,9 @@ def make(tree, store):
         if regular:
             added.append(name)
     system = digits(NAME) + "-" + NAME
+    if (store / system).exists():
+        # Left by an earlier run.
+        remove(store / system)
     references = fill(tree, store, store / system, owner)
     records = [registration(store, name, ()) for name in added] + [registration(store, system, references)]
     return system, "".join(records)
@@ -68,7 +71,7 @@ def copy(source, target):
 
 
 def fill(tree, store, system, owner):
-    """The system's own tree; returns the names of the paths that it refers to."""
+    """Makes the path of symlinks. Returns the names of the paths that it refers to."""
     references = set()
     for top, dirs, files in os.walk(tree):
         here = pathlib.Path(top).relative_to(tree)

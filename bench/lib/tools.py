@@ -1,4 +1,4 @@
-"""Installs what bench/compare needs on the machine, and describes where things are."""
+"""Installs what bench/compare needs on the machine; names of files and directories."""
 
 import copy
 import os
@@ -14,13 +14,13 @@ CACHE = pathlib.Path(os.environ.get("LAZYSTORE_CACHE") or
                      pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "lazystore")
 VIRTIOFSD = CACHE / "virtiofsd"
 VENV = CACHE / "venv"
-# The tested versions.
+# Versions that were tested.
 VIRTIOFSD_VERSION = "^1"
 MATPLOTLIB = "matplotlib>=3.8,<4"
 
 
 def shell(script, *arguments):
-    """Bash with the functions of scripts/lib."""
+    """Runs a script in bash, with the functions of scripts/lib/common.sh."""
     subprocess.run(["bash", "-euc", f". scripts/lib/common.sh; {script}", "bash", *arguments], cwd=guest.ROOT, check=True)
 
 
@@ -34,11 +34,16 @@ def install(peers):
 
 
 def python():
-    """An interpreter with matplotlib."""
+    """Returns a Python interpreter that has matplotlib."""
     found = VENV / "bin/python"
     if not found.exists():
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([found, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", MATPLOTLIB], check=True)
+        try:
+            subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+            subprocess.run([found, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", MATPLOTLIB], check=True)
+        except BaseException:
+            # Otherwise the next run would use an interpreter without matplotlib.
+            shutil.rmtree(VENV, ignore_errors=True)
+            raise
     return found
 
 
@@ -52,7 +57,7 @@ def machine_name():
 
 
 class Setup:
-    """The paths of the closure and of everything else."""
+    """Paths and options that all measurements share."""
 
     def __init__(self, args, work):
         self.work, self.binary = work, args.bin
