@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lazystore::closure::{Closure, Contents, StorePath};
-use lazystore::device::vhost_blk::execute::Disk;
+use lazystore::device::vhost_blk::execute::BlkDisk;
 use lazystore::device::vhost_blk::guest::{Memory, View};
 use lazystore::device::vhost_blk::request::parse;
 use lazystore::erofs::layout::attributes::{Attributes, Origin};
@@ -178,7 +178,7 @@ fn request(criterion: &mut Criterion) {
     let mut data = 0;
     image.file_ranges(&mut |at, _| data = at).unwrap();
     let disk_len = image.len_bytes();
-    let disk = Disk {
+    let disk = BlkDisk {
         image,
         serial: [0; 20],
         log: Arc::default(),
