@@ -5,7 +5,7 @@ import threading
 import time
 
 from . import guest
-from .peers import Lazystore, PEERS, cpu_s, private_kib, tree
+from .peers import Lazystore, PEERS, private_kib, tree, tree_cpu_s
 
 LIMIT_S = 900
 # The same files for every guest: libraries, one after the other, then one large file.
@@ -33,7 +33,7 @@ class Servers:
             raise
 
     def cpu_s(self):
-        return sum(cpu_s(pid) for server in self.running for pid in tree(server.process.pid))
+        return sum(map(tree_cpu_s, self.running))
 
     def sample(self):
         """Called when a guest has finished a job, so that all servers are sampled while their guests run."""

@@ -30,7 +30,7 @@ class Server:
     def sample(self):
         """Must be called while the guest runs, because its worker exits soon after it."""
         pids = tree(self.process.pid)
-        self.cpu_s = max(self.cpu_s, sum(cpu_s(pid) for pid in pids))
+        self.cpu_s = max(self.cpu_s, tree_cpu_s(self))
         self.peak_kib = max(self.peak_kib, sum(peak_kib(pid) for pid in pids))
 
     def written_bytes(self):
@@ -82,6 +82,11 @@ def cpu_s(pid):
     except OSError:
         return 0.0
     return sum(int(value) for value in fields[11:15]) / TICKS_PER_S
+
+
+def tree_cpu_s(server):
+    """The CPU time of a server with its children."""
+    return sum(cpu_s(pid) for pid in tree(server.process.pid))
 
 
 def peak_kib(pid):

@@ -7,27 +7,23 @@
 //! so that the jail does not keep host file systems from being unmounted.
 
 use std::fs;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, open, openat};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
     mount_change, move_mount, open_tree, unmount,
 };
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use rustix::process::{Pid, fchdir, getegid, geteuid, pivot_root};
 use rustix::system::uname;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::error::{JailError, SandboxError};
 
@@ -54,11 +50,11 @@ pub enum Contents<'a> {
     Entries(Vec<&'a [u8]>),
 }
 
-/// What a process gets by entering a jail.
+/// The store in a jail, for a process that has entered it or whose children enter it.
 #[derive(Debug)]
-pub struct EnteredJail {
-    /// The store directory in the jail.
-    pub store: OwnedFd,
+pub struct JailedStore {
+    /// The store directory in the jail. Outside, it only serves to name it in a Landlock rule.
+    pub dir: OwnedFd,
     /// This process has its own user namespace, so RLIMIT_NPROC counts only its threads.
     pub counts_threads: bool,
 }
@@ -76,7 +72,7 @@ pub struct Namespaces {
 #[derive(Debug)]
 pub struct Jail {
     namespaces: Namespaces,
-    store: OwnedFd,
+    store: JailedStore,
 }
 
 /// Which user and group ids are mapped in a jail.
@@ -119,7 +115,7 @@ pub fn build(spec: &JailSpec<'_>, parent: &UnixStream) -> Result<(), JailError> 
     restrict(&root).map_err(JailError::host("make the mounts read-only"))?;
     turn_into_root(&root).map_err(JailError::host("change the root"))?;
     let store = open_store().map_err(JailError::host("open the store in the jail"))?;
-    send(parent, &store).map_err(JailError::host("send the store's directory"))
+    send(parent, &store).map_err(JailError::io("send the store's directory"))
 }
 
 /// In a jail: opens its store directory.
@@ -129,37 +125,18 @@ fn open_store() -> Result<OwnedFd, Errno> {
 }
 
 /// Sends a descriptor with one byte. Without it, a stream would not transmit the descriptor.
-fn send(parent: &UnixStream, store: &OwnedFd) -> Result<(), Errno> {
-    let fds = [store.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(
-        parent,
-        &[IoSlice::new(&[0])],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )
-    .map(drop)
+fn send(parent: &UnixStream, store: &OwnedFd) -> io::Result<()> {
+    parent.send_with_fd(&[0_u8][..], store.as_raw_fd())?;
+    Ok(())
 }
 
-/// Receives the descriptor that [`send`] has sent, without waiting.
-fn receive(builder: &UnixStream) -> Result<OwnedFd, Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let (mut byte, flags) = ([0], RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT);
-    recvmsg(
-        builder,
-        &mut [IoSliceMut::new(&mut byte)],
-        &mut control,
-        flags,
-    )?;
-    let mut messages = control.drain();
-    let found = messages.find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    found.ok_or(Errno::NODATA)
+/// Receives the descriptor that [`send`] has sent. Does not wait, because the builder has ended.
+fn receive(builder: &UnixStream) -> io::Result<OwnedFd> {
+    let (_, file) = builder.recv_with_fd(&mut [0])?;
+    let file = file.ok_or(io::ErrorKind::UnexpectedEof)?;
+    // `recv_with_fd` does not set it.
+    fcntl_setfd(&file, FdFlags::CLOEXEC)?;
+    Ok(file.into())
 }
 
 /// Opens the store again. The descriptor opened before belongs to a mount of the host's namespace, which cannot be
@@ -303,7 +280,11 @@ impl Namespaces {
     /// # Errors
     /// The builder has not sent the store directory.
     pub fn finish(self, builder: &UnixStream) -> Result<Jail, JailError> {
-        let store = receive(builder).map_err(JailError::host("receive the store's directory"))?;
+        let dir = receive(builder).map_err(JailError::io("receive the store's directory"))?;
+        let store = JailedStore {
+            dir,
+            counts_threads: false,
+        };
         Ok(Jail {
             namespaces: self,
             store,
@@ -312,16 +293,16 @@ impl Namespaces {
 }
 
 impl Jail {
-    /// The store directory in the jail. Outside, it only serves to name it in a Landlock rule.
-    pub fn store(&self) -> BorrowedFd<'_> {
-        self.store.as_fd()
+    /// The store, for the parent, which does not enter the jail.
+    pub fn store(&self) -> &JailedStore {
+        &self.store
     }
 
     /// Moves the calling process, which must have one thread, into the jail.
     ///
     /// # Errors
     /// A system call fails. The process may then be in only one of the namespaces.
-    pub fn enter(&self) -> Result<EnteredJail, SandboxError> {
+    pub fn enter(&self) -> Result<JailedStore, SandboxError> {
         let enter = |namespace: &OwnedFd, kind| {
             move_into_link_name_space(namespace.as_fd(), Some(kind))
                 .map_err(SandboxError::host("enter the jail"))
@@ -333,8 +314,8 @@ impl Jail {
         // user may not create more of them, workers have no limit of threads.
         let counts_threads =
             namespaces.own_namespaces && nix::sched::unshare(CloneFlags::CLONE_NEWUSER).is_ok();
-        Ok(EnteredJail {
-            store: open_store().map_err(SandboxError::host("open the store in the jail"))?,
+        Ok(JailedStore {
+            dir: open_store().map_err(SandboxError::host("open the store in the jail"))?,
             counts_threads,
         })
     }

@@ -1,6 +1,6 @@
 //! Confines the processes: the parent before it accepts clients, a worker before it serves one.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, fstat};
@@ -9,19 +9,11 @@ use rustix::stdio::stderr;
 use super::ServeOptions;
 use super::disks::Disks;
 use crate::image::{Image, PlanDir};
+use crate::sandbox::jail::JailedStore;
 use crate::sandbox::{self, PATHS_MAX, Process, Reach, SandboxError};
 
 /// Memory limit of a worker, plus the size of plans.
 const MEMORY_BYTES: u64 = 2 << 30;
-
-/// What a process needs to know of the jail that it or its children enter.
-#[derive(Clone, Copy)]
-pub(super) struct JailView<'a> {
-    /// The store directory in the jail.
-    pub store: BorrowedFd<'a>,
-    /// See [`Reach::counts_threads`].
-    pub counts_threads: bool,
-}
 
 /// Warns of what this kernel lacks for confining processes.
 pub(super) fn warn_of_missing_protections(disks: &Disks, options: &ServeOptions) {
@@ -54,14 +46,14 @@ pub(super) fn confine(
     options: &ServeOptions,
     status: &[&Path],
     logs_to_file: bool,
-    jail: Option<JailView<'_>>,
+    jail: Option<&JailedStore>,
     plan_dir: Option<&PlanDir>,
 ) -> Result<(), SandboxError> {
     if !options.sandbox {
         return Ok(());
     }
     let reach = Reach {
-        store: jail.map_or(disks.first().store_dir(), |jail| jail.store),
+        store: jail.map_or(disks.first().store_dir(), |jail| jail.dir.as_fd()),
         paths: match jail {
             Some(_) => Vec::new(),
             None => paths(process, disks, options),

@@ -224,8 +224,8 @@ fn attempt(name: &str, outside: &Path) -> Result<(), Errno> {
     if let Some(jail) = &jail {
         dir = match profile {
             // It stays outside, like the server's parent.
-            Some(Process::Listener) => jail.store().try_clone_to_owned().unwrap(),
-            _ => jail.enter().unwrap().store,
+            Some(Process::Listener) => jail.store().dir.try_clone().unwrap(),
+            _ => jail.enter().unwrap().dir,
         };
     }
     let reach = Reach {

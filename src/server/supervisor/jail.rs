@@ -1,14 +1,12 @@
 //! The jail of all workers. A separate process builds it, so that the parent does not block.
 
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::process::Pid;
 
-use super::super::confine::JailView;
 use super::Server;
 use crate::image::Image;
 use crate::process::{self, Child, End};
@@ -168,26 +166,16 @@ impl Server<'_> {
         if let Some(cell) = &cell {
             // All disks must use the jail's store directory: a descriptor of the host's store would lead out of the jail.
             let mut images = self.disks.images();
-            images.try_for_each(|image| image.move_to(&cell.store))?;
+            images.try_for_each(|image| image.move_to(&cell.dir))?;
         }
-        let cell = cell.as_ref();
-        self.confine(
-            profile,
-            cell.map(|cell| JailView {
-                store: cell.store.as_fd(),
-                counts_threads: cell.counts_threads,
-            }),
-        )
+        self.confine(profile, cell.as_ref())
     }
 
     /// Confines this process, which does not enter the jail. Of store paths, it lets its children read those in the jail, if
     /// there is one: a single rule instead of one for each path.
     pub(super) fn confine_parent(&self, profile: Process) -> Result<(), SandboxError> {
         let jail = match &self.jail {
-            JailState::Ready(jail) => Some(JailView {
-                store: jail.store(),
-                counts_threads: false,
-            }),
+            JailState::Ready(jail) => Some(jail.store()),
             JailState::Disabled | JailState::Building { .. } => None,
         };
         self.confine(profile, jail)

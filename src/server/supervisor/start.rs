@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use super::super::confine::{JailView, confine};
+use super::super::confine::confine;
 use super::super::endpoint::{Endpoint, WorkerContext};
 use super::super::error::ServeError;
 use super::super::messages::{self, Message, MessageSender};
@@ -16,6 +16,7 @@ use super::Server;
 use super::jail::JailState;
 use crate::device::meter::Meter;
 use crate::process::{self, Child};
+use crate::sandbox::jail::JailedStore;
 use crate::sandbox::{Process, SandboxError};
 use crate::source::RemoteTree;
 
@@ -154,7 +155,7 @@ impl Server<'_> {
     pub(super) fn confine(
         &self,
         profile: Process,
-        jail: Option<JailView<'_>>,
+        jail: Option<&JailedStore>,
     ) -> Result<(), SandboxError> {
         let status: Vec<&Path> = self.status.paths().collect();
         confine(

@@ -443,7 +443,7 @@ impl<'s> Guest<'s> {
     fn is_broken(&self) -> bool {
         let mut locked = self.ring.lock();
         match locked.collect(self.memory(), WhenEmpty::LeaveQuiet, &mut Vec::new()) {
-            Ok((Collected::Requests, _)) => panic!("requests were left behind"),
+            Ok((Collected::Requests, _)) => panic!("the device has not processed all requests"),
             Ok((Collected::Nothing, _)) => false,
             Ok((Collected::Stopped, _)) | Err(_) => true,
         }
