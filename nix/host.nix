@@ -44,7 +44,7 @@ let
       default = true;
       description = ''
         Whether to keep what was found in store paths in /var/cache/lazystore/<name>, so that a restarted server lists no
-        directories again.
+        directories and reads no small files again.
       '';
     };
     extraArgs = mkOption {

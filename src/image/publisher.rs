@@ -1,13 +1,14 @@
 //! The process that plans for all others.
 
 mod ahead;
+mod small_files;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
 
-use super::kept::{Keeper, PlanDir};
+use super::kept::{Keeper, KeptKind, PlanDir};
 use super::plans::Need;
 use super::published::{
     DirRecord, FileRecord, Header, Parts, Requests, SUSPECT, TOP, Wish, entry_at, table_bytes,
@@ -27,9 +28,6 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Delay before retrying a path that could not be published; doubles each time.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(64);
-
-/// Number of blocks whose small files are read before the requests are checked again.
-const BLOCKS_AT_ONCE: u32 = 64;
 
 /// Publishes plans.
 #[derive(Debug)]
@@ -136,6 +134,13 @@ impl Publisher {
         self.map.write(at, bytes);
     }
 
+    /// Keeps `contents` as those of the first path's small files.
+    #[cfg(test)]
+    pub(super) fn keep_as_small_files(&mut self, image: &Image, contents: &[u8]) {
+        let keeper = self.keeper.as_mut().unwrap();
+        keeper.save_small_files(image, 0, contents);
+    }
+
     /// Publishes requested plans until the process ends.
     pub fn run(mut self, image: &Image) -> ! {
         loop {
@@ -150,11 +155,12 @@ impl Publisher {
         }
     }
 
-    /// Publishes some plans. Returns false if there is nothing to do. Requested plans come first, then kept ones, then those
+    /// Publishes some plans. Returns false if there is nothing to do. Requested plans come first, then what was kept, then plans
     /// that a scan will request.
     pub(super) fn turn(&mut self, image: &Image) -> bool {
         self.publish_due(image)
             || self.publish_some_kept(image)
+            || self.insert_some_kept(image)
             || self.plan_ahead(image)
             || self.read_some_small_files(image)
             || self.forget_wrong(image)
@@ -198,7 +204,9 @@ impl Publisher {
         }
         let count = u32::try_from(self.states.len()).unwrap_or(u32::MAX);
         let keeper = self.keeper.as_mut();
-        let regions = keeper.map_or(0..0, |keeper| keeper.next_regions(image, count));
+        let regions = keeper.map_or(0..0, |keeper| {
+            keeper.next_regions(KeptKind::Plan, image, count)
+        });
         for region in regions.clone() {
             let is_begun = matches!(self.states[region as usize], PublishState::Begun);
             let state = is_begun.then(|| self.publish_kept(image, region)).flatten();
@@ -220,21 +228,6 @@ impl Publisher {
             }
         }
         false
-    }
-
-    fn read_some_small_files(&mut self, image: &Image) -> bool {
-        let unread = self.regions().find(|(region, state)| {
-            matches!(state, PublishState::Published(_))
-                && self.requests.has(*region, Wish::SmallFiles)
-        });
-        let Some((region, _)) = unread else {
-            return false;
-        };
-        let state = std::mem::replace(&mut self.states[region as usize], PublishState::Done);
-        if let PublishState::Published(progress) = state {
-            self.states[region as usize] = self.read_small_files(image, region, progress);
-        }
-        true
     }
 
     fn publish(&mut self, image: &Image, region: u32) -> PublishState {
@@ -269,7 +262,7 @@ impl Publisher {
             }
             Ok(Some((written, file))) => {
                 if let (Some(keeper), Some(file)) = (&mut self.keeper, file) {
-                    keeper.save(&file);
+                    keeper.save_plan(region, &file);
                 }
                 Self::published(image, region, written)
             }
@@ -347,37 +340,6 @@ impl Publisher {
         }
         self.map.write(parts.whole, whole.as_bytes())?;
         (at == parts.dirs).then_some(whole)
-    }
-
-    /// Inserts the contents of some of a path's small files. Files that cannot be read are left to their readers.
-    fn read_small_files(
-        &mut self,
-        image: &Image,
-        region: u32,
-        mut progress: Box<Progress>,
-    ) -> PublishState {
-        let all = progress.parts.header.meta_blocks;
-        let end = progress.next.saturating_add(BLOCKS_AT_ONCE).min(all);
-        for block in progress.next..end {
-            let (word, is_whole) = (block / u64::BITS, is_set(&progress.whole, block));
-            if is_whole {
-                continue;
-            }
-            let mut bytes = [0; BLOCK_LEN_USIZE];
-            let rendered = image.render_metadata(IoMode::Blocking, region, block, &mut bytes);
-            if rendered.is_err() {
-                continue;
-            }
-            set(&mut progress.whole, block);
-            let at = progress.parts.whole + word as usize * size_of::<u64>();
-            self.map.write(block_at(&progress.parts, block), &bytes);
-            self.map.store(at, progress.whole[word as usize]);
-        }
-        progress.next = end;
-        match end < all {
-            true => PublishState::Published(progress),
-            false => PublishState::Done,
-        }
     }
 }
 

@@ -105,7 +105,7 @@ impl Machine {
             &from_env("LAZYSTORE_TEST_INITRD"),
             "-append",
             &format!(
-                "console=ttyS0 quiet panic=-1 mitigations=off {}",
+                "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests {}",
                 self.words
             ),
             "-chardev",

@@ -49,7 +49,7 @@ pub enum PlanDirError {
     },
 }
 
-/// Why a file is not used. The path is then walked.
+/// Why a file is not used. The path is then walked, or its small files are read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unusable {
     /// It is truncated, modified, or not a plan.
@@ -61,8 +61,11 @@ pub(super) enum Unusable {
     /// It describes another path, or one that has been replaced.
     #[error("it is of another path, or of one that has been replaced")]
     OtherPath,
-    /// Its tree is invalid.
-    #[error("its tree is malformed")]
+    /// It has the small files of another plan of the path.
+    #[error("it belongs to another plan of the path")]
+    OtherPlan,
+    /// Its payload is invalid.
+    #[error("its contents are malformed")]
     Malformed,
     /// The path differs from its registration, cannot be laid out, or has just been replaced.
     #[error(transparent)]

@@ -1,17 +1,17 @@
-//! Decides when kept plans are read, written and removed.
+//! Decides when kept files are read, written and removed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::format::{self, FILE_MAX_BYTES};
+use super::format::{self, Checksum, FILE_MAX_BYTES, KeptKind, Label};
 use super::{PlanDir, tree};
 use crate::erofs::layout::plan::Plan;
 use crate::image::Image;
 
-/// Limit for all files. A NixOS system with 230,000 files takes 6 MB.
-const LIMIT_BYTES: u64 = 256 << 20;
+/// Limit for all files. A NixOS system with 230,000 files takes 7 MB for plans and 69 MB for small files.
+const LIMIT_BYTES: u64 = 512 << 20;
 
 /// After this many bytes have been written, the limit is checked.
 const PRUNE_AFTER_BYTES: u64 = 16 << 20;
@@ -23,17 +23,26 @@ const PATHS_AT_ONCE: u32 = 32;
 #[derive(Debug)]
 pub(in crate::image) struct Keeper {
     dir: Arc<PlanDir>,
-    /// The next region to look up in advance.
-    next: u32,
-    /// Number of plans found, and whether it has been logged.
-    found: u32,
-    is_logged: bool,
+    /// What has been loaded of each kind.
+    progress: [LoadProgress; KeptKind::ALL.len()],
     /// Bytes written since the limit was last checked.
     written_bytes: u64,
     /// Set until writing fails.
     is_writable: bool,
     /// Regions whose kept plan was wrong.
     wrong: HashSet<u32>,
+    /// Checksums of the files of plans that are in use.
+    plans: HashMap<u32, Checksum>,
+}
+
+/// How far the files of a kind have been loaded.
+#[derive(Debug, Default)]
+struct LoadProgress {
+    /// The next region to look up in advance.
+    next: u32,
+    /// Number of usable files, and whether it has been logged.
+    found: u32,
+    is_logged: bool,
 }
 
 /// A file to write.
@@ -47,27 +56,33 @@ impl Keeper {
     pub(in crate::image) fn new(dir: Arc<PlanDir>) -> Self {
         Self {
             dir,
-            next: 0,
-            found: 0,
-            is_logged: false,
+            progress: Default::default(),
             written_bytes: 0,
             is_writable: true,
             wrong: HashSet::new(),
+            plans: HashMap::new(),
         }
     }
 
-    /// Returns the next of `count` regions whose plans to load, and starts readahead of their files. Empty after the last one.
-    pub(in crate::image) fn next_regions(&mut self, image: &Image, count: u32) -> Range<u32> {
-        let end = self.next.saturating_add(PATHS_AT_ONCE).min(count);
-        let regions = self.next..end;
-        for label in regions.clone().filter_map(|region| image.label(region)) {
-            self.dir.read_ahead(&label.file_name());
-        }
-        self.next = end;
-        if regions.is_empty() && !self.is_logged {
-            self.is_logged = true;
+    /// Returns the next of `count` regions whose files of this kind to load, and starts readahead of these files. Empty after the
+    /// last one.
+    pub(in crate::image) fn next_regions(
+        &mut self,
+        kind: KeptKind,
+        image: &Image,
+        count: u32,
+    ) -> Range<u32> {
+        let progress = &mut self.progress[kind as usize];
+        let end = progress.next.saturating_add(PATHS_AT_ONCE).min(count);
+        let regions = progress.next..end;
+        progress.next = end;
+        if regions.is_empty() && !progress.is_logged {
+            progress.is_logged = true;
             let dir = self.dir.path().display();
-            tracing::debug!(plans = self.found, "read the plans kept in {dir}");
+            tracing::debug!(paths = progress.found, "read the {kind} kept in {dir}");
+        }
+        for label in regions.clone().filter_map(|region| image.label(region)) {
+            self.dir.read_ahead(&label.file_name(kind));
         }
         regions
     }
@@ -75,15 +90,40 @@ impl Keeper {
     /// Returns the kept plan of a region, if it is usable.
     pub(in crate::image) fn load(&mut self, image: &Image, region: u32) -> Option<Plan> {
         let label = image.label(region)?;
-        let file = self.dir.read(&label.file_name()).ok()?;
+        let name = label.file_name(KeptKind::Plan);
+        let file = self.dir.read(&name).ok()?;
         match image.kept_plan(region, &label, &file) {
-            Ok(plan) => {
-                self.found += 1;
+            Ok((plan, checksum)) => {
+                self.progress[KeptKind::Plan as usize].found += 1;
+                self.plans.insert(region, checksum);
                 Some(plan)
             }
             Err(why) => {
-                let (dir, name) = (self.dir.path().display(), label.file_name());
+                let dir = self.dir.path().display();
                 tracing::debug!("{dir}/{name} is ignored, and its path walked again: {why}");
+                None
+            }
+        }
+    }
+
+    /// Returns the contents of a region's small files, if they were kept with its plan.
+    pub(in crate::image) fn load_small_files(
+        &mut self,
+        image: &Image,
+        region: u32,
+    ) -> Option<Vec<u8>> {
+        let (plan, label) = (self.plans.get(&region)?, image.label(region)?);
+        let name = label.file_name(KeptKind::SmallFiles);
+        let file = self.dir.read(&name).ok()?;
+        let opened = format::open(KeptKind::SmallFiles, &label, &file);
+        match opened.and_then(|(payload, _)| format::unpack_small_files(plan, payload)) {
+            Ok(contents) => {
+                self.progress[KeptKind::SmallFiles as usize].found += 1;
+                Some(contents.to_vec())
+            }
+            Err(why) => {
+                let dir = self.dir.path().display();
+                tracing::debug!("{dir}/{name} is ignored, and its small files read again: {why}");
                 None
             }
         }
@@ -97,16 +137,38 @@ impl Keeper {
         plan: &Plan,
     ) -> Option<KeptFile> {
         let label = image.label(region).filter(|_| self.is_writable)?;
-        let bytes = format::seal(&label, &tree::pack(plan)?);
-        let fits = u64::try_from(bytes.len()).is_ok_and(|len| len <= FILE_MAX_BYTES);
-        fits.then(|| KeptFile {
-            name: label.file_name(),
-            bytes,
-        })
+        kept_file(KeptKind::Plan, &label, &tree::pack(plan)?)
+    }
+
+    /// Writes the file of a plan.
+    pub(in crate::image) fn save_plan(&mut self, region: u32, file: &KeptFile) {
+        if let Some(checksum) = file.bytes.last_chunk() {
+            self.plans.insert(region, *checksum);
+        }
+        self.save(file);
+    }
+
+    /// Writes the contents of a region's small files, if its plan is kept.
+    pub(in crate::image) fn save_small_files(
+        &mut self,
+        image: &Image,
+        region: u32,
+        contents: &[u8],
+    ) {
+        let label = image.label(region).filter(|_| self.is_writable);
+        let file = label
+            .zip(self.plans.get(&region))
+            .and_then(|(label, plan)| {
+                let payload = format::pack_small_files(plan, contents);
+                kept_file(KeptKind::SmallFiles, &label, &payload)
+            });
+        if let Some(file) = file {
+            self.save(&file);
+        }
     }
 
     /// Writes a file. Only the first failure is logged, because failures only cost time.
-    pub(in crate::image) fn save(&mut self, file: &KeptFile) {
+    fn save(&mut self, file: &KeptFile) {
         let written = self.dir.write(&file.name, &file.bytes);
         self.written_bytes += file.bytes.len() as u64;
         self.note_failure("write", written);
@@ -126,13 +188,17 @@ impl Keeper {
         true
     }
 
-    /// Removes a plan that a process has found to differ from the path, so that the next server walks the path.
+    /// Removes the files of a path that a process has found to differ from its plan, so that the next server walks it.
     pub(in crate::image) fn forget(&mut self, image: &Image, region: u32) {
         if !self.wrong.insert(region) {
             return;
         }
-        if let Some(label) = image.label(region) {
-            let removed = self.dir.remove(label.file_name().as_bytes());
+        self.plans.remove(&region);
+        let Some(label) = image.label(region) else {
+            return;
+        };
+        for kind in KeptKind::ALL {
+            let removed = self.dir.remove(label.file_name(kind).as_bytes());
             self.note_failure("remove", removed);
         }
     }
@@ -152,4 +218,14 @@ impl Keeper {
         }
         self.is_writable = false;
     }
+}
+
+/// Returns a file with this payload, or `None` if it is too long.
+fn kept_file(kind: KeptKind, label: &Label, payload: &[u8]) -> Option<KeptFile> {
+    let bytes = format::seal(kind, label, payload);
+    let fits = u64::try_from(bytes.len()).is_ok_and(|len| len <= FILE_MAX_BYTES);
+    fits.then(|| KeptFile {
+        name: label.file_name(kind),
+        bytes,
+    })
 }

@@ -1,11 +1,13 @@
-//! Plans that outlive a server: the results of walking store paths, one file per path, in a directory of the user.
+//! Plans that outlive a server: the results of walking store paths, and the contents of their small files, in a directory of the
+//! user.
 //!
-//! A file contains the tree of a path (names, types, sizes, executable bits, targets, and the mtimes that files must have when
+//! The file of a plan contains the tree of a path (names, types, sizes, executable bits, targets, and the mtimes that files must have when
 //! they are opened) but no addresses. So files stay usable with a new layout or other options of the disk, and every tree is
-//! laid out by the same code as a walked one.
+//! laid out by the same code as a walked one. The small files of a path are in a second file, which is read only with the plan for
+//! which it was written. It exists if a VM has read a small file of the path.
 //!
 //! - `tree`: encodes and decodes the tree of a plan.
-//! - `format`: the file: the path's identity, the tree, a checksum.
+//! - `format`: the files: the path's identity, the tree or the contents, a checksum.
 //! - `dir`: the directory: reads, replaces and removes files.
 //! - `keeper`: decides when.
 //!
@@ -28,7 +30,8 @@ use crate::erofs::layout::plan::Plan;
 pub use dir::PlanDir;
 pub use error::PlanDirError;
 use error::Unusable;
-use format::Label;
+pub(super) use format::KeptKind;
+use format::{Checksum, Label};
 pub(super) use keeper::Keeper;
 
 impl Image {
@@ -45,10 +48,15 @@ impl Image {
         Label::new(name, nar_hash.as_ref()?, identity.as_ref()?.mark()?)
     }
 
-    /// Decodes the plan of a region from a file.
-    fn kept_plan(&self, region: u32, label: &Label, file: &[u8]) -> Result<Plan, Unusable> {
+    /// Decodes the plan of a region from a file. Also returns the file's checksum.
+    fn kept_plan(
+        &self,
+        region: u32,
+        label: &Label,
+        file: &[u8],
+    ) -> Result<(Plan, Checksum), Unusable> {
         let tree = self.tree(region);
-        let packed = format::open(label, file)?;
+        let (packed, checksum) = format::open(KeptKind::Plan, label, file)?;
         let limits = self.space().region(region).limits();
         let planner = tree::unpack(packed, tree.name, self.plans.attributes(), limits);
         let plan = planner.map_err(|error| match error {
@@ -58,6 +66,6 @@ impl Image {
         walk::check_nar_size(&tree, &plan, self.origins[region as usize].nar_size)?;
         // The label belongs to the path as it was when the disk was created.
         tree.check().map_err(super::ReadError::from)?;
-        Ok(plan)
+        Ok((plan, checksum))
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
-use super::format::{open, seal};
+use super::format::{open, pack_small_files, seal, unpack_small_files};
 use super::tree::{Fault, pack, unpack};
 use super::*;
 use crate::erofs::layout::attributes::{Attributes, Origin};
@@ -133,21 +133,24 @@ proptest! {
     #[test]
     fn a_file_with_a_changed_byte_is_not_used(at in any::<prop::sample::Index>(), by in 1..=u8::MAX) {
         let tree = pack(&small_plan()).unwrap();
-        let mut file = seal(&label(), &tree);
-        prop_assert_eq!(open(&label(), &file).unwrap(), &*tree);
+        let mut file = seal(KeptKind::Plan, &label(), &tree);
+        prop_assert_eq!(open(KeptKind::Plan, &label(), &file).unwrap().0, &*tree);
         let at = at.index(file.len());
         file[at] ^= by;
-        prop_assert!(matches!(open(&label(), &file), Err(Unusable::Damaged)));
+        prop_assert!(matches!(open(KeptKind::Plan, &label(), &file), Err(Unusable::Damaged)));
     }
 }
 
 #[test]
 fn truncated_and_longer_files_are_not_used() {
-    let file = seal(&label(), &pack(&small_plan()).unwrap());
+    let file = seal(KeptKind::Plan, &label(), &pack(&small_plan()).unwrap());
     for len in 0..file.len() {
-        assert!(open(&label(), &file[..len]).is_err(), "{len}");
+        assert!(
+            open(KeptKind::Plan, &label(), &file[..len]).is_err(),
+            "{len}"
+        );
     }
-    assert!(open(&label(), &[&file[..], b"\0"].concat()).is_err());
+    assert!(open(KeptKind::Plan, &label(), &[&file[..], b"\0"].concat()).is_err());
 }
 
 #[test]
@@ -190,7 +193,7 @@ fn names_that_no_file_can_have_are_refused() {
 
 #[test]
 fn a_file_is_valid_for_one_path_only() {
-    let file = seal(&label(), b"tree");
+    let file = seal(KeptKind::Plan, &label(), b"tree");
     let (other, longer) = (
         Label::new(b"aaa-two", &[3; 32], MARK),
         Label::new(b"aaa-one2", &[3; 32], MARK),
@@ -208,8 +211,14 @@ fn a_file_is_valid_for_one_path_only() {
     });
     for other in [other, longer, rebuilt, inode, second, nanosecond] {
         let other = other.unwrap();
-        assert_ne!(other.file_name(), label().file_name());
-        assert!(matches!(open(&other, &file), Err(Unusable::OtherPath)));
+        assert_ne!(
+            other.file_name(KeptKind::Plan),
+            label().file_name(KeptKind::Plan)
+        );
+        assert!(matches!(
+            open(KeptKind::Plan, &other, &file),
+            Err(Unusable::OtherPath)
+        ));
     }
 }
 
@@ -217,13 +226,41 @@ fn a_file_is_valid_for_one_path_only() {
 #[test]
 fn a_file_of_another_format_is_not_used() {
     use sha2::{Digest, Sha256};
-    let mut file = seal(&label(), b"tree");
+    let mut file = seal(KeptKind::Plan, &label(), b"tree");
     file.truncate(file.len() - 32);
     let at = file.iter().position(|byte| *byte == b'1').unwrap();
     file[at] = b'2';
     let checksum = Sha256::digest(&file);
     file.extend(checksum);
-    assert!(matches!(open(&label(), &file), Err(Unusable::OtherFormat)));
+    assert!(matches!(
+        open(KeptKind::Plan, &label(), &file),
+        Err(Unusable::OtherFormat)
+    ));
+}
+
+#[test]
+fn small_files_belong_to_one_plan_and_one_layout() {
+    let payload = pack_small_files(&[7; 32], b"contents");
+    assert_eq!(unpack_small_files(&[7; 32], &payload).unwrap(), b"contents");
+    assert!(matches!(
+        unpack_small_files(&[8; 32], &payload),
+        Err(Unusable::OtherPlan)
+    ));
+    let mut other_layout = payload.clone();
+    other_layout[0] ^= 1;
+    assert!(matches!(
+        unpack_small_files(&[7; 32], &other_layout),
+        Err(Unusable::OtherFormat)
+    ));
+    for len in 0..36 {
+        assert!(unpack_small_files(&[7; 32], &payload[..len]).is_err());
+    }
+    // A file of one kind is no file of the other.
+    let file = seal(KeptKind::Plan, &label(), &payload);
+    assert!(matches!(
+        open(KeptKind::SmallFiles, &label(), &file),
+        Err(Unusable::OtherFormat)
+    ));
 }
 
 fn names(dir: &std::path::Path) -> Vec<String> {
@@ -247,7 +284,10 @@ fn least_recently_used_plans_are_removed_and_other_files_never() {
     let temp = tempfile::tempdir().unwrap();
     let dir = PlanDir::open(&temp.path().join("plans")).unwrap();
     let at = |name: &str| dir.path().join(name);
-    let file = |digit: char| format!("{}.plan", digit.to_string().repeat(32));
+    let file = |digit: char| {
+        let suffix = if digit == 'b' { "files" } else { "plan" };
+        format!("{}.{suffix}", digit.to_string().repeat(32))
+    };
     let strange = ["notes", &format!("{}.txt", "a".repeat(32)), "x.plan"];
     for name in strange {
         fs::write(at(name), "mine").unwrap();

@@ -176,7 +176,7 @@ impl PublishedPath {
             .read(self.parts.blocks.checked_add(at)?, to)?;
         match is_whole {
             true => Some(Files::new()),
-            false => self.between(self.small_files(), block, block),
+            false => self.between(self.small_file_list(), block, block),
         }
     }
 
@@ -201,8 +201,26 @@ impl PublishedPath {
         self.between(list, start.block, last)
     }
 
-    fn small_files(&self) -> (usize, u32) {
+    fn small_file_list(&self) -> (usize, u32) {
         (self.parts.small_files, self.parts.header.small_files)
+    }
+
+    /// Returns all small files, in the order of the disk.
+    pub(super) fn small_files(&self) -> Option<Files> {
+        self.between(self.small_file_list(), 0, u32::MAX)
+    }
+
+    /// Returns the contents of all small files, one after the other. All blocks must be finished.
+    pub(super) fn small_contents(&self) -> Option<Vec<u8>> {
+        let mut contents = Vec::new();
+        for file in self.small_files()? {
+            let in_blocks = (file.block as usize).checked_mul(BLOCK_LEN_USIZE)?;
+            let at = self.parts.blocks.checked_add(in_blocks)? + usize::from(file.offset);
+            let start = contents.len();
+            contents.resize(start + usize::try_from(file.size_bytes).ok()?, 0);
+            self.published.map.read(at, &mut contents[start..])?;
+        }
+        Some(contents)
     }
 
     /// Returns the records of a list for the blocks `first..=last`.
