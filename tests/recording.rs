@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lazystore::closure::{Closure, Source, StoreLocation};
-use lazystore::image::recording::{Part, Recording};
+use lazystore::image::recording::{Recording, RegionPart};
 use lazystore::image::{Image, ImageOptions};
 use nix::sys::signal::{Signal, kill};
 use rustix::fs::{Advice, fadvise};
@@ -128,7 +128,7 @@ fn recording(path: &Path) -> Recording {
 fn data_touches(path: &Path) -> Vec<(usize, Range<u32>)> {
     let touches = recording(path).touches.into_iter();
     touches
-        .filter(|touch| touch.part == Part::Data)
+        .filter(|touch| touch.part == RegionPart::Data)
         .map(|touch| (touch.path, touch.blocks))
         .collect()
 }

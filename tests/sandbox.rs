@@ -18,7 +18,7 @@ use crate::common::server::{Server, tree};
 use crate::common::tool;
 use attempt::{End, FILES, LOOKS, try_in, try_in_jail, try_in_jail_by};
 use calls::{CALLS, Refused};
-use served::{Served, Status, store, store_args};
+use served::{Served, status, store, store_args};
 
 const WORKERS: [Process; 2] = [Process::VhostWorker, Process::FuseWorker];
 const SYSTEM_CALLS_FILTERED: &str = "2";
@@ -209,7 +209,7 @@ fn no_process_has_capabilities_while_a_closure_is_served() {
     let server = Served::at_socket(&store_args(store.path()), store.path());
     let _connected = UnixStream::connect(server.socket()).unwrap();
     for pid in [server.pid(), server.worker()] {
-        let status = Status::of(pid);
+        let status = status(pid);
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             assert_eq!(status.capabilities(set), 0, "{set}");
         }
@@ -229,8 +229,8 @@ fn without_a_sandbox_nothing_is_confined() {
     let server = Served::at_socket(&args, store.path());
     let _connected = UnixStream::connect(server.socket()).unwrap();
     for pid in [server.pid(), server.worker()] {
-        assert_eq!(Status::of(pid).field("Seccomp"), "0");
-        assert_eq!(Status::of(pid).field("NoNewPrivs"), "0");
+        assert_eq!(status(pid).field("Seccomp"), "0");
+        assert_eq!(status(pid).field("NoNewPrivs"), "0");
     }
 }
 
@@ -239,9 +239,9 @@ fn without_a_sandbox_nothing_is_confined() {
 fn with_a_mount_only_the_parent_keeps_the_capability_to_unmount() {
     let store = store();
     let server = Served::as_file(&store_args(store.path()), store.path());
-    let worker = Status::of(server.worker());
+    let worker = status(server.worker());
     assert_eq!(worker.capabilities("CapPrm"), 0);
-    let parent = Status::of(server.pid());
+    let parent = status(server.pid());
     assert_eq!(parent.capabilities("CapPrm"), SYS_ADMIN | DAC_READ_SEARCH);
     for status in [worker, parent] {
         assert_eq!(status.capabilities("CapBnd"), 0);
@@ -273,7 +273,7 @@ fn private_files_of_a_tree_are_read_with_one_capability() {
     assert!(first_data(server.socket(), 8192) == [7; 8192]);
     let _connected = UnixStream::connect(server.socket()).unwrap();
     assert_eq!(
-        Status::of(server.worker()).capabilities("CapEff"),
+        status(server.worker()).capabilities("CapEff"),
         DAC_READ_SEARCH
     );
 }
@@ -298,7 +298,7 @@ fn an_ordinary_user_is_confined_and_pins_the_store_for_its_own_garbage_collector
     let server = Served::by_user(USER, &store_args(store.path()), store.path());
     let _connected = UnixStream::connect(server.socket()).unwrap();
     for pid in [server.pid(), server.worker()] {
-        let status = Status::of(pid);
+        let status = status(pid);
         assert_eq!(status.field("NoNewPrivs"), "1");
         assert_eq!(status.field("Seccomp"), SYSTEM_CALLS_FILTERED);
         assert_eq!(status.capabilities("CapEff"), 0);

@@ -18,9 +18,9 @@ use crate::closure::narinfo::Narinfo;
 use crate::closure::shown;
 use crate::source::decompress::decompress;
 use crate::source::nar::{LISTING_MAX_BYTES, NarTree};
-use crate::source::remote::protocol::{Fetched, NOT_VERIFIED, Part, Wanted, pieces_of};
+use crate::source::remote::protocol::{FetchRequest, Fetched, NOT_VERIFIED, PathPart, pieces_of};
 use pieces::InPieces;
-use verified::{Received, Verified, VerifyError};
+use verified::{MeteredBody, NarVerifyError, Verified};
 
 /// Retries after a temporary failure of a server.
 const RETRIES: Retries = Retries(4);
@@ -41,7 +41,7 @@ pub struct Fetchable {
 
 /// What to fetch, from where and to where.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct FetchPlan {
     /// The binary caches, and the cache directory.
     pub sources: Sources,
     /// The logical store directory.
@@ -91,14 +91,14 @@ pub enum CannotFetch {
 /// Fetches trees and NARs.
 #[derive(Debug, Clone)]
 pub struct Fetcher {
-    plan: Plan,
+    plan: FetchPlan,
     http: Http,
     in_pieces: InPieces,
 }
 
 impl Fetcher {
     /// Creates a fetcher for `plan`. Reads the certificates now.
-    pub fn new(plan: Plan) -> Self {
+    pub fn new(plan: FetchPlan) -> Self {
         let http = Http::new(&plan.sources.http);
         Self {
             plan,
@@ -111,28 +111,28 @@ impl Fetcher {
     ///
     /// # Errors
     /// It cannot be provided.
-    pub fn get(&self, wanted: Wanted) -> Result<Fetched, CannotFetch> {
+    pub fn get(&self, wanted: FetchRequest) -> Result<Fetched, CannotFetch> {
         if let Some(kept) = self.kept(wanted) {
             return kept;
         }
         let path = self.plan.paths.get(wanted.path as usize);
         let path = path.ok_or(CannotFetch::NoSuchPath)?;
         match wanted.part {
-            Part::Tree => self.tree(path).map(not_verified),
-            Part::Nar => match self.partial(wanted.path, path)? {
+            PathPart::Tree => self.tree(path).map(not_verified),
+            PathPart::Nar => match self.partial(wanted.path, path)? {
                 Some(_) => Ok(Fetched::InPieces),
                 None => self.nar(path),
             },
-            Part::Piece(piece) => self.piece(wanted.path, path, piece),
+            PathPart::Piece(piece) => self.piece(wanted.path, path, piece),
         }
     }
 
     /// Returns what `wanted` names if it is in the cache directory, or the error if it can never be provided.
-    pub fn kept(&self, wanted: Wanted) -> Option<Result<Fetched, CannotFetch>> {
+    pub fn kept(&self, wanted: FetchRequest) -> Option<Result<Fetched, CannotFetch>> {
         let Some(path) = self.plan.paths.get(wanted.path as usize) else {
             return Some(Err(CannotFetch::NoSuchPath));
         };
-        if let Part::Piece(piece) = wanted.part
+        if let PathPart::Piece(piece) = wanted.part
             && !pieces_of(0..path.nar_size).contains(&piece)
         {
             return Some(Err(CannotFetch::NoSuchPath));
@@ -141,11 +141,11 @@ impl Fetcher {
             return Some(Err(CannotFetch::Contradicted { reason }));
         }
         match wanted.part {
-            Part::Tree => {
+            PathPart::Tree => {
                 let tree = self.plan.sources.dir.tree(&path.nar_hash)?;
                 Some(Ok(not_verified(tree.into_file())))
             }
-            Part::Nar | Part::Piece(_) => match self.kept_partial(wanted) {
+            PathPart::Nar | PathPart::Piece(_) => match self.kept_partial(wanted) {
                 None => self.kept_nar(path).transpose(),
                 kept_partial => kept_partial.map(Ok),
             },
@@ -301,7 +301,7 @@ impl Fetcher {
             };
             match self.verify(&narinfo, path, body.reader, &fetching) {
                 Ok(tree) => break tree,
-                Err(VerifyError::Dir(error)) => return Err(error.into()),
+                Err(NarVerifyError::Dir(error)) => return Err(error.into()),
                 Err(error) if error.may_pass() && tries > 0 => tries -= 1,
                 Err(error) => return Err(failed(error.to_string())),
             }
@@ -348,9 +348,9 @@ impl Fetcher {
         path: &Fetchable,
         body: impl Read + Send,
         fetching: &Fetching<'_>,
-    ) -> Result<NarTree, VerifyError> {
+    ) -> Result<NarTree, NarVerifyError> {
         let staged = self.plan.sources.dir.stage()?;
-        let body = Received {
+        let body = MeteredBody {
             body,
             meter: &self.plan.meter,
         };

@@ -27,8 +27,8 @@ mod sources;
 mod transport;
 
 pub use closure::{PartlyRemote, RemoteClosureError, WalkError};
-pub use dir::{CacheDir, DirError, KeptNar, NarHash, Removed, Usage, User};
-pub use fetch::{CannotFetch, Fetchable, Fetcher, Plan};
+pub use dir::{CacheDir, DirError, DiskUsage, KeptNar, NarHash, Removed, User};
+pub use fetch::{CannotFetch, FetchPlan, Fetchable, Fetcher};
 pub use fetcher::{FetcherProcess, StartError};
 pub use keys::{BadNarinfo, Keys};
 pub use meter::{FetchFigures, FetchMeter};

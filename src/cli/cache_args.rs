@@ -12,7 +12,7 @@ use super::log;
 use super::nix_conf::NixConf;
 use super::numbers::{size, whole};
 use crate::cache::{
-    BinaryCache, CacheDir, FetchMeter, FetcherProcess, HttpOptions, Keys, PartlyRemote, Plan,
+    BinaryCache, CacheDir, FetchMeter, FetchPlan, FetcherProcess, HttpOptions, Keys, PartlyRemote,
     Sources, s3_credentials,
 };
 use crate::closure::narinfo::{CACHE_NIXOS_ORG, PublicKey};
@@ -61,7 +61,7 @@ pub struct CacheDirArgs {
 }
 
 /// A closure with paths that are not on this host.
-pub struct Remote {
+pub struct RemoteClosure {
     /// The whole closure.
     pub graph: Graph,
     /// The source of the paths that are not on this host.
@@ -72,7 +72,7 @@ pub struct Remote {
     pub fetcher: FetcherProcess,
 }
 
-impl Remote {
+impl RemoteClosure {
     /// Moves the remote tree into `options`, and returns the graph and the fetcher process.
     pub fn attach_to(mut self, options: &mut ImageOptions) -> (Graph, Option<FetcherProcess>) {
         options.remote = Some(self.tree);
@@ -92,7 +92,7 @@ impl CacheArgs {
         location: &StoreLocation,
         max_open_files: usize,
         shows_progress: bool,
-    ) -> Result<Option<Remote>, CliError> {
+    ) -> Result<Option<RemoteClosure>, CliError> {
         if self.from.is_empty() {
             return Ok(None);
         }
@@ -110,7 +110,7 @@ impl CacheArgs {
         });
         let paths = paths.collect();
         let empty_dir = sources.dir.empty_dir();
-        let plan = Plan {
+        let plan = FetchPlan {
             sources,
             store_dir: location.store_dir.clone(),
             paths: remote.into(),
@@ -122,7 +122,7 @@ impl CacheArgs {
         let timeout = Duration::from_secs(self.fetch_timeout);
         let store_dir = location.store_dir.clone();
         let tree = RemoteTree::new(paths, store_dir, max_open_files, control, timeout);
-        Ok(Some(Remote {
+        Ok(Some(RemoteClosure {
             graph,
             tree: Arc::new(tree),
             empty_dir,

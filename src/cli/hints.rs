@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::closure::{ClosureError, Fault, Input, RootFault};
+use crate::closure::{ClosureError, ClosureFile, Fault, RootFault};
 use crate::device::fuse::FuseError;
 use crate::erofs::layout::LayoutError;
 use crate::image::{ImageError, ReadError};
@@ -66,7 +66,7 @@ fn closure_advice(error: &ClosureError) -> Option<String> {
     let text = match error {
         ClosureError::Root { root, fault } => return root_advice(root, fault),
         ClosureError::Read {
-            input: Input::StorePaths(_),
+            input: ClosureFile::StorePaths(_),
             error,
         } if error.kind() == ErrorKind::IsADirectory => {
             "--store-paths takes a list; name a store path or a link such as ./result without an option, and the output \

@@ -14,7 +14,7 @@ use clap::Args;
 use super::errors::{CliError, ReportError};
 use super::help;
 use crate::server::{BootReport, REPORT_FORMAT};
-use limits::LimitArgs;
+use limits::BootLimitArgs;
 
 /// Arguments of `lazystore report`.
 #[derive(Debug, Args)]
@@ -30,7 +30,7 @@ pub struct ReportArgs {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     #[command(flatten)]
-    limits: LimitArgs,
+    limits: BootLimitArgs,
 }
 
 const EXAMPLES: &str = "\

@@ -35,7 +35,7 @@ const TRIES: usize = 20;
 
 /// Which paths to load.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Wanted<'a> {
+pub(super) enum Selection<'a> {
     /// The closure of these base names.
     Closure(&'a [Box<[u8]>]),
     /// Every valid path.
@@ -69,14 +69,14 @@ pub(super) enum DatabaseError {
     Hash { path: String, hash: String },
 }
 
-/// Loads `wanted` from the database `file`.
+/// Loads `selection` from the database `file`.
 pub(super) fn load(
     file: &Path,
     store_dir: StoreDir<'_>,
-    wanted: Wanted<'_>,
+    selection: Selection<'_>,
 ) -> Result<QueryResult, DatabaseError> {
     read(file, |connection| {
-        let mut walk = Walk {
+        let mut walk = ReferenceWalk {
             connection,
             store_dir,
             indexes: HashMap::new(),
@@ -84,9 +84,9 @@ pub(super) fn load(
             paths: Vec::new(),
             pairs: Vec::new(),
         };
-        match wanted {
-            Wanted::Closure(roots) => walk.closure(roots)?,
-            Wanted::All => walk.all()?,
+        match selection {
+            Selection::Closure(roots) => walk.closure(roots)?,
+            Selection::All => walk.all()?,
         }
         Ok(walk.finish())
     })
@@ -224,7 +224,7 @@ impl DatabaseError {
 }
 
 /// A breadth-first traversal of the references.
-struct Walk<'c> {
+struct ReferenceWalk<'c> {
     connection: &'c Connection,
     store_dir: StoreDir<'c>,
     /// The index in `ids` of each database id.
@@ -237,7 +237,7 @@ struct Walk<'c> {
     pairs: Vec<(usize, usize)>,
 }
 
-impl Walk<'_> {
+impl ReferenceWalk<'_> {
     fn closure(&mut self, roots: &[Box<[u8]>]) -> Result<(), DatabaseError> {
         self.add_roots(roots)?;
         let mut path = self

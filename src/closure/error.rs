@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// A file that the closure is read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
+pub enum ClosureFile {
     /// The list of store paths; `<stdin>` when it is not a file.
     StorePaths(PathBuf),
     /// The registration of their NAR sizes and hashes.
     Registration(PathBuf),
 }
 
-impl Input {
+impl ClosureFile {
     /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         match self {
@@ -22,7 +22,7 @@ impl Input {
     }
 }
 
-impl Display for Input {
+impl Display for ClosureFile {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let kind = match self {
             Self::StorePaths(_) => "store-paths",
@@ -39,7 +39,7 @@ pub enum ClosureError {
     #[error("{input} cannot be read: {error}")]
     Read {
         /// Which file.
-        input: Input,
+        input: ClosureFile,
         /// The operating system's reason.
         error: io::Error,
     },
@@ -47,7 +47,7 @@ pub enum ClosureError {
     #[error("{input}, line {line}: {fault}")]
     Malformed {
         /// Which file.
-        input: Input,
+        input: ClosureFile,
         /// Which line, counted from 1.
         line: u64,
         /// What is wrong with it.
@@ -59,7 +59,7 @@ pub enum ClosureError {
     )]
     Empty {
         /// Which file.
-        input: Input,
+        input: ClosureFile,
     },
     /// The `--closure-info` directory lacks a file that `closureInfo` creates.
     #[error("{} is not the output of nixpkgs' closureInfo: {} does not exist", dir.display(), file.display())]

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::database::{self, DatabaseError, QueryResult, Wanted};
-use super::error::{ClosureError, Input};
+use super::database::{self, DatabaseError, QueryResult, Selection};
+use super::error::{ClosureError, ClosureFile};
 use super::lines::Lines;
 use super::name::StoreDir;
 use super::references::{Collector, Index, References};
@@ -66,9 +66,9 @@ impl Graph {
             }
             Source::Roots(roots) => {
                 let names = roots::root_names(roots, location)?;
-                from_database(Wanted::Closure(&names), location)
+                from_database(Selection::Closure(&names), location)
             }
-            Source::All => from_database(Wanted::All, location),
+            Source::All => from_database(Selection::All, location),
             Source::Tree(dir) => Ok(Self {
                 closure: super::load_tree(dir)?,
                 references: None,
@@ -82,7 +82,7 @@ impl Graph {
     ///
     /// One of them is not valid, or the database cannot be read.
     pub fn of_valid(names: &[Box<[u8]>], location: &StoreLocation) -> Result<Self, ClosureError> {
-        from_database(Wanted::Closure(names), location)
+        from_database(Selection::Closure(names), location)
     }
 
     /// Builds a graph from `nodes` in any order. If two have the same name, the first one wins.
@@ -196,10 +196,13 @@ fn write_record<'a>(
     Ok(())
 }
 
-fn from_database(wanted: Wanted<'_>, location: &StoreLocation) -> Result<Graph, ClosureError> {
+fn from_database(
+    selection: Selection<'_>,
+    location: &StoreLocation,
+) -> Result<Graph, ClosureError> {
     let file = location.database();
     let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
-    match database::load(&file, store_dir, wanted) {
+    match database::load(&file, store_dir, selection) {
         Ok(found) if found.paths.is_empty() => Err(ClosureError::NothingValid { file }),
         Ok(found) => Ok(found_graph(found, location)),
         Err(DatabaseError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -212,8 +215,10 @@ fn from_database(wanted: Wanted<'_>, location: &StoreLocation) -> Result<Graph, 
                 .collect(),
             file,
         }),
-        Err(error) => match wanted {
-            Wanted::Closure(roots) if error.is_access() => ask_nix(roots, location, &file, &error),
+        Err(error) => match selection {
+            Selection::Closure(roots) if error.is_access() => {
+                ask_nix(roots, location, &file, &error)
+            }
             _ => Err(unreadable(file, &error)),
         },
     }
@@ -240,8 +245,8 @@ fn ask_nix(
     let store_dir = StoreDir::new(location.store_dir.as_os_str().as_bytes());
     let answer = nix_store::ask(roots, location, store_dir)
         .map_err(|reason| unreadable(file.into(), &format!("{error}; {reason}")))?;
-    let list = Input::StorePaths("<nix-store --query --requisites>".into());
-    let registration = Input::Registration("<nix-store --dump-db>".into());
+    let list = ClosureFile::StorePaths("<nix-store --query --requisites>".into());
+    let registration = ClosureFile::Registration("<nix-store --dump-db>".into());
     super::read_lists(
         Lines::new(list, &answer.list[..]),
         Some(Lines::new(registration, &answer.registration[..])),

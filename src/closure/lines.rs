@@ -2,11 +2,11 @@
 
 use std::io::{self, BufRead};
 
-use super::error::{ClosureError, Fault, Input};
+use super::error::{ClosureError, ClosureFile, Fault};
 
 /// A line reader that keeps only the current line in memory.
 pub(super) struct Lines<R> {
-    input: Input,
+    input: ClosureFile,
     reader: R,
     line: Vec<u8>,
     number: u64,
@@ -14,7 +14,7 @@ pub(super) struct Lines<R> {
 
 impl<R: BufRead> Lines<R> {
     /// Starts before the first line of `reader`. Errors name the file `input`.
-    pub(super) fn new(input: Input, reader: R) -> Self {
+    pub(super) fn new(input: ClosureFile, reader: R) -> Self {
         Self {
             input,
             reader,
@@ -24,7 +24,7 @@ impl<R: BufRead> Lines<R> {
     }
 
     /// Returns the name of the file.
-    pub(super) fn input(&self) -> &Input {
+    pub(super) fn input(&self) -> &ClosureFile {
         &self.input
     }
 

@@ -24,7 +24,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 pub(crate) use error::shown;
-pub use error::{ClosureError, Fault, Input, RootFault, listed};
+pub use error::{ClosureError, ClosureFile, Fault, RootFault, listed};
 pub use graph::{Graph, GraphNode, valid_names};
 pub(crate) use hash::to_base64;
 pub use hash::{decode as decode_hash, encode as nix32};
@@ -167,9 +167,9 @@ impl Closure {
         registration: Option<&[u8]>,
         location: &StoreLocation,
     ) -> Result<Self, ClosureError> {
-        let list = Lines::new(Input::StorePaths("<memory>".into()), list);
+        let list = Lines::new(ClosureFile::StorePaths("<memory>".into()), list);
         let registration =
-            registration.map(|text| Lines::new(Input::Registration("<memory>".into()), text));
+            registration.map(|text| Lines::new(ClosureFile::Registration("<memory>".into()), text));
         check_location(location)?;
         Ok(read_lists(list, registration, location)?.closure)
     }
@@ -204,14 +204,17 @@ fn load_lists(
     location: &StoreLocation,
 ) -> Result<Graph, ClosureError> {
     let registration = registration
-        .map(|file| open(Input::Registration(file.into())))
+        .map(|file| open(ClosureFile::Registration(file.into())))
         .transpose()?;
     if list.as_os_str() == "-" {
-        let list = Lines::new(Input::StorePaths("<stdin>".into()), io::stdin().lock());
+        let list = Lines::new(
+            ClosureFile::StorePaths("<stdin>".into()),
+            io::stdin().lock(),
+        );
         read_lists(list, registration, location)
     } else {
         read_lists(
-            open(Input::StorePaths(list.into()))?,
+            open(ClosureFile::StorePaths(list.into()))?,
             registration,
             location,
         )
@@ -244,7 +247,7 @@ fn read_lists(
     })
 }
 
-fn open(input: Input) -> Result<Lines<BufReader<File>>, ClosureError> {
+fn open(input: ClosureFile) -> Result<Lines<BufReader<File>>, ClosureError> {
     match File::open(input.path()) {
         Ok(file) => Ok(Lines::new(
             input,

@@ -10,7 +10,7 @@ use super::name::StoreDir;
 const PATHS_AT_ONCE: usize = 4000;
 
 /// A closure in the formats of closureInfo's files.
-pub(super) struct Answer {
+pub(super) struct ClosureInfo {
     /// Store paths, one per line, possibly with duplicates.
     pub(super) list: Vec<u8>,
     pub(super) registration: Vec<u8>,
@@ -21,7 +21,7 @@ pub(super) fn ask(
     roots: &[Box<[u8]>],
     location: &StoreLocation,
     store_dir: StoreDir<'_>,
-) -> Result<Answer, String> {
+) -> Result<ClosureInfo, String> {
     let roots: Vec<Vec<u8>> = roots.iter().map(|name| store_dir.path_of(name)).collect();
     let mut list = Vec::new();
     for some in roots.chunks(PATHS_AT_ONCE) {
@@ -37,7 +37,7 @@ pub(super) fn ask(
     for some in paths.chunks(PATHS_AT_ONCE) {
         registration.extend(run(&["--dump-db"], some, location)?);
     }
-    Ok(Answer { list, registration })
+    Ok(ClosureInfo { list, registration })
 }
 
 /// Standard output of `nix-store ARGS PATHS`.

@@ -20,13 +20,13 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 /// Garbage-collector roots that are in effect until this is dropped.
 #[derive(Debug, Default)]
 pub struct Pins {
-    held: Mutex<Held>,
+    held: Mutex<PinnedPaths>,
     /// Path of the file of temporary roots.
     file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct PinnedPaths {
     fds: Vec<OwnedFd>,
     temporary_roots: Option<TemporaryRoots>,
 }
@@ -42,7 +42,7 @@ impl Pins {
             };
             names.take(max).filter_map(pin).collect()
         });
-        let held = Held {
+        let held = PinnedPaths {
             fds: fds.unwrap_or_default(),
             temporary_roots: None,
         };
@@ -75,10 +75,10 @@ impl Pins {
 
     /// For a forked child: closes the child's copies of the descriptors. The parent's remain in effect.
     pub fn leave(&self) {
-        *self.held() = Held::default();
+        *self.held() = PinnedPaths::default();
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, PinnedPaths> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -42,11 +42,11 @@ mod tests {
     use proptest::collection::{btree_set, vec};
     use proptest::prelude::*;
 
-    use super::super::error::Input;
+    use super::super::error::ClosureFile;
     use super::*;
 
     fn parse(text: &[u8]) -> Result<Vec<Box<[u8]>>, String> {
-        let lines = Lines::new(Input::StorePaths("/x/store-paths".into()), text);
+        let lines = Lines::new(ClosureFile::StorePaths("/x/store-paths".into()), text);
         read(lines, StoreDir::new(b"/nix/store")).map_err(|e| e.to_string())
     }
 

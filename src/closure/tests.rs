@@ -153,7 +153,7 @@ fn files_that_cannot_be_read() {
 
 #[test]
 fn errors_name_standard_input() {
-    let input = Input::StorePaths("<stdin>".into());
+    let input = ClosureFile::StorePaths("<stdin>".into());
     let error = store_paths::read(Lines::new(input, &b"x\n"[..]), StoreDir::new(b"/nix/store"))
         .unwrap_err();
     assert!(

@@ -51,7 +51,7 @@ pub(super) struct LogLimit {
 #[derive(Debug, Default)]
 struct Faults {
     /// By the hash of the path's name.
-    paths: HashMap<u64, Fault>,
+    paths: HashMap<u64, LoggedPath>,
     /// Start of the current interval.
     since_ms: u64,
     /// First and repeated lines in the current interval.
@@ -61,7 +61,7 @@ struct Faults {
 
 /// The state for one path.
 #[derive(Debug, Default)]
-struct Fault {
+struct LoggedPath {
     /// Earliest time of the next line, and the current interval.
     next_ms: u64,
     interval_ms: u64,
@@ -151,7 +151,7 @@ impl Faults {
     }
 }
 
-impl Fault {
+impl LoggedPath {
     /// Doubles the interval; resets it after a period without faults.
     fn wait(&mut self, now_ms: u64) {
         let was_quiet = now_ms > self.next_ms + self.interval_ms;

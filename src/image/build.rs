@@ -86,7 +86,7 @@ impl Image {
     fn of_tree(host: HostTree, options: &ImageOptions) -> Self {
         let host = Arc::new(host);
         let attributes = options.attributes(attributes::Origin::Host);
-        let parts = Parts {
+        let parts = ImageParts {
             sources: vec![TreeSource::Host(Arc::clone(&host))],
             host,
             space: Space::whole(FileKind::Directory),
@@ -113,7 +113,7 @@ impl Image {
         let mut sources = vec![TreeSource::Host(Arc::clone(&host))];
         let remote = options.remote.as_ref().map(|remote| {
             sources.push(TreeSource::Remote(Arc::clone(remote)));
-            Remote {
+            RemoteSource {
                 tree: remote,
                 source: sources.len() - 1,
             }
@@ -145,7 +145,7 @@ impl Image {
         for (region, plan) in planned {
             plans.insert(region, plan);
         }
-        let parts = Parts {
+        let parts = ImageParts {
             host,
             sources,
             space,
@@ -156,8 +156,8 @@ impl Image {
         Ok(Self::assemble(parts, options))
     }
 
-    fn assemble(parts: Parts, options: &ImageOptions) -> Self {
-        let Parts {
+    fn assemble(parts: ImageParts, options: &ImageOptions) -> Self {
+        let ImageParts {
             host,
             sources,
             space,
@@ -191,7 +191,7 @@ impl Image {
 const HOST: usize = 0;
 
 /// The parts of an [`Image`].
-struct Parts {
+struct ImageParts {
     host: Arc<HostTree>,
     sources: Vec<TreeSource>,
     space: Space,
@@ -240,13 +240,13 @@ impl DiskPath {
 }
 
 /// The source of paths that are not on the host.
-struct Remote<'o> {
+struct RemoteSource<'o> {
     tree: &'o RemoteTree,
     /// Its index among the sources.
     source: usize,
 }
 
-impl Remote<'_> {
+impl RemoteSource<'_> {
     fn found(&self, path: &StorePath) -> DiskPath {
         DiskPath {
             name: path.name.clone(),
@@ -264,7 +264,7 @@ impl Remote<'_> {
 /// Examines every path's top node. All missing paths are reported in one error.
 fn examine(
     host: &TreeSource,
-    remote: Option<&Remote<'_>>,
+    remote: Option<&RemoteSource<'_>>,
     closure: &Closure,
     paths: &[StorePath],
 ) -> Result<Vec<DiskPath>, ImageError> {

@@ -27,7 +27,7 @@ const REGIONS: usize = 2;
 /// Reads of one part of the disk. Times are in nanoseconds since the start; 0 means never.
 #[derive(Debug, FromZeros)]
 #[repr(C)]
-struct Mark {
+struct ReadTimes {
     first: AtomicU64,
     last: AtomicU64,
     reads: AtomicU64,
@@ -40,7 +40,7 @@ pub struct Footprint {
     start: Instant,
     /// The reader whose reads are recorded; 0: none yet.
     reader: Shared<AtomicU64>,
-    marks: Shared<Mark>,
+    marks: Shared<ReadTimes>,
     /// One bit per block.
     blocks: Shared<AtomicU64>,
 }
@@ -148,7 +148,7 @@ impl Footprint {
 
     /// Returns the times of the first and the last read of anything.
     pub fn all(&self) -> Option<(Duration, Duration)> {
-        let all = self.marks.iter().filter_map(Mark::when);
+        let all = self.marks.iter().filter_map(ReadTimes::when);
         all.reduce(|(first, last), (other_first, other_last)| {
             (first.min(other_first), last.max(other_last))
         })
@@ -157,13 +157,14 @@ impl Footprint {
     /// Returns the reads of each path, in the order of the disk's regions.
     pub fn paths(&self, space: &Space) -> Vec<Touched> {
         let marks = self.marks.iter().skip(REGIONS);
-        let touched = |(mark, region): (&Mark, &crate::erofs::layout::space::Region)| Touched {
-            when: mark.when(),
-            reads: mark.reads.load(Ordering::Relaxed),
-            waits: mark.waits.load(Ordering::Relaxed),
-            meta_bytes: self.count(region.meta.clone()) * BLOCK_LEN_BYTES,
-            data_bytes: self.count(region.data.clone()) * BLOCK_LEN_BYTES,
-        };
+        let touched =
+            |(mark, region): (&ReadTimes, &crate::erofs::layout::space::Region)| Touched {
+                when: mark.when(),
+                reads: mark.reads.load(Ordering::Relaxed),
+                waits: mark.waits.load(Ordering::Relaxed),
+                meta_bytes: self.count(region.meta.clone()) * BLOCK_LEN_BYTES,
+                data_bytes: self.count(region.data.clone()) * BLOCK_LEN_BYTES,
+            };
         marks.zip(space.regions()).map(touched).collect()
     }
 
@@ -191,7 +192,7 @@ impl Footprint {
     }
 }
 
-impl Mark {
+impl ReadTimes {
     fn note(&self, now: u64) {
         if self.first.load(Ordering::Relaxed) == 0 {
             // An error is ignored: another thread has set it.

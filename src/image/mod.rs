@@ -57,10 +57,10 @@ pub use seek::Seek;
 pub use walk::LISTERS_MAX;
 
 use data::emit_zeros;
-use plans::{Need, Plans, Wanted};
+use plans::{Need, PathContext, Plans};
 use published::{PublishedPath, Wish};
+pub use recorder::RecordStart;
 use recorder::Recorder;
-pub use recorder::Start;
 
 /// A part of a range.
 #[derive(Debug)]
@@ -221,7 +221,7 @@ impl Image {
     pub fn record_to(
         &self,
         file: std::fs::File,
-        take_turn: impl FnOnce() -> Option<Start> + Send + 'static,
+        take_turn: impl FnOnce() -> Option<RecordStart> + Send + 'static,
     ) {
         let disk = self.fingerprint.as_ref().map(Fingerprint::to_string);
         let _ = self.recorder.set(Recorder::new(file, disk, take_turn));
@@ -421,8 +421,8 @@ impl Image {
         }
     }
 
-    fn wanted(&self, region: u32) -> Wanted<'_> {
-        Wanted {
+    fn wanted(&self, region: u32) -> PathContext<'_> {
+        PathContext {
             tree: self.tree(region),
             region,
             limits: self.space().region(region).limits(),

@@ -16,7 +16,7 @@ use arc_swap::ArcSwapOption;
 use lru::LruCache;
 
 use super::ReadError;
-use super::published::{Entry, Published, PublishedPath, Wish};
+use super::published::{Published, PublishedPath, TableEntry, Wish};
 use super::walk::{self, layout_error};
 use crate::erofs::layout::LayoutError;
 use crate::erofs::layout::attributes::Attributes;
@@ -24,7 +24,7 @@ use crate::erofs::layout::bounds::Limits;
 use crate::erofs::layout::plan::Plan;
 use crate::source::{Awaits, IoMode, PathTree, SourceError};
 pub(super) use growth::Need;
-use growth::{Cell, Growing, Growth, InUse, Past, lock};
+use growth::{Cell, Growing, Growth, Past, PlanInUse, lock};
 
 #[derive(Debug, Default)]
 struct CacheEntry {
@@ -61,7 +61,7 @@ pub(super) struct Plans {
 
 /// A path of which something is needed.
 #[derive(Debug)]
-pub(super) struct Wanted<'a> {
+pub(super) struct PathContext<'a> {
     /// Its tree in the source.
     pub(super) tree: PathTree<'a>,
     /// Index of its region.
@@ -102,7 +102,7 @@ impl Plans {
     /// The path cannot be planned that far; [`SourceError::WouldBlock`] according to `mode`.
     pub(super) fn with<R>(
         &self,
-        path: &Wanted<'_>,
+        path: &PathContext<'_>,
         mode: IoMode,
         need: Need,
         f: impl FnOnce(&Plan) -> R,
@@ -163,7 +163,7 @@ impl Plans {
     /// [`ReadError::Replaced`] if they differ; [`SourceError::WouldBlock`] according to `mode`.
     pub(super) fn published(
         &self,
-        path: &Wanted<'_>,
+        path: &PathContext<'_>,
         mode: IoMode,
     ) -> Result<Option<&PublishedPath>, ReadError> {
         let slot = &self.slots[path.region as usize];
@@ -175,12 +175,12 @@ impl Plans {
             return Ok(None);
         };
         match shared.find(path.region) {
-            Entry::None => {
+            TableEntry::None => {
                 let had_asked = || shared.ask(path.region, Wish::Plan);
                 slot.is_known_elsewhere.get_or_init(had_asked);
             }
-            Entry::Suspect => {}
-            Entry::Path(found) => {
+            TableEntry::Suspect => {}
+            TableEntry::Path(found) => {
                 // If a guest reads path after path, the planner goes on with those that follow.
                 shared.ask(path.region, Wish::Plan);
                 return self.adopt(path, mode, found).map(Some);
@@ -190,9 +190,11 @@ impl Plans {
     }
 
     /// Like [`published`](Self::published), but for the process that publishes, whose reads are no reader's.
-    pub(super) fn take_over(&self, path: &Wanted<'_>) {
+    pub(super) fn take_over(&self, path: &PathContext<'_>) {
         let shared = self.shared.load();
-        if let Some(Entry::Path(found)) = shared.as_ref().map(|shared| shared.find(path.region)) {
+        if let Some(TableEntry::Path(found)) =
+            shared.as_ref().map(|shared| shared.find(path.region))
+        {
             // An error only means that this process keeps its own plan.
             let _ = self.adopt(path, IoMode::Blocking, found);
         }
@@ -201,7 +203,7 @@ impl Plans {
     /// Switches to the published plan, and drops this process's own.
     fn adopt(
         &self,
-        path: &Wanted<'_>,
+        path: &PathContext<'_>,
         mode: IoMode,
         found: PublishedPath,
     ) -> Result<&PublishedPath, ReadError> {
@@ -247,7 +249,7 @@ impl Plans {
     /// Walks the path until `need` is covered.
     fn grow(
         &self,
-        path: &Wanted<'_>,
+        path: &PathContext<'_>,
         mode: IoMode,
         need: Need,
         growing: &mut Option<Growth>,
@@ -263,7 +265,7 @@ impl Plans {
         if mode == IoMode::NoWait {
             return Err(SourceError::WouldBlock(Awaits::Lookup).into());
         }
-        let Wanted {
+        let PathContext {
             tree,
             region,
             limits,
@@ -406,7 +408,7 @@ impl Sizes {
     fn forget(&mut self, region: u32, slot: &CacheEntry) -> bool {
         let past = slot.cell.load().as_ref().map(|cell| Past::of(cell));
         match past {
-            Some(Err(InUse)) => return false,
+            Some(Err(PlanInUse)) => return false,
             Some(Ok(past)) => self.note_past(region, past),
             None => {}
         }

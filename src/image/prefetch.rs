@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::recording::{Part, Recording, Touch};
+use super::recording::{Recording, RegionPart, Touch};
 use super::{Image, Piece, ReadError};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::parallel;
@@ -36,7 +36,7 @@ impl Image {
             .iter()
             .map(|name| index.get(&**name).copied())
             .collect();
-        let failed = [Part::Meta, Part::Data]
+        let failed = [RegionPart::Meta, RegionPart::Data]
             .map(|part| self.prefetch_part(&regions, &recording.touches, part));
         Prefetched {
             known_paths: regions.iter().flatten().count(),
@@ -46,7 +46,7 @@ impl Image {
     }
 
     /// Returns the number of touches that failed.
-    fn prefetch_part(&self, regions: &[Option<u32>], touches: &[Touch], part: Part) -> usize {
+    fn prefetch_part(&self, regions: &[Option<u32>], touches: &[Touch], part: RegionPart) -> usize {
         let wanted = |touch: &&Touch| touch.part == part;
         let touches: Vec<&Touch> = touches.iter().filter(wanted).collect();
         let read = |(): &mut (), at: usize| {

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
 
-use super::kept::{Keeper, KeptKind, PlanDir};
+use super::kept::{KeptKind, PlanDir, PlanKeeper};
 use super::plans::Need;
 use super::published::{
-    DirRecord, FileRecord, Header, Parts, Requests, SUSPECT, TOP, Wish, entry_at, table_bytes,
+    DirRecord, FileRecord, Parts, PathHeader, Requests, SUSPECT, TOP, Wish, entry_at, table_bytes,
 };
 use super::{Image, ReadError};
 use crate::erofs::encode::{self, InlineFile};
@@ -40,7 +40,7 @@ pub struct Publisher {
     /// The path that is being planned although nobody has requested it.
     ahead: Option<ahead::PlanPosition>,
     /// Keeps plans for later servers.
-    keeper: Option<Keeper>,
+    keeper: Option<PlanKeeper>,
 }
 
 /// How far a path has been published.
@@ -51,7 +51,7 @@ enum PublishState {
         due: Instant,
         pause: Duration,
     },
-    Published(Box<Progress>),
+    Published(Box<SmallFileProgress>),
     /// Nothing is left to do.
     Done,
 }
@@ -65,7 +65,7 @@ enum PlanOrigin {
 
 /// How far the small files of a path have been read.
 #[derive(Debug)]
-struct Progress {
+struct SmallFileProgress {
     parts: Parts,
     /// One bit for each finished metadata block.
     whole: Vec<u64>,
@@ -117,7 +117,7 @@ impl Publisher {
 
     /// Loads plans from `dir` instead of walking paths, and keeps new ones there for later servers.
     pub fn keep_in(&mut self, dir: impl Into<Arc<PlanDir>>) {
-        self.keeper = Some(Keeper::new(dir.into()));
+        self.keeper = Some(PlanKeeper::new(dir.into()));
     }
 
     /// Makes all failed paths due again.
@@ -164,7 +164,7 @@ impl Publisher {
             || self.plan_ahead(image)
             || self.read_some_small_files(image)
             || self.forget_wrong(image)
-            || self.keeper.as_mut().is_some_and(Keeper::prune)
+            || self.keeper.as_mut().is_some_and(PlanKeeper::prune)
     }
 
     /// Returns when the next requested path is tried again.
@@ -271,7 +271,7 @@ impl Publisher {
     }
 
     /// Returns the new state of a path, given the result of [`write`](Self::write).
-    fn published(image: &Image, region: u32, written: Option<Progress>) -> PublishState {
+    fn published(image: &Image, region: u32, written: Option<SmallFileProgress>) -> PublishState {
         let Some(progress) = written else {
             tracing::debug!(region, "no room to publish another plan");
             return PublishState::Done;
@@ -296,7 +296,7 @@ impl Publisher {
         image: &Image,
         region: u32,
         origin: PlanOrigin,
-    ) -> Option<Progress> {
+    ) -> Option<SmallFileProgress> {
         let start = self.used;
         let header = header(plan, origin)?;
         let parts = Parts::of(start, header, self.map.len_bytes())?;
@@ -312,7 +312,7 @@ impl Publisher {
         let whole = self.write_blocks(plan, image.space().region(region), &parts)?;
         self.used = parts.end;
         self.map.store(entry_at(region), start as u64)?;
-        Some(Progress {
+        Some(SmallFileProgress {
             parts,
             whole,
             next: 0,
@@ -365,14 +365,14 @@ fn is_modified(plan: &Plan, since: Duration) -> bool {
     })
 }
 
-fn header(plan: &Plan, origin: PlanOrigin) -> Option<Header> {
+fn header(plan: &Plan, origin: PlanOrigin) -> Option<PathHeader> {
     let is_small = |index: &NodeIndex| {
         let node = plan.node(*index);
         node.kind() == FileKind::Regular && plan.form(node).inline_len > 0
     };
     let files = u32::try_from(plan.len()).ok()?;
     let small_files = (0..files).filter(is_small).count();
-    Some(Header {
+    Some(PathHeader {
         meta_blocks: plan.meta_blocks(),
         data_blocks: plan.data_blocks(),
         files,

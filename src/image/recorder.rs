@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rangemap::RangeSet;
 
-use super::recording::{FIRST_LINE, Part, REMARK, Touch};
+use super::recording::{FIRST_LINE, REMARK, RegionPart, Touch};
 use crate::erofs::format::BLOCK_LEN_BYTES;
 use crate::erofs::layout::space::{Area, Space};
 
@@ -19,7 +19,7 @@ const LIMIT_BYTES: u64 = 16 << 20;
 
 /// Where to start writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+pub enum RecordStart {
     /// Truncate the file first.
     Anew,
     /// Append to the file.
@@ -27,7 +27,7 @@ pub enum Start {
 }
 
 /// Called once, before the first write. Returns `None` if another process records.
-struct TakeTurn(Box<dyn FnOnce() -> Option<Start> + Send>);
+struct TakeTurn(Box<dyn FnOnce() -> Option<RecordStart> + Send>);
 
 impl fmt::Debug for TakeTurn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,7 +76,7 @@ impl Recorder {
     pub(super) fn new(
         file: File,
         disk: Option<String>,
-        take_turn: impl FnOnce() -> Option<Start> + Send + 'static,
+        take_turn: impl FnOnce() -> Option<RecordStart> + Send + 'static,
     ) -> Self {
         let log = Log {
             file,
@@ -130,8 +130,8 @@ impl Log {
     fn describe(&mut self, space: &Space, mut blocks: Range<u32>, lines: &mut Vec<u8>) {
         while !blocks.is_empty() {
             let (region, part, first) = match space.area(blocks.start) {
-                Area::Meta { region, block } => (region, Part::Meta, block),
-                Area::Data { region, block } => (region, Part::Data, block),
+                Area::Meta { region, block } => (region, RegionPart::Meta, block),
+                Area::Data { region, block } => (region, RegionPart::Data, block),
                 Area::Unused { end } => {
                     blocks.start = end;
                     continue;
@@ -177,10 +177,10 @@ impl Log {
     }
 
     /// Prepares the file; returns its first lines.
-    fn begin(&mut self, start: Option<Start>) -> Result<String, RecordError> {
+    fn begin(&mut self, start: Option<RecordStart>) -> Result<String, RecordError> {
         match start.ok_or(RecordError::NotItsTurn)? {
-            Start::Anew => self.file.set_len(0)?,
-            Start::AtItsEnd => self.len_bytes = self.file.metadata()?.len(),
+            RecordStart::Anew => self.file.set_len(0)?,
+            RecordStart::AtItsEnd => self.len_bytes = self.file.metadata()?.len(),
         }
         let disk = self
             .disk
@@ -229,7 +229,7 @@ mod tests {
         let out = tempfile::NamedTempFile::new().unwrap();
         fs::write(out.path(), "of old").unwrap();
         let image = store_image(store.path(), &ImageOptions::default());
-        image.record_to(append_to(out.path()), || Some(Start::Anew));
+        image.record_to(append_to(out.path()), || Some(RecordStart::Anew));
         let [a, b] = [image.space().region(0), image.space().region(1)];
         read(&image, 0..2);
         assert_eq!(
@@ -266,7 +266,7 @@ mod tests {
             let at = u64::from(block) * BLOCK_LEN_BYTES;
             recorder.note(space, at..at + BLOCK_LEN_BYTES);
         };
-        let recorder = Recorder::new(append_to(out.path()), None, || Some(Start::Anew));
+        let recorder = Recorder::new(append_to(out.path()), None, || Some(RecordStart::Anew));
         // Every other block, so that each needs a separate line.
         for block in data.clone().step_by(2).take(2_000_000) {
             note(&recorder, block);
@@ -276,7 +276,7 @@ mod tests {
         Recording::parse(&fs::read(out.path()).unwrap()).unwrap();
         // The next worker, which appends, finds the file full.
         for block in [1, 3] {
-            let next = Recorder::new(append_to(out.path()), None, || Some(Start::AtItsEnd));
+            let next = Recorder::new(append_to(out.path()), None, || Some(RecordStart::AtItsEnd));
             note(&next, data.start + block);
         }
         assert!(len_bytes() <= LIMIT_BYTES);
@@ -286,7 +286,7 @@ mod tests {
     fn only_the_process_with_the_token_appends_a_part() {
         let store = store();
         let out = tempfile::NamedTempFile::new().unwrap();
-        for start in [Some(Start::Anew), None, Some(Start::AtItsEnd)] {
+        for start in [Some(RecordStart::Anew), None, Some(RecordStart::AtItsEnd)] {
             let image = store_image(store.path(), &ImageOptions::default());
             image.record_to(append_to(out.path()), move || start);
             read(&image, image.space().region(1).data.clone());

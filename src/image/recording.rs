@@ -28,14 +28,14 @@ pub(super) const REMARK: &str = "# ";
 
 /// One of the two ranges of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Part {
+pub enum RegionPart {
     /// Inodes, directories, inlined data.
     Meta,
     /// Contents of files.
     Data,
 }
 
-impl Part {
+impl RegionPart {
     /// Returns the block range of this part of a region.
     pub(super) fn range(self, region: &Region) -> &Range<u32> {
         match self {
@@ -51,7 +51,7 @@ pub struct Touch {
     /// Index of the path in the recording.
     pub path: usize,
     /// The part of the path.
-    pub part: Part,
+    pub part: RegionPart,
     /// Blocks, relative to the start of the part.
     pub blocks: Range<u32>,
 }
@@ -125,8 +125,8 @@ fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 fn parse_touch(line: &[u8], base: usize, paths: usize) -> Option<Touch> {
     let mut words = std::str::from_utf8(line).ok()?.split(' ');
     let part = match words.next()? {
-        "m" => Part::Meta,
-        "d" => Part::Data,
+        "m" => RegionPart::Meta,
+        "d" => RegionPart::Data,
         _ => return None,
     };
     let path = base.checked_add(words.next()?.parse().ok()?)?;
@@ -140,8 +140,8 @@ fn parse_touch(line: &[u8], base: usize, paths: usize) -> Option<Touch> {
 impl fmt::Display for Touch {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let letter = match self.part {
-            Part::Meta => 'm',
-            Part::Data => 'd',
+            RegionPart::Meta => 'm',
+            RegionPart::Data => 'd',
         };
         let Range { start, end } = self.blocks;
         write!(out, "{letter} {} {start} {}", self.path, end - start)
@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    fn touch(path: usize, part: Part, blocks: Range<u32>) -> Touch {
+    fn touch(path: usize, part: RegionPart, blocks: Range<u32>) -> Touch {
         Touch { path, part, blocks }
     }
 
@@ -170,9 +170,9 @@ mod tests {
         let paths: Vec<&[u8]> = recording.paths.iter().map(|name| &**name).collect();
         assert_eq!(paths, [b"a-x", b"b-y", b"c-z"]);
         let touches = [
-            touch(0, Part::Meta, 0..3),
-            touch(1, Part::Data, 7..8),
-            touch(2, Part::Data, 0..2),
+            touch(0, RegionPart::Meta, 0..3),
+            touch(1, RegionPart::Data, 7..8),
+            touch(2, RegionPart::Data, 0..2),
         ];
         assert_eq!(recording.touches, touches);
     }
@@ -205,7 +205,7 @@ mod tests {
             let touches: Vec<Touch> = touches
                 .into_iter()
                 .map(|(path, meta, start, count)| {
-                    touch(path, if meta { Part::Meta } else { Part::Data }, start..start + count)
+                    touch(path, if meta { RegionPart::Meta } else { RegionPart::Data }, start..start + count)
                 })
                 .collect();
             let lines: String = touches.iter().map(|touch| format!("{touch}\n")).collect();

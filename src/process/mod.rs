@@ -22,4 +22,4 @@ pub use error::ProcessError;
 pub use role::{exit_now, spawn};
 pub use sealed::{ReadMap, WriteMap, sealed};
 pub use shared::Shared;
-pub use signals::{ENDING, EndRequest, Received, Signals, Waited};
+pub use signals::{ENDING, EndRequest, ReceivedSignal, Signals, WaitEnd};

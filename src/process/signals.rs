@@ -20,7 +20,7 @@ pub const ENDING: [Signal; 4] = [
 
 /// A received signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Received {
+pub struct ReceivedSignal {
     /// Its number.
     pub signal: Signal,
     /// The terminal sent it, so the whole process group has received it.
@@ -67,7 +67,7 @@ impl Signals {
     }
 
     /// Returns the pending signals. `SIGCHLD` is consumed but not returned, so check all children after this call.
-    pub fn take(&self) -> Vec<Received> {
+    pub fn take(&self) -> Vec<ReceivedSignal> {
         let next = || self.fd.as_ref()?.read_signal().ok().flatten();
         std::iter::from_fn(next)
             .filter_map(|info| received(&info))
@@ -122,23 +122,23 @@ impl EndRequest {
     }
 
     /// Waits until `SIGTERM` arrives, the peer of `connection` hangs up, or `limit_ms` have passed.
-    pub fn wait(&self, connection: Option<BorrowedFd<'_>>, limit_ms: Option<u16>) -> Waited {
+    pub fn wait(&self, connection: Option<BorrowedFd<'_>>, limit_ms: Option<u16>) -> WaitEnd {
         let limit = limit_ms.map_or(PollTimeout::NONE, PollTimeout::from);
         let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         fds.extend(connection.map(|fd| PollFd::new(fd, PollFlags::empty())));
         while poll(&mut fds, limit) == Err(Errno::EINTR) {}
         let mut ready = fds.iter().map(|fd| fd.any() == Some(true));
         match (ready.next(), ready.next()) {
-            (Some(true), _) => Waited::Asked,
-            (_, Some(true)) => Waited::HungUp,
-            _ => Waited::Limit,
+            (Some(true), _) => WaitEnd::Asked,
+            (_, Some(true)) => WaitEnd::HungUp,
+            _ => WaitEnd::Limit,
         }
     }
 }
 
 /// Why [`EndRequest::wait`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waited {
+pub enum WaitEnd {
     /// `SIGTERM` arrived.
     Asked,
     /// The peer of the connection hung up.
@@ -147,9 +147,9 @@ pub enum Waited {
     Limit,
 }
 
-fn received(info: &siginfo) -> Option<Received> {
+fn received(info: &siginfo) -> Option<ReceivedSignal> {
     let signal = Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()?;
-    Some(Received {
+    Some(ReceivedSignal {
         signal,
         from_terminal: info.ssi_code == libc::SI_KERNEL,
     })

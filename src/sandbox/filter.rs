@@ -8,7 +8,7 @@ use seccompiler::{
     SeccompRule, apply_filter_all_threads,
 };
 
-use super::calls::{self, Call};
+use super::calls::{self, CallRule};
 use super::{Process, SandboxError};
 
 /// Installs the filters of `process`.
@@ -31,7 +31,7 @@ pub(super) fn apply(process: Process) -> Result<(), SandboxError> {
 /// because the C library loads NSS modules.
 pub(super) fn apply_to_fetcher() -> Result<(), SandboxError> {
     let loads = [libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_pkey_mprotect];
-    let fatal: Vec<Call> = calls::fatal(Process::Listener)
+    let fatal: Vec<CallRule> = calls::fatal(Process::Listener)
         .iter()
         .chain([&calls::NAMESPACES])
         .copied()
@@ -47,19 +47,19 @@ fn refusal() -> SeccompAction {
     SeccompAction::Errno(libc::ENOSYS.unsigned_abs())
 }
 
-fn allowed(process: Process) -> Vec<Call> {
+fn allowed(process: Process) -> Vec<CallRule> {
     let mut allowed = calls::allowed(process).concat();
     if process.is_worker() {
         // abort(3) uses tgkill(2). Allow it only for this process.
         let own = u64::from(getpid().as_raw_nonzero().get().unsigned_abs());
-        allowed.push(Call::when(libc::SYS_tgkill, 0, u32::MAX.into(), own));
+        allowed.push(CallRule::when(libc::SYS_tgkill, 0, u32::MAX.into(), own));
     }
     allowed
 }
 
 /// Compiles a filter with the action `listed` for the calls in `list`, and `others` for all other calls.
 fn compile(
-    list: &[Call],
+    list: &[CallRule],
     listed: SeccompAction,
     others: SeccompAction,
 ) -> Result<BpfProgram, SandboxError> {
@@ -112,7 +112,7 @@ mod tests {
         for process in PROCESSES {
             for list in [allowed(process), calls::fatal(process).concat()] {
                 for call in &list {
-                    let same = |other: &&Call| other.number == call.number;
+                    let same = |other: &&CallRule| other.number == call.number;
                     let with = list
                         .iter()
                         .filter(same)
@@ -142,7 +142,7 @@ mod tests {
         for (parent, worker) in parents {
             let parents = allowed(parent);
             for call in allowed(worker) {
-                let also = |other: &Call| {
+                let also = |other: &CallRule| {
                     other.number == call.number
                         && (other.is_unconditional() || other.tests == call.tests)
                 };
@@ -154,10 +154,10 @@ mod tests {
     #[test]
     fn no_allowed_call_is_unconditionally_fatal() {
         for process in PROCESSES {
-            let always = |call: &&Call| call.is_unconditional();
+            let always = |call: &&CallRule| call.is_unconditional();
             let fatal = calls::fatal(process).concat();
             for call in fatal.iter().filter(always) {
-                let same = |other: &Call| other.number == call.number;
+                let same = |other: &CallRule| other.number == call.number;
                 assert!(!allowed(process).iter().any(same), "{}", call.number);
             }
         }
@@ -183,7 +183,7 @@ mod tests {
             for process in PROCESSES {
                 let list = allowed(process);
                 let mut found = list.iter().filter(|call| call.number == number);
-                assert!(found.any(Call::is_unconditional), "{number}");
+                assert!(found.any(CallRule::is_unconditional), "{number}");
             }
         }
     }

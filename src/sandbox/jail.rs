@@ -38,12 +38,12 @@ pub struct JailSpec<'a> {
     /// The store directory, opened earlier; `store` must still be the same directory.
     pub opened: BorrowedFd<'a>,
     /// Which of its entries are served.
-    pub contents: Contents<'a>,
+    pub contents: JailContents<'a>,
 }
 
 /// The part of the store to mount in a jail.
 #[derive(Debug)]
-pub enum Contents<'a> {
+pub enum JailContents<'a> {
     /// All of it.
     All,
     /// These entries.
@@ -107,10 +107,10 @@ pub fn build(spec: &JailSpec<'_>, parent: &UnixStream) -> Result<(), JailError> 
     let root = empty_root().map_err(JailError::host("mount a tmpfs"))?;
     mkdirat(&root, STORE, Mode::from_raw_mode(0o755)).map_err(JailError::host("make /store"))?;
     match &spec.contents {
-        Contents::All => clone_tree(&store, b"")
+        JailContents::All => clone_tree(&store, b"")
             .and_then(|tree| attach(&tree, &root, STORE.as_bytes()))
             .map_err(JailError::host("mount the store"))?,
-        Contents::Entries(entries) => bind_entries(&store, entries, &root)?,
+        JailContents::Entries(entries) => bind_entries(&store, entries, &root)?,
     }
     restrict(&root).map_err(JailError::host("make the mounts read-only"))?;
     turn_into_root(&root).map_err(JailError::host("change the root"))?;

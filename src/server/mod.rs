@@ -47,7 +47,7 @@ use std::time::Duration;
 
 pub use activation::{InheritedSocket, SocketName};
 pub use boot_report::{
-    BootReport, FORMAT as REPORT_FORMAT, PathReport, ReportOptions, Totals as ReportTotals,
+    BootReport, FORMAT as REPORT_FORMAT, PathReads, ReportOptions, Totals as ReportTotals,
 };
 pub use disks::{Disks, DisksError};
 pub use error::{ServeError, SocketError};

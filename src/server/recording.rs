@@ -13,7 +13,7 @@ use rustix::io::ioctl_fionbio;
 use super::error::ServeError;
 use super::messages::{Message, MessageSender};
 use crate::image::recording::Recording;
-use crate::image::{Image, Start};
+use crate::image::{Image, RecordStart};
 
 /// A file to which a worker writes what is read from the main disk.
 ///
@@ -60,8 +60,8 @@ impl RecordFile {
             token.read_exact(&mut byte).ok()?;
             sender.send(&Message::Recording);
             Some(match byte {
-                [START_NEW] => Start::Anew,
-                _ => Start::AtItsEnd,
+                [START_NEW] => RecordStart::Anew,
+                _ => RecordStart::AtItsEnd,
             })
         });
     }

@@ -26,13 +26,13 @@ use super::error::ServeError;
 use super::mute::Muted;
 use super::recording::RecordFile;
 use super::status::{MetricsFile, StatusServer};
-use super::workers::{Outcome, Worker};
+use super::workers::{Worker, WorkerEnd};
 use super::{ServeEvent, ServeOptions};
 use crate::image::PlanDir;
 use crate::process::{Child, ENDING, End, Signals, stop_all};
 use crate::sandbox::Process;
 use jail::JailState;
-use planner::Planner;
+use planner::PlannerProcess;
 use status::DepartedClients;
 use wait::EventSource;
 
@@ -86,7 +86,7 @@ pub fn serve(
         signals,
         workers: Vec::new(),
         jail: JailState::Disabled,
-        planner: Planner::default(),
+        planner: PlannerProcess::default(),
         prefetcher: None,
         next_vm: 1,
         next_endpoint: 0,
@@ -122,7 +122,7 @@ struct Server<'o> {
     record: Option<RecordFile>,
     report: Option<ReportFile>,
     jail: JailState,
-    planner: Planner,
+    planner: PlannerProcess,
     /// Directory of the planner for plans. No other process that reads the disk has it.
     plan_dir: Option<PlanDir>,
     prefetcher: Option<Child>,
@@ -295,15 +295,15 @@ impl Server<'_> {
         let ended = self.collect_ended();
         let used = ended
             .into_iter()
-            .find(|outcome| *outcome != Outcome::Silent);
+            .find(|outcome| *outcome != WorkerEnd::Silent);
         match used {
-            Some(Outcome::Failed { how }) if self.options.once => Err(ServeError::Worker { how }),
+            Some(WorkerEnd::Failed { how }) if self.options.once => Err(ServeError::Worker { how }),
             Some(_) if self.options.once => Ok(Step::End),
             _ => Ok(Step::Continue),
         }
     }
 
-    fn collect_ended(&mut self) -> Vec<Outcome> {
+    fn collect_ended(&mut self) -> Vec<WorkerEnd> {
         let now = Instant::now();
         let mut outcomes = Vec::new();
         let (endpoints, record) = (&mut self.endpoints, &mut self.record);
@@ -327,7 +327,7 @@ impl Server<'_> {
                 departed.add(&worker.meter);
             }
             match record {
-                Some(_) if worker.records && outcome == Outcome::Served => *record = None,
+                Some(_) if worker.records && outcome == WorkerEnd::Served => *record = None,
                 Some(record) if worker.records => record.release(),
                 _ => {}
             }
@@ -336,7 +336,7 @@ impl Server<'_> {
             }
             // A served client counts even if its worker's message was lost. One that violated the protocol before its
             // first message does not count.
-            if worker.is_connected || outcome == Outcome::Served {
+            if worker.is_connected || outcome == WorkerEnd::Served {
                 outcomes.push(outcome);
             }
             false

@@ -70,7 +70,7 @@ pub(super) struct WorkerUpdate {
 
 /// How a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum WorkerEnd {
     /// Its client has disconnected.
     Served,
     /// Its client sent no message.
@@ -185,29 +185,29 @@ impl Worker {
     }
 
     /// How it ended. `None` while it runs.
-    pub(super) fn outcome(&mut self) -> Option<Outcome> {
+    pub(super) fn outcome(&mut self) -> Option<WorkerEnd> {
         let end = self.child.end()?;
         let messages = self.receiver.receive_all();
         self.apply(messages);
         Some(match end {
-            _ if self.was_disconnected => Outcome::Silent,
-            End::Exited(0) => Outcome::Served,
-            End::Killed(Signal::SIGTERM) if self.is_ending => Outcome::Served,
-            End::Exited(EXIT_SILENT) => Outcome::Silent,
-            End::Exited(code) => Outcome::Failed {
+            _ if self.was_disconnected => WorkerEnd::Silent,
+            End::Exited(0) => WorkerEnd::Served,
+            End::Killed(Signal::SIGTERM) if self.is_ending => WorkerEnd::Served,
+            End::Exited(EXIT_SILENT) => WorkerEnd::Silent,
+            End::Exited(code) => WorkerEnd::Failed {
                 how: format!("exit code {code}"),
             },
-            End::Killed(signal) => Outcome::Failed {
+            End::Killed(signal) => WorkerEnd::Failed {
                 how: signal.to_string(),
             },
-            End::Unknown => Outcome::Failed {
+            End::Unknown => WorkerEnd::Failed {
                 how: "unknown".to_owned(),
             },
         })
     }
 
     /// Logs how it ended.
-    pub(super) fn log(&mut self, outcome: &Outcome) {
+    pub(super) fn log(&mut self, outcome: &WorkerEnd) {
         let lived = self.started.elapsed();
         if self.is_muted && lived < LONG_LIFE {
             return;
@@ -216,11 +216,11 @@ impl Worker {
         let (socket, vm, seconds) = (&self.socket, self.vm, lived.as_secs_f64());
         let export = self.export();
         match (outcome, end, &self.failure) {
-            (Outcome::Served, ..) => self.log_stats(seconds),
-            (Outcome::Silent, ..) if self.was_disconnected => {
+            (WorkerEnd::Served, ..) => self.log_stats(seconds),
+            (WorkerEnd::Silent, ..) if self.was_disconnected => {
                 tracing::warn!(%socket, seconds, "disconnected a client that sent no message");
             }
-            (Outcome::Silent, ..) => {
+            (WorkerEnd::Silent, ..) => {
                 tracing::debug!(%socket, "a client disconnected without a message");
             }
             (_, Some(End::Killed(signal)), _) => tracing::error!(
@@ -228,7 +228,7 @@ impl Worker {
                 "worker {pid} was killed by {signal}; its VM may reconnect"
             ),
             (_, _, Some(reason)) => tracing::error!(%socket, export, vm, seconds, "{reason}"),
-            (Outcome::Failed { how }, ..) => {
+            (WorkerEnd::Failed { how }, ..) => {
                 tracing::error!(%socket, export, vm, seconds, how, "the worker of a VM failed");
             }
         }

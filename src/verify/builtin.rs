@@ -14,7 +14,7 @@ pub(super) fn check_builtin(
     inode: Option<Inode>,
     text: &[u8],
 ) -> PathReport {
-    let mut check = Check {
+    let mut check = BuiltinCheck {
         reader,
         expect,
         report: PathReport {
@@ -29,13 +29,13 @@ pub(super) fn check_builtin(
     check.report
 }
 
-struct Check<'r, 'a> {
+struct BuiltinCheck<'r, 'a> {
     reader: &'r Reader<'a>,
     expect: &'r Expect,
     report: PathReport,
 }
 
-impl Check<'_, '_> {
+impl BuiltinCheck<'_, '_> {
     fn differs(&mut self, file: &[u8], difference: Difference) {
         self.report.add(10, file, difference);
     }

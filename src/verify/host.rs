@@ -19,7 +19,7 @@ pub(super) struct HostDir {
 }
 
 /// An open regular file.
-pub(super) struct HostFile(OwnedFd);
+pub(super) struct OpenFile(OwnedFd);
 
 impl HostDir {
     pub(super) fn open(path: &Path) -> Result<Self, Errno> {
@@ -60,14 +60,14 @@ impl HostDir {
     }
 
     /// Opens the regular file `name`. Does not block if it is a FIFO or a device.
-    pub(super) fn file(&self, name: &[u8]) -> Result<HostFile, Errno> {
+    pub(super) fn file(&self, name: &[u8]) -> Result<OpenFile, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&*self.fd, name, flags, Mode::empty())?;
-        Ok(HostFile(fd))
+        Ok(OpenFile(fd))
     }
 }
 
-impl HostFile {
+impl OpenFile {
     /// Reads from `offset` until `buf` is full or the file ends; returns the number of bytes read.
     pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
         let mut filled = 0;

@@ -3,12 +3,12 @@
 use sha2::{Digest, Sha256};
 
 /// Hashes the byte stream that `nix-store --dump` would write.
-pub(super) struct Nar {
+pub(super) struct NarHasher {
     hash: Sha256,
     len_bytes: u64,
 }
 
-impl Nar {
+impl NarHasher {
     pub(super) fn new() -> Self {
         let mut nar = Self {
             hash: Sha256::new(),
@@ -31,7 +31,7 @@ impl Nar {
         self.strings(&[b"(", b"type", b"symlink", b"target", target]);
     }
 
-    /// Begins a regular file. Its contents and [`Nar::end_contents`] must follow.
+    /// Begins a regular file. Its contents and [`NarHasher::end_contents`] must follow.
     pub(super) fn begin_file(&mut self, executable: bool, size_bytes: u64) {
         self.strings(&[b"(", b"type", b"regular"]);
         if executable {
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn a_file_as_nix_hashes_it() {
         // printf abc > f; nix-store --dump f | sha256sum, wc -c (Nix 2.8)
-        let mut nar = Nar::new();
+        let mut nar = NarHasher::new();
         nar.begin_file(false, 3);
         nar.contents(b"abc");
         nar.end_contents();

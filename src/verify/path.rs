@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use super::VerifyOptions;
 use super::disk::{self, Reader, WINDOW_LEN};
 use super::expect::{Expect, attribute};
-use super::host::{HostDir, HostFile};
-use super::nar::Nar;
+use super::host::{HostDir, OpenFile};
+use super::nar::NarHasher;
 use super::report::{Attribute, Difference, PathReport, Side};
 use crate::closure::StorePath;
 
@@ -89,7 +89,7 @@ pub(super) fn check_root(
 
 /// Compares one path of the disk with the host's.
 pub(super) fn check_path(task: &Task<'_, '_>, host: &HostDir, subject: &Subject) -> PathReport {
-    let mut check = Check::new(task, subject);
+    let mut check = PathCheck::new(task, subject);
     match subject.inode {
         None => match task.reader.why_absent(&subject.name) {
             Some(error) => check.differs(unreadable_disk(&error)),
@@ -112,16 +112,16 @@ struct Level {
     /// The directory on the host; `None` if only the disk has it.
     host: Option<HostDir>,
     names: Peekable<IntoIter<Vec<u8>>>,
-    /// Length to which to truncate [`Check::path`] when the walk leaves the directory.
+    /// Length to which to truncate [`PathCheck::path`] when the walk leaves the directory.
     path_len: usize,
 }
 
 /// The comparison of one path.
-struct Check<'t, 'a> {
+struct PathCheck<'t, 'a> {
     task: &'t Task<'t, 'a>,
     report: PathReport,
     /// `None` if no hash is wanted, or if part of the path could not be read.
-    nar: Option<Nar>,
+    nar: Option<NarHasher>,
     levels: Vec<Level>,
     /// Path of the current file, relative to the store path.
     path: Vec<u8>,
@@ -129,7 +129,7 @@ struct Check<'t, 'a> {
     host_bytes: Vec<u8>,
 }
 
-impl<'t, 'a> Check<'t, 'a> {
+impl<'t, 'a> PathCheck<'t, 'a> {
     fn new(task: &'t Task<'t, 'a>, subject: &Subject) -> Self {
         let hash = task.options.hash && subject.nar_hash.is_some();
         Self {
@@ -138,7 +138,7 @@ impl<'t, 'a> Check<'t, 'a> {
                 name: subject.name.clone(),
                 ..PathReport::default()
             },
-            nar: hash.then(Nar::new),
+            nar: hash.then(NarHasher::new),
             levels: Vec::new(),
             path: Vec::new(),
             disk_bytes: Vec::new(),
@@ -326,7 +326,7 @@ impl<'t, 'a> Check<'t, 'a> {
     }
 
     /// Reads a file's contents once, for both the comparison and the hash.
-    fn contents(&mut self, mut host: Option<HostFile>, inode: Inode, size: u64) {
+    fn contents(&mut self, mut host: Option<OpenFile>, inode: Inode, size: u64) {
         let mut at = 0;
         while at < size {
             let len = usize::try_from(size - at)
@@ -352,7 +352,7 @@ impl<'t, 'a> Check<'t, 'a> {
     }
 
     /// Compares the first `len` bytes of `disk_bytes` with the host's file at offset `at`.
-    fn same_bytes(&mut self, host: &HostFile, len: usize, at: u64) -> bool {
+    fn same_bytes(&mut self, host: &OpenFile, len: usize, at: u64) -> bool {
         let read = host.read(&mut self.host_bytes[..len], at);
         let Some(count) = self.host_result(read) else {
             return false;
@@ -369,7 +369,7 @@ impl<'t, 'a> Check<'t, 'a> {
     }
 
     fn compare_nar(&mut self, subject: &Subject) {
-        let Some((disk, disk_size)) = self.nar.take().map(Nar::finish) else {
+        let Some((disk, disk_size)) = self.nar.take().map(NarHasher::finish) else {
             return;
         };
         if let Some(registered) = subject.nar_size.filter(|size| *size != disk_size) {

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use super::NAMES;
 use crate::common::client::Client;
 use crate::common::http::HttpServer;
-use crate::common::proc::{name, named, parent};
+use crate::common::proc::{Status, name, named, parent};
 use crate::common::process::wait_for;
 use crate::common::remote::{RemoteStore, assert_same, read, used};
 use crate::common::server::Server;
@@ -192,14 +192,9 @@ fn the_process_that_fetches_is_confined() {
     let http = HttpServer::start(&store.cache.dir);
     let server = store.serve(&[&http.url()], &[]);
     let is_confined = || {
-        let pid = fetcher(&server)?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.unwrap().trim().to_owned()
-        };
-        let found = [field("NoNewPrivs:"), field("Seccomp:"), field("CapEff:")];
-        (found == ["1", "2", "0000000000000000"]).then_some(())
+        let status = Status::of(fetcher(&server)?)?;
+        let is_privileged = status.field("NoNewPrivs") == "0" || status.capabilities("CapEff") != 0;
+        (status.is_filtered() && !is_privileged).then_some(())
     };
     // It confines itself before its first request.
     wait_for("the fetcher process to be confined", is_confined);

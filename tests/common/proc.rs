@@ -29,7 +29,7 @@ pub fn wait_until_confined(server: Pid) {
         return;
     }
     let has_ended = || name(server).is_empty() || state(server) == Some('Z');
-    let is_confined = |pid: &Pid| field(*pid, "Seccomp:").as_deref() == Some("2");
+    let is_confined = |pid: &Pid| Status::of(*pid).is_some_and(|status| status.is_filtered());
     wait_for("the server's confinement", || {
         let confined = is_confined(&server) || children(server).iter().any(is_confined);
         (confined || has_ended()).then_some(())
@@ -37,14 +37,33 @@ pub fn wait_until_confined(server: Pid) {
 }
 
 fn state(pid: Pid) -> Option<char> {
-    field(pid, "State:")?.chars().next()
+    Status::of(pid)?.field("State").chars().next()
 }
 
-/// A field of `/proc/PID/status`, with its colon.
-fn field(pid: Pid, name: &str) -> Option<String> {
-    let status = fs::read_to_string(of(pid, "status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(line.trim().to_owned())
+/// `/proc/PID/status` (proc(5)).
+pub struct Status(String);
+
+impl Status {
+    /// `None` if the process does not exist.
+    pub fn of(pid: Pid) -> Option<Self> {
+        fs::read_to_string(of(pid, "status")).ok().map(Self)
+    }
+
+    pub fn field(&self, name: &str) -> &str {
+        let mut lines = self.0.lines();
+        let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        found.unwrap().trim()
+    }
+
+    /// A set of capabilities.
+    pub fn capabilities(&self, set: &str) -> u64 {
+        u64::from_str_radix(self.field(set), 16).unwrap()
+    }
+
+    /// Whether the process has a system call filter.
+    pub fn is_filtered(&self) -> bool {
+        self.field("Seccomp") == "2"
+    }
 }
 
 /// The name of a process (`comm`).
@@ -55,7 +74,7 @@ pub fn name(pid: Pid) -> String {
 
 /// The parent of a process.
 pub fn parent(pid: Pid) -> Option<Pid> {
-    Some(Pid::from_raw(field(pid, "PPid:")?.parse().ok()?))
+    Some(Pid::from_raw(Status::of(pid)?.field("PPid").parse().ok()?))
 }
 
 /// A running process with that name whose command line contains `word`.

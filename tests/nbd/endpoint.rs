@@ -1,6 +1,5 @@
 //! `lazystore serve --nbd`: a confined worker for each client.
 
-use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -11,6 +10,7 @@ use super::client::*;
 use super::program::serve;
 use super::server::tree;
 use crate::common;
+use crate::common::proc::Status;
 use crate::common::process::{stderr_of, wait_for};
 use crate::common::tool;
 
@@ -55,10 +55,10 @@ fn workers_are_confined() {
     let tree = tree();
     let program = serve(tree.path(), &[]);
     let _client = program.client();
-    let status = fs::read_to_string(format!("/proc/{}/status", program.workers()[0])).unwrap();
-    assert!(status.contains("Seccomp:\t2"), "{status}");
-    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
-    assert!(status.contains("CapBnd:\t0000000000000000"), "{status}");
+    let status = Status::of(program.workers()[0]).unwrap();
+    assert!(status.is_filtered());
+    assert_eq!(status.field("NoNewPrivs"), "1");
+    assert_eq!(status.capabilities("CapBnd"), 0);
 }
 
 #[test]

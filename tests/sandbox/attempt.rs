@@ -18,7 +18,7 @@ use super::calls::{CALLS, NOWHERE, PRIVATE};
 use crate::common::process::wait_for;
 use crate::common::tool;
 use lazystore::process::{self, spawn};
-use lazystore::sandbox::jail::{self, Contents, Jail, JailSpec, Namespaces};
+use lazystore::sandbox::jail::{self, Jail, JailContents, JailSpec, Namespaces};
 use lazystore::sandbox::{Process, Reach, confine};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -284,7 +284,7 @@ fn build_jail(store: &Path, dir: &OwnedFd) -> Jail {
     let spec = JailSpec {
         store,
         opened: dir.as_fd(),
-        contents: Contents::Entries(vec![b"path"]),
+        contents: JailContents::Entries(vec![b"path"]),
     };
     let mut builder = spawn(Signal::SIGKILL, || {
         jail::unshare().unwrap();

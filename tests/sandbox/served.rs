@@ -13,7 +13,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
 use super::attempt;
-use crate::common::proc::wait_until_confined;
+use crate::common::proc::{Status, wait_until_confined};
 use crate::common::process::{copy_program, wait_for};
 use crate::common::tool;
 
@@ -177,23 +177,8 @@ impl Drop for Served {
     }
 }
 
-/// `/proc/PID/status` (proc(5)).
-pub struct Status(String);
-
-impl Status {
-    pub fn of(pid: u32) -> Self {
-        Self(fs::read_to_string(format!("/proc/{pid}/status")).unwrap())
-    }
-
-    pub fn field(&self, name: &str) -> &str {
-        let found = self
-            .0
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        found.unwrap().trim()
-    }
-
-    pub fn capabilities(&self, set: &str) -> u64 {
-        u64::from_str_radix(self.field(set), 16).unwrap()
-    }
+/// The status of a running process.
+pub fn status(pid: u32) -> Status {
+    let pid = Pid::from_raw(pid.try_into().unwrap());
+    Status::of(pid).unwrap()
 }

@@ -123,7 +123,7 @@ impl Walk<'_> {
     fn fetch(&self, roots: &[Box<[u8]>]) -> Result<(), String> {
         confine(self.sources.dir.path());
         let http = Http::new(&self.sources.http);
-        let queue = Queue::default();
+        let queue = NarinfoQueue::default();
         queue.add(self, roots);
         thread::scope(|scope| {
             if self.sources.shows_progress {
@@ -143,7 +143,7 @@ impl Walk<'_> {
         state.failed.clone().map_or(Ok(()), Err)
     }
 
-    fn work(&self, queue: &Queue, http: &Http) {
+    fn work(&self, queue: &NarinfoQueue, http: &Http) {
         while let Some(name) = queue.next() {
             match self.find(http, &name) {
                 Ok(narinfo) if self.follows_references => queue.add(self, &narinfo.references),
@@ -174,7 +174,7 @@ impl Walk<'_> {
 
 /// Names that still have to be looked up.
 #[derive(Default)]
-struct Queue {
+struct NarinfoQueue {
     state: Mutex<WalkState>,
     changed: Condvar,
 }
@@ -189,7 +189,7 @@ struct WalkState {
     failed: Option<String>,
 }
 
-impl Queue {
+impl NarinfoQueue {
     fn add(&self, walk: &Walk<'_>, names: &[Box<[u8]>]) {
         let mut state = self.lock();
         for name in names {

@@ -32,7 +32,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use error::DirError;
 pub use partial::PartialNar;
-pub use room::{KeptNar, Removed, Usage};
+pub use room::{DiskUsage, KeptNar, Removed};
 pub use staged::Staged;
 pub use users::User;
 

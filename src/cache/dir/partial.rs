@@ -41,13 +41,13 @@ pub struct PartialNar {
 #[derive(Debug)]
 struct PiecesState {
     /// Indexed by piece number.
-    pieces: Vec<Piece>,
+    pieces: Vec<PieceState>,
     records: u64,
     is_revoked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Piece {
+enum PieceState {
     Missing,
     /// Recorded by an earlier process; its hash has not been checked yet.
     Recorded([u8; HASH_BYTES]),
@@ -138,14 +138,14 @@ impl PartialNar {
         }
         let records = len_bytes.saturating_sub(nar_size) / RECORD_BYTES as u64;
         let count = pieces_of(0..nar_size).len();
-        let mut pieces = vec![Piece::Missing; count];
+        let mut pieces = vec![PieceState::Missing; count];
         for index in 0..records {
             let mut record = [0; RECORD_BYTES];
             file.read_exact_at(&mut record, record_start(nar_size, index))?;
             let (number, hash) = record.split_at(4);
             let number = u32::from_le_bytes(number.try_into().map_err(io::Error::other)?);
             if let Some(piece) = pieces.get_mut(number as usize) {
-                *piece = Piece::Recorded(hash.try_into().map_err(io::Error::other)?);
+                *piece = PieceState::Recorded(hash.try_into().map_err(io::Error::other)?);
             }
         }
         let state = Mutex::new(PiecesState {
@@ -179,14 +179,14 @@ impl PartialNar {
 
     /// Returns whether the piece was fetched and is intact.
     pub fn has(&self, piece: u32) -> bool {
-        let Some(Piece::Recorded(hash)) = self.state(piece) else {
-            return self.state(piece) == Some(Piece::Here);
+        let Some(PieceState::Recorded(hash)) = self.state(piece) else {
+            return self.state(piece) == Some(PieceState::Here);
         };
         let is_whole = self.hash(piece).is_some_and(|found| found == hash);
         let found = if is_whole {
-            Piece::Here
+            PieceState::Here
         } else {
-            Piece::Missing
+            PieceState::Missing
         };
         self.set(piece, found);
         is_whole
@@ -194,14 +194,14 @@ impl PartialNar {
 
     /// Returns whether the piece is known to be intact, without reading it.
     pub fn is_known(&self, piece: u32) -> bool {
-        self.state(piece) == Some(Piece::Here)
+        self.state(piece) == Some(PieceState::Here)
     }
 
     /// Returns the next missing piece from `first` on, wrapping around at the end.
     pub fn next_missing(&self, first: u32) -> Option<u32> {
         let state = self.lock();
         let count = u32::try_from(state.pieces.len()).unwrap_or(u32::MAX);
-        let is_missing = |piece: &u32| state.pieces[*piece as usize] == Piece::Missing;
+        let is_missing = |piece: &u32| state.pieces[*piece as usize] == PieceState::Missing;
         let (before, after) = (0..first.min(count), first.min(count)..count);
         after.chain(before).find(is_missing)
     }
@@ -212,7 +212,7 @@ impl PartialNar {
         let missing = state
             .pieces
             .iter()
-            .filter(|piece| **piece == Piece::Missing);
+            .filter(|piece| **piece == PieceState::Missing);
         (state.pieces.len() - missing.count(), state.pieces.len())
     }
 
@@ -235,7 +235,7 @@ impl PartialNar {
             self.file.write_all_at(&record, at)?;
             state.records += 1;
             if let Some(piece) = state.pieces.get_mut(piece as usize) {
-                *piece = Piece::Here;
+                *piece = PieceState::Here;
             }
             Ok(())
         };
@@ -246,7 +246,7 @@ impl PartialNar {
     pub fn revoke(&self) {
         let mut state = self.lock();
         state.is_revoked = true;
-        state.pieces.fill(Piece::Missing);
+        state.pieces.fill(PieceState::Missing);
         if let Err(error) = self.file.set_len(0) {
             tracing::error!("cannot truncate {}: {error}", self.path.display());
         }
@@ -260,11 +260,11 @@ impl PartialNar {
         Some(Sha256::digest(&bytes).into())
     }
 
-    fn state(&self, piece: u32) -> Option<Piece> {
+    fn state(&self, piece: u32) -> Option<PieceState> {
         self.lock().pieces.get(piece as usize).copied()
     }
 
-    fn set(&self, piece: u32, found: Piece) {
+    fn set(&self, piece: u32, found: PieceState) {
         if let Some(piece) = self.lock().pieces.get_mut(piece as usize) {
             *piece = found;
         }

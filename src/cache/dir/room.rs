@@ -17,7 +17,7 @@ const METADATA_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// The disk usage of a part of the directory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
+pub struct DiskUsage {
     /// Number of files.
     pub files: u64,
     /// Bytes on the disk.
@@ -28,11 +28,11 @@ pub struct Usage {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Removed {
     /// The removed NARs.
-    pub gone: Usage,
+    pub gone: DiskUsage,
     /// The NARs that are left.
-    pub left: Usage,
+    pub left: DiskUsage,
     /// The NARs among them that are in use.
-    pub in_use: Usage,
+    pub in_use: DiskUsage,
 }
 
 /// A NAR in the directory.
@@ -192,7 +192,7 @@ impl Candidate {
     }
 }
 
-impl Usage {
+impl DiskUsage {
     fn add(&mut self, file: &Candidate) {
         self.files += 1;
         self.bytes += file.bytes;

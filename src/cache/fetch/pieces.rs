@@ -16,7 +16,7 @@ use crate::cache::transport::{BinaryCache, FetchError};
 use crate::closure::narinfo::{Compression, Narinfo};
 use crate::closure::{nix32, shown};
 use crate::source::nar::{NarError, NarTree, PACKED_MAX_BYTES};
-use crate::source::remote::protocol::{Fetched, PIECE_BYTES, Part, Wanted};
+use crate::source::remote::protocol::{FetchRequest, Fetched, PIECE_BYTES, PathPart};
 
 /// Shorter NARs are fetched whole.
 const NAR_MIN_BYTES: u64 = 8 * PIECE_BYTES;
@@ -29,11 +29,11 @@ const ROOM_EVERY: u32 = 16;
 
 /// How each NAR is fetched, by path number. Clones share the state.
 #[derive(Debug, Clone, Default)]
-pub(super) struct InPieces(Arc<Mutex<HashMap<u32, Way>>>);
+pub(super) struct InPieces(Arc<Mutex<HashMap<u32, FetchMode>>>);
 
 /// How a NAR is fetched.
 #[derive(Debug, Clone)]
-enum Way {
+enum FetchMode {
     Whole,
     InPieces(Arc<Partial>),
 }
@@ -60,11 +60,11 @@ enum PieceError {
 
 impl Fetcher {
     /// Returns the response to a request that needs no fetching and no long read, if any.
-    pub(super) fn kept_partial(&self, wanted: Wanted) -> Option<Fetched> {
+    pub(super) fn kept_partial(&self, wanted: FetchRequest) -> Option<Fetched> {
         let partial = self.in_pieces.partial(wanted.path)?;
         match wanted.part {
-            Part::Nar => Some(Fetched::InPieces),
-            Part::Piece(piece) if partial.nar.is_known(piece) => {
+            PathPart::Nar => Some(Fetched::InPieces),
+            PathPart::Piece(piece) if partial.nar.is_known(piece) => {
                 partial.nar.reader().ok().map(not_verified)
             }
             _ => None,
@@ -90,7 +90,9 @@ impl Fetcher {
             return Ok(None);
         }
         let partial = self.begin_partial(path)?.map(Arc::new);
-        let way = partial.clone().map_or(Way::Whole, Way::InPieces);
+        let way = partial
+            .clone()
+            .map_or(FetchMode::Whole, FetchMode::InPieces);
         self.in_pieces.lock().insert(number, way);
         Ok(partial)
     }
@@ -154,7 +156,7 @@ impl Fetcher {
             Err(PieceError::Unusable(reason)) => {
                 let name = self.path_name(number);
                 tracing::warn!("{name}: {reason}: fetching the whole NAR instead");
-                self.in_pieces.lock().insert(number, Way::Whole);
+                self.in_pieces.lock().insert(number, FetchMode::Whole);
                 partial.nar.revoke();
                 self.nar(path)
             }
@@ -197,7 +199,7 @@ impl Fetcher {
     }
 
     /// Returns the pieces to prefetch: the following ones, if the previous piece has been fetched.
-    pub fn ahead(&self, wanted: Wanted) -> Vec<Wanted> {
+    pub fn ahead(&self, wanted: FetchRequest) -> Vec<FetchRequest> {
         let Some((partial, piece)) = self.piece_of(wanted) else {
             return Vec::new();
         };
@@ -213,7 +215,7 @@ impl Fetcher {
 
     /// To be called after a piece was fetched. Verifies the NAR if it is complete; otherwise returns the next piece to fetch in
     /// order to complete it, if any.
-    pub fn next_to_complete(&self, wanted: Wanted) -> Option<Wanted> {
+    pub fn next_to_complete(&self, wanted: FetchRequest) -> Option<FetchRequest> {
         let (partial, piece) = self.piece_of(wanted)?;
         let (come, all) = partial.nar.progress();
         if let Some(next) = partial.nar.next_missing(piece) {
@@ -230,9 +232,9 @@ impl Fetcher {
         None
     }
 
-    fn piece_of(&self, wanted: Wanted) -> Option<(Arc<Partial>, u32)> {
+    fn piece_of(&self, wanted: FetchRequest) -> Option<(Arc<Partial>, u32)> {
         match wanted.part {
-            Part::Piece(piece) => Some((self.in_pieces.partial(wanted.path)?, piece)),
+            PathPart::Piece(piece) => Some((self.in_pieces.partial(wanted.path)?, piece)),
             _ => None,
         }
     }
@@ -318,12 +320,12 @@ impl InPieces {
     }
 
     /// Every statement leaves the map consistent, so a poisoned lock is usable.
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Way>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, FetchMode>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Way {
+impl FetchMode {
     fn partial(&self) -> Option<Arc<Partial>> {
         match self {
             Self::Whole => None,

@@ -18,7 +18,7 @@ pub(super) fn compressed_max(nar_size: u64) -> u64 {
 
 /// Why a NAR is not the expected one.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum VerifyError {
+pub(super) enum NarVerifyError {
     /// It is malformed, truncated or too long.
     #[error(transparent)]
     Nar(#[from] NarError),
@@ -33,7 +33,7 @@ pub(super) enum VerifyError {
     Dir(#[from] DirError),
 }
 
-impl VerifyError {
+impl NarVerifyError {
     /// Returns whether a retry may succeed: the connection broke.
     pub(super) fn may_pass(&self) -> bool {
         let error = match self {
@@ -45,12 +45,12 @@ impl VerifyError {
 }
 
 /// Counts the bytes received from a cache.
-pub(super) struct Received<'m, R> {
+pub(super) struct MeteredBody<'m, R> {
     pub(super) body: R,
     pub(super) meter: &'m FetchMeter,
 }
 
-impl<R: Read> Read for Received<'_, R> {
+impl<R: Read> Read for MeteredBody<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let len = self.body.read(buf)?;
         self.meter.received(len);
@@ -91,7 +91,7 @@ impl<'f, R: Read> Verified<'f, R> {
         mut self,
         parsed: Result<NarTree, NarError>,
         expected: &NarHash,
-    ) -> Result<NarTree, VerifyError> {
+    ) -> Result<NarTree, NarVerifyError> {
         // After an error the file is not used.
         if parsed.is_ok() {
             self.write_error = self.write_error.take().or(self.flush().err());
@@ -103,7 +103,7 @@ impl<'f, R: Read> Verified<'f, R> {
         let hash: NarHash = self.hash.finalize().into();
         match hash == *expected {
             true => Ok(tree),
-            false => Err(VerifyError::Hash),
+            false => Err(NarVerifyError::Hash),
         }
     }
 

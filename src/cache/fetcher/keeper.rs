@@ -29,7 +29,7 @@ const SERVER_ENDS_WITHIN: Duration = Duration::from_millis(5);
 const LONG_LIFE: Duration = Duration::from_secs(10);
 
 /// The keeper. Every fetcher process calls `start`.
-pub(super) struct Keeper<F> {
+pub(super) struct FetcherKeeper<F> {
     /// Receives the ends of new connections.
     control: Connection,
     connections: Vec<Connection>,
@@ -70,7 +70,7 @@ struct Happened {
     spare: bool,
 }
 
-impl<F: Fn() -> Fetcher> Keeper<F> {
+impl<F: Fn() -> Fetcher> FetcherKeeper<F> {
     pub(super) fn new(control: Connection, start: F) -> Self {
         Self {
             control,

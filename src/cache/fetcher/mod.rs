@@ -14,7 +14,7 @@ use std::path::Path;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::dir::User;
-use super::fetch::{Fetcher, Plan};
+use super::fetch::{FetchPlan, Fetcher};
 use super::meter::FetchMeter;
 use crate::process::{self, Child, ENDING, ProcessError};
 use crate::sandbox;
@@ -48,7 +48,7 @@ impl FetcherProcess {
     ///
     /// # Errors
     /// The host has no resources left, or the cache directory cannot be written to.
-    pub fn start(plan: Plan) -> Result<(Self, Connection), StartError> {
+    pub fn start(plan: FetchPlan) -> Result<(Self, Connection), StartError> {
         let hashes = plan.paths.iter().map(|path| &path.nar_hash);
         let user = plan.sources.dir.register(hashes)?;
         let (near, far) = Connection::pair()?;
@@ -62,7 +62,7 @@ impl FetcherProcess {
                 confine(plan.sources.dir.path());
                 Fetcher::new(plan.clone())
             };
-            keeper::Keeper::new(far, start).keep()
+            keeper::FetcherKeeper::new(far, start).keep()
         })?;
         let process = Self {
             _keeper: keeper,

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cache::fetch::{CannotFetch, Fetcher};
-use crate::source::remote::protocol::{Answer, Connection, Fetched, Part, Wanted};
+use crate::source::remote::protocol::{Answer, Connection, FetchRequest, Fetched, PathPart};
 
 /// Concurrent NAR fetches. Each decompresses its NAR, which takes a core and some MiB of memory.
 const NARS_AT_ONCE: usize = 5;
@@ -37,7 +37,7 @@ struct SwitchboardShared {
 #[derive(Default)]
 struct FetchQueues {
     /// Connections that wait for each fetch in progress.
-    waiting: HashMap<Wanted, Vec<Arc<Connection>>>,
+    waiting: HashMap<FetchRequest, Vec<Arc<Connection>>>,
     trees: Lane,
     nars: Lane,
     pieces: Lane,
@@ -46,7 +46,7 @@ struct FetchQueues {
 /// A queue with a bounded number of threads.
 #[derive(Default)]
 struct Lane {
-    queue: VecDeque<Wanted>,
+    queue: VecDeque<FetchRequest>,
     threads: usize,
 }
 
@@ -119,7 +119,7 @@ impl SwitchboardShared {
     }
 
     /// Answers at once if the cache directory has it; otherwise fetches it.
-    fn find(self: &Arc<Self>, connection: &Arc<Connection>, wanted: Wanted) {
+    fn find(self: &Arc<Self>, connection: &Arc<Connection>, wanted: FetchRequest) {
         match self.fetcher.kept(wanted) {
             Some(kept) => send(connection, answer(wanted, kept)),
             None => self.fetch(wanted, Some(connection)),
@@ -130,7 +130,7 @@ impl SwitchboardShared {
     }
 
     /// Queues `wanted`. The answer goes to `connection`, if any.
-    fn fetch(self: &Arc<Self>, wanted: Wanted, connection: Option<&Arc<Connection>>) {
+    fn fetch(self: &Arc<Self>, wanted: FetchRequest, connection: Option<&Arc<Connection>>) {
         let mut state = self.lock();
         let is_new = !state.waiting.contains_key(&wanted);
         let waiting = state.waiting.entry(wanted).or_default();
@@ -154,7 +154,7 @@ impl SwitchboardShared {
     }
 
     /// Runs a thread until its queue is empty.
-    fn work(self: &Arc<Self>, part: Part) {
+    fn work(self: &Arc<Self>, part: PathPart) {
         while let Some(wanted) = self.next(part) {
             let found = self.fetcher.get(wanted);
             let is_found = found.is_ok();
@@ -165,7 +165,7 @@ impl SwitchboardShared {
         }
     }
 
-    fn next(&self, part: Part) -> Option<Wanted> {
+    fn next(&self, part: PathPart) -> Option<FetchRequest> {
         let mut state = self.lock();
         let (lane, _) = state.lane(part);
         let next = lane.queue.pop_front();
@@ -175,7 +175,7 @@ impl SwitchboardShared {
         next
     }
 
-    fn done(&self, wanted: Wanted, found: Result<Fetched, CannotFetch>) {
+    fn done(&self, wanted: FetchRequest, found: Result<Fetched, CannotFetch>) {
         if let Err(error) = &found {
             self.fetcher.meter().failed();
             tracing::warn!("{}: {error}", self.fetcher.path_name(wanted.path));
@@ -195,16 +195,16 @@ impl SwitchboardShared {
 
 impl FetchQueues {
     /// Returns the lane of a part, and the most threads it may have.
-    fn lane(&mut self, part: Part) -> (&mut Lane, usize) {
+    fn lane(&mut self, part: PathPart) -> (&mut Lane, usize) {
         match part {
-            Part::Tree => (&mut self.trees, TREES_AT_ONCE),
-            Part::Nar => (&mut self.nars, NARS_AT_ONCE),
-            Part::Piece(_) => (&mut self.pieces, PIECES_AT_ONCE),
+            PathPart::Tree => (&mut self.trees, TREES_AT_ONCE),
+            PathPart::Nar => (&mut self.nars, NARS_AT_ONCE),
+            PathPart::Piece(_) => (&mut self.pieces, PIECES_AT_ONCE),
         }
     }
 }
 
-fn answer(wanted: Wanted, found: Result<Fetched, CannotFetch>) -> Answer {
+fn answer(wanted: FetchRequest, found: Result<Fetched, CannotFetch>) -> Answer {
     match found {
         Ok(found) => Answer::Here { wanted, found },
         Err(error) => Answer::Failed {

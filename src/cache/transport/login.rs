@@ -9,7 +9,7 @@ use crate::closure::to_base64;
 pub fn netrc(text: &str) -> Vec<Login> {
     let mut logins = Vec::new();
     let mut words = text.split_ascii_whitespace();
-    let mut entry: Option<Entry> = None;
+    let mut entry: Option<LoginEntry> = None;
     while let Some(word) = words.next() {
         let next = match word {
             "machine" => Some(words.next().map(str::to_owned)),
@@ -17,10 +17,10 @@ pub fn netrc(text: &str) -> Vec<Login> {
             _ => None,
         };
         if let Some(host) = next {
-            logins.extend(entry.take().map(Entry::login));
-            entry = Some(Entry {
+            logins.extend(entry.take().map(LoginEntry::login));
+            entry = Some(LoginEntry {
                 host,
-                ..Entry::default()
+                ..LoginEntry::default()
             });
             continue;
         }
@@ -31,18 +31,18 @@ pub fn netrc(text: &str) -> Vec<Login> {
             _ => {}
         }
     }
-    logins.extend(entry.map(Entry::login));
+    logins.extend(entry.map(LoginEntry::login));
     logins
 }
 
 #[derive(Default)]
-struct Entry {
+struct LoginEntry {
     host: Option<String>,
     name: String,
     password: String,
 }
 
-impl Entry {
+impl LoginEntry {
     /// Encodes it for HTTP basic authentication (RFC 7617).
     fn login(self) -> Login {
         let text = format!("{}:{}", self.name, self.password);
@@ -78,6 +78,6 @@ mod tests {
         });
         assert_eq!(logins, expected);
         assert_eq!(netrc(""), []);
-        assert_eq!(netrc("machine"), [Entry::default().login()]);
+        assert_eq!(netrc("machine"), [LoginEntry::default().login()]);
     }
 }

@@ -16,7 +16,7 @@ use super::errors::{BootError, CliError};
 use super::help;
 use super::numbers;
 use super::run::VmArgs;
-use once::{Boot, Way};
+use once::{Boot, DiskSource};
 use statistics::Series;
 
 /// Arguments of `lazystore boot`.
@@ -101,13 +101,13 @@ fn write(path: &Path, text: &str) -> Result<(), BootError> {
 }
 
 impl BootArgs {
-    fn ways(&self) -> Result<Vec<Way>, BootError> {
-        let mut ways = vec![Way::Lazy {
+    fn ways(&self) -> Result<Vec<DiskSource>, BootError> {
+        let mut ways = vec![DiskSource::Lazy {
             name: "lazystore".to_owned(),
             vm: Box::new(self.vm.clone()),
         }];
         if let Some(closure) = &self.vs {
-            ways.push(Way::Lazy {
+            ways.push(DiskSource::Lazy {
                 name: closure.display().to_string(),
                 vm: Box::new(self.vm.with_closure(closure)),
             });
@@ -117,7 +117,7 @@ impl BootArgs {
                 path: image.clone(),
                 source,
             })?;
-            ways.push(Way::Image {
+            ways.push(DiskSource::Image {
                 image: image.clone(),
                 command: self.vm.command.clone(),
             });

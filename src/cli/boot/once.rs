@@ -25,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(10);
 const KEPT_BYTES: usize = 64 << 10;
 
 /// Where the VM's disk comes from.
-pub enum Way {
+pub enum DiskSource {
     /// From lazystore.
     Lazy {
         /// Its name in the results.
@@ -61,7 +61,7 @@ pub struct Boot<'b> {
     pub limit: Duration,
 }
 
-impl Way {
+impl DiskSource {
     /// Returns its name in the results.
     pub fn name(&self) -> String {
         match self {
@@ -99,7 +99,7 @@ impl Boot<'_> {
     ///
     /// # Errors
     /// The VM does not print the mark in time, or fails.
-    pub fn measure(&self, way: &Way) -> Result<Took, BootError> {
+    pub fn measure(&self, way: &DiskSource) -> Result<Took, BootError> {
         let fault = BootError::host;
         let dir = run::PrivateDir::create().map_err(fault("create a directory"))?;
         let (report, log) = (dir.path().join("report"), dir.path().join("log"));

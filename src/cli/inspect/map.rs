@@ -21,7 +21,7 @@ pub struct MapView {
     superblock: Option<SuperBlockView>,
     len_bytes: u64,
     paths: Vec<PathView>,
-    totals: Totals,
+    totals: MapTotals,
 }
 
 /// The superblock as read from the disk.
@@ -69,7 +69,7 @@ enum Used {
 
 /// Sums over all paths.
 #[derive(Debug, Default, Serialize)]
-struct Totals {
+struct MapTotals {
     paths: usize,
     failed: usize,
     files: u64,
@@ -88,7 +88,7 @@ impl MapView {
             fingerprint: loaded.image.fingerprint().map(ToString::to_string),
             superblock: superblock(&loaded.image)?,
             len_bytes: loaded.image.len_bytes(),
-            totals: Totals::of(&paths),
+            totals: MapTotals::of(&paths),
             paths,
         })
     }
@@ -234,7 +234,7 @@ impl PathView {
     }
 }
 
-impl Totals {
+impl MapTotals {
     fn of(paths: &[PathView]) -> Self {
         let mut totals = Self {
             paths: paths.len(),

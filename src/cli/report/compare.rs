@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::super::text;
 use super::summary::{bytes_of, is_read, lines};
-use crate::server::{BootReport, PathReport, ReportTotals as Totals};
+use crate::server::{BootReport, PathReads, ReportTotals as Totals};
 
 /// Maximum number of paths in each list.
 const LISTED: usize = 15;
@@ -40,11 +40,11 @@ pub fn text(before: &BootReport, after: &BootReport) -> String {
 
 /// Returns the paths that were read in `after` but not in `before`. Paths that differ only in their hash count as the same
 /// path, because it was rebuilt.
-fn fresh<'r>(before: &BootReport, after: &'r BootReport) -> Vec<&'r PathReport> {
+fn fresh<'r>(before: &BootReport, after: &'r BootReport) -> Vec<&'r PathReads> {
     let old = before.paths.iter().filter(|path| is_read(path));
     let mut old_names: HashMap<&str, usize> = HashMap::new();
     old.for_each(|path| *old_names.entry(name_of(path)).or_default() += 1);
-    let mut found: Vec<&PathReport> = after.paths.iter().filter(|path| is_read(path)).collect();
+    let mut found: Vec<&PathReads> = after.paths.iter().filter(|path| is_read(path)).collect();
     found.retain(|path| match old_names.get_mut(name_of(path)) {
         Some(left @ 1..) => {
             *left -= 1;
@@ -57,14 +57,14 @@ fn fresh<'r>(before: &BootReport, after: &'r BootReport) -> Vec<&'r PathReport> 
 }
 
 /// Returns the name of a store path without its hash.
-fn name_of(path: &PathReport) -> &str {
+fn name_of(path: &PathReads) -> &str {
     match path.name.split_at_checked(33) {
         Some((hash, name)) if hash.ends_with('-') => name,
         _ => &path.name,
     }
 }
 
-fn changes(title: &str, paths: &[&PathReport]) -> String {
+fn changes(title: &str, paths: &[&PathReads]) -> String {
     if paths.is_empty() {
         return String::new();
     }

@@ -10,7 +10,7 @@ use crate::server::BootReport;
 /// Limits for a boot.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
-pub struct LimitArgs {
+pub struct BootLimitArgs {
     /// Maximum number of bytes read, such as 100MB or 64MiB
     #[arg(long, value_name = "SIZE", value_parser = numbers::size)]
     max_read: Option<u64>,
@@ -25,7 +25,7 @@ pub struct LimitArgs {
     max_mount_ms: Option<u32>,
 }
 
-impl LimitArgs {
+impl BootLimitArgs {
     /// Checks that the report is within the limits.
     pub fn check(&self, report: &BootReport) -> Result<(), ReportError> {
         let totals = &report.totals;

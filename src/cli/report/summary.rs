@@ -1,7 +1,7 @@
 //! Formats a report as text.
 
 use super::super::text;
-use crate::server::{BootReport, PathReport};
+use crate::server::{BootReport, PathReads};
 
 /// Maximum number of paths in each list. The HTML page lists all.
 const LISTED: usize = 10;
@@ -28,26 +28,26 @@ pub fn text(report: &BootReport) -> String {
         text::bytes(totals.bytes),
         text::counted(totals.errors, "error"),
     );
-    let mut most: Vec<&PathReport> = report.paths.iter().filter(|path| is_read(path)).collect();
+    let mut most: Vec<&PathReads> = report.paths.iter().filter(|path| is_read(path)).collect();
     most.sort_by_key(|path| std::cmp::Reverse(bytes_of(path)));
     out += &list("Read most", &most, bytes_of);
-    let mut never: Vec<&PathReport> = report.paths.iter().filter(|path| !is_read(path)).collect();
+    let mut never: Vec<&PathReads> = report.paths.iter().filter(|path| !is_read(path)).collect();
     never.sort_by_key(|path| std::cmp::Reverse(path.nar_bytes));
     out += &list("Never read", &never, |path| path.nar_bytes.unwrap_or(0));
     out
 }
 
 /// Returns whether any part of the path was read.
-pub fn is_read(path: &PathReport) -> bool {
+pub fn is_read(path: &PathReads) -> bool {
     path.first_ms.is_some()
 }
 
 /// Returns the bytes read of a path.
-pub fn bytes_of(path: &PathReport) -> u64 {
+pub fn bytes_of(path: &PathReads) -> u64 {
     path.meta_bytes.saturating_add(path.data_bytes)
 }
 
-fn list(title: &str, paths: &[&PathReport], size: fn(&PathReport) -> u64) -> String {
+fn list(title: &str, paths: &[&PathReads], size: fn(&PathReads) -> u64) -> String {
     if paths.is_empty() {
         return String::new();
     }
@@ -59,7 +59,7 @@ fn list(title: &str, paths: &[&PathReport], size: fn(&PathReport) -> u64) -> Str
 }
 
 /// Returns a line for each of the first `count` paths.
-pub fn lines(paths: &[&PathReport], size: fn(&PathReport) -> u64, count: usize) -> String {
+pub fn lines(paths: &[&PathReads], size: fn(&PathReads) -> u64, count: usize) -> String {
     let mut out = String::new();
     for path in paths.iter().take(count) {
         out += &format!("{:>10}  {}\n", text::bytes(size(path)), shown(path));
@@ -71,7 +71,7 @@ pub fn lines(paths: &[&PathReport], size: fn(&PathReport) -> u64, count: usize) 
 }
 
 /// Returns the name of a path for output.
-fn shown(path: &PathReport) -> String {
+fn shown(path: &PathReads) -> String {
     match path.name.is_empty() {
         true => "(the tree)".to_owned(),
         // Names may contain control characters, which must not reach a terminal.

@@ -34,7 +34,7 @@ use crate::server::{
 };
 pub use private_dir::PrivateDir;
 use snapshot::{Snapshot, SnapshotArgs};
-use supervise::{GRACE, Start};
+use supervise::{GRACE, ServerStart};
 use vmm::{Attached, DiskPaths, Transport, attach, qemu::Version};
 
 /// Exit code if `run` itself fails, like env(1) and timeout(1), to distinguish it from the VM's exit codes.
@@ -279,12 +279,12 @@ impl Vm {
         match supervise::await_ready(&self.signals, &mut self.server, &mut events)
             .map_err(run_error("wait for the server"))?
         {
-            Start::Ready => {}
-            Start::Failed => {
+            ServerStart::Ready => {}
+            ServerStart::Failed => {
                 self.clean_up();
                 return Ok(EXIT_OWN_FAILURE);
             }
-            Start::Interrupted(end) => {
+            ServerStart::Interrupted(end) => {
                 self.clean_up();
                 return Ok(end.shell_code());
             }

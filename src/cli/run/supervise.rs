@@ -27,7 +27,7 @@ pub const READY: u8 = b'+';
 pub const CONNECTED: u8 = b'v';
 
 /// Result of waiting for the server.
-pub enum Start {
+pub enum ServerStart {
     /// The disk can be attached.
     Ready,
     /// The disk could not be served; the server has printed the error.
@@ -41,7 +41,7 @@ pub fn await_ready(
     signals: &Signals,
     server: &mut Child,
     events: &mut PipeReader,
-) -> io::Result<Start> {
+) -> io::Result<ServerStart> {
     loop {
         let [event, signal] = wait([Some(events.as_fd()), signals.as_fd()])?;
         let received = if signal { signals.take() } else { Vec::new() };
@@ -49,16 +49,16 @@ pub fn await_ready(
         // There is no VM yet to forward other signals to.
         if let Some(received) = received.find(|one| ENDING.contains(&one.signal)) {
             server.stop(GRACE);
-            return Ok(Start::Interrupted(End::Killed(received.signal)));
+            return Ok(ServerStart::Interrupted(End::Killed(received.signal)));
         }
         if event {
             let mut byte = [0];
             let is_ready = events.read(&mut byte)? == 1 && byte[0] == READY;
             return Ok(match is_ready {
-                true => Start::Ready,
+                true => ServerStart::Ready,
                 false => {
                     server.stop(GRACE);
-                    Start::Failed
+                    ServerStart::Failed
                 }
             });
         }

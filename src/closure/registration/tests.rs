@@ -3,7 +3,7 @@
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
-use super::super::error::Input;
+use super::super::error::ClosureFile;
 use super::*;
 
 const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -12,7 +12,7 @@ const EMPTY_HASH: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca49599
 
 fn parse(text: &[u8], names: &[&str]) -> Result<Vec<Option<Registered>>, String> {
     let names: Vec<Box<[u8]>> = names.iter().map(|name| name.as_bytes().into()).collect();
-    let lines = Lines::new(Input::Registration("/x/reg".into()), text);
+    let lines = Lines::new(ClosureFile::Registration("/x/reg".into()), text);
     let read = read(lines, StoreDir::new(b"/nix/store"), &names);
     read.map(|(found, _)| found).map_err(|e| e.to_string())
 }

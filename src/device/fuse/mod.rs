@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 pub use error::FuseError;
 pub use mountpoint::{MountPoint, clear_mount};
-pub use readers::{Change, Readers};
+pub use readers::{ReaderChange, Readers};
 pub use session::{Mounted, Serving, check_device};
 
 /// Source of our mounts in the mount table.

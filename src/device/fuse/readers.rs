@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use crate::device::meter::{Counters, Meter, Stats};
 
 /// Called in a thread that answers the kernel, so it must not block.
-type OnChange = Box<dyn Fn(Change) + Send + Sync>;
+type OnChange = Box<dyn Fn(ReaderChange) + Send + Sync>;
 
 /// A change of the number of readers to or from zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum ReaderChange {
     /// The first reader has opened the file.
     Opened,
     /// The last reader has closed it. Contains what was read since the first one opened it.
@@ -29,7 +29,7 @@ pub struct Readers {
 impl Readers {
     /// Starts without readers. `on_change` is called when the first reader opens the file and when the last one closes
     /// it.
-    pub fn new(meter: Meter, on_change: impl Fn(Change) + Send + Sync + 'static) -> Self {
+    pub fn new(meter: Meter, on_change: impl Fn(ReaderChange) + Send + Sync + 'static) -> Self {
         Self {
             open: AtomicU64::new(0),
             meter,
@@ -53,7 +53,7 @@ impl Readers {
 
     pub(super) fn opened(&self) {
         if self.open.fetch_add(1, Ordering::Relaxed) == 0 {
-            (self.on_change)(Change::Opened);
+            (self.on_change)(ReaderChange::Opened);
         }
     }
 
@@ -61,7 +61,7 @@ impl Readers {
     pub(super) fn closed(&self) -> bool {
         let was_last = self.open.fetch_sub(1, Ordering::Relaxed) == 1;
         if was_last {
-            (self.on_change)(Change::Closed(self.take_stats()));
+            (self.on_change)(ReaderChange::Closed(self.take_stats()));
         }
         was_last
     }
@@ -113,10 +113,10 @@ mod tests {
             errors: 1,
         };
         let expected = [
-            Change::Opened,
-            Change::Closed(stats(0)),
-            Change::Opened,
-            Change::Closed(stats(100)),
+            ReaderChange::Opened,
+            ReaderChange::Closed(stats(0)),
+            ReaderChange::Opened,
+            ReaderChange::Closed(stats(100)),
         ];
         assert_eq!(*told.lock().unwrap(), expected);
     }

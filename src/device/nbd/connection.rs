@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::error::NbdError;
 use super::exports::{Export, Exports};
-use super::input::Input;
+use super::input::ReceiveBuffer;
 use super::negotiation::{Encryption, Negotiation, Session, Step};
 use super::options::NbdOptions;
 use super::stream::{Stream, ignore_reset, reset_is_eof};
@@ -37,7 +37,7 @@ pub fn serve_connection(
     on_start: impl FnOnce(&Export),
 ) -> Result<Served, NbdError> {
     let stream = Stream::plain(socket)?;
-    let mut input = Input::new();
+    let mut input = ReceiveBuffer::new();
     match negotiate(stream, &mut input, exports, options)? {
         None => Ok(Served::NoExport),
         Some((stream, session)) => {
@@ -51,7 +51,7 @@ pub fn serve_connection(
 /// Runs the handshake. `None` if the client disconnects without choosing an export.
 fn negotiate(
     mut stream: Stream,
-    input: &mut Input,
+    input: &mut ReceiveBuffer,
     exports: &Exports,
     options: &NbdOptions,
 ) -> Result<Option<(Stream, Session)>, NbdError> {
@@ -109,7 +109,7 @@ fn negotiate(
 /// them, and they would count as encrypted.
 fn encrypt(
     stream: Stream,
-    input: &Input,
+    input: &ReceiveBuffer,
     options: &NbdOptions,
     deadline: Instant,
 ) -> Result<Stream, NbdError> {
@@ -137,7 +137,7 @@ fn map_timeout(error: io::Error, limit: Duration) -> NbdError {
 }
 
 /// Checks that the client has not closed the connection in the middle of a message.
-fn check_eof(input: &Input, negotiation: &Negotiation<'_>) -> Result<(), NbdError> {
+fn check_eof(input: &ReceiveBuffer, negotiation: &Negotiation<'_>) -> Result<(), NbdError> {
     if input.bytes().is_empty() || negotiation.awaits_client_flags() {
         return Ok(());
     }

@@ -20,7 +20,7 @@ static ZEROS: [u8; 4096] = [0; 4096];
 pub struct NbdDisk(Arc<Image>);
 
 /// A part of the range of a read.
-pub enum Part<'a, 'p> {
+pub enum ReadPart<'a, 'p> {
     /// Bytes to be copied from memory or read from a file.
     Bytes(ByteSource<'a, 'p>),
     /// This number of zeros.
@@ -35,7 +35,7 @@ pub struct ByteSource<'a, 'p> {
 
 /// A range that is entirely a hole or entirely data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
+pub struct AllocationExtent {
     /// Length; never zero.
     pub len_bytes: u32,
     /// It belongs to nothing on the disk and reads as zeros.
@@ -57,22 +57,22 @@ impl NbdDisk {
         mode: IoMode,
         offset: u64,
         len_bytes: u32,
-        sink: &mut dyn FnMut(Part<'_, '_>) -> Result<(), ReadError>,
+        sink: &mut dyn FnMut(ReadPart<'_, '_>) -> Result<(), ReadError>,
     ) -> Result<(), ReadError> {
         self.0
             .visit_with(mode, offset, len_bytes.into(), &mut |piece| {
                 if is_zero(&piece) {
-                    return sink(Part::Zeros(piece.len_bytes()));
+                    return sink(ReadPart::Zeros(piece.len_bytes()));
                 }
                 let piece = &piece;
-                sink(Part::Bytes(ByteSource { piece, mode }))
+                sink(ReadPart::Bytes(ByteSource { piece, mode }))
             })
     }
 
     /// The extents from `offset` on. They may cover less than `len_bytes` (there are at most `EXTENTS_MAX`) or more.
     /// With `one_extent`: a single extent that ends within the range (`NBD_CMD_FLAG_REQ_ONE`). Returns at least one extent if
     /// the range is on the disk and not empty.
-    pub fn extents(&self, offset: u64, len_bytes: u32, one_extent: bool) -> Vec<Extent> {
+    pub fn extents(&self, offset: u64, len_bytes: u32, one_extent: bool) -> Vec<AllocationExtent> {
         let end = offset.saturating_add(len_bytes.into());
         let (mut at, mut extents) = (offset, Vec::new());
         while at < end && extents.len() < EXTENTS_MAX {
@@ -84,7 +84,7 @@ impl NbdDisk {
             let Ok(len_bytes @ 1..) = u32::try_from(len_bytes) else {
                 break;
             };
-            extents.push(Extent { len_bytes, is_hole });
+            extents.push(AllocationExtent { len_bytes, is_hole });
             at += u64::from(len_bytes);
             if one_extent {
                 break;

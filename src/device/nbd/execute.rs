@@ -1,6 +1,6 @@
 //! Carries out requests and writes their replies.
 
-use super::disk::{NbdDisk, Part};
+use super::disk::{NbdDisk, ReadPart};
 use super::reply::{ChunkWriter, ReplyBuffer};
 use super::request::{Parsed, Refusal, Request};
 use super::wire::ErrorCode;
@@ -47,7 +47,7 @@ pub enum Action {
 
 /// Progress of a [`DiskRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum ReplyProgress {
     /// The reply is complete.
     Done,
     /// A part of the reply is written, and more will follow.
@@ -136,7 +136,7 @@ impl DiskRequest {
         disk: &NbdDisk,
         mode: IoMode,
         out: &mut ReplyBuffer,
-    ) -> Result<Progress, ReadError> {
+    ) -> Result<ReplyProgress, ReadError> {
         let position = out.position();
         let result = self.write_part(disk, mode, out);
         if result.is_err() {
@@ -150,7 +150,7 @@ impl DiskRequest {
         disk: &NbdDisk,
         mode: IoMode,
         out: &mut ReplyBuffer,
-    ) -> Result<Progress, ReadError> {
+    ) -> Result<ReplyProgress, ReadError> {
         let (offset, len_bytes) = (self.offset, self.len_bytes);
         let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
         match self.reply {
@@ -170,7 +170,7 @@ impl DiskRequest {
                 self.offset += u64::from(now);
                 self.len_bytes -= now;
                 if !is_last {
-                    return Ok(Progress::More);
+                    return Ok(ReplyProgress::More);
                 }
             }
             ReplyKind::Extents { one_extent } => {
@@ -178,7 +178,7 @@ impl DiskRequest {
                 out.block_status(self.cookie, &extents);
             }
         }
-        Ok(Progress::Done)
+        Ok(ReplyProgress::Done)
     }
 
     /// Ends the reply with an I/O error. The client does not learn more than that.
@@ -198,14 +198,14 @@ fn fill(
     let mut rest = room;
     disk.visit(mode, offset, len_bytes, &mut |part| {
         let len = match &part {
-            Part::Bytes(source) => source.len_bytes(),
-            Part::Zeros(len) => *len,
+            ReadPart::Bytes(source) => source.len_bytes(),
+            ReadPart::Zeros(len) => *len,
         };
         let (now, later) = std::mem::take(&mut rest).split_at_mut(len);
         rest = later;
         match part {
-            Part::Bytes(source) => source.read_into(now),
-            Part::Zeros(_) => {
+            ReadPart::Bytes(source) => source.read_into(now),
+            ReadPart::Zeros(_) => {
                 now.fill(0);
                 Ok(())
             }
@@ -223,8 +223,8 @@ fn write_chunks(
 ) -> Result<(), ReadError> {
     disk.visit(mode, offset, len_bytes, &mut |part| {
         match part {
-            Part::Bytes(source) => source.read_into(chunks.data(source.len_bytes()))?,
-            Part::Zeros(len) => chunks.zeros(len),
+            ReadPart::Bytes(source) => source.read_into(chunks.data(source.len_bytes()))?,
+            ReadPart::Zeros(len) => chunks.zeros(len),
         }
         Ok(())
     })?;

@@ -2,13 +2,13 @@
 
 /// Bytes that were received and not yet consumed.
 #[derive(Debug)]
-pub(super) struct Input {
+pub(super) struct ReceiveBuffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
 }
 
-impl Input {
+impl ReceiveBuffer {
     /// Bytes that one call receives, at most: 146 requests.
     const CAPACITY_BYTES: usize = 4096;
 
@@ -62,7 +62,7 @@ impl Input {
 mod tests {
     use super::*;
 
-    fn add(input: &mut Input, bytes: &[u8]) {
+    fn add(input: &mut ReceiveBuffer, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
             let fill = |free: &mut [u8]| {
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn bytes_stay_until_they_are_consumed() {
-        let mut input = Input::new();
+        let mut input = ReceiveBuffer::new();
         let bytes: Vec<u8> = (0..10_000u32).map(|at| at.to_le_bytes()[0]).collect();
         add(&mut input, &bytes);
         assert_eq!(input.bytes(), bytes);

@@ -1,6 +1,6 @@
 //! Encodes replies.
 
-use super::disk::Extent;
+use super::disk::AllocationExtent;
 use super::wire::{
     BASE_ALLOCATION_ID, CHUNK_LEN_BYTES, ErrorCode, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
     allocation, chunk,
@@ -83,7 +83,7 @@ impl ReplyBuffer {
     }
 
     /// Writes a structured reply with extents.
-    pub fn block_status(&mut self, cookie: u64, extents: &[Extent]) {
+    pub fn block_status(&mut self, cookie: u64, extents: &[AllocationExtent]) {
         let chunk = self.chunk(chunk::BLOCK_STATUS, cookie, 4 + 8 * extents.len());
         self.finish(chunk);
         self.write(&BASE_ALLOCATION_ID.to_be_bytes());

@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use super::disk::NbdDisk;
 use super::error::NbdError;
-use super::execute::{Action, DiskRequest, Progress, SEGMENT_BYTES, dispatch};
-use super::input::Input;
+use super::execute::{Action, DiskRequest, ReplyProgress, SEGMENT_BYTES, dispatch};
+use super::input::ReceiveBuffer;
 use super::negotiation::Session;
 use super::options::NbdOptions;
 use super::reply::ReplyBuffer;
@@ -90,7 +90,7 @@ impl Transmission {
     }
 
     /// Serves requests until the client disconnects. `input` contains what was received after the handshake.
-    pub(super) fn run(self, mut input: Input) -> Result<Stats, NbdError> {
+    pub(super) fn run(self, mut input: ReceiveBuffer) -> Result<Stats, NbdError> {
         let mut out = ReplyBuffer::default();
         let end = self.serve(&mut input, &mut out);
         // Requests before the disconnect still get their replies.
@@ -103,7 +103,7 @@ impl Transmission {
         Ok(self.state.meter.stats())
     }
 
-    fn serve(&self, input: &mut Input, out: &mut ReplyBuffer) -> Result<(), NbdError> {
+    fn serve(&self, input: &mut ReceiveBuffer, out: &mut ReplyBuffer) -> Result<(), NbdError> {
         let mut poller = Poller::new(self.options.poll);
         loop {
             while let Some(bytes) = input.take_array::<REQUEST_LEN_BYTES>() {
@@ -126,7 +126,7 @@ impl Transmission {
     fn answer(
         &self,
         bytes: &[u8; REQUEST_LEN_BYTES],
-        input: &mut Input,
+        input: &mut ReceiveBuffer,
         out: &mut ReplyBuffer,
     ) -> Result<bool, NbdError> {
         let parsed = parse(bytes, &self.session)?;
@@ -159,12 +159,12 @@ impl Transmission {
         let len_bytes = request.len_bytes();
         loop {
             match request.advance(&self.state.disk, IoMode::NoWait, out) {
-                Ok(Progress::Done) => {
+                Ok(ReplyProgress::Done) => {
                     counters.took_since(received_at, 1);
                     counters.count(Some(len_bytes));
                     return Ok(());
                 }
-                Ok(Progress::More) => self.state.send(out)?,
+                Ok(ReplyProgress::More) => self.state.send(out)?,
                 Err(error) if error.would_block().is_some() => {
                     return self.submit(request, received_at, out);
                 }
@@ -224,12 +224,12 @@ impl SharedState {
         loop {
             let progress = request.advance(&self.disk, IoMode::Blocking, &mut out);
             match &progress {
-                Ok(Progress::Done) => counters.count(Some(len_bytes)),
-                Ok(Progress::More) => {}
+                Ok(ReplyProgress::Done) => counters.count(Some(len_bytes)),
+                Ok(ReplyProgress::More) => {}
                 Err(error) => self.failed(&request, error, counters, &mut out),
             }
             self.send(&mut out)?;
-            if !matches!(progress, Ok(Progress::More)) {
+            if !matches!(progress, Ok(ReplyProgress::More)) {
                 counters.took_since(received_at, 1);
                 counters.set_plans(self.disk.plans_begun());
                 return Ok(());
@@ -262,7 +262,7 @@ impl SharedState {
     }
 
     /// Discards the payload of a refused request.
-    fn discard(&self, len_bytes: u32, input: &mut Input) -> Result<(), NbdError> {
+    fn discard(&self, len_bytes: u32, input: &mut ReceiveBuffer) -> Result<(), NbdError> {
         let mut left = usize::try_from(len_bytes).unwrap_or(usize::MAX);
         loop {
             let here = left.min(input.bytes().len());

@@ -1,7 +1,7 @@
 //! Coordinates threads of the pool with a ring.
 //!
-//! A thread of the pool holds a [`Claim`] while it may write to the guest's buffers. Every halt of the ring starts a
-//! new [`Epoch`]: claims for earlier epochs are refused from then on, and the halt waits for the claims that were
+//! A thread of the pool holds a [`Permit`] while it may write to the guest's buffers. Every halt of the ring starts a
+//! new [`Epoch`]: permits for earlier epochs are refused from then on, and the halt waits for the permits that were
 //! granted. So a halt does not wait for requests that no thread has started.
 
 use super::execute::Completion;
@@ -16,7 +16,7 @@ pub struct Epoch(u64);
 #[derive(Default)]
 pub(super) struct Offload {
     state: Mutex<OffloadState>,
-    /// Notified when the last claim is released.
+    /// Notified when the last permit is released.
     idle: Condvar,
     /// Whether there are completions. Saves the queue thread from locking `state` if there are none.
     has_completions: AtomicBool,
@@ -25,13 +25,13 @@ pub(super) struct Offload {
 #[derive(Default)]
 struct OffloadState {
     epoch: Epoch,
-    claims: usize,
+    permits: usize,
     /// Executed requests that have not been moved to the list of requests in flight yet.
     completions: Vec<(Ticket, Completion)>,
 }
 
 /// Allows a thread of the pool to execute requests of a ring.
-pub struct Claim<'o> {
+pub struct Permit<'o> {
     offload: &'o Offload,
 }
 
@@ -41,12 +41,12 @@ impl Offload {
         lock(&self.state).epoch
     }
 
-    /// Grants a claim for requests that were taken in `epoch`. `None` if the ring has been halted since.
-    pub(super) fn claim(&self, epoch: Epoch) -> Option<Claim<'_>> {
+    /// Grants a permit for requests that were taken in `epoch`. `None` if the ring has been halted since.
+    pub(super) fn permit(&self, epoch: Epoch) -> Option<Permit<'_>> {
         let mut state = lock(&self.state);
         (state.epoch == epoch).then(|| {
-            state.claims += 1;
-            Claim { offload: self }
+            state.permits += 1;
+            Permit { offload: self }
         })
     }
 
@@ -62,12 +62,12 @@ impl Offload {
         }
     }
 
-    /// Starts a new epoch and waits until all claims of the previous one are released. The caller holds the ring's
+    /// Starts a new epoch and waits until all permits of the previous one are released. The caller holds the ring's
     /// lock.
     pub(super) fn halt(&self) {
         let mut state = lock(&self.state);
         state.epoch.0 += 1;
-        while state.claims > 0 {
+        while state.permits > 0 {
             state = wait(&self.idle, state);
         }
     }
@@ -75,14 +75,14 @@ impl Offload {
     /// Whether a thread of the pool is executing a request of this ring.
     #[cfg(test)]
     pub(super) fn is_claimed(&self) -> bool {
-        lock(&self.state).claims > 0
+        lock(&self.state).permits > 0
     }
 }
 
-impl Claim<'_> {
-    /// Reports completions and releases the claim.
+impl Permit<'_> {
+    /// Reports completions and releases the permit.
     ///
-    /// Both happen under one lock, so that a halt that finds no claims finds these completions.
+    /// Both happen under one lock, so that a halt that finds no permits finds these completions.
     pub(super) fn finish(self, completions: &[(Ticket, Completion)]) {
         let mut state = lock(&self.offload.state);
         state.completions.extend_from_slice(completions);
@@ -93,15 +93,15 @@ impl Claim<'_> {
     }
 
     fn release(&self, state: &mut MutexGuard<'_, OffloadState>) {
-        state.claims -= 1;
-        if state.claims == 0 {
+        state.permits -= 1;
+        if state.permits == 0 {
             self.offload.idle.notify_all();
         }
     }
 }
 
 /// Requests that were executed but not reported are executed again after the ring's next start.
-impl Drop for Claim<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.release(&mut lock(&self.offload.state));
     }

@@ -26,7 +26,7 @@
 //! that have been executed, abandons the others, and sets `next_avail = next_used`, so that the base reported to the
 //! frontend equals `used.idx` (by rule 2 the abandoned requests are executed after the next start). After it returns,
 //! no thread writes to guest memory for this ring: a thread that writes holds either the ring's lock, which the halt
-//! has acquired, or a [`Claim`], which the halt has waited for. A thread that acquires the lock later finds nothing to
+//! has acquired, or a [`Permit`], which the halt has waited for. A thread that acquires the lock later finds nothing to
 //! publish.
 //!
 //! A halt waits only for requests that are being executed. These stop at the next slice
@@ -69,7 +69,7 @@ use super::execute::Completion;
 use super::guest::{SharedMemory, View};
 use super::idle::IdleWakes;
 use super::inflight::{InFlight, Ticket};
-use super::offload::{Claim, Epoch, Offload};
+use super::offload::{Epoch, Offload, Permit};
 use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 use super::used;
 
@@ -140,7 +140,7 @@ pub(super) struct RingShared {
     pub(super) memory: SharedMemory,
     /// Held while a batch is being served. Lock order: this before the lock inside `vring`.
     pub(super) state: Mutex<RingState>,
-    /// Number of halts in progress. Threads that hold the ring's lock or a claim should release it soon.
+    /// Number of halts in progress. Threads that hold the ring's lock or a permit should release it soon.
     halts: AtomicUsize,
     pub(super) offload: Offload,
     pub(super) call: Call,
@@ -215,20 +215,20 @@ impl Ring {
 
     /// Allows a thread of the pool to execute requests that were taken in `epoch`. `None` if the ring has been halted
     /// since.
-    pub fn claim(&self, epoch: Epoch) -> Option<Claim<'_>> {
-        self.shared.offload.claim(epoch)
+    pub fn permit(&self, epoch: Epoch) -> Option<Permit<'_>> {
+        self.shared.offload.permit(epoch)
     }
 
-    /// Releases the claim with its completions, and publishes what can be published.
+    /// Releases the permit with its completions, and publishes what can be published.
     ///
     /// # Errors
     /// As for [`RingGuard::publish`].
     pub fn answer(
         &self,
-        claim: Claim<'_>,
+        permit: Permit<'_>,
         completions: &[(Ticket, Completion)],
     ) -> Result<(), RingFault> {
-        claim.finish(completions);
+        permit.finish(completions);
         // The current holder of the lock may publish them first. Then nothing is left to do here.
         self.lock().publish()
     }
@@ -316,7 +316,7 @@ impl RingGuard<'_> {
         self.state.in_flight.complete(ticket, completion);
     }
 
-    /// The epoch of the requests that this guard has collected, for [`Ring::claim`].
+    /// The epoch of the requests that this guard has collected, for [`Ring::permit`].
     pub fn epoch(&self) -> Epoch {
         self.ring.shared.offload.epoch()
     }

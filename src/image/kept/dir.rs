@@ -35,7 +35,7 @@ pub struct PlanDir {
 }
 
 /// A file in the directory.
-struct Kept {
+struct FoundFile {
     name: Vec<u8>,
     /// Its disk usage.
     bytes: u64,
@@ -135,7 +135,7 @@ impl PlanDir {
     pub(super) fn prune(&self, limit_bytes: u64) -> io::Result<()> {
         let mut kept = self.list()?;
         let now = SystemTime::now();
-        let age = |kept: &Kept| now.duration_since(kept.used).unwrap_or_default();
+        let age = |kept: &FoundFile| now.duration_since(kept.used).unwrap_or_default();
         kept.sort_by_key(|kept| kept.used);
         let mut total: u64 = kept.iter().map(|kept| kept.bytes).sum();
         for file in &kept {
@@ -148,7 +148,7 @@ impl PlanDir {
         Ok(())
     }
 
-    fn list(&self) -> io::Result<Vec<Kept>> {
+    fn list(&self) -> io::Result<Vec<FoundFile>> {
         const BUFFER_BYTES: usize = 32 << 10;
         // A separate open file description, because the read position belongs to it.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
@@ -167,13 +167,13 @@ impl PlanDir {
         Ok(kept)
     }
 
-    fn look_at(&self, name: &CStr) -> io::Result<Kept> {
+    fn look_at(&self, name: &CStr) -> io::Result<FoundFile> {
         /// Unit of `stx_blocks`.
         const SECTOR_BYTES: u64 = 512;
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         let found = statx(&self.dir, name, flags, StatxFlags::BASIC_STATS)?;
         let since_1970 = Duration::from_secs(found.stx_mtime.tv_sec.try_into().unwrap_or(0));
-        Ok(Kept {
+        Ok(FoundFile {
             name: name.to_bytes().to_owned(),
             bytes: found.stx_blocks.saturating_mul(SECTOR_BYTES),
             used: UNIX_EPOCH + since_1970 + Duration::from_nanos(found.stx_mtime.tv_nsec.into()),

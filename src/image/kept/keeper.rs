@@ -21,7 +21,7 @@ const PATHS_AT_ONCE: u32 = 32;
 
 /// Reads and writes kept plans.
 #[derive(Debug)]
-pub(in crate::image) struct Keeper {
+pub(in crate::image) struct PlanKeeper {
     dir: Arc<PlanDir>,
     /// What has been loaded of each kind.
     progress: [LoadProgress; KeptKind::ALL.len()],
@@ -52,7 +52,7 @@ pub(in crate::image) struct KeptFile {
     bytes: Vec<u8>,
 }
 
-impl Keeper {
+impl PlanKeeper {
     pub(in crate::image) fn new(dir: Arc<PlanDir>) -> Self {
         Self {
             dir,

@@ -32,7 +32,7 @@ pub use error::PlanDirError;
 use error::Unusable;
 pub(super) use format::KeptKind;
 use format::{Checksum, Label};
-pub(super) use keeper::Keeper;
+pub(super) use keeper::PlanKeeper;
 
 impl Image {
     /// Returns the label that a region's kept plan must have. `None` if no plan is kept: without a registered hash a plan
@@ -60,8 +60,8 @@ impl Image {
         let limits = self.space().region(region).limits();
         let planner = tree::unpack(packed, tree.name, self.plans.attributes(), limits);
         let plan = planner.map_err(|error| match error {
-            tree::Fault::Malformed => Unusable::Malformed,
-            tree::Fault::Layout(source) => Unusable::Path(layout_error(&tree, source)),
+            tree::DecodeError::Malformed => Unusable::Malformed,
+            tree::DecodeError::Layout(source) => Unusable::Path(layout_error(&tree, source)),
         })?;
         walk::check_nar_size(&tree, &plan, self.origins[region as usize].nar_size)?;
         // The label belongs to the path as it was when the disk was created.

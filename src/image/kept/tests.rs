@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use proptest::prelude::*;
 
 use super::format::{open, pack_small_files, seal, unpack_small_files};
-use super::tree::{Fault, pack, unpack};
+use super::tree::{DecodeError, pack, unpack};
 use super::*;
 use crate::erofs::layout::attributes::{Attributes, Origin};
 use crate::erofs::layout::bounds::Limits;
@@ -77,7 +77,7 @@ fn plan(listings: &[Listing]) -> Plan {
     planner.into_plan()
 }
 
-fn unpacked(bytes: &[u8]) -> Result<Plan, Fault> {
+fn unpacked(bytes: &[u8]) -> Result<Plan, DecodeError> {
     unpack(bytes, b"aaa-one", attributes(), Limits::NONE)
 }
 
@@ -157,10 +157,10 @@ fn truncated_and_longer_files_are_not_used() {
 fn truncated_and_longer_trees_are_refused() {
     let tree = pack(&small_plan()).unwrap();
     for len in 0..tree.len() {
-        assert_eq!(unpacked(&tree[..len]).unwrap_err(), Fault::Malformed);
+        assert_eq!(unpacked(&tree[..len]).unwrap_err(), DecodeError::Malformed);
     }
     let longer = [&tree[..], b"\0"].concat();
-    assert_eq!(unpacked(&longer).unwrap_err(), Fault::Malformed);
+    assert_eq!(unpacked(&longer).unwrap_err(), DecodeError::Malformed);
 }
 
 /// Such names would lead outside the path, or nowhere.
@@ -187,7 +187,7 @@ fn names_that_no_file_can_have_are_refused() {
         &[b"b", b"a"],
         &[b"a", b"a"],
     ] {
-        assert_eq!(unpacked(&of(wrong)).unwrap_err(), Fault::Malformed);
+        assert_eq!(unpacked(&of(wrong)).unwrap_err(), DecodeError::Malformed);
     }
 }
 

@@ -21,14 +21,14 @@ const DIRECTORY: u8 = b'd';
 
 /// Why bytes cannot be decoded.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum DecodeError {
     /// They are malformed.
     Malformed,
     /// The tree cannot be laid out.
     Layout(LayoutError),
 }
 
-impl From<LayoutError> for Fault {
+impl From<LayoutError> for DecodeError {
     fn from(source: LayoutError) -> Self {
         Self::Layout(source)
     }
@@ -107,8 +107,8 @@ pub(super) fn unpack(
     name: &[u8],
     attributes: Attributes,
     limits: Limits,
-) -> Result<Plan, Fault> {
-    let mut reader = Reader { rest: bytes };
+) -> Result<Plan, DecodeError> {
+    let mut reader = TreeDecoder { rest: bytes };
     let (stat, target) = reader.node()?;
     let mut planner = Planner::new(name, attributes, limits, &stat, target)?;
     while !planner.is_complete() {
@@ -116,50 +116,56 @@ pub(super) fn unpack(
     }
     match reader.rest {
         [] => Ok(planner.into_plan()),
-        _ => Err(Fault::Malformed),
+        _ => Err(DecodeError::Malformed),
     }
 }
 
-struct Reader<'b> {
+struct TreeDecoder<'b> {
     rest: &'b [u8],
 }
 
-impl<'b> Reader<'b> {
-    fn take(&mut self, len: u64) -> Result<&'b [u8], Fault> {
-        let len = usize::try_from(len).map_err(|_| Fault::Malformed)?;
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or(Fault::Malformed)?;
+impl<'b> TreeDecoder<'b> {
+    fn take(&mut self, len: u64) -> Result<&'b [u8], DecodeError> {
+        let len = usize::try_from(len).map_err(|_| DecodeError::Malformed)?;
+        let (taken, rest) = self
+            .rest
+            .split_at_checked(len)
+            .ok_or(DecodeError::Malformed)?;
         self.rest = rest;
         Ok(taken)
     }
 
-    fn array<const LEN: usize>(&mut self) -> Result<[u8; LEN], Fault> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or(Fault::Malformed)?;
+    fn array<const LEN: usize>(&mut self) -> Result<[u8; LEN], DecodeError> {
+        let (taken, rest) = self
+            .rest
+            .split_first_chunk()
+            .ok_or(DecodeError::Malformed)?;
         self.rest = rest;
         Ok(*taken)
     }
 
-    fn number(&mut self) -> Result<u64, Fault> {
+    fn number(&mut self) -> Result<u64, DecodeError> {
         let mut number = 0;
         for shift in (0..u64::BITS).step_by(7) {
             let [byte] = self.array()?;
             let part = u64::from(byte & 0x7f);
             if part.leading_zeros() < shift {
-                return Err(Fault::Malformed);
+                return Err(DecodeError::Malformed);
             }
             // Reject longer encodings than necessary.
             if shift > 0 && byte == 0 {
-                return Err(Fault::Malformed);
+                return Err(DecodeError::Malformed);
             }
             number |= part << shift;
             if byte & 0x80 == 0 {
                 return Ok(number);
             }
         }
-        Err(Fault::Malformed)
+        Err(DecodeError::Malformed)
     }
 
     /// Decodes attributes, and the target of a symlink.
-    fn node(&mut self) -> Result<(Stat, &'b [u8]), Fault> {
+    fn node(&mut self) -> Result<(Stat, &'b [u8]), DecodeError> {
         let [kind] = self.array()?;
         match kind {
             FILE | EXECUTABLE | NIX_FILE | NIX_EXECUTABLE => Ok((self.file(kind)?, b"")),
@@ -168,11 +174,11 @@ impl<'b> Reader<'b> {
                 let len = self.number()?;
                 Ok((Stat::of_kind(FileKind::Symlink), self.take(len)?))
             }
-            _ => Err(Fault::Malformed),
+            _ => Err(DecodeError::Malformed),
         }
     }
 
-    fn file(&mut self, kind: u8) -> Result<Stat, Fault> {
+    fn file(&mut self, kind: u8) -> Result<Stat, DecodeError> {
         let size_bytes = self.number()?;
         let (mtime_sec, mtime_nsec) = match kind {
             FILE | EXECUTABLE => (
@@ -192,14 +198,14 @@ impl<'b> Reader<'b> {
     }
 
     /// Decodes the entries of one directory.
-    fn listing(&mut self) -> Result<Listing, Fault> {
+    fn listing(&mut self) -> Result<Listing, DecodeError> {
         let mut listing = Listing::default();
         let mut before: &[u8] = b"";
         for _ in 0..self.number()? {
             let [len] = self.array()?;
             let name = self.take(len.into())?;
             if name <= before || !is_file_name(name) {
-                return Err(Fault::Malformed);
+                return Err(DecodeError::Malformed);
             }
             let (stat, target) = self.node()?;
             listing.push(name, stat, target);

@@ -85,7 +85,7 @@ impl Cell {
 }
 
 /// Another thread is growing the plan.
-pub(super) struct InUse;
+pub(super) struct PlanInUse;
 
 impl Growth {
     /// Starts a plan; `past` is what is known of an earlier one.
@@ -135,11 +135,11 @@ impl Past {
     }
 
     /// As [`Growth::past`], for a cell.
-    pub(super) fn of(cell: &Cell) -> Result<Option<Self>, InUse> {
+    pub(super) fn of(cell: &Cell) -> Result<Option<Self>, PlanInUse> {
         if let Some(plan) = cell.complete.get() {
             return Ok(Some(Self::of_whole(plan)));
         }
-        let growing = try_lock(&cell.growing).ok_or(InUse)?;
+        let growing = try_lock(&cell.growing).ok_or(PlanInUse)?;
         Ok(growing.growth.as_ref().and_then(Growth::past))
     }
 

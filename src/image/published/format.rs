@@ -16,7 +16,7 @@ pub(in crate::image) const ALIGNMENT: usize = BLOCK_LEN_USIZE;
 /// The number of records in each part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-pub(in crate::image) struct Header {
+pub(in crate::image) struct PathHeader {
     pub(in crate::image) meta_blocks: u32,
     pub(in crate::image) data_blocks: u32,
     /// Files of all types.
@@ -66,7 +66,7 @@ pub(in crate::image) struct DirRecord {
 /// The offsets of a path's parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Parts {
-    pub(in crate::image) header: Header,
+    pub(in crate::image) header: PathHeader,
     pub(in crate::image) whole: usize,
     pub(in crate::image) digests: usize,
     pub(in crate::image) with_data: usize,
@@ -79,8 +79,8 @@ pub(in crate::image) struct Parts {
 
 impl Parts {
     /// Returns `None` if the counts are invalid or the parts would end after `limit`.
-    pub(in crate::image) fn of(start: usize, header: Header, limit: usize) -> Option<Self> {
-        let mut next = start.checked_add(size_of::<Header>())?;
+    pub(in crate::image) fn of(start: usize, header: PathHeader, limit: usize) -> Option<Self> {
+        let mut next = start.checked_add(size_of::<PathHeader>())?;
         let mut take = |count: u64, each: usize| {
             let first = next;
             let len = usize::try_from(count).ok()?.checked_mul(each)?;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use zerocopy::FromBytes;
 
-pub(super) use format::{DirRecord, FileRecord, Header, Parts, TOP};
+pub(super) use format::{DirRecord, FileRecord, Parts, PathHeader, TOP};
 pub(super) use requests::{Requests, Wish};
 
 use crate::erofs::encode::Block;
@@ -40,7 +40,7 @@ pub(super) struct Published {
 
 /// The table entry of a path.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(super) enum TableEntry {
     /// Not published.
     None,
     /// It must be planned completely before any of it is used.
@@ -91,11 +91,11 @@ impl Published {
     }
 
     /// Returns the entry of a path.
-    pub(super) fn find(self: &Arc<Self>, region: u32) -> Entry {
+    pub(super) fn find(self: &Arc<Self>, region: u32) -> TableEntry {
         match self.map.load(entry_at(region)) {
-            None | Some(0) => Entry::None,
-            Some(SUSPECT) => Entry::Suspect,
-            Some(start) => self.path(start).map_or(Entry::None, Entry::Path),
+            None | Some(0) => TableEntry::None,
+            Some(SUSPECT) => TableEntry::Suspect,
+            Some(start) => self.path(start).map_or(TableEntry::None, TableEntry::Path),
         }
     }
 
@@ -108,7 +108,7 @@ impl Published {
     pub(super) fn count(self: &Arc<Self>, paths: u32) -> PublishedPlans {
         let mut plans = PublishedPlans::default();
         for region in 0..paths {
-            if let Entry::Path(path) = self.find(region) {
+            if let TableEntry::Path(path) = self.find(region) {
                 plans.all += 1;
                 plans.kept += u64::from(path.header().is_kept == 1);
             }
@@ -123,7 +123,7 @@ impl Published {
 
     fn path(self: &Arc<Self>, start: u64) -> Option<PublishedPath> {
         let start = usize::try_from(start).ok()?;
-        let header: Header = self.record(start, 1, 0)?;
+        let header: PathHeader = self.record(start, 1, 0)?;
         let parts = Parts::of(start, header, self.map.len_bytes())?;
         Some(PublishedPath {
             published: Arc::clone(self),
@@ -151,7 +151,7 @@ impl PublishedPath {
         self.published.ask(region, wish);
     }
 
-    pub(super) fn header(&self) -> &Header {
+    pub(super) fn header(&self) -> &PathHeader {
         &self.parts.header
     }
 

@@ -1,10 +1,10 @@
 //! Publishes the contents of small files, which are in blocks of metadata.
 
-use super::{Progress, PublishState, Publisher, block_at, is_set, set};
+use super::{PublishState, Publisher, SmallFileProgress, block_at, is_set, set};
 use crate::erofs::format::BLOCK_LEN_USIZE;
 use crate::image::Image;
 use crate::image::kept::KeptKind;
-use crate::image::published::{Entry, PublishedPath, Wish};
+use crate::image::published::{PublishedPath, TableEntry, Wish};
 use crate::source::IoMode;
 
 /// Number of blocks whose small files are read before the requests are checked again.
@@ -44,7 +44,12 @@ impl Publisher {
     }
 
     /// Inserts `contents`, those of all small files. Returns `None`, and changes nothing, if the lengths differ.
-    fn insert(&self, path: &PublishedPath, progress: &Progress, contents: &[u8]) -> Option<()> {
+    fn insert(
+        &self,
+        path: &PublishedPath,
+        progress: &SmallFileProgress,
+        contents: &[u8],
+    ) -> Option<()> {
         let files = path.small_files()?;
         let mut parts = Vec::with_capacity(files.len());
         let mut rest = contents;
@@ -89,7 +94,7 @@ impl Publisher {
         &mut self,
         image: &Image,
         region: u32,
-        mut progress: Box<Progress>,
+        mut progress: Box<SmallFileProgress>,
     ) -> PublishState {
         let all = progress.parts.header.meta_blocks;
         let end = progress.next.saturating_add(BLOCKS_AT_ONCE).min(all);
@@ -130,7 +135,7 @@ impl Publisher {
 
 fn published_path(image: &Image, region: u32) -> Option<PublishedPath> {
     match image.plans.shared()?.find(region) {
-        Entry::Path(path) => Some(path),
-        Entry::None | Entry::Suspect => None,
+        TableEntry::Path(path) => Some(path),
+        TableEntry::None | TableEntry::Suspect => None,
     }
 }

@@ -18,7 +18,7 @@ pub(super) fn page(report: &BootReport) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{PathReport, Totals};
+    use super::super::{PathReads, Totals};
     use super::*;
 
     #[test]
@@ -28,9 +28,9 @@ mod tests {
             version: String::new(),
             events: Vec::new(),
             totals: Totals::default(),
-            paths: vec![PathReport {
+            paths: vec![PathReads {
                 name: "</script><b>".to_owned(),
-                ..PathReport::default()
+                ..PathReads::default()
             }],
         };
         let page = page(&report);

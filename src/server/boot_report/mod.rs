@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::error::ServeError;
-use super::workers::{Outcome, Worker};
+use super::workers::{Worker, WorkerEnd};
 use super::written::replace;
 use crate::device::meter::{Meter, merged, percentile};
 use crate::image::{Footprint, Image, Touched};
@@ -44,7 +44,7 @@ pub struct BootReport {
     /// Totals.
     pub totals: Totals,
     /// All paths, in their order on the disk.
-    pub paths: Vec<PathReport>,
+    pub paths: Vec<PathReads>,
 }
 
 /// An event, which happens once.
@@ -85,7 +85,7 @@ pub struct Totals {
 
 /// What was read of one path.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PathReport {
+pub struct PathReads {
     /// Its name in the store. Empty for a tree.
     pub name: String,
     /// Its NAR size, if known.
@@ -154,7 +154,7 @@ impl ReportFile {
     }
 
     /// Handles the end of a VM's worker. If the VM has disconnected, the report is complete.
-    pub(super) fn ended(&mut self, worker: &Worker, outcome: &Outcome) {
+    pub(super) fn ended(&mut self, worker: &Worker, outcome: &WorkerEnd) {
         if self.is_written || self.footprint.reader() != Some(worker.vm) {
             return;
         }
@@ -163,7 +163,7 @@ impl ReportFile {
             // Not the time of its message: it may have served reads before the parent received that.
             self.event("connected", worker.started);
         }
-        if *outcome == Outcome::Served {
+        if *outcome == WorkerEnd::Served {
             self.record_event("left");
             self.write();
         } else {
@@ -203,9 +203,9 @@ impl ReportFile {
         let touched = self.footprint.paths(space);
         let sizes = &self.options.nar_sizes;
         let size = |name: &[u8]| sizes.get(name).copied();
-        let paths: Vec<PathReport> = regions
+        let paths: Vec<PathReads> = regions
             .zip(touched)
-            .map(|(region, touched)| PathReport::new(&region.name, size(&region.name), touched))
+            .map(|(region, touched)| PathReads::new(&region.name, size(&region.name), touched))
             .collect();
         let meters = match self.footprint.reader() {
             Some(MOUNT) => &self.mounts,
@@ -260,7 +260,7 @@ impl BootReport {
 }
 
 impl Totals {
-    fn new(meters: &[Meter], paths: &[PathReport]) -> Self {
+    fn new(meters: &[Meter], paths: &[PathReads]) -> Self {
         let touched = || paths.iter().filter(|path| path.first_ms.is_some());
         let mut totals = Self {
             paths: paths.len() as u64,
@@ -287,7 +287,7 @@ fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }
 
-impl PathReport {
+impl PathReads {
     fn new(name: &[u8], nar_bytes: Option<u64>, touched: Touched) -> Self {
         let Touched {
             when,

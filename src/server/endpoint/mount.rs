@@ -18,7 +18,7 @@ use super::super::throttle::Throttle;
 use super::{WorkerContext, WorkerResult};
 use crate::device::Stats;
 use crate::device::fuse::{
-    Change, FuseError, FuseOptions, MountPoint, Mounted, Readers, check_device,
+    FuseError, FuseOptions, MountPoint, Mounted, ReaderChange, Readers, check_device,
 };
 use crate::device::meter::Meter;
 use crate::image::Image;
@@ -314,8 +314,8 @@ impl MountEndpoint {
         let events = Arc::clone(&sender);
         let readers = Arc::new(Readers::new(meter, move |change| {
             events.send(&match change {
-                Change::Opened => Message::FileOpened,
-                Change::Closed(stats) => Message::FileClosed(stats),
+                ReaderChange::Opened => Message::FileOpened,
+                ReaderChange::Closed(stats) => Message::FileClosed(stats),
             });
         }));
         let mounted = Mounted::mount(self.image, &self.options, Arc::clone(&readers))?;

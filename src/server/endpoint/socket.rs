@@ -21,7 +21,7 @@ use crate::device::meter::Meter;
 use crate::device::nbd::{self, Export, Exports, NbdOptions};
 use crate::device::vhost_blk::{BlkDevice, DeviceOptions, Served, serve_connection};
 use crate::image::Image;
-use crate::process::{EndRequest, ProcessError, Waited, exit_now};
+use crate::process::{EndRequest, ProcessError, WaitEnd, exit_now};
 
 /// Exit code of a worker whose client disconnected without a message.
 pub(in super::super) const EXIT_SILENT: u8 = 3;
@@ -274,18 +274,18 @@ impl Watch {
         loop {
             let connection = self.connection.as_ref().map(AsFd::as_fd);
             match self.end.wait(connection, limit_ms) {
-                Waited::Asked => break,
-                Waited::HungUp => {
+                WaitEnd::Asked => break,
+                WaitEnd::HungUp => {
                     self.connection = None;
                     limit_ms = Some(EXIT_TIMEOUT_MS);
                 }
-                Waited::Limit if limit_ms == Some(EXIT_TIMEOUT_MS) => {
+                WaitEnd::Limit if limit_ms == Some(EXIT_TIMEOUT_MS) => {
                     tracing::warn!(
                         "the frontend has disconnected, but threads that serve it do not end"
                     );
                     break;
                 }
-                Waited::Limit => {
+                WaitEnd::Limit => {
                     // It does not belong to a flood of short connections.
                     if let Some(muted) = self.muted.take() {
                         muted.unmute();

@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use super::Server;
 use crate::image::Image;
 use crate::process::{self, Child, End};
-use crate::sandbox::jail::{self, Contents, Jail, JailSpec, Namespaces};
+use crate::sandbox::jail::{self, Jail, JailContents, JailSpec, Namespaces};
 use crate::sandbox::{self, PATHS_MAX, Process, SandboxError};
 
 /// Message from the builder when it has its namespaces, and from the parent when their ids are mapped.
@@ -108,8 +108,8 @@ impl Server<'_> {
     fn spec(&self) -> JailSpec<'_> {
         let disks = &self.disks;
         let contents = match disks.is_tree() || disks.path_count() > PATHS_MAX {
-            true => Contents::All,
-            false => Contents::Entries(disks.host_paths()),
+            true => JailContents::All,
+            false => JailContents::Entries(disks.host_paths()),
         };
         JailSpec {
             store: disks.first().store_path(),

@@ -25,14 +25,14 @@ const PAUSE_LAST: Duration = Duration::from_secs(600);
 
 /// The planner process.
 #[derive(Default)]
-pub(super) struct Planner {
+pub(super) struct PlannerProcess {
     child: Option<Child>,
     /// Earliest time of the next start, and the current pause.
     not_before: Option<Instant>,
     pause: Duration,
 }
 
-impl Planner {
+impl PlannerProcess {
     /// The process, while it runs.
     pub(super) fn child_mut(&mut self) -> Option<&mut Child> {
         self.child.as_mut()

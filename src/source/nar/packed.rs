@@ -81,7 +81,7 @@ impl NarTree {
     /// They are malformed, or the NAR of this tree would have another size.
     pub fn from_packed(bytes: &[u8], nar_size: u64) -> Result<Self, PackedError> {
         let rest = bytes.strip_prefix(MAGIC).ok_or(PackedError::Malformed)?;
-        let mut reader = Reader { rest };
+        let mut reader = PackedDecoder { rest };
         let mut builder = Builder::new(nar_size);
         reader.node(&mut builder)?;
         while builder.is_open() {
@@ -105,11 +105,11 @@ impl NarTree {
     }
 }
 
-struct Reader<'b> {
+struct PackedDecoder<'b> {
     rest: &'b [u8],
 }
 
-impl<'b> Reader<'b> {
+impl<'b> PackedDecoder<'b> {
     fn take(&mut self, len: usize) -> Result<&'b [u8], PackedError> {
         let (taken, rest) = self
             .rest

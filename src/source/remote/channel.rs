@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::protocol::{Answer, Connection, Fetched, Wanted};
+use super::protocol::{Answer, Connection, FetchRequest, Fetched};
 use crate::source::IoMode;
 
 /// How long a failure answers further requests for the same part, before the fetcher is asked again.
@@ -27,7 +27,7 @@ pub(super) struct Channel {
 
 #[derive(Default)]
 struct ChannelState {
-    requests: HashMap<Wanted, Request>,
+    requests: HashMap<FetchRequest, Request>,
     /// Number of answers; a waiter compares it, so that it misses none.
     arrivals: u64,
     /// When the connection to the fetcher ended.
@@ -68,7 +68,11 @@ impl Channel {
     }
 
     /// Returns the answer to `wanted`. Sends a request unless one is pending or an answer is waiting to be taken.
-    pub(super) fn get(self: &Arc<Self>, wanted: Wanted, mode: IoMode) -> Result<Fetched, NoAnswer> {
+    pub(super) fn get(
+        self: &Arc<Self>,
+        wanted: FetchRequest,
+        mode: IoMode,
+    ) -> Result<Fetched, NoAnswer> {
         let mut state = self.lock();
         self.start_receiving(&mut state);
         loop {

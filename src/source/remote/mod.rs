@@ -30,7 +30,7 @@ use super::{Awaits, Destination, IoMode, SourceError};
 use crate::tree::{Listing, Stat};
 use channel::{Channel, NoAnswer};
 use pieces::Pieces;
-use protocol::{Connection, Digest, Fetched, Part, Wanted};
+use protocol::{Connection, Digest, FetchRequest, Fetched, PathPart};
 
 /// Memory limit of cached trees in bytes, not counting the one in use. A tree is needed for planning, and to locate files that
 /// were evicted from `places`.
@@ -60,15 +60,15 @@ pub struct RemoteTree {
     /// Sends the ends of new connections to the fetcher.
     control: Mutex<Option<Connection>>,
     channel: OnceLock<Arc<Channel>>,
-    kept: Mutex<Kept>,
+    kept: Mutex<ReceivedTrees>,
     /// By path number.
-    nars: FileCache<Nar>,
+    nars: FileCache<LocalNar>,
     places: FileCache<FileLocation>,
 }
 
 /// Trees and digests received by this process.
 #[derive(Debug)]
-struct Kept {
+struct ReceivedTrees {
     trees: LruCache<u32, Arc<NarTree>>,
     trees_bytes: usize,
     /// Digests of all trees that were planned with. A different digest is a different path.
@@ -88,12 +88,12 @@ struct FileLocation {
 /// A file in a NAR.
 #[derive(Debug, Clone)]
 pub struct NarFile {
-    nar: Nar,
+    nar: LocalNar,
     place: FileLocation,
 }
 
 #[derive(Debug, Clone)]
-enum Nar {
+enum LocalNar {
     /// Verified.
     Whole(Arc<HostFile>),
     InPieces(Arc<Pieces>),
@@ -118,7 +118,7 @@ impl RemoteTree {
             limit,
             control: Mutex::new(Some(control)),
             channel: OnceLock::new(),
-            kept: Mutex::new(Kept {
+            kept: Mutex::new(ReceivedTrees {
                 trees: LruCache::unbounded(),
                 trees_bytes: 0,
                 digests: HashMap::new(),
@@ -253,8 +253,8 @@ impl RemoteTree {
         if let Some(tree) = self.lock().trees.get(&number) {
             return Ok(Arc::clone(tree));
         }
-        let wanted = Wanted {
-            part: Part::Tree,
+        let wanted = FetchRequest {
+            part: PathPart::Tree,
             path: number,
         };
         let Fetched::File { file, .. } = self.ask(wanted, mode)? else {
@@ -292,13 +292,13 @@ impl RemoteTree {
     }
 
     /// Returns the NAR of a path whose tree is known.
-    fn nar(&self, number: u32, mode: IoMode) -> Result<Nar, SourceError> {
+    fn nar(&self, number: u32, mode: IoMode) -> Result<LocalNar, SourceError> {
         let id = FileId(number.into());
-        if let Some(nar) = self.nars.get(id).filter(Nar::is_usable) {
+        if let Some(nar) = self.nars.get(id).filter(LocalNar::is_usable) {
             return Ok(nar);
         }
-        let wanted = Wanted {
-            part: Part::Nar,
+        let wanted = FetchRequest {
+            part: PathPart::Nar,
             path: number,
         };
         let found = self.ask(wanted, mode)?;
@@ -308,8 +308,8 @@ impl RemoteTree {
             Fetched::File { digest, .. } if digest != planned => {
                 return Err(self.contradicted(number));
             }
-            Fetched::File { file, .. } => Nar::Whole(self.whole(number, file)?),
-            Fetched::InPieces => Nar::InPieces(self.pieces(number, planned)?),
+            Fetched::File { file, .. } => LocalNar::Whole(self.whole(number, file)?),
+            Fetched::InPieces => LocalNar::InPieces(self.pieces(number, planned)?),
         };
         self.nars.insert(id, nar.clone());
         Ok(nar)
@@ -337,7 +337,7 @@ impl RemoteTree {
         channel.ok_or_else(|| self.failed(number, reason()))
     }
 
-    fn ask(&self, wanted: Wanted, mode: IoMode) -> Result<Fetched, SourceError> {
+    fn ask(&self, wanted: FetchRequest, mode: IoMode) -> Result<Fetched, SourceError> {
         let channel = self.channel(wanted.path)?;
         channel.get(wanted, mode).map_err(|none| match none {
             NoAnswer::NotYet => SourceError::WouldBlock(Awaits::Fetch),
@@ -367,7 +367,7 @@ impl RemoteTree {
     }
 
     /// Every statement leaves the state consistent, so a poisoned lock is usable.
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, ReceivedTrees> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -389,21 +389,21 @@ impl NarFile {
         }
         let start = self.place.start + offset;
         match &self.nar {
-            Nar::Whole(file) => file.read_into(to, start, len_bytes, mode),
-            Nar::InPieces(pieces) => pieces.read_into(to, start, len_bytes, mode),
+            LocalNar::Whole(file) => file.read_into(to, start, len_bytes, mode),
+            LocalNar::InPieces(pieces) => pieces.read_into(to, start, len_bytes, mode),
         }
     }
 
     pub(super) fn read_ahead(&self, offset: u64, len_bytes: u64) -> Result<(), SourceError> {
         let start = self.place.start + offset;
         match &self.nar {
-            Nar::Whole(file) => file.read_ahead(start, len_bytes),
-            Nar::InPieces(pieces) => pieces.read_ahead(start, len_bytes),
+            LocalNar::Whole(file) => file.read_ahead(start, len_bytes),
+            LocalNar::InPieces(pieces) => pieces.read_ahead(start, len_bytes),
         }
     }
 }
 
-impl Nar {
+impl LocalNar {
     fn path(&self) -> &Path {
         match self {
             Self::Whole(file) => file.path(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::channel::{Channel, NoAnswer};
-use super::protocol::{Digest, Fetched, NOT_VERIFIED, Part, Wanted, pieces_of};
+use super::protocol::{Digest, FetchRequest, Fetched, NOT_VERIFIED, PathPart, pieces_of};
 use crate::source::host::HostFile;
 use crate::source::{Awaits, Destination, IoMode, SourceError};
 
@@ -21,12 +21,12 @@ pub(super) struct Pieces {
     nar_size: u64,
     /// Digest of the tree that the path was planned with.
     digest: Digest,
-    held: Mutex<Held>,
+    held: Mutex<HeldPieces>,
 }
 
 /// The file, and which of its pieces are available.
 #[derive(Debug, Default)]
-struct Held {
+struct HeldPieces {
     file: Option<Arc<HostFile>>,
     /// Indexed by piece number.
     here: Vec<bool>,
@@ -113,8 +113,8 @@ impl Pieces {
     }
 
     fn ask(&self, piece: u32, mode: IoMode) -> Result<(), SourceError> {
-        let wanted = Wanted {
-            part: Part::Piece(piece),
+        let wanted = FetchRequest {
+            part: PathPart::Piece(piece),
             path: self.path,
         };
         match self.channel.get(wanted, mode) {
@@ -138,7 +138,7 @@ impl Pieces {
             return Err(SourceError::Contradicted { path });
         }
         let count = pieces_of(0..self.nar_size).len();
-        *self.lock() = Held {
+        *self.lock() = HeldPieces {
             file: Some(Arc::new(file)),
             here: vec![true; count],
         };
@@ -153,12 +153,12 @@ impl Pieces {
     }
 
     /// Every statement leaves the state consistent, so a poisoned lock is usable.
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    fn lock(&self) -> MutexGuard<'_, HeldPieces> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Held {
+impl HeldPieces {
     /// Returns the file if it has all of `pieces`, otherwise the missing ones. A file shorter than the NAR has been revoked.
     fn with(&mut self, pieces: Range<u32>, nar_size: u64) -> Result<Arc<HostFile>, Vec<u32>> {
         let is_good = |file: &&Arc<HostFile>| {
@@ -227,17 +227,17 @@ mod tests {
         read.map(|()| bytes)
     }
 
-    fn requests(far: &Connection, count: usize) -> Vec<Wanted> {
+    fn requests(far: &Connection, count: usize) -> Vec<FetchRequest> {
         let next = |_| far.next_request().unwrap().unwrap();
-        let mut all: Vec<Wanted> = (0..count).map(next).collect();
+        let mut all: Vec<FetchRequest> = (0..count).map(next).collect();
         all.sort_by_key(|wanted| match wanted.part {
-            Part::Piece(piece) => piece,
+            PathPart::Piece(piece) => piece,
             _ => u32::MAX,
         });
         all
     }
 
-    fn answer(far: &Connection, wanted: Wanted, digest: Digest, file: &File) {
+    fn answer(far: &Connection, wanted: FetchRequest, digest: Digest, file: &File) {
         let file = file.try_clone().unwrap();
         let found = Fetched::File { digest, file };
         far.answer(&Answer::Here { wanted, found }).unwrap();
@@ -251,7 +251,7 @@ mod tests {
         assert!(matches!(waits, Err(SourceError::WouldBlock(Awaits::Fetch))));
         // Both are requested before the first is waited for.
         let requested = requests(&far, 2);
-        assert_eq!(requested[0].part, Part::Piece(0));
+        assert_eq!(requested[0].part, PathPart::Piece(0));
         let (old, new) = (file(1), file(2));
         let reader = {
             let pieces = Arc::clone(&pieces);

@@ -42,7 +42,7 @@ pub fn pieces_of(bytes: Range<u64>) -> Range<u32> {
 
 /// A requestable part of a store path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Part {
+pub enum PathPart {
     /// Its tree in the form of [`NarTree::to_packed`](crate::source::nar::NarTree::to_packed), possibly unverified.
     Tree,
     /// Its NAR, uncompressed and verified.
@@ -53,9 +53,9 @@ pub enum Part {
 
 /// A request: a part of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Wanted {
+pub struct FetchRequest {
     /// The part.
-    pub part: Part,
+    pub part: PathPart,
     /// The number of the path among the disk's paths that are not on the host.
     pub path: u32,
 }
@@ -94,14 +94,14 @@ pub enum Answer {
     /// The request succeeded.
     Here {
         /// The request.
-        wanted: Wanted,
+        wanted: FetchRequest,
         /// The packed tree, the NAR, or a file with the piece.
         found: Fetched,
     },
     /// The request failed.
     Failed {
         /// The request.
-        wanted: Wanted,
+        wanted: FetchRequest,
         /// The reason, as a sentence.
         reason: String,
     },
@@ -149,7 +149,7 @@ impl Connection {
     ///
     /// # Errors
     /// The fetcher has ended, or has many requests queued: [`io::ErrorKind::WouldBlock`].
-    pub fn send_request(&self, wanted: Wanted) -> io::Result<()> {
+    pub fn send_request(&self, wanted: FetchRequest) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         send(self.0.as_raw_fd(), &wanted.head(), flags)?;
         Ok(())
@@ -159,11 +159,11 @@ impl Connection {
     ///
     /// # Errors
     /// The other process has ended: [`io::ErrorKind::UnexpectedEof`].
-    pub fn next_request(&self) -> io::Result<Option<Wanted>> {
+    pub fn next_request(&self) -> io::Result<Option<FetchRequest>> {
         let mut message = [0; HEAD_BYTES + 1];
         match self.0.recv(&mut message)? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            HEAD_BYTES => Ok(Wanted::parse(&message[..HEAD_BYTES])),
+            HEAD_BYTES => Ok(FetchRequest::parse(&message[..HEAD_BYTES])),
             _ => Ok(None),
         }
     }
@@ -179,7 +179,7 @@ impl Connection {
                 Fetched::File { digest, file } => {
                     let message = [&wanted.answer_head(FILE)[..], digest].concat();
                     let sent = self.0.send_with_fd(&message[..], file.as_raw_fd());
-                    sent.map(drop).map_err(error)
+                    sent.map(drop).map_err(io::Error::from)
                 }
                 Fetched::InPieces => self.0.send(&wanted.answer_head(IN_PIECES)).map(drop),
             },
@@ -197,7 +197,7 @@ impl Connection {
     /// The fetcher has ended: [`io::ErrorKind::UnexpectedEof`].
     pub fn next_answer(&self) -> io::Result<Option<Answer>> {
         let mut message = [0; MESSAGE_MAX_BYTES];
-        let (len, file) = self.0.recv_with_fd(&mut message).map_err(error)?;
+        let (len, file) = self.0.recv_with_fd(&mut message).map_err(io::Error::from)?;
         match len {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             len => Ok(parse_answer(&message[..len], file)),
@@ -210,7 +210,7 @@ impl Connection {
     /// The other process has ended.
     pub fn send_connection(&self, end: &Self) -> io::Result<()> {
         let sent = self.0.send_with_fd(&[0_u8][..], end.as_raw_fd());
-        sent.map(drop).map_err(error)
+        sent.map(drop).map_err(io::Error::from)
     }
 
     /// Waits for the next connection sent with [`send_connection`](Self::send_connection). Returns `None` for any other
@@ -220,7 +220,7 @@ impl Connection {
     /// The other process has ended: [`io::ErrorKind::UnexpectedEof`].
     pub fn receive_connection(&self) -> io::Result<Option<Self>> {
         let mut message = [0; 1];
-        match self.0.recv_with_fd(&mut message).map_err(error)? {
+        match self.0.recv_with_fd(&mut message).map_err(io::Error::from)? {
             (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
             (_, file) => Ok(file.map(|file| Self::from(OwnedFd::from(file)))),
         }
@@ -261,21 +261,21 @@ impl AsRawFd for Connection {
     }
 }
 
-impl Wanted {
+impl FetchRequest {
     /// Returns the request for another piece of the same NAR.
     #[must_use]
     pub fn other(self, piece: u32) -> Self {
         Self {
-            part: Part::Piece(piece),
+            part: PathPart::Piece(piece),
             ..self
         }
     }
 
     fn head(self) -> [u8; HEAD_BYTES] {
         let (part, piece) = match self.part {
-            Part::Tree => (1, 0),
-            Part::Nar => (2, 0),
-            Part::Piece(piece) => (3, piece),
+            PathPart::Tree => (1, 0),
+            PathPart::Nar => (2, 0),
+            PathPart::Piece(piece) => (3, piece),
         };
         let mut head = [0; HEAD_BYTES];
         head[0] = part;
@@ -294,9 +294,9 @@ impl Wanted {
         let number = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
         let (path, piece) = (number(4)?, number(8)?);
         let part = match head.first()? {
-            1 => Part::Tree,
-            2 => Part::Nar,
-            3 => Part::Piece(piece),
+            1 => PathPart::Tree,
+            2 => PathPart::Nar,
+            3 => PathPart::Piece(piece),
             _ => return None,
         };
         Some(Self { part, path })
@@ -308,7 +308,7 @@ fn parse_answer(message: &[u8], file: Option<File>) -> Option<Answer> {
     if head == [0; HEAD_BYTES] {
         return Some(Answer::Hello);
     }
-    let wanted = Wanted::parse(head)?;
+    let wanted = FetchRequest::parse(head)?;
     let found = match head[1] {
         FILE => Fetched::File {
             digest: rest.try_into().ok()?,
@@ -332,10 +332,6 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-fn error(error: vmm_sys_util::errno::Error) -> io::Error {
-    io::Error::from_raw_os_error(error.errno())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -345,8 +341,8 @@ mod tests {
     #[test]
     fn messages_round_trip() {
         let (one, other) = Connection::pair().unwrap();
-        let wanted = Wanted {
-            part: Part::Nar,
+        let wanted = FetchRequest {
+            part: PathPart::Nar,
             path: 70_000,
         };
         one.send_request(wanted).unwrap();
@@ -374,8 +370,8 @@ mod tests {
             panic!("{answer:?}")
         };
         assert!(file.read(&mut [0; 10]).unwrap() > 0 && digest == [7; 32]);
-        let wanted = Wanted {
-            part: Part::Piece(80_000),
+        let wanted = FetchRequest {
+            part: PathPart::Piece(80_000),
             path: 70_000,
         };
         let found = Fetched::InPieces;

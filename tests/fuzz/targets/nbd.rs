@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use lazystore::device::nbd::disk::NbdDisk;
-use lazystore::device::nbd::execute::{Action, Progress, dispatch};
+use lazystore::device::nbd::execute::{Action, ReplyProgress, dispatch};
 use lazystore::device::nbd::negotiation::{
     Encryption, Negotiation, OPTION_DATA_MAX_BYTES, OPTIONS_MAX, Session, Step,
 };
@@ -204,7 +204,9 @@ fn transmit(session: &Session, input: &mut Input<'_>) {
             Action::Disconnect => return,
             Action::Answered | Action::Refused(_) => {}
             Action::Execute(mut work) => {
-                while work.advance(&disk, IoMode::Blocking, &mut out).unwrap() == Progress::More {}
+                while work.advance(&disk, IoMode::Blocking, &mut out).unwrap()
+                    == ReplyProgress::More
+                {}
             }
         }
         check(&parsed, out.bytes(), image);

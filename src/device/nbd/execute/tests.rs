@@ -33,9 +33,9 @@ fn a_read_in_chunks_is_executed_in_segments() {
     let len_bytes = 2 * SEGMENT_BYTES + 1;
     let mut read = request(ReplyKind::Chunks, DATA, len_bytes);
     for (progress, len) in [
-        (Progress::More, SEGMENT_BYTES),
-        (Progress::More, SEGMENT_BYTES),
-        (Progress::Done, 1),
+        (ReplyProgress::More, SEGMENT_BYTES),
+        (ReplyProgress::More, SEGMENT_BYTES),
+        (ReplyProgress::Done, 1),
     ] {
         let mut out = ReplyBuffer::default();
         let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
@@ -59,7 +59,7 @@ fn a_request_that_would_block_writes_nothing_and_can_be_repeated() {
     });
     assert_eq!(out.bytes(), before);
     let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
-    assert_eq!(done, Progress::Done);
+    assert_eq!(done, ReplyProgress::Done);
     assert_eq!(out.bytes().len(), before.len() + 28 + 4096);
 }
 
@@ -87,7 +87,7 @@ fn zeros_in_metadata_are_a_hole() {
     let mut read = request(ReplyKind::Chunks, 1 << 20, 8192);
     let mut out = ReplyBuffer::default();
     let done = read.advance(&disk, IoMode::Blocking, &mut out).unwrap();
-    assert_eq!(done, Progress::Done);
+    assert_eq!(done, ReplyProgress::Done);
     assert_eq!(out.bytes()[6..8], chunk::OFFSET_HOLE.to_be_bytes());
     assert_eq!(out.bytes().len(), 32);
 }

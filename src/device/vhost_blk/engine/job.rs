@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::super::execute::{Attempt, Completion, Outcome, Waited};
 use super::super::guest::{Memory, View};
 use super::super::inflight::Ticket;
-use super::super::offload::{Claim, Epoch};
+use super::super::offload::{Epoch, Permit};
 use super::super::pool::Job;
 use super::super::request::Parsed;
 use super::super::ring::Ring;
@@ -26,7 +26,7 @@ pub(in super::super) struct BlockingJob {
     pub(super) memory: Arc<Memory>,
 }
 
-/// A job that waits for a fetch. It holds no claim, so that a halt does not wait for it.
+/// A job that waits for a fetch. It holds no permit, so that a halt does not wait for it.
 pub(in super::super) struct FetchingJob {
     job: BlockingJob,
     /// The fetcher's number of answers before the job was last tried.
@@ -57,9 +57,9 @@ impl Job for FetchingJob {
     }
 }
 
-/// Executed requests of a job that are not reported yet, and the claim under which they were executed.
+/// Executed requests of a job that are not reported yet, and the permit under which they were executed.
 struct Progress<'j> {
-    claim: Claim<'j>,
+    permit: Permit<'j>,
     completions: Vec<(Ticket, Completion)>,
 }
 
@@ -124,14 +124,20 @@ impl BlockingJob {
             self.report(progress);
         }
         let seen = self.arrivals();
-        let (claim, waited) = self.execute(parsed)?;
+        let (permit, waited) = self.execute(parsed)?;
         match waited {
             Waited::Done(outcome) => {
                 let completions = Vec::with_capacity(self.requests.len());
-                Some((Progress { claim, completions }, outcome))
+                Some((
+                    Progress {
+                        permit,
+                        completions,
+                    },
+                    outcome,
+                ))
             }
             Waited::Fetching => {
-                drop(claim);
+                drop(permit);
                 self.await_fetch(index, seen);
                 None
             }
@@ -140,18 +146,18 @@ impl BlockingJob {
     }
 
     /// Executes a request and waits for the disk. `None` if the ring was halted since the request was taken.
-    fn execute(&self, parsed: &Parsed) -> Option<(Claim<'_>, Waited)> {
+    fn execute(&self, parsed: &Parsed) -> Option<(Permit<'_>, Waited)> {
         let (disk, shortage) = (&self.engine.disk, &self.engine.shortage);
         let (memory, wanted) = (View::new(&self.memory), &|| self.has_reader());
         let among_others = || disk.execute_while(wanted, parsed, &memory);
-        let (claim, waited) = self.execute_during(shortage.read(), among_others)?;
+        let (permit, waited) = self.execute_during(shortage.read(), among_others)?;
         match &waited {
             Waited::Done(Outcome {
                 result: Err(error), ..
             }) if error.is_shortage() => {}
-            _ => return Some((claim, waited)),
+            _ => return Some((permit, waited)),
         }
-        drop(claim);
+        drop(permit);
         // Concurrent reads hold many files open. Sequential reads need only few descriptors.
         let alone = || disk.execute_sparingly(wanted, parsed, &memory);
         self.execute_during(shortage.write(), alone)
@@ -203,20 +209,20 @@ impl BlockingJob {
 
     /// Executes a request while a lock is held. `None` if the ring was halted since the request was taken.
     ///
-    /// The claim is taken after the lock: a halt waits for claims, and must not wait for requests of other rings.
+    /// The permit is taken after the lock: a halt waits for permits, and must not wait for requests of other rings.
     fn execute_during<L>(
         &self,
         _lock: L,
         execute: impl FnOnce() -> Waited,
-    ) -> Option<(Claim<'_>, Waited)> {
-        let claim = self.ring.claim(self.epoch)?;
-        Some((claim, execute()))
+    ) -> Option<(Permit<'_>, Waited)> {
+        let permit = self.ring.permit(self.epoch)?;
+        Some((permit, execute()))
     }
 
-    /// Releases the claim and publishes. The claim must not be held while waiting for the ring's lock, because a halt
-    /// holds the lock while it waits for claims.
+    /// Releases the permit and publishes. The permit must not be held while waiting for the ring's lock, because a halt
+    /// holds the lock while it waits for permits.
     fn report(&self, progress: Progress<'_>) {
-        if let Err(fault) = self.ring.answer(progress.claim, &progress.completions) {
+        if let Err(fault) = self.ring.answer(progress.permit, &progress.completions) {
             self.engine.warn_of_ring(&fault);
         }
     }

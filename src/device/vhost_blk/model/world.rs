@@ -117,7 +117,7 @@ struct PoolJob {
 impl Job for PoolJob {
     fn run(self) {
         for request in &self.requests {
-            let Some(claim) = self.ring.claim(self.epoch) else {
+            let Some(permit) = self.ring.permit(self.epoch) else {
                 return;
             };
             // The thread would wait for a disk here.
@@ -126,7 +126,7 @@ impl Job for PoolJob {
                 return;
             }
             let completion = request.execute(&self.memory);
-            self.ring.answer(claim, &[completion]).unwrap();
+            self.ring.answer(permit, &[completion]).unwrap();
         }
     }
 }

@@ -51,7 +51,7 @@ pub fn additions(options: &Options) -> Result<Vec<String>, VmmError> {
 }
 
 /// Ids of the backends that are in use.
-struct InUse {
+struct BackendIds {
     /// By the machine.
     machine: Vec<String>,
     /// By a NUMA node.
@@ -60,12 +60,12 @@ struct InUse {
     devices: Vec<String>,
 }
 
-fn ids_in_use(options: &Options) -> InUse {
+fn ids_in_use(options: &Options) -> BackendIds {
     let of = |all: &[Properties], name: &str| {
         let ids = all.iter().filter_map(|properties| properties.get(name));
         ids.map(str::to_owned).collect::<Vec<_>>()
     };
-    InUse {
+    BackendIds {
         machine: of(&machine(options), "memory-backend"),
         numa: of(&options.properties("numa", "type"), "memdev"),
         devices: of(&options.properties("device", "driver"), "memdev"),

@@ -59,12 +59,12 @@ fn stopping_waits_for_other_threads_and_ends_publishing() {
     let mut driver = Driver::new(8, 0);
     let process = Process::start(&driver, 8, 0);
     let (epoch, first) = with_a_gap(&mut driver, &process);
-    let claim = process.ring.claim(epoch).unwrap();
+    let permit = process.ring.permit(epoch).unwrap();
     let stop = begin_to_stop(&process.ring);
     assert!(!stop.is_finished());
     execute(&process.memory.memory(), 1);
     // The first part of `answer`, before it takes the lock.
-    claim.finish(&[(first.later(1), done(1))]);
+    permit.finish(&[(first.later(1), done(1))]);
     stop.join().unwrap();
     assert_eq!(
         (driver.used_index(), process.ring.queue_next_avail()),
@@ -78,7 +78,7 @@ fn stopping_waits_for_other_threads_and_ends_publishing() {
     driver.check_nothing_lost().unwrap();
 }
 
-/// Requests that no thread has started are executed after the next start. A late thread of the pool gets no claim.
+/// Requests that no thread has started are executed after the next start. A late thread of the pool gets no permit.
 #[test]
 fn stopping_abandons_requests_that_no_thread_has_started() {
     let mut driver = Driver::new(8, 0);
@@ -89,7 +89,7 @@ fn stopping_abandons_requests_that_no_thread_has_started() {
         (driver.used_index(), process.ring.queue_next_avail()),
         (1, 1)
     );
-    assert!(process.ring.claim(epoch).is_none());
+    assert!(process.ring.permit(epoch).is_none());
     process.ring.set_queue_ready(true);
     process.serve(&driver, Death::Never, Order::Ring);
     driver.take_back().unwrap();
