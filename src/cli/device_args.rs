@@ -22,8 +22,8 @@ pub struct DeviceArgs {
     /// Poll for further requests up to this long before sleeping, as long as polling pays off; 0 disables polling
     #[arg(long, value_name = "MICROSECONDS", default_value_t = DEFAULT_POLL_US, value_parser = whole::<u64>(0..=1000))]
     poll_us: u64,
-    /// Keep the layouts of store paths in DIR, which is created if necessary, so that later servers need not list directories.
-    /// DIR must belong to this user; at most 256 MiB are kept
+    /// Keep the layouts and small files of store paths in DIR, which is created if necessary, so that later servers need not read
+    /// them again. DIR must belong to this user; at most 512 MiB are kept
     #[arg(long, value_name = "DIR", help_heading = "Disk")]
     pub plan_dir: Option<PathBuf>,
     /// Do not confine the serving processes: for debugging, or to find out whether confinement causes a failure
