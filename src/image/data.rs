@@ -109,17 +109,20 @@ fn emit_extent(
     cursor: &mut Cursor,
     sink: &mut dyn FnMut(Piece<'_>) -> Result<(), ReadError>,
 ) -> Result<(), ReadError> {
-    let piece = match &extent {
-        Extent::Zeros(len) => return emit_zeros(cursor, *len, sink),
-        Extent::Bytes(bytes) => Piece::Metadata(bytes),
-        Extent::File { file, offset, len } => Piece::File {
-            file: file.clone(),
-            offset: *offset,
-            len_bytes: *len,
-        },
+    let mut emit = |piece: Piece<'_>| {
+        cursor.offset += piece.len_bytes() as u64;
+        sink(piece)
     };
-    cursor.offset += piece.len_bytes() as u64;
-    sink(piece)
+    match extent {
+        Extent::Zeros(len) => emit_zeros(cursor, len, sink),
+        Extent::Bytes(bytes) => emit(Piece::Metadata(&bytes)),
+        // Moved, not cloned: threads that read the same file would contend for its reference count.
+        Extent::File { file, offset, len } => emit(Piece::File {
+            file,
+            offset,
+            len_bytes: len,
+        }),
+    }
 }
 
 pub(super) fn emit_zeros(

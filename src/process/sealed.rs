@@ -79,6 +79,7 @@ impl Map {
 
     /// Returns a pointer to `len` bytes at offset `at`, or `None` if they are not inside the mapping.
     #[allow(unsafe_code)]
+    #[inline]
     fn at(&self, at: usize, len: usize) -> Option<*mut u8> {
         at.checked_add(len).filter(|end| *end <= self.len_bytes)?;
         // SAFETY: the offset is inside the mapping.
@@ -110,6 +111,7 @@ impl ReadMap {
 
     /// Copies the bytes at offset `at`. Returns `None` if they are not inside the mapping.
     #[allow(unsafe_code)]
+    #[inline]
     pub fn read(&self, at: usize, to: &mut [u8]) -> Option<()> {
         let from = self.0.at(at, to.len())?;
         // SAFETY: both have this length, and `to` is private memory. Another process may write to the source meanwhile; any

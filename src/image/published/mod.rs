@@ -17,7 +17,7 @@ mod requests;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 pub(super) use format::{DirRecord, FileRecord, Parts, PathHeader, TOP};
 pub(super) use requests::{Requests, Wish};
@@ -132,16 +132,12 @@ impl Published {
     }
 
     /// Returns record `index` of the `count` records at `start`.
-    fn record<T: FromBytes>(&self, start: usize, count: u32, index: u32) -> Option<T> {
-        /// The size of the longest record.
-        const LEN_MAX: usize = 64;
-        const { assert!(size_of::<T>() <= LEN_MAX) };
-        let mut bytes = [0; LEN_MAX];
-        let bytes = &mut bytes[..size_of::<T>()];
-        let at = start.checked_add((index as usize).checked_mul(bytes.len())?)?;
+    fn record<T: FromBytes + IntoBytes>(&self, start: usize, count: u32, index: u32) -> Option<T> {
+        let mut record = T::new_zeroed();
+        let at = start.checked_add((index as usize).checked_mul(size_of::<T>())?)?;
         (index < count).then_some(())?;
-        self.map.read(at, bytes)?;
-        T::read_from_bytes(bytes).ok()
+        self.map.read(at, record.as_mut_bytes())?;
+        Some(record)
     }
 }
 
@@ -195,10 +191,8 @@ impl PublishedPath {
             return Some(Files::new());
         }
         let list = (self.parts.with_data, self.parts.header.with_data);
-        let after = self.partition(list, |file| file.block <= first)?;
-        let before = after.checked_sub(1)?;
-        let start: FileRecord = self.published.record(list.0, list.1, before)?;
-        self.between(list, start.block, last)
+        let after = self.partition(list, |block| block <= first)?;
+        self.records(list, after.checked_sub(1)?, last)
     }
 
     fn small_file_list(&self) -> (usize, u32) {
@@ -225,7 +219,12 @@ impl PublishedPath {
 
     /// Returns the records of a list for the blocks `first..=last`.
     fn between(&self, list: (usize, u32), first: u32, last: u32) -> Option<Files> {
-        let mut index = self.partition(list, |file| file.block < first)?;
+        let index = self.partition(list, |block| block < first)?;
+        self.records(list, index, last)
+    }
+
+    /// Returns the records of a list from number `index` to the last one of block `last`.
+    fn records(&self, list: (usize, u32), mut index: u32, last: u32) -> Option<Files> {
         let mut files = Files::new();
         while index < list.1 {
             let file: FileRecord = self.published.record(list.0, list.1, index)?;
@@ -238,17 +237,27 @@ impl PublishedPath {
         Some(files)
     }
 
-    /// Returns the partition point of a sorted list, like `slice::partition_point`.
-    fn partition(&self, list: (usize, u32), is_first: impl Fn(&FileRecord) -> bool) -> Option<u32> {
+    /// Returns the partition point of a list, which is sorted by blocks, like `slice::partition_point`.
+    fn partition(&self, list: (usize, u32), is_first: impl Fn(u32) -> bool) -> Option<u32> {
         let (mut low, mut high) = (0, list.1);
         while low < high {
             let middle = low + (high - low) / 2;
-            match is_first(&self.published.record(list.0, list.1, middle)?) {
+            match is_first(self.block_of(list, middle)?) {
                 true => low = middle + 1,
                 false => high = middle,
             }
         }
         Some(low)
+    }
+
+    /// Returns the block of record `index` of a list. Every read of file data searches a list, so this copies nothing else.
+    fn block_of(&self, list: (usize, u32), index: u32) -> Option<u32> {
+        let in_list = (index as usize).checked_mul(size_of::<FileRecord>())?;
+        let in_record = std::mem::offset_of!(FileRecord, block);
+        let at = list.0.checked_add(in_list)?.checked_add(in_record)?;
+        let mut block = [0; size_of::<u32>()];
+        self.published.map.read(at, &mut block)?;
+        Some(u32::from_ne_bytes(block))
     }
 
     /// Returns the path of a file in the store path `root`.
