@@ -93,25 +93,23 @@ impl Fixture {
         assert_eq!(right_or_not_there(server, &self.ranges, &self.right), 0);
     }
 
-    /// Files with plans, and their contents.
-    fn kept(&self) -> Vec<(PathBuf, Vec<u8>)> {
+    /// Files in the plan directory with this extension.
+    fn files_with(&self, extension: &str) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.plans()).into_iter().flatten();
         let paths = entries.map(|entry| entry.unwrap().path());
-        let plans = paths.filter(|path| path.extension().is_some_and(|end| end == "plan"));
+        paths
+            .filter(|path| path.extension().is_some_and(|end| end == extension))
+            .collect()
+    }
+
+    /// Files with plans, and their contents.
+    fn kept(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let plans = self.files_with("plan").into_iter();
         let mut kept: Vec<_> = plans
             .map(|path| (path.clone(), fs::read(&path).unwrap()))
             .collect();
         kept.sort();
         kept
-    }
-
-    /// Number of files in the plan directory with this extension.
-    fn files_with(&self, extension: &str) -> usize {
-        let entries = fs::read_dir(self.plans()).into_iter().flatten();
-        let paths = entries.map(|entry| entry.unwrap().path());
-        paths
-            .filter(|path| path.extension().is_some_and(|end| end == extension))
-            .count()
     }
 
     /// Starts a server and waits until it has kept the plans of all three paths.
@@ -217,7 +215,7 @@ fn the_first_vm_of_a_restarted_server_opens_no_small_file() {
     let server = fixture.start();
     fixture.check(&server);
     wait_for("the small files of all paths", || {
-        (fixture.files_with("files") == 3).then_some(())
+        (fixture.files_with("files").len() == 3).then_some(())
     });
     drop(server);
     assert_eq!(opens(&fixture), 0);

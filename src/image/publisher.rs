@@ -3,6 +3,7 @@
 mod ahead;
 mod small_files;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -202,11 +203,7 @@ impl Publisher {
         if !self.has_room_for_more() {
             return false;
         }
-        let count = u32::try_from(self.states.len()).unwrap_or(u32::MAX);
-        let keeper = self.keeper.as_mut();
-        let regions = keeper.map_or(0..0, |keeper| {
-            keeper.next_regions(KeptKind::Plan, image, count)
-        });
+        let regions = self.next_kept(KeptKind::Plan, image);
         for region in regions.clone() {
             let is_begun = matches!(self.states[region as usize], PublishState::Begun);
             let state = is_begun.then(|| self.publish_kept(image, region)).flatten();
@@ -215,6 +212,13 @@ impl Publisher {
             }
         }
         !regions.is_empty()
+    }
+
+    /// Returns the next regions whose kept files of this kind to load; empty if there are no more.
+    fn next_kept(&mut self, kind: KeptKind, image: &Image) -> Range<u32> {
+        let count = u32::try_from(self.states.len()).unwrap_or(u32::MAX);
+        let keeper = self.keeper.as_mut();
+        keeper.map_or(0..0, |keeper| keeper.next_regions(kind, image, count))
     }
 
     /// Removes the kept plans that were reported as wrong.

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::error::Unusable;
 use super::format::{self, Checksum, FILE_MAX_BYTES, KeptKind, Label};
 use super::{PlanDir, tree};
 use crate::erofs::layout::plan::Plan;
@@ -92,18 +93,10 @@ impl PlanKeeper {
         let label = image.label(region)?;
         let name = label.file_name(KeptKind::Plan);
         let file = self.dir.read(&name).ok()?;
-        match image.kept_plan(region, &label, &file) {
-            Ok((plan, checksum)) => {
-                self.progress[KeptKind::Plan as usize].found += 1;
-                self.plans.insert(region, checksum);
-                Some(plan)
-            }
-            Err(why) => {
-                let dir = self.dir.path().display();
-                tracing::debug!("{dir}/{name} is ignored, and its path walked again: {why}");
-                None
-            }
-        }
+        let opened = image.kept_plan(region, &label, &file);
+        let (plan, checksum) = self.loaded(KeptKind::Plan, &name, opened)?;
+        self.plans.insert(region, checksum);
+        Some(plan)
     }
 
     /// Returns the contents of a region's small files, if they were kept with its plan.
@@ -116,14 +109,25 @@ impl PlanKeeper {
         let name = label.file_name(KeptKind::SmallFiles);
         let file = self.dir.read(&name).ok()?;
         let opened = format::open(KeptKind::SmallFiles, &label, &file);
-        match opened.and_then(|(payload, _)| format::unpack_small_files(plan, payload)) {
-            Ok(contents) => {
-                self.progress[KeptKind::SmallFiles as usize].found += 1;
-                Some(contents.to_vec())
+        let opened = opened.and_then(|(payload, _)| format::unpack_small_files(plan, payload));
+        let contents = self.loaded(KeptKind::SmallFiles, &name, opened)?;
+        Some(contents.to_vec())
+    }
+
+    /// Counts a usable file, or logs why the file `name` is not used.
+    fn loaded<T>(&mut self, kind: KeptKind, name: &str, opened: Result<T, Unusable>) -> Option<T> {
+        let instead = match kind {
+            KeptKind::Plan => "path walked",
+            KeptKind::SmallFiles => "small files read",
+        };
+        match opened {
+            Ok(found) => {
+                self.progress[kind as usize].found += 1;
+                Some(found)
             }
             Err(why) => {
                 let dir = self.dir.path().display();
-                tracing::debug!("{dir}/{name} is ignored, and its small files read again: {why}");
+                tracing::debug!("{dir}/{name} is ignored, and its {instead} again: {why}");
                 None
             }
         }

@@ -13,11 +13,7 @@ const BLOCKS_AT_ONCE: u32 = 64;
 impl Publisher {
     /// Inserts the small files of some paths that an earlier server kept, before a VM requests them.
     pub(super) fn insert_some_kept(&mut self, image: &Image) -> bool {
-        let count = u32::try_from(self.states.len()).unwrap_or(u32::MAX);
-        let keeper = self.keeper.as_mut();
-        let regions = keeper.map_or(0..0, |keeper| {
-            keeper.next_regions(KeptKind::SmallFiles, image, count)
-        });
+        let regions = self.next_kept(KeptKind::SmallFiles, image);
         for region in regions.clone() {
             self.insert_kept(image, region);
         }
@@ -125,9 +121,11 @@ impl Publisher {
 
     /// Keeps the contents of a path's small files, which have all been read, for later servers.
     fn keep_small_files(&mut self, image: &Image, region: u32) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
         let contents = published_path(image, region).and_then(|path| path.small_contents());
-        let contents = contents.filter(|contents| !contents.is_empty());
-        if let (Some(keeper), Some(contents)) = (&mut self.keeper, contents) {
+        if let Some(contents) = contents.filter(|contents| !contents.is_empty()) {
             keeper.save_small_files(image, region, &contents);
         }
     }
