@@ -379,7 +379,10 @@ impl Mounted {
 
     fn make_read_only(&self) {
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(None::<&str>, &self.0, None::<&str>, flags, None::<&str>).unwrap();
+        // Busy as long as the planner of a stopped server has a file open for writing.
+        wait_for("nobody to write", || {
+            mount(None::<&str>, &self.0, None::<&str>, flags, None::<&str>).ok()
+        });
     }
 }
 
@@ -410,7 +413,7 @@ fn a_full_disk_costs_one_warning() {
 }
 
 #[test]
-#[ignore = "needs root and strace: it mounts"]
+#[ignore = "needs root: it mounts"]
 fn a_read_only_plan_directory_is_used_without_a_warning() {
     let fixture = Fixture::new();
     let mounted = Mounted::new(fixture.plans(), "mode=0700");
@@ -418,17 +421,12 @@ fn a_read_only_plan_directory_is_used_without_a_warning() {
     fs::remove_file(&kept[0].0).unwrap();
     mounted.make_read_only();
     let server = fixture.start();
+    assert_eq!(status_json(&server.socket)["kept_plans"], 2);
     fixture.check(&server);
     fixture.wait_for_log("cannot write plans in");
     drop(server);
     assert_eq!(fixture.logged(WARNING), 0);
     assert_eq!(fixture.kept().len(), 2);
-    // The other two plans are used: only one path is walked.
-    let one = walks_of_next(&fixture);
-    drop(mounted);
-    fs::remove_dir_all(fixture.plans()).unwrap();
-    let three = walks_of_next(&fixture);
-    assert!(0 < one && one < three, "{one} of {three}");
 }
 
 #[test]
