@@ -89,7 +89,7 @@ fn first_line(disk: &str, command: &[OsString]) -> String {
         hash.update((word.len() as u64).to_le_bytes());
         hash.update(word);
     }
-    format!("lazystore snapshot 1 {}\n", nix32(&hash.finalize()))
+    format!("lazystore snapshot 2 {}\n", nix32(&hash.finalize()))
 }
 
 /// Opens the file and seeks to the end of its first line, if that is `line`.
@@ -110,16 +110,23 @@ impl Snapshot {
     }
 
     /// Returns additional arguments for QEMU.
-    pub fn arguments(&self) -> [OsString; 2] {
+    pub fn arguments(&self) -> Vec<OsString> {
         match &self.saved {
-            Some(file) => [
+            Some(file) => vec![
                 "-incoming".into(),
                 format!("fd:{}", file.as_raw_fd()).into(),
             ],
             None => {
                 let place = qemu_escape(&self.control);
                 let server = format!("unix:{place},server=on,wait=off");
-                ["-qmp".into(), server.into()]
+                // The VM is stopped while it is saved. This keeps that out of the snapshot, so that a restored VM runs.
+                let global = "migration.store-global-state=off";
+                vec![
+                    "-qmp".into(),
+                    server.into(),
+                    "-global".into(),
+                    global.into(),
+                ]
             }
         }
     }
@@ -213,9 +220,12 @@ impl Control {
         Ok(control)
     }
 
-    /// Writes the VM's state to `file` at its current position. The VM keeps running until the final phase.
+    /// Writes the VM's state to `file` at its current position. Leaves the VM stopped.
     fn write_to(&mut self, file: &File) -> io::Result<()> {
-        let limits = json!({"max-bandwidth": 1_u64 << 40, "downtime-limit": 2000});
+        // With a running VM, emulators (TCG) have saved memory that did not match the CPU: the restored guest waited for a lock
+        // forever.
+        self.run("stop", json!({}), None)?;
+        let limits = json!({"max-bandwidth": 1_u64 << 40});
         self.run("migrate-set-parameters", limits, None)?;
         self.run("getfd", json!({"fdname": "snapshot"}), Some(file))?;
         self.run("migrate", json!({"uri": "fd:snapshot"}), None)?;
@@ -259,5 +269,50 @@ impl Control {
         let mut line = String::new();
         self.0.read_line(&mut line)?;
         Ok(serde_json::from_str(&line)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Answers QMP commands until the client disconnects. Returns their names.
+    fn answer(listener: &UnixListener) -> Vec<String> {
+        let (stream, _) = listener.accept().unwrap();
+        let mut client = BufReader::new(stream);
+        client.get_mut().write_all(b"{\"QMP\": {}}\n").unwrap();
+        let mut names = Vec::new();
+        let mut line = String::new();
+        while client.read_line(&mut line).unwrap() > 0 {
+            let command: Value = serde_json::from_str(&line).unwrap();
+            names.push(command["execute"].as_str().unwrap().to_owned());
+            let answer = b"{\"return\": {\"status\": \"completed\"}}\n";
+            client.get_mut().write_all(answer).unwrap();
+            line.clear();
+        }
+        names
+    }
+
+    /// Regression: a VM was saved while it ran, and hung whenever it was restored.
+    #[test]
+    fn a_vm_is_stopped_while_it_is_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshot = Snapshot {
+            file: dir.path().join("file"),
+            line: "line\n".to_owned(),
+            control: dir.path().join("control"),
+            mark: Vec::new(),
+            saved: None,
+        };
+        let listener = UnixListener::bind(&snapshot.control).unwrap();
+        let qemu = thread::spawn(move || answer(&listener));
+        snapshot.save();
+        let names = qemu.join().unwrap();
+        let place = |name: &str| names.iter().position(|found| found == name).unwrap();
+        assert!(place("stop") < place("migrate"), "{names:?}");
+        assert!(place("query-migrate") < place("cont"), "{names:?}");
+        assert_eq!(fs::read(&snapshot.file).unwrap(), b"line\n");
     }
 }
