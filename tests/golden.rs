@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 /// Layout version, case, digest.
-const GOLDEN: [(u32, &str, &str); 22] = [
+const GOLDEN: [(u32, &str, &str); 33] = [
     (
         1,
         "sized",
@@ -135,6 +135,61 @@ const GOLDEN: [(u32, &str, &str); 22] = [
         2,
         "dense",
         "8f315f599a38342aa2c509b4a9fbd6dca24f5c744cbffe3d925112dae50ac18c",
+    ),
+    (
+        3,
+        "sized",
+        "de9c834ebf34c7e1bf221cee0bdd76a1dc0da902c6db02db3f06926314db029f",
+    ),
+    (
+        3,
+        "unsized",
+        "496531dde076ee405caaa63135c24eb48d383c47aa5d598a5601d7ce35a18b17",
+    ),
+    (
+        3,
+        "bounds-too-big",
+        "59b97912c36bdaa3b7c752f47adc058ff8e5e831d7dba5f604ec2b2b603cccf1",
+    ),
+    (
+        3,
+        "options",
+        "bebc2b8acf27ba893451e83b931db746002a55e912b1a9ce5b737fef26f4fa31",
+    ),
+    (
+        3,
+        "registration-inline",
+        "790fe51359b1ac7cd75d14c00184ef33dbf26d7536f1120d78cbab2ab79d6a46",
+    ),
+    (
+        3,
+        "registration-in-blocks",
+        "acec319296f1d81bb1b5edca8ca8fb4cb589d48d009abe67b6d805ae8127c8f1",
+    ),
+    (
+        3,
+        "wide-root",
+        "cd4139bf0d9a490188312398dec462c43dd21485bfe2bc0a1a52d60b7bd0e257",
+    ),
+    (
+        3,
+        "huge-file",
+        "0966c81ead875204730db636f785e8f502d0e605fb1d462f06ee9f15c2d342c1",
+    ),
+    (
+        3,
+        "tree",
+        "0e6513ff440cc71fd8bc5163aa4610a1fb92e62739351f96478e2b8d99291f9a",
+    ),
+    (
+        3,
+        "tree-of-root",
+        "16d0a692ed002496e4ac86306ae06454278d1f552656472171a369387e1129c5",
+    ),
+    (
+        3,
+        "dense",
+        "2114cb1d77f6b304cb1b0f6d34c66752552701dd21d394de0114f5c983ee7b52",
     ),
 ];
 
@@ -309,8 +364,8 @@ fn store_of_all_kinds() -> Store {
 fn sizes(path: &Path) {
     fs::create_dir(path).unwrap();
     for (seed, len) in [
-        70_000, 1, 0, 2047, 2048, 2049, 4031, 4032, 4033, 4064, 4065, 4095, 4096, 4097, 8191, 8192,
-        8193,
+        70_000, 1, 0, 511, 512, 513, 2047, 2048, 2049, 4031, 4032, 4033, 4064, 4065, 4095, 4096,
+        4097, 8191, 8192, 8193,
     ]
     .into_iter()
     .enumerate()

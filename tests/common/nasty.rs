@@ -101,7 +101,7 @@ fn named(dir: &Path, name: &[u8]) {
 }
 
 fn sizes(dir: &Path) {
-    for size in [0, 1, 2047, 2048, 2049, 4095, 4096, 4097, 70_000, 3_000_001] {
+    for size in [0, 1, 511, 512, 513, 4095, 4096, 4097, 70_000, 3_000_001] {
         let path = dir.join(format!("size{size}"));
         fs::write(&path, contents(size, size)).unwrap();
         let mode = if size % 2 == 0 { 0o644 } else { 0o755 };

@@ -11,7 +11,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 /// File sizes around every limit of the format.
-pub const SIZES: [usize; 10] = [0, 1, 2047, 2048, 2049, 4064, 4095, 4096, 4097, 8193];
+pub const SIZES: [usize; 10] = [0, 1, 511, 512, 513, 4064, 4095, 4096, 4097, 8193];
 
 /// A tree that can be written to disk.
 #[derive(Debug, Clone)]

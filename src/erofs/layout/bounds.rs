@@ -37,9 +37,9 @@
 /// Regular files up to this size are inlined after their inode.
 ///
 /// A guest reads an inlined file and its inode in one request instead of two, but a walk over all inodes (`ls -lR`) has
-/// to read more blocks. `bench/requests` measures both: up to this limit neither takes more requests than on an image
-/// made by mkfs.erofs.
-pub const INLINE_LIMIT_BYTES: u64 = 2048;
+/// to read more blocks, and the server has to read all files in a block to return one inode. docs/performance.md
+/// compares limits: with 2,048 a walk takes 3.5 times as many requests, and 2,000 scattered small files 6 % fewer.
+pub const INLINE_LIMIT_BYTES: u64 = 512;
 
 /// Minimum number of NAR bytes per data block, as derived above.
 const NAR_BYTES_PER_DATA_BLOCK: u64 = if INLINE_LIMIT_BYTES + 185 < 2140 {

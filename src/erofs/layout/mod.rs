@@ -26,7 +26,10 @@ mod tests;
 ///
 /// Version 2: small files of a tree (not of store paths) are not inlined, so that a file that changed or cannot be read
 /// does not fail its neighbours.
-pub const LAYOUT_VERSION: u32 = 2;
+///
+/// Version 3: files over 512 bytes (instead of 2,048) are not inlined, so that a walk over all inodes reads a third of the
+/// blocks.
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Why a path cannot be laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
