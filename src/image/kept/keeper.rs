@@ -11,7 +11,7 @@ use super::{PlanDir, tree};
 use crate::erofs::layout::plan::Plan;
 use crate::image::Image;
 
-/// Limit for all files. A NixOS system with 230,000 files takes 7 MB for plans and 69 MB for small files.
+/// Limit for all files. A NixOS system with 230,000 files takes 7 MB for plans and as much for small files.
 const LIMIT_BYTES: u64 = 512 << 20;
 
 /// After this many bytes have been written, the limit is checked.
