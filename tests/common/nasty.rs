@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, makedev, mk
 use super::tree::contents;
 
 /// Must be raised with every change in this file.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Length of the sparse file: more than 32 bits, and more than a compact inode can represent.
 pub const HUGE_BYTES: u64 = 5 << 30;
 /// Entries of the largest directory.
