@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use crate::common::fuse::Server as FuseServer;
-use crate::common::vm::lock_guest;
+use crate::common::vm::{CONSOLE_ARGS, lock_guest};
 use crate::common::{from_env, tool};
 
 /// Runs `lazystore boot OPTIONS -- COMMAND`. Also returns what it leaves in its runtime directory.
@@ -89,7 +89,7 @@ fn guest(out: &Path) -> Vec<String> {
     fs::File::create(out).unwrap().set_len(16 << 20).unwrap();
     let drive = format!("file={},format=raw,if=none,id=out", out.display());
     let append = format!(
-        "console=ttyS0 quiet panic=-1 reboot=t lazystore.quick=1 lazystore.run={}",
+        "{CONSOLE_ARGS} reboot=t lazystore.quick=1 lazystore.run={}",
         from_env("LAZYSTORE_TEST_RUN")
     );
     let qemu = tool("qemu-system-x86_64", "qemu-system-x86");

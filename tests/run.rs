@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::common::proc::children;
 use crate::common::process::{first_line, wait_for};
-use crate::common::vm::lock_guest;
+use crate::common::vm::{CONSOLE_ARGS, lock_guest};
 use crate::common::{from_env, tool};
 
 /// A tree to serve and a runtime directory, which shows whether something is left behind.
@@ -298,7 +298,7 @@ fn boot_in(fixture: &Fixture, machine: &str, options: &[&str]) -> Output {
         _ => "virtio-blk-pci,drive=out,serial=lazystore-out",
     };
     let append = format!(
-        "console=ttyS0 quiet panic=-1 reboot=t lazystore.quick=1 lazystore.run={}{}",
+        "{CONSOLE_ARGS} reboot=t lazystore.quick=1 lazystore.run={}{}",
         from_env("LAZYSTORE_TEST_RUN"),
         clock(machine)
     );

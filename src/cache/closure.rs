@@ -13,7 +13,7 @@ use crate::closure::{
     ClosureError, Contents, Graph, GraphNode, StoreLocation, StorePath, valid_names,
 };
 
-use walk::Walk;
+use walk::ClosureWalk;
 pub use walk::WalkError;
 
 /// A closure, and the paths of it that are not on the host.
@@ -55,7 +55,7 @@ impl PartlyRemote {
         sources: &Sources,
     ) -> Result<Self, RemoteClosureError> {
         let valid = valid_names(location)?;
-        let walk = Walk {
+        let walk = ClosureWalk {
             sources,
             store_dir: &location.store_dir,
             stops: &valid,
@@ -98,7 +98,7 @@ impl PartlyRemote {
         };
         let absent = paths.iter().filter(is_absent);
         let absent: Vec<_> = absent.map(|path| path.name.clone()).collect();
-        let walk = Walk {
+        let walk = ClosureWalk {
             sources,
             store_dir: &location.store_dir,
             stops: &HashSet::new(),

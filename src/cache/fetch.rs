@@ -107,32 +107,32 @@ impl Fetcher {
         }
     }
 
-    /// Returns what `wanted` names, open for reading. Fetches it if necessary.
+    /// Returns what `request` names, open for reading. Fetches it if necessary.
     ///
     /// # Errors
     /// It cannot be provided.
-    pub fn get(&self, wanted: FetchRequest) -> Result<Fetched, CannotFetch> {
-        if let Some(kept) = self.kept(wanted) {
+    pub fn get(&self, request: FetchRequest) -> Result<Fetched, CannotFetch> {
+        if let Some(kept) = self.kept(request) {
             return kept;
         }
-        let path = self.plan.paths.get(wanted.path as usize);
+        let path = self.plan.paths.get(request.path as usize);
         let path = path.ok_or(CannotFetch::NoSuchPath)?;
-        match wanted.part {
+        match request.part {
             PathPart::Tree => self.tree(path).map(not_verified),
-            PathPart::Nar => match self.partial(wanted.path, path)? {
+            PathPart::Nar => match self.partial(request.path, path)? {
                 Some(_) => Ok(Fetched::InPieces),
                 None => self.nar(path),
             },
-            PathPart::Piece(piece) => self.piece(wanted.path, path, piece),
+            PathPart::Piece(piece) => self.piece(request.path, path, piece),
         }
     }
 
-    /// Returns what `wanted` names if it is in the cache directory, or the error if it can never be provided.
-    pub fn kept(&self, wanted: FetchRequest) -> Option<Result<Fetched, CannotFetch>> {
-        let Some(path) = self.plan.paths.get(wanted.path as usize) else {
+    /// Returns what `request` names if it is in the cache directory, or the error if it can never be provided.
+    pub fn kept(&self, request: FetchRequest) -> Option<Result<Fetched, CannotFetch>> {
+        let Some(path) = self.plan.paths.get(request.path as usize) else {
             return Some(Err(CannotFetch::NoSuchPath));
         };
-        if let PathPart::Piece(piece) = wanted.part
+        if let PathPart::Piece(piece) = request.part
             && !pieces_of(0..path.nar_size).contains(&piece)
         {
             return Some(Err(CannotFetch::NoSuchPath));
@@ -140,12 +140,12 @@ impl Fetcher {
         if let Some(reason) = self.plan.sources.dir.contradiction(&path.nar_hash) {
             return Some(Err(CannotFetch::Contradicted { reason }));
         }
-        match wanted.part {
+        match request.part {
             PathPart::Tree => {
                 let tree = self.plan.sources.dir.tree(&path.nar_hash)?;
                 Some(Ok(not_verified(tree.into_file())))
             }
-            PathPart::Nar | PathPart::Piece(_) => match self.kept_partial(wanted) {
+            PathPart::Nar | PathPart::Piece(_) => match self.kept_partial(request) {
                 None => self.kept_nar(path).transpose(),
                 kept_partial => kept_partial.map(Ok),
             },

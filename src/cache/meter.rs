@@ -17,7 +17,7 @@ pub(super) const LINE_EVERY: Duration = Duration::from_millis(200);
 /// The counters. They outlive the fetcher process; its successor continues them.
 #[derive(Debug, FromZeros)]
 #[repr(C)]
-struct Counters {
+struct FetchCounters {
     fetching: AtomicU64,
     listings: AtomicU64,
     nars: AtomicU64,
@@ -48,7 +48,7 @@ pub struct FetchFigures {
 
 /// The counters of a server's fetcher process.
 #[derive(Debug, Clone)]
-pub struct FetchMeter(Arc<Shared<Counters>>);
+pub struct FetchMeter(Arc<Shared<FetchCounters>>);
 
 impl FetchMeter {
     /// Creates counters in memory shared with child processes.
@@ -74,7 +74,7 @@ impl FetchMeter {
         }
     }
 
-    fn counters(&self) -> &Counters {
+    fn counters(&self) -> &FetchCounters {
         &self.0[0]
     }
 
@@ -163,7 +163,7 @@ fn add(counter: &AtomicU64, count: u64) {
 
 /// A NAR that is being fetched.
 pub(super) struct Fetching<'m> {
-    counters: &'m Counters,
+    counters: &'m FetchCounters,
     nar_size: u64,
     written: AtomicU64,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::server::Limits;
+use crate::server::ClientLimits;
 
 /// Limits on connections.
 #[derive(Debug, Args)]
@@ -19,8 +19,8 @@ pub struct LimitArgs {
 
 impl LimitArgs {
     /// Returns the limits for the server.
-    pub fn limits(&self) -> Limits {
-        Limits {
+    pub fn limits(&self) -> ClientLimits {
+        ClientLimits {
             max_vms: usize::try_from(self.max_vms).unwrap_or(usize::MAX),
             first_message: Duration::from_secs(self.first_message_timeout.into()),
         }

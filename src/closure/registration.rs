@@ -36,7 +36,7 @@ pub(super) fn read<R: BufRead>(
     store_dir: StoreDir<'_>,
     names: &[Box<[u8]>],
 ) -> Result<(Vec<Option<Registered>>, References), ClosureError> {
-    let mut parser = Parser {
+    let mut parser = RegistrationParser {
         lines,
         store_dir,
         names,
@@ -49,7 +49,7 @@ pub(super) fn read<R: BufRead>(
     Ok((parser.found, parser.references.finish(names.len())))
 }
 
-struct Parser<'a, R> {
+struct RegistrationParser<'a, R> {
     lines: Lines<R>,
     store_dir: StoreDir<'a>,
     names: &'a [Box<[u8]>],
@@ -61,7 +61,7 @@ struct Parser<'a, R> {
     next: usize,
 }
 
-impl<R: BufRead> Parser<'_, R> {
+impl<R: BufRead> RegistrationParser<'_, R> {
     /// Reads one record; returns false at the end of the file.
     fn record(&mut self) -> Result<bool, ClosureError> {
         if !self.lines.advance()? {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::plans::Plans;
-use super::{Fingerprint, Image, ImageError, Origin, builtin, walk};
+use super::{Fingerprint, Image, ImageError, PathOrigin, builtin, walk};
 use crate::closure::{Closure, Contents, Pins, StorePath};
 use crate::erofs::encode::SuperBlockFields;
 use crate::erofs::layout::attributes::{self, Attributes};
@@ -91,7 +91,7 @@ impl Image {
             host,
             space: Space::whole(FileKind::Directory),
             // No identity: the tree is accessed through an open descriptor of its directory, which cannot be replaced.
-            origins: vec![Origin {
+            origins: vec![PathOrigin {
                 source: HOST,
                 identity: None,
                 nar_size: None,
@@ -195,7 +195,7 @@ struct ImageParts {
     host: Arc<HostTree>,
     sources: Vec<TreeSource>,
     space: Space,
-    origins: Vec<Origin>,
+    origins: Vec<PathOrigin>,
     plans: Plans,
     root: Option<RootDir>,
 }
@@ -221,7 +221,7 @@ struct DiskPath {
     name: Box<[u8]>,
     /// `None` for all paths if some are remote: the layout must not depend on which ones are.
     kind: Option<FileKind>,
-    origin: Origin,
+    origin: PathOrigin,
 }
 
 impl DiskPath {
@@ -229,7 +229,7 @@ impl DiskPath {
         Self {
             name: builtin::DIR.as_bytes().into(),
             kind: Some(FileKind::Directory),
-            origin: Origin {
+            origin: PathOrigin {
                 source,
                 identity: None,
                 nar_size: None,
@@ -251,7 +251,7 @@ impl RemoteSource<'_> {
         DiskPath {
             name: path.name.clone(),
             kind: None,
-            origin: Origin {
+            origin: PathOrigin {
                 source: self.source,
                 identity: None,
                 nar_size: path.nar_size,
@@ -275,7 +275,7 @@ fn examine(
             Ok((stat, identity)) => all.push(DiskPath {
                 name: path.name.clone(),
                 kind: remote.is_none().then_some(stat.kind),
-                origin: Origin {
+                origin: PathOrigin {
                     source: HOST,
                     identity,
                     nar_size: path.nar_size,
@@ -322,7 +322,7 @@ struct Sizing<'a> {
     sources: &'a [TreeSource],
     attributes: Attributes,
     claims: Vec<Claim>,
-    origins: Vec<Origin>,
+    origins: Vec<PathOrigin>,
     planned: Vec<(u32, Plan)>,
     unknown: Vec<usize>,
 }
@@ -371,7 +371,7 @@ impl<'a> Sizing<'a> {
     /// Plans several paths on all cores.
     fn plan(&mut self, indexes: &[usize]) -> Result<(), ImageError> {
         let plan = |(): &mut (), at: usize| {
-            let Origin {
+            let PathOrigin {
                 source,
                 identity,
                 nar_size,

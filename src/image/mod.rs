@@ -90,7 +90,7 @@ pub struct Image {
     sources: Vec<TreeSource>,
     volume: Volume,
     /// The origin of each region.
-    origins: Vec<Origin>,
+    origins: Vec<PathOrigin>,
     plans: Plans,
     recorder: OnceLock<Recorder>,
     /// The footprint, and the id of this process as its reader.
@@ -105,7 +105,7 @@ pub struct Image {
 
 /// The source of a path.
 #[derive(Debug, Clone, Copy)]
-struct Origin {
+struct PathOrigin {
     /// Index in the sources.
     source: usize,
     /// Its identity on the host when the disk was created; `None` for sources that cannot be replaced.
@@ -187,7 +187,8 @@ impl Image {
     /// Returns the names of the paths that are read from the store directory on the host.
     pub fn host_paths(&self) -> impl Iterator<Item = &[u8]> {
         let regions = self.space().regions().iter().zip(&self.origins);
-        let of_host = |origin: &Origin| matches!(self.sources[origin.source], TreeSource::Host(_));
+        let of_host =
+            |origin: &PathOrigin| matches!(self.sources[origin.source], TreeSource::Host(_));
         let here = regions.filter(move |(_, origin)| of_host(origin));
         here.map(|(region, _)| &*region.name)
     }
@@ -411,7 +412,7 @@ impl Image {
 
     /// Returns the tree of a region.
     fn tree(&self, region: u32) -> PathTree<'_> {
-        let Origin {
+        let PathOrigin {
             source, identity, ..
         } = self.origins[region as usize];
         PathTree {

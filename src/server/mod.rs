@@ -84,7 +84,7 @@ pub struct ServeOptions {
     /// Settings of the vhost-user-blk device.
     pub device: DeviceOptions,
     /// Limits for clients.
-    pub limits: Limits,
+    pub limits: ClientLimits,
     /// File for the recording of what the first VM reads.
     pub record: Option<PathBuf>,
     /// A private directory that the caller removes at the end, when this process may already be confined.
@@ -113,14 +113,14 @@ impl ServeOptions {
 
 /// Limits for clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct ClientLimits {
     /// Maximum number of connections at all sockets together. Further clients wait.
     pub max_vms: usize,
     /// Maximum time from a client's connect to its first message.
     pub first_message: Duration,
 }
 
-impl Default for Limits {
+impl Default for ClientLimits {
     /// More VMs than a host has. More time than a VMM needs, which allocates the VM's memory before its first message.
     fn default() -> Self {
         Self {

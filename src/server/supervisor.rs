@@ -12,6 +12,7 @@ mod status;
 mod wait;
 
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -96,18 +97,11 @@ pub fn serve(
         on_event: &mut on_event,
     };
     let done = server.start().and_then(|step| match step {
-        Step::Continue => server.run(),
-        Step::End => Ok(()),
+        ControlFlow::Continue(()) => server.run(),
+        ControlFlow::Break(()) => Ok(()),
     });
     server.end();
     done
-}
-
-/// Whether to continue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Continue,
-    End,
 }
 
 struct Server<'o> {
@@ -146,7 +140,7 @@ struct Server<'o> {
 
 impl Server<'_> {
     /// Mounts the file, reports that this process is ready, and confines it.
-    fn start(&mut self) -> Result<Step, ServeError> {
+    fn start(&mut self) -> Result<ControlFlow<()>, ServeError> {
         warn_of_missing_protections(&self.disks, self.options);
         let mount = self.mount_index();
         // Clients can connect, and a VMM can start, while the jail is built. They are accepted after this process is confined.
@@ -154,14 +148,14 @@ impl Server<'_> {
             self.announce();
         }
         self.start_jail();
-        if self.run_while(Self::is_building_jail)? == Step::End {
-            return Ok(Step::End);
+        if self.run_while(Self::is_building_jail)?.is_break() {
+            return Ok(ControlFlow::Break(()));
         }
         if let Some(index) = mount {
             self.start_mount(index)?;
             // The mount may already have ended: with `once`, a reader may have closed it, or someone unmounted it.
-            if self.run_while(|server| server.is_mounting())? == Step::End {
-                return Ok(Step::End);
+            if self.run_while(|server| server.is_mounting())?.is_break() {
+                return Ok(ControlFlow::Break(()));
             }
         }
         let profile = match mount {
@@ -174,7 +168,7 @@ impl Server<'_> {
             self.announce();
         }
         self.start_readers();
-        Ok(Step::Continue)
+        Ok(ControlFlow::Continue(()))
     }
 
     fn announce(&mut self) {
@@ -185,19 +179,22 @@ impl Server<'_> {
         self.record_event("ready");
     }
 
-    fn run_while(&mut self, condition: impl Fn(&Self) -> bool) -> Result<Step, ServeError> {
+    fn run_while(
+        &mut self,
+        condition: impl Fn(&Self) -> bool,
+    ) -> Result<ControlFlow<()>, ServeError> {
         while condition(self) {
-            if self.run_once()? == Step::End {
-                return Ok(Step::End);
+            if self.run_once()?.is_break() {
+                return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(Step::Continue)
+        Ok(ControlFlow::Continue(()))
     }
 
     fn run(&mut self) -> Result<(), ServeError> {
         while self.is_anything_served() {
             self.report_vm_count();
-            if self.run_once()? == Step::End {
+            if self.run_once()?.is_break() {
                 break;
             }
         }
@@ -205,11 +202,13 @@ impl Server<'_> {
     }
 
     /// Waits for events, and handles them.
-    fn run_once(&mut self) -> Result<Step, ServeError> {
+    fn run_once(&mut self) -> Result<ControlFlow<()>, ServeError> {
         let ready = self.wait();
         for source in &ready {
             match source {
-                EventSource::Signals if self.is_asked_to_end() => return Ok(Step::End),
+                EventSource::Signals if self.is_asked_to_end() => {
+                    return Ok(ControlFlow::Break(()));
+                }
                 EventSource::Signals | EventSource::Status => {}
                 EventSource::Worker(index) => self.receive_from_worker(*index),
                 EventSource::Endpoint(index) => {
@@ -222,8 +221,8 @@ impl Server<'_> {
         }
         self.check_jail();
         self.check_mount()?;
-        if self.reap()? == Step::End {
-            return Ok(Step::End);
+        if self.reap()?.is_break() {
+            return Ok(ControlFlow::Break(()));
         }
         self.disconnect_silent();
         if self.is_confined {
@@ -232,7 +231,7 @@ impl Server<'_> {
         if let Some(index) = self.choose_endpoint(&ready) {
             self.start_worker(index);
         }
-        Ok(Step::Continue)
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Handles pending signals. Returns whether one of them ends the server.
@@ -284,7 +283,7 @@ impl Server<'_> {
     }
 
     /// Handles processes that have ended.
-    fn reap(&mut self) -> Result<Step, ServeError> {
+    fn reap(&mut self) -> Result<ControlFlow<()>, ServeError> {
         if let Some(end) = self.prefetcher.as_mut().and_then(Child::end) {
             self.prefetcher = None;
             if end != End::Exited(0) {
@@ -298,8 +297,8 @@ impl Server<'_> {
             .find(|outcome| *outcome != WorkerEnd::Silent);
         match used {
             Some(WorkerEnd::Failed { how }) if self.options.once => Err(ServeError::Worker { how }),
-            Some(_) if self.options.once => Ok(Step::End),
-            _ => Ok(Step::Continue),
+            Some(_) if self.options.once => Ok(ControlFlow::Break(())),
+            _ => Ok(ControlFlow::Continue(())),
         }
     }
 

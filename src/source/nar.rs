@@ -33,7 +33,7 @@ pub const NAMES_MAX_BYTES: usize = 64 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarTree {
     /// In the order of the NAR: a directory, then each entry with its subtree. The first node is the root.
-    nodes: Box<[Node]>,
+    nodes: Box<[StoredNode]>,
     /// For each directory a run of indices into `nodes`, sorted by name (as bytes).
     children: Box<[u32]>,
     /// Names and symlink targets.
@@ -43,14 +43,14 @@ pub struct NarTree {
 
 /// Kept small, because a store path can have hundreds of thousands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Node {
+struct StoredNode {
     /// Offset of its name in the tree's `bytes`.
     name_start: u32,
     name_len: u8,
     payload: Payload,
 }
 
-const _: () = assert!(size_of::<Node>() <= 32);
+const _: () = assert!(size_of::<StoredNode>() <= 32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Payload {
@@ -139,7 +139,7 @@ impl NarTree {
 
     /// Returns the attributes of the node at `path`; see [`node`](Self::node).
     pub fn stat(&self, path: &[u8]) -> Option<Stat> {
-        self.find(path).map(Node::stat)
+        self.find(path).map(StoredNode::stat)
     }
 
     /// Returns the entries of the directory at `path`, or `None` if it is not a directory.
@@ -160,7 +160,7 @@ impl NarTree {
         size_of_val(&*self.nodes) + size_of_val(&*self.children) + self.bytes.len()
     }
 
-    fn find(&self, path: &[u8]) -> Option<&Node> {
+    fn find(&self, path: &[u8]) -> Option<&StoredNode> {
         let mut node = self.nodes.first()?;
         if path.is_empty() {
             return Some(node);
@@ -174,7 +174,7 @@ impl NarTree {
         Some(node)
     }
 
-    fn children(&self, node: &Node) -> &[u32] {
+    fn children(&self, node: &StoredNode) -> &[u32] {
         match node.payload {
             Payload::Directory { first, count } => {
                 &self.children[first as usize..][..count as usize]
@@ -183,12 +183,12 @@ impl NarTree {
         }
     }
 
-    fn name(&self, node: &Node) -> &[u8] {
+    fn name(&self, node: &StoredNode) -> &[u8] {
         &self.bytes[node.name_start as usize..][..usize::from(node.name_len)]
     }
 
     /// Returns the target, empty if the node is not a symlink.
-    fn target(&self, node: &Node) -> &[u8] {
+    fn target(&self, node: &StoredNode) -> &[u8] {
         match node.payload {
             Payload::Symlink { start, len } => &self.bytes[start as usize..][..usize::from(len)],
             _ => &[],
@@ -196,7 +196,7 @@ impl NarTree {
     }
 }
 
-impl Node {
+impl StoredNode {
     /// Times and owners are those of [`Stat::of_kind`], because a NAR stores none.
     fn stat(&self) -> Stat {
         match self.payload {

@@ -126,7 +126,7 @@ impl AsyncImage for Handle<'_> {
 }
 
 /// Iterates over all files below a directory in pre-order, sorted by name.
-pub(super) type Walk<'r, 'a> = erofs_rs::r#async::WalkDir<'r, Handle<'a>>;
+pub(super) type TreeWalk<'r, 'a> = erofs_rs::r#async::WalkDir<'r, Handle<'a>>;
 
 /// An open disk, to be used by one thread.
 pub(super) struct Reader<'a> {
@@ -171,7 +171,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Iterates over everything below the root directory's entry `name`.
-    pub(super) fn walk(&self, name: &[u8]) -> Result<Walk<'_, 'a>> {
+    pub(super) fn walk(&self, name: &[u8]) -> Result<TreeWalk<'_, 'a>> {
         now(self.fs.walk_dir(at_root(name)))
     }
 
@@ -206,7 +206,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Returns the next entry of a walk. The walk must not be used after an error.
-pub(super) fn next(walk: &mut Walk<'_, '_>) -> Option<Result<WalkDirEntry>> {
+pub(super) fn next(walk: &mut TreeWalk<'_, '_>) -> Option<Result<WalkDirEntry>> {
     poll(walk.next_entry()).unwrap_or_else(|| Some(Err(waited())))
 }
 

@@ -95,11 +95,11 @@ impl Expect {
 }
 
 /// Permissions, owner and group, mtime.
-type Attributes = (u32, (u32, u32), (i64, u32));
+type InodeAttributes = (u32, (u32, u32), (i64, u32));
 
 fn compare_attributes(
     inode: &Inode,
-    (permissions, owner, mtime): Attributes,
+    (permissions, owner, mtime): InodeAttributes,
     differs: &mut dyn FnMut(Difference),
 ) {
     let disk = inode.permissions().mode();

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, makedev, mknodat, utimensat};
 
-use super::tree::contents;
+use super::tree::{INLINE_LIMIT, contents};
 
 /// Must be raised with every change in this file.
 const VERSION: u32 = 3;
@@ -42,7 +42,7 @@ pub fn store() -> &'static Path {
     static STORE: OnceLock<PathBuf> = OnceLock::new();
     STORE.get_or_init(|| {
         let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let store = tmp.join(format!("nasty-{VERSION}"));
+        let store = tmp.join(format!("nasty-{VERSION}-{INLINE_LIMIT}"));
         if !store.exists() {
             let making = tempfile::tempdir_in(tmp).unwrap();
             make(making.path());
@@ -101,7 +101,18 @@ fn named(dir: &Path, name: &[u8]) {
 }
 
 fn sizes(dir: &Path) {
-    for size in [0, 1, 511, 512, 513, 4095, 4096, 4097, 70_000, 3_000_001] {
+    for size in [
+        0,
+        1,
+        INLINE_LIMIT - 1,
+        INLINE_LIMIT,
+        INLINE_LIMIT + 1,
+        4095,
+        4096,
+        4097,
+        70_000,
+        3_000_001,
+    ] {
         let path = dir.join(format!("size{size}"));
         fs::write(&path, contents(size, size)).unwrap();
         let mode = if size % 2 == 0 { 0o644 } else { 0o755 };

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::from_env;
 use super::process::{wait_for, wait_long_for};
+use super::vm::CONSOLE_ARGS;
 
 /// Timeout for progress of a guest.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -105,7 +106,7 @@ impl Machine {
             &from_env("LAZYSTORE_TEST_INITRD"),
             "-append",
             &format!(
-                "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests {}",
+                "{CONSOLE_ARGS} mitigations=off cryptomgr.notests {}",
                 self.words
             ),
             "-chardev",

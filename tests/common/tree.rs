@@ -10,8 +10,25 @@ use std::path::Path;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
+use lazystore::erofs::layout::bounds::INLINE_LIMIT_BYTES;
+
 /// File sizes around every limit of the format.
-pub const SIZES: [usize; 10] = [0, 1, 511, 512, 513, 4064, 4095, 4096, 4097, 8193];
+pub const SIZES: [usize; 10] = [
+    0,
+    1,
+    INLINE_LIMIT - 1,
+    INLINE_LIMIT,
+    INLINE_LIMIT + 1,
+    4064,
+    4095,
+    4096,
+    4097,
+    8193,
+];
+
+/// The largest inline file.
+#[allow(clippy::cast_possible_truncation)]
+pub const INLINE_LIMIT: usize = INLINE_LIMIT_BYTES as usize;
 
 /// A tree that can be written to disk.
 #[derive(Debug, Clone)]

@@ -4,6 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// Arguments for the kernel of every guest: log to the console, little of it, and reboot at once after a panic.
+pub const CONSOLE_ARGS: &str = "console=ttyS0 quiet panic=-1";
+
 /// Only one guest runs at a time, because an emulated guest uses a whole core.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 

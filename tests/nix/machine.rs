@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::unistd::Pid;
 
 use super::evaluator::{built, store};
+use crate::common::vm::CONSOLE_ARGS;
 use crate::common::{from_env, tool};
 
 /// Only one guest runs at a time, because an emulated guest uses a whole core.
@@ -163,7 +164,7 @@ impl Guest {
             .share
             .map_or(String::new(), |tag| format!(" lazystore.xchg={tag}"));
         format!(
-            "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check reboot=t tsc_early_khz={khz:.0} \
+            "{CONSOLE_ARGS} mitigations=off no_timer_check reboot=t tsc_early_khz={khz:.0} \
              lazystore.mount={mount_dir} lazystore.type={fs_type} \
              lazystore.run={mount_dir}/{name}/bin/busybox,ls,{mount_dir}/{name} \
              lazystore.nix={}:{} lazystore.absent={} lazystore.hash_s={}{share}",

@@ -44,7 +44,7 @@ pub enum WalkError {
 
 /// Parameters of the walk.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Walk<'w> {
+pub(super) struct ClosureWalk<'w> {
     pub(super) sources: &'w Sources,
     pub(super) store_dir: &'w Path,
     /// Names whose closure is already known; the walk stops there.
@@ -53,7 +53,7 @@ pub(super) struct Walk<'w> {
     pub(super) follows_references: bool,
 }
 
-impl Walk<'_> {
+impl ClosureWalk<'_> {
     /// Returns the narinfos of `roots` and, if references are followed, of their closures.
     pub(super) fn narinfos(&self, roots: &[Box<[u8]>]) -> Result<Narinfos, WalkError> {
         if let Some(all) = self.kept(roots) {
@@ -190,7 +190,7 @@ struct WalkState {
 }
 
 impl NarinfoQueue {
-    fn add(&self, walk: &Walk<'_>, names: &[Box<[u8]>]) {
+    fn add(&self, walk: &ClosureWalk<'_>, names: &[Box<[u8]>]) {
         let mut state = self.lock();
         for name in names {
             if !walk.stops.contains(name) && state.seen.insert(name.clone()) {

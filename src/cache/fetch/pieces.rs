@@ -60,9 +60,9 @@ enum PieceError {
 
 impl Fetcher {
     /// Returns the response to a request that needs no fetching and no long read, if any.
-    pub(super) fn kept_partial(&self, wanted: FetchRequest) -> Option<Fetched> {
-        let partial = self.in_pieces.partial(wanted.path)?;
-        match wanted.part {
+    pub(super) fn kept_partial(&self, request: FetchRequest) -> Option<Fetched> {
+        let partial = self.in_pieces.partial(request.path)?;
+        match request.part {
             PathPart::Nar => Some(Fetched::InPieces),
             PathPart::Piece(piece) if partial.nar.is_known(piece) => {
                 partial.nar.reader().ok().map(not_verified)
@@ -83,17 +83,17 @@ impl Fetcher {
         }
         let dir = &self.plan.sources.dir;
         let _lock = dir.lock(&path.nar_hash)?;
-        if let Some(way) = self.in_pieces.lock().get(&number) {
-            return Ok(way.partial());
+        if let Some(mode) = self.in_pieces.lock().get(&number) {
+            return Ok(mode.partial());
         }
         if dir.nar(&path.nar_hash, path.nar_size).is_some() {
             return Ok(None);
         }
         let partial = self.begin_partial(path)?.map(Arc::new);
-        let way = partial
+        let mode = partial
             .clone()
             .map_or(FetchMode::Whole, FetchMode::InPieces);
-        self.in_pieces.lock().insert(number, way);
+        self.in_pieces.lock().insert(number, mode);
         Ok(partial)
     }
 
@@ -199,8 +199,8 @@ impl Fetcher {
     }
 
     /// Returns the pieces to prefetch: the following ones, if the previous piece has been fetched.
-    pub fn ahead(&self, wanted: FetchRequest) -> Vec<FetchRequest> {
-        let Some((partial, piece)) = self.piece_of(wanted) else {
+    pub fn ahead(&self, request: FetchRequest) -> Vec<FetchRequest> {
+        let Some((partial, piece)) = self.piece_of(request) else {
             return Vec::new();
         };
         let follows = piece > 0 && partial.nar.is_known(piece - 1);
@@ -209,32 +209,32 @@ impl Fetcher {
             |next: &u32| partial.nar.range(*next).is_some() && !partial.nar.is_known(*next);
         ahead
             .filter(is_missing)
-            .map(|next| wanted.other(next))
+            .map(|next| request.other(next))
             .collect()
     }
 
     /// To be called after a piece was fetched. Verifies the NAR if it is complete; otherwise returns the next piece to fetch in
     /// order to complete it, if any.
-    pub fn next_to_complete(&self, wanted: FetchRequest) -> Option<FetchRequest> {
-        let (partial, piece) = self.piece_of(wanted)?;
+    pub fn next_to_complete(&self, request: FetchRequest) -> Option<FetchRequest> {
+        let (partial, piece) = self.piece_of(request)?;
         let (come, all) = partial.nar.progress();
         if let Some(next) = partial.nar.next_missing(piece) {
-            return (2 * come >= all).then(|| wanted.other(next));
+            return (2 * come >= all).then(|| request.other(next));
         }
         if !partial.is_being_verified.swap(true, Ordering::SeqCst) {
-            let path = self.plan.paths.get(wanted.path as usize)?;
-            match self.verify_pieces(wanted.path, path, &partial) {
+            let path = self.plan.paths.get(request.path as usize)?;
+            match self.verify_pieces(request.path, path, &partial) {
                 Ok(()) => {}
-                Err(error) => tracing::error!("{}: {error}", self.path_name(wanted.path)),
+                Err(error) => tracing::error!("{}: {error}", self.path_name(request.path)),
             }
             partial.is_being_verified.store(false, Ordering::SeqCst);
         }
         None
     }
 
-    fn piece_of(&self, wanted: FetchRequest) -> Option<(Arc<Partial>, u32)> {
-        match wanted.part {
-            PathPart::Piece(piece) => Some((self.in_pieces.partial(wanted.path)?, piece)),
+    fn piece_of(&self, request: FetchRequest) -> Option<(Arc<Partial>, u32)> {
+        match request.part {
+            PathPart::Piece(piece) => Some((self.in_pieces.partial(request.path)?, piece)),
             _ => None,
         }
     }

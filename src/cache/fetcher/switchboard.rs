@@ -108,7 +108,7 @@ impl SwitchboardShared {
     fn receive_requests(self: &Arc<Self>, connection: &Arc<Connection>) -> ConnectionState {
         for _ in 0..REQUESTS_AT_ONCE {
             match connection.next_request() {
-                Ok(Some(wanted)) => self.find(connection, wanted),
+                Ok(Some(request)) => self.find(connection, request),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -119,47 +119,47 @@ impl SwitchboardShared {
     }
 
     /// Answers at once if the cache directory has it; otherwise fetches it.
-    fn find(self: &Arc<Self>, connection: &Arc<Connection>, wanted: FetchRequest) {
-        match self.fetcher.kept(wanted) {
-            Some(kept) => send(connection, answer(wanted, kept)),
-            None => self.fetch(wanted, Some(connection)),
+    fn find(self: &Arc<Self>, connection: &Arc<Connection>, request: FetchRequest) {
+        match self.fetcher.kept(request) {
+            Some(kept) => send(connection, answer(request, kept)),
+            None => self.fetch(request, Some(connection)),
         }
-        for ahead in self.fetcher.ahead(wanted) {
+        for ahead in self.fetcher.ahead(request) {
             self.fetch(ahead, None);
         }
     }
 
-    /// Queues `wanted`. The answer goes to `connection`, if any.
-    fn fetch(self: &Arc<Self>, wanted: FetchRequest, connection: Option<&Arc<Connection>>) {
+    /// Queues `request`. The answer goes to `connection`, if any.
+    fn fetch(self: &Arc<Self>, request: FetchRequest, connection: Option<&Arc<Connection>>) {
         let mut state = self.lock();
-        let is_new = !state.waiting.contains_key(&wanted);
-        let waiting = state.waiting.entry(wanted).or_default();
+        let is_new = !state.waiting.contains_key(&request);
+        let waiting = state.waiting.entry(request).or_default();
         waiting.extend(connection.cloned());
         if !is_new {
             return;
         }
-        let (lane, most) = state.lane(wanted.part);
-        lane.queue.push_back(wanted);
+        let (lane, most) = state.lane(request.part);
+        lane.queue.push_back(request);
         if lane.threads < most {
             let shared = Arc::clone(self);
             let name = "fetch".to_owned();
             let thread = thread::Builder::new().name(name);
-            let started = thread.spawn(move || shared.work(wanted.part));
+            let started = thread.spawn(move || shared.work(request.part));
             lane.threads += usize::from(started.is_ok());
             if lane.threads == 0 {
                 drop(state);
-                self.done(wanted, Err(CannotFetch::NoThread));
+                self.done(request, Err(CannotFetch::NoThread));
             }
         }
     }
 
     /// Runs a thread until its queue is empty.
     fn work(self: &Arc<Self>, part: PathPart) {
-        while let Some(wanted) = self.next(part) {
-            let found = self.fetcher.get(wanted);
+        while let Some(request) = self.next(part) {
+            let found = self.fetcher.get(request);
             let is_found = found.is_ok();
-            self.done(wanted, found);
-            if is_found && let Some(next) = self.fetcher.next_to_complete(wanted) {
+            self.done(request, found);
+            if is_found && let Some(next) = self.fetcher.next_to_complete(request) {
                 self.fetch(next, None);
             }
         }
@@ -175,13 +175,13 @@ impl SwitchboardShared {
         next
     }
 
-    fn done(&self, wanted: FetchRequest, found: Result<Fetched, CannotFetch>) {
+    fn done(&self, request: FetchRequest, found: Result<Fetched, CannotFetch>) {
         if let Err(error) = &found {
             self.fetcher.meter().failed();
-            tracing::warn!("{}: {error}", self.fetcher.path_name(wanted.path));
+            tracing::warn!("{}: {error}", self.fetcher.path_name(request.path));
         }
-        let waiting = self.lock().waiting.remove(&wanted).unwrap_or_default();
-        let answer = answer(wanted, found);
+        let waiting = self.lock().waiting.remove(&request).unwrap_or_default();
+        let answer = answer(request, found);
         for connection in waiting {
             send(&connection, answer.try_clone());
         }
@@ -204,11 +204,11 @@ impl FetchQueues {
     }
 }
 
-fn answer(wanted: FetchRequest, found: Result<Fetched, CannotFetch>) -> Answer {
+fn answer(request: FetchRequest, found: Result<Fetched, CannotFetch>) -> Answer {
     match found {
-        Ok(found) => Answer::Here { wanted, found },
+        Ok(found) => Answer::Here { request, found },
         Err(error) => Answer::Failed {
-            wanted,
+            request,
             reason: error.to_string(),
         },
     }

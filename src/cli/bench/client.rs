@@ -20,7 +20,7 @@ const LONGEST_NS: u64 = 60_000_000_000;
 pub(super) type Latencies = Histogram<u64>;
 
 /// A disk to read from.
-pub(super) trait Target {
+pub(super) trait BenchTarget {
     /// Returns the length of the disk.
     fn len_bytes(&self) -> Result<u64, BenchError>;
 
@@ -121,7 +121,7 @@ fn run_queue(
     Ok(latencies)
 }
 
-impl Target for Client {
+impl BenchTarget for Client {
     fn len_bytes(&self) -> Result<u64, BenchError> {
         self.device
             .get_u64("capacity")
@@ -188,7 +188,7 @@ impl PreadLoop {
     }
 }
 
-impl Target for PreadLoop {
+impl BenchTarget for PreadLoop {
     fn len_bytes(&self) -> Result<u64, BenchError> {
         let meta = self.file.metadata();
         Ok(meta

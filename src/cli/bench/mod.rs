@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 
 use super::errors::{BenchError, CliError};
-use client::{Client, PreadLoop, Target};
+use client::{BenchTarget, Client, PreadLoop};
 use cpu::Cpu;
 use queue::Waiting;
 use ranges::{Offsets, Range};
-use report::Report;
+use report::BenchReport;
 
 /// Order of the reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -123,7 +123,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     let cpu = args.cpu_of.map(Cpu::of);
     let begin = Instant::now();
     let latencies = target.run(&mut offsets, Duration::from_secs_f64(args.time))?;
-    let report = Report {
+    let report = BenchReport {
         latencies,
         seconds: begin.elapsed().as_secs_f64(),
         block_bytes: args.bs,
@@ -138,7 +138,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
 }
 
 /// The connection stays open until the last line was read, so that the server's memory can be measured meanwhile.
-fn in_steps(target: &mut dyn Target, blocks: &Offsets) -> Result<ExitCode, CliError> {
+fn in_steps(target: &mut dyn BenchTarget, blocks: &Offsets) -> Result<ExitCode, CliError> {
     let mut lines = std::io::stdin().lines();
     target.read_all(&mut blocks.each().take(1))?;
     println!("first");
@@ -150,7 +150,7 @@ fn in_steps(target: &mut dyn Target, blocks: &Offsets) -> Result<ExitCode, CliEr
 }
 
 impl BenchArgs {
-    fn open(&self) -> Result<Box<dyn Target>, BenchError> {
+    fn open(&self) -> Result<Box<dyn BenchTarget>, BenchError> {
         Ok(match (&self.target.socket, &self.target.pread) {
             (Some(socket), _) => {
                 let mut client =

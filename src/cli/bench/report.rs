@@ -12,7 +12,7 @@ const QUANTILES: [(&str, f64); 5] = [
 ];
 
 /// The result of a benchmark.
-pub(super) struct Report {
+pub(super) struct BenchReport {
     pub latencies: Latencies,
     pub seconds: f64,
     pub block_bytes: usize,
@@ -20,7 +20,7 @@ pub(super) struct Report {
     pub cpu_seconds: Option<f64>,
 }
 
-impl Report {
+impl BenchReport {
     /// Returns the reads per second.
     fn iops(&self) -> f64 {
         // The conversion to f64 is exact below 2^53 reads.
@@ -91,12 +91,12 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn report(cpu_seconds: Option<f64>) -> Report {
+    fn report(cpu_seconds: Option<f64>) -> BenchReport {
         let mut latencies = Latencies::new_with_bounds(1, 1_000_000_000, 3).unwrap();
         for micros in 1..=100 {
             latencies.record(micros * 1000).unwrap();
         }
-        Report {
+        BenchReport {
             latencies,
             seconds: 2.0,
             block_bytes: 4096,

@@ -32,7 +32,7 @@ pub struct DoctorArgs {
 /// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Status {
+enum Severity {
     /// No problem.
     Ok,
     /// Something is slower, or one of several ways to serve is not available.
@@ -45,7 +45,7 @@ enum Status {
 #[derive(Debug, Serialize)]
 struct Finding {
     name: &'static str,
-    status: Status,
+    status: Severity,
     found: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
@@ -55,7 +55,7 @@ impl Finding {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
         Self {
             name,
-            status: Status::Ok,
+            status: Severity::Ok,
             found: without_errno(&found.into()),
             remedy: None,
         }
@@ -63,7 +63,7 @@ impl Finding {
 
     fn note(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
-            status: Status::Note,
+            status: Severity::Note,
             remedy: Some(remedy.into()),
             ..Self::ok(name, found)
         }
@@ -71,7 +71,7 @@ impl Finding {
 
     fn missing(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
-            status: Status::Missing,
+            status: Severity::Missing,
             ..Self::note(name, found, remedy)
         }
     }
@@ -103,7 +103,7 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
         true => writeln!(stdout, "{}", serde_json::json!(findings))?,
         false => print(&findings, &mut stdout)?,
     }
-    let is_missing = |finding: &Finding| finding.status == Status::Missing;
+    let is_missing = |finding: &Finding| finding.status == Severity::Missing;
     Ok(match findings.iter().any(is_missing) {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
@@ -113,9 +113,9 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
 fn print(findings: &[Finding], out: &mut impl Write) -> io::Result<()> {
     for finding in findings {
         let status = match finding.status {
-            Status::Ok => "ok",
-            Status::Note => "note",
-            Status::Missing => "MISSING",
+            Severity::Ok => "ok",
+            Severity::Note => "note",
+            Severity::Missing => "MISSING",
         };
         writeln!(out, "{status:<8}{:<13}{}", finding.name, finding.found)?;
         if let Some(remedy) = &finding.remedy {

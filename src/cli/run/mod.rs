@@ -30,7 +30,7 @@ use super::report_args::ReportFileArgs;
 use crate::device::fuse::{FuseOptions, clear_mount};
 use crate::process::{self, Child, End, Signals};
 use crate::server::{
-    Disks, Limits, NbdAddress, ServeError, ServeEvent, ServeOptions, SocketAccess, serve,
+    ClientLimits, Disks, NbdAddress, ServeError, ServeEvent, ServeOptions, SocketAccess, serve,
 };
 pub use private_dir::PrivateDir;
 use snapshot::{Snapshot, SnapshotArgs};
@@ -252,7 +252,7 @@ fn serve_options(
         once: false,
         sandbox: args.vm.device.sandbox(),
         device,
-        limits: Limits::default(),
+        limits: ClientLimits::default(),
         record: records.record.clone(),
         private_dir: Some(dir.to_owned()),
         report: None,

@@ -124,15 +124,15 @@ struct Effort<'w> {
     mode: IoMode,
     slice_bytes: u64,
     /// Whether the result is still wanted.
-    wanted: &'w dyn Fn() -> bool,
+    is_wanted: &'w dyn Fn() -> bool,
 }
 
 impl<'w> Effort<'w> {
-    fn new(mode: IoMode, wanted: &'w dyn Fn() -> bool) -> Self {
+    fn new(mode: IoMode, is_wanted: &'w dyn Fn() -> bool) -> Self {
         Self {
             mode,
             slice_bytes: SLICE_BYTES,
-            wanted,
+            is_wanted,
         }
     }
 }
@@ -155,28 +155,28 @@ impl BlkDisk {
         self.finish(parsed, result, memory)
     }
 
-    /// Like [`execute`](Self::execute), but waits only for disks, and stops when `wanted`, which is called after every
-    /// MiB, returns false. In all cases, parts of the data may have been written.
+    /// Like [`execute`](Self::execute), but waits only for disks, and stops when `is_wanted`, which is called after
+    /// every MiB, returns false. In all cases, parts of the data may have been written.
     pub fn execute_while(
         &self,
-        wanted: &dyn Fn() -> bool,
+        is_wanted: &dyn Fn() -> bool,
         parsed: &Parsed,
         memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Waited {
-        let result = self.carry_out(Effort::new(IoMode::Local, wanted), parsed, memory);
+        let result = self.carry_out(Effort::new(IoMode::Local, is_wanted), parsed, memory);
         self.waited(parsed, result, memory)
     }
 
     /// Like [`execute_while`](Self::execute_while), with as few files open at the same time as possible.
     pub fn execute_sparingly(
         &self,
-        wanted: &dyn Fn() -> bool,
+        is_wanted: &dyn Fn() -> bool,
         parsed: &Parsed,
         memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Waited {
         let effort = Effort {
             slice_bytes: SMALL_SLICE_BYTES,
-            ..Effort::new(IoMode::Local, wanted)
+            ..Effort::new(IoMode::Local, is_wanted)
         };
         let result = self.carry_out(effort, parsed, memory);
         self.waited(parsed, result, memory)
@@ -185,11 +185,11 @@ impl BlkDisk {
     /// Like [`execute_while`](Self::execute_while), but does nothing that could block.
     pub fn try_execute(
         &self,
-        wanted: &dyn Fn() -> bool,
+        is_wanted: &dyn Fn() -> bool,
         parsed: &Parsed,
         memory: &impl GuestMemory<Bitmap = ()>,
     ) -> Attempt {
-        let result = self.carry_out(Effort::new(IoMode::NoWait, wanted), parsed, memory);
+        let result = self.carry_out(Effort::new(IoMode::NoWait, is_wanted), parsed, memory);
         let waits = match &result {
             Err(RequestError::Read(error)) => error.would_block(),
             _ => None,
@@ -251,7 +251,7 @@ impl BlkDisk {
     ) -> Result<u64, RequestError> {
         let mut done = 0;
         while done < len_bytes {
-            if done > 0 && !(effort.wanted)() {
+            if done > 0 && !(effort.is_wanted)() {
                 return Err(RequestError::Abandoned);
             }
             let now = (len_bytes - done).min(effort.slice_bytes);

@@ -338,11 +338,11 @@ impl RingGuard<'_> {
         let memory = shared.memory.memory();
         let mut vring = self.ring.vring.get_mut();
         let queue = vring.get_queue_mut();
-        let (wanted, published) =
+        let (is_interrupt_wanted, published) =
             used::publish(queue, &View::new(&memory), &mut self.state.in_flight);
         self.ring.mark_used(queue);
         drop(vring);
-        let signalled = match wanted {
+        let signalled = match is_interrupt_wanted {
             true => shared.call.signal().map_err(RingFault::Signal),
             false => Ok(()),
         };

@@ -32,7 +32,7 @@ pub(super) fn publish(
         return (false, added);
     }
     match wants_interrupt(queue, memory, before) {
-        Ok(wanted) => (wanted, added),
+        Ok(is_interrupt_wanted) => (is_interrupt_wanted, added),
         // Unknown, so interrupt to be safe.
         Err(error) => (true, added.and(Err(error))),
     }

@@ -24,7 +24,7 @@ mod tests;
 mod tree;
 
 use super::walk::{self, layout_error};
-use super::{Image, Origin};
+use super::{Image, PathOrigin};
 use crate::erofs::layout::plan::Plan;
 
 pub use dir::PlanDir;
@@ -41,7 +41,7 @@ impl Image {
         if !self.is_of_host(region) {
             return None;
         }
-        let Origin {
+        let PathOrigin {
             nar_hash, identity, ..
         } = &self.origins[region as usize];
         let name = &self.space().region(region).name;

@@ -51,12 +51,12 @@ pub fn status_path(place: &Path) -> PathBuf {
 #[derive(Default)]
 pub(super) struct StatusServer {
     sockets: Vec<(PathBuf, ListeningSocket)>,
-    clients: Vec<Client>,
+    clients: Vec<StatusClient>,
     answer: Option<(Instant, Arc<[u8]>)>,
     retry_at: Option<Instant>,
 }
 
-struct Client {
+struct StatusClient {
     stream: UnixStream,
     answer: Arc<[u8]>,
     written: usize,
@@ -107,7 +107,7 @@ impl StatusServer {
         self.retry_at.take_if(|retry_at| *retry_at <= now);
         for stream in self.accept(now) {
             let answer = self.answer(now, status);
-            self.clients.push(Client {
+            self.clients.push(StatusClient {
                 stream,
                 answer,
                 written: 0,
@@ -156,7 +156,7 @@ impl StatusServer {
     }
 }
 
-impl Client {
+impl StatusClient {
     /// Writes more of the answer. Returns whether the client is still to be served.
     fn write_more(&mut self, now: Instant) -> bool {
         while let rest @ [_, ..] = &self.answer[self.written..] {

@@ -1,7 +1,7 @@
 //! Builds a [`NarTree`] from nodes in the order of a NAR, and computes their offsets.
 
 use super::error::TreeFault;
-use super::{NAMES_MAX_BYTES, NODES_MAX, NarTree, Node, Payload, tokens};
+use super::{NAMES_MAX_BYTES, NODES_MAX, NarTree, Payload, StoredNode, tokens};
 use crate::closure::shown;
 
 /// The longest file name on Linux and EROFS, in bytes.
@@ -16,7 +16,7 @@ pub(super) const PATH_MAX: usize = 4096;
 
 /// A tree under construction.
 pub(super) struct Builder {
-    nodes: Vec<Node>,
+    nodes: Vec<StoredNode>,
     children: Vec<u32>,
     bytes: Vec<u8>,
     /// Directories not yet ended, from the root down.
@@ -175,7 +175,7 @@ impl Builder {
             return Err(TreeFault::TooManyNodes { max: NODES_MAX });
         }
         let index = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
-        self.nodes.push(Node {
+        self.nodes.push(StoredNode {
             name_start: self.name.start,
             name_len: self.name.len,
             payload,
@@ -207,7 +207,7 @@ impl Builder {
         Ok(())
     }
 
-    fn name_of(&self, node: &Node) -> &[u8] {
+    fn name_of(&self, node: &StoredNode) -> &[u8] {
         &self.bytes[node.name_start as usize..][..usize::from(node.name_len)]
     }
 }

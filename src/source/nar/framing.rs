@@ -1,6 +1,6 @@
 //! Compares part of a NAR with the framing that a known tree implies.
 
-use super::{NarTree, Node, Payload, tokens};
+use super::{NarTree, Payload, StoredNode, tokens};
 
 /// Upper bound of the framing before the contents of a file: some words, and a name of at most 255 bytes.
 const HEAD_MAX_BYTES: u64 = 512;
@@ -28,7 +28,7 @@ impl NarTree {
     }
 
     /// Returns the bytes before the contents of a file, back to its entry; for the root, back to the start of the NAR.
-    fn head(&self, node: &Node, is_root: bool) -> Vec<u8> {
+    fn head(&self, node: &StoredNode, is_root: bool) -> Vec<u8> {
         let mut words: Vec<&[u8]> = Vec::new();
         match is_root {
             true => words.push(tokens::MAGIC),

@@ -85,24 +85,24 @@ impl RawTree {
         // The entries so far of all open directories, one directory after the other.
         let mut pending = Vec::new();
         json.begin_object()?;
-        let mut open = vec![Fields::default()];
+        let mut open = vec![NodeFields::default()];
         while let Some(fields) = open.last_mut() {
             let key = json.next_key()?;
             match (key, &fields.entries) {
-                (Some(name), Entries::Open(_)) => {
+                (Some(name), ListedEntries::Open(_)) => {
                     let path_len = builder::path_len(fields.path_len, name.as_bytes())?;
                     let name = self.keep(&name)?;
                     json.begin_object()?;
-                    open.push(Fields {
+                    open.push(NodeFields {
                         name,
                         path_len,
-                        ..Fields::default()
+                        ..NodeFields::default()
                     });
                 }
-                (None, Entries::Open(start)) => {
+                (None, ListedEntries::Open(start)) => {
                     let first = self.children.len();
                     self.children.extend(pending.drain(*start..));
-                    fields.entries = Entries::Closed(first..self.children.len());
+                    fields.entries = ListedEntries::Closed(first..self.children.len());
                 }
                 (Some(key), _) => fields.read(&key, json, pending.len())?,
                 (None, _) => {
@@ -193,7 +193,7 @@ impl RawTree {
 
 /// The fields read so far of a node whose object is still open.
 #[derive(Default)]
-struct Fields {
+struct NodeFields {
     name: Span,
     path_len: usize,
     kind: Option<String>,
@@ -201,11 +201,11 @@ struct Fields {
     executable: Option<bool>,
     offset: Option<u64>,
     target: Option<String>,
-    entries: Entries,
+    entries: ListedEntries,
 }
 
 #[derive(Default, Clone, PartialEq, Eq)]
-enum Entries {
+enum ListedEntries {
     #[default]
     Absent,
     /// Index of its first entry among those of all open directories.
@@ -214,7 +214,7 @@ enum Entries {
     Closed(Range<usize>),
 }
 
-impl Fields {
+impl NodeFields {
     /// Reads the value of `key`; for `entries` only the start.
     fn read(&mut self, key: &str, json: &mut Json<'_>, pending: usize) -> Result<(), ListingError> {
         match key {
@@ -223,8 +223,8 @@ impl Fields {
             "executable" => json.once(&mut self.executable, |json| json.value("true or false")),
             "narOffset" => json.once(&mut self.offset, |json| json.value("a number")),
             "target" => json.once(&mut self.target, |json| json.value("a string")),
-            "entries" if self.entries == Entries::Absent => {
-                self.entries = Entries::Open(pending);
+            "entries" if self.entries == ListedEntries::Absent => {
+                self.entries = ListedEntries::Open(pending);
                 json.begin_object()
             }
             "entries" => Err(json.fault("duplicate \"entries\"")),
@@ -241,7 +241,7 @@ impl Fields {
                 offset: self.offset,
             }),
             "directory" => match &self.entries {
-                Entries::Closed(entries) => Ok(RawNode::Directory(entries.clone())),
+                ListedEntries::Closed(entries) => Ok(RawNode::Directory(entries.clone())),
                 _ => Err(lacks("entries")),
             },
             "symlink" => {

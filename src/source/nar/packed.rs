@@ -7,7 +7,7 @@
 use super::NarTree;
 use super::builder::Builder;
 use super::error::{PackedError, TreeFault};
-use super::{Node, Payload};
+use super::{Payload, StoredNode};
 
 /// The magic, which includes the version of the format.
 const MAGIC: &[u8] = b"lazystore tree 1\n";
@@ -50,7 +50,7 @@ impl NarTree {
 
     fn pack<'t>(
         &'t self,
-        node: &'t Node,
+        node: &'t StoredNode,
         out: &mut Vec<u8>,
         open: &mut Vec<std::slice::Iter<'t, u32>>,
     ) {

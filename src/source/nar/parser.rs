@@ -13,7 +13,7 @@ const READ_BYTES: usize = 64 << 10;
 pub(super) fn parse(reader: impl Read, nar_size: u64) -> Result<NarTree, NarError> {
     // One byte more than expected, to detect trailing data.
     let reader = reader.take(nar_size.saturating_add(1));
-    let mut parser = Parser {
+    let mut parser = NarParser {
         reader: BufReader::with_capacity(READ_BYTES, reader),
         at: 0,
         string: Vec::new(),
@@ -35,7 +35,7 @@ pub(super) fn parse(reader: impl Read, nar_size: u64) -> Result<NarTree, NarErro
     Ok(parser.builder.finish())
 }
 
-struct Parser<R> {
+struct NarParser<R> {
     reader: BufReader<Take<R>>,
     /// Number of bytes read.
     at: u64,
@@ -44,7 +44,7 @@ struct Parser<R> {
     builder: Builder,
 }
 
-impl<R: Read> Parser<R> {
+impl<R: Read> NarParser<R> {
     /// Reads a node; for a directory only its start.
     fn node(&mut self) -> Result<(), NarError> {
         self.expect(&tokens::BEGIN_NODE, "a node")?;

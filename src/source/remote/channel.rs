@@ -27,7 +27,7 @@ pub(super) struct Channel {
 
 #[derive(Default)]
 struct ChannelState {
-    requests: HashMap<FetchRequest, Request>,
+    requests: HashMap<FetchRequest, RequestState>,
     /// Number of answers; a waiter compares it, so that it misses none.
     arrivals: u64,
     /// When the connection to the fetcher ended.
@@ -42,7 +42,7 @@ impl ChannelState {
     }
 }
 
-enum Request {
+enum RequestState {
     Pending(Instant),
     Answered(Fetched),
     Failed(String, Instant),
@@ -67,30 +67,32 @@ impl Channel {
         }
     }
 
-    /// Returns the answer to `wanted`. Sends a request unless one is pending or an answer is waiting to be taken.
+    /// Returns the answer to `request`. Sends a request unless one is pending or an answer is waiting to be taken.
     pub(super) fn get(
         self: &Arc<Self>,
-        wanted: FetchRequest,
+        request: FetchRequest,
         mode: IoMode,
     ) -> Result<Fetched, NoAnswer> {
         let mut state = self.lock();
         self.start_receiving(&mut state);
         loop {
             self.expire(&mut state);
-            match state.requests.get(&wanted) {
-                Some(Request::Answered(_)) => {
-                    if let Some(Request::Answered(found)) = state.requests.remove(&wanted) {
+            match state.requests.get(&request) {
+                Some(RequestState::Answered(_)) => {
+                    if let Some(RequestState::Answered(found)) = state.requests.remove(&request) {
                         return Ok(found);
                     }
                 }
-                Some(Request::Failed(reason, _)) => return Err(NoAnswer::Failed(reason.clone())),
-                Some(Request::Pending(_)) => {}
+                Some(RequestState::Failed(reason, _)) => {
+                    return Err(NoAnswer::Failed(reason.clone()));
+                }
+                Some(RequestState::Pending(_)) => {}
                 None if state.is_over() => return Err(NoAnswer::Failed(fetcher_ended())),
                 None => {
                     // If the fetcher has ended, the receiving thread notices; if it is busy, the next try sends the request.
-                    if self.connection.send_request(wanted).is_ok() {
-                        let pending = Request::Pending(Instant::now());
-                        state.requests.insert(wanted, pending);
+                    if self.connection.send_request(request).is_ok() {
+                        let pending = RequestState::Pending(Instant::now());
+                        state.requests.insert(request, pending);
                     }
                 }
             }
@@ -120,8 +122,8 @@ impl Channel {
     fn expire(&self, state: &mut ChannelState) {
         let (now, limit, is_over) = (Instant::now(), self.limit, state.is_over());
         let mut expired = 0;
-        for request in state.requests.values_mut() {
-            if let Request::Pending(at) = request
+        for entry in state.requests.values_mut() {
+            if let RequestState::Pending(at) = entry
                 && (is_over || now.duration_since(*at) >= limit)
             {
                 expired += 1;
@@ -130,11 +132,11 @@ impl Channel {
                 } else {
                     late(limit)
                 };
-                *request = Request::Failed(reason, now);
+                *entry = RequestState::Failed(reason, now);
             }
         }
-        state.requests.retain(|_, request| {
-            !matches!(request, Request::Failed(_, at) if now.duration_since(*at) >= FAILURE_REMEMBERED)
+        state.requests.retain(|_, entry| {
+            !matches!(entry, RequestState::Failed(_, at) if now.duration_since(*at) >= FAILURE_REMEMBERED)
         });
         if expired > 0 {
             state.arrivals += expired;
@@ -170,23 +172,25 @@ impl Channel {
 
     fn store(&self, answer: Answer) {
         let mut state = self.lock();
-        let (wanted, request) = match answer {
+        let (request, entry) = match answer {
             Answer::Hello => return self.resend_requests(&state),
-            Answer::Here { wanted, found } => (wanted, Request::Answered(found)),
-            Answer::Failed { wanted, reason } => (wanted, Request::Failed(reason, Instant::now())),
+            Answer::Here { request, found } => (request, RequestState::Answered(found)),
+            Answer::Failed { request, reason } => {
+                (request, RequestState::Failed(reason, Instant::now()))
+            }
         };
         // Drop answers that nobody has requested.
-        if let Some(pending @ Request::Pending(_)) = state.requests.get_mut(&wanted) {
-            *pending = request;
+        if let Some(pending @ RequestState::Pending(_)) = state.requests.get_mut(&request) {
+            *pending = entry;
             state.arrivals += 1;
             self.arrived.notify_all();
         }
     }
 
     fn resend_requests(&self, state: &ChannelState) {
-        for (wanted, request) in &state.requests {
-            if let Request::Pending(_) = request {
-                let _ = self.connection.send_request(*wanted);
+        for (request, entry) in &state.requests {
+            if let RequestState::Pending(_) = entry {
+                let _ = self.connection.send_request(*request);
             }
         }
     }

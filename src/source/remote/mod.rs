@@ -253,11 +253,11 @@ impl RemoteTree {
         if let Some(tree) = self.lock().trees.get(&number) {
             return Ok(Arc::clone(tree));
         }
-        let wanted = FetchRequest {
+        let request = FetchRequest {
             part: PathPart::Tree,
             path: number,
         };
-        let Fetched::File { file, .. } = self.ask(wanted, mode)? else {
+        let Fetched::File { file, .. } = self.ask(request, mode)? else {
             return Err(self.failed(number, "the fetcher sent a tree in pieces".to_owned()));
         };
         let packed = read_packed(&file).map_err(|error| self.failed(number, error.to_string()))?;
@@ -297,11 +297,11 @@ impl RemoteTree {
         if let Some(nar) = self.nars.get(id).filter(LocalNar::is_usable) {
             return Ok(nar);
         }
-        let wanted = FetchRequest {
+        let request = FetchRequest {
             part: PathPart::Nar,
             path: number,
         };
-        let found = self.ask(wanted, mode)?;
+        let found = self.ask(request, mode)?;
         let planned = self.lock().digests.get(&number).copied();
         let planned = planned.ok_or_else(|| self.contradicted(number))?;
         let nar = match found {
@@ -337,11 +337,11 @@ impl RemoteTree {
         channel.ok_or_else(|| self.failed(number, reason()))
     }
 
-    fn ask(&self, wanted: FetchRequest, mode: IoMode) -> Result<Fetched, SourceError> {
-        let channel = self.channel(wanted.path)?;
-        channel.get(wanted, mode).map_err(|none| match none {
+    fn ask(&self, request: FetchRequest, mode: IoMode) -> Result<Fetched, SourceError> {
+        let channel = self.channel(request.path)?;
+        channel.get(request, mode).map_err(|none| match none {
             NoAnswer::NotYet => SourceError::WouldBlock(Awaits::Fetch),
-            NoAnswer::Failed(reason) => self.failed(wanted.path, reason),
+            NoAnswer::Failed(reason) => self.failed(request.path, reason),
         })
     }
 

@@ -113,11 +113,11 @@ impl Pieces {
     }
 
     fn ask(&self, piece: u32, mode: IoMode) -> Result<(), SourceError> {
-        let wanted = FetchRequest {
+        let request = FetchRequest {
             part: PathPart::Piece(piece),
             path: self.path,
         };
-        match self.channel.get(wanted, mode) {
+        match self.channel.get(request, mode) {
             Ok(Fetched::File { digest, file }) => self.take(piece, digest, file),
             // An answer to another request; the next read asks again.
             Ok(Fetched::InPieces) => Err(self.failed("the fetcher answered another request")),
@@ -230,17 +230,17 @@ mod tests {
     fn requests(far: &Connection, count: usize) -> Vec<FetchRequest> {
         let next = |_| far.next_request().unwrap().unwrap();
         let mut all: Vec<FetchRequest> = (0..count).map(next).collect();
-        all.sort_by_key(|wanted| match wanted.part {
+        all.sort_by_key(|request| match request.part {
             PathPart::Piece(piece) => piece,
             _ => u32::MAX,
         });
         all
     }
 
-    fn answer(far: &Connection, wanted: FetchRequest, digest: Digest, file: &File) {
+    fn answer(far: &Connection, request: FetchRequest, digest: Digest, file: &File) {
         let file = file.try_clone().unwrap();
         let found = Fetched::File { digest, file };
-        far.answer(&Answer::Here { wanted, found }).unwrap();
+        far.answer(&Answer::Here { request, found }).unwrap();
     }
 
     #[test]
@@ -286,7 +286,7 @@ mod tests {
             };
             requests(&far, 2)
                 .into_iter()
-                .for_each(|wanted| answer(&far, wanted, digest, &whole));
+                .for_each(|request| answer(&far, request, digest, &whole));
             match reader.join().unwrap() {
                 Ok(bytes) => assert!(is_right && bytes == [3, 3]),
                 Err(error) => {

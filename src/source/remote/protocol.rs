@@ -94,14 +94,14 @@ pub enum Answer {
     /// The request succeeded.
     Here {
         /// The request.
-        wanted: FetchRequest,
+        request: FetchRequest,
         /// The packed tree, the NAR, or a file with the piece.
         found: Fetched,
     },
     /// The request failed.
     Failed {
         /// The request.
-        wanted: FetchRequest,
+        request: FetchRequest,
         /// The reason, as a sentence.
         reason: String,
     },
@@ -112,17 +112,17 @@ impl Answer {
     pub fn try_clone(&self) -> Self {
         match self {
             Self::Hello => Self::Hello,
-            Self::Failed { wanted, reason } => Self::Failed {
-                wanted: *wanted,
+            Self::Failed { request, reason } => Self::Failed {
+                request: *request,
                 reason: reason.clone(),
             },
-            Self::Here { wanted, found } => match found.try_clone() {
+            Self::Here { request, found } => match found.try_clone() {
                 Ok(found) => Self::Here {
-                    wanted: *wanted,
+                    request: *request,
                     found,
                 },
                 Err(error) => Self::Failed {
-                    wanted: *wanted,
+                    request: *request,
                     reason: error.to_string(),
                 },
             },
@@ -149,9 +149,9 @@ impl Connection {
     ///
     /// # Errors
     /// The fetcher has ended, or has many requests queued: [`io::ErrorKind::WouldBlock`].
-    pub fn send_request(&self, wanted: FetchRequest) -> io::Result<()> {
+    pub fn send_request(&self, request: FetchRequest) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        send(self.0.as_raw_fd(), &wanted.head(), flags)?;
+        send(self.0.as_raw_fd(), &request.head(), flags)?;
         Ok(())
     }
 
@@ -175,16 +175,16 @@ impl Connection {
     pub fn answer(&self, answer: &Answer) -> io::Result<()> {
         match answer {
             Answer::Hello => self.0.send(&[0; HEAD_BYTES]).map(drop),
-            Answer::Here { wanted, found } => match found {
+            Answer::Here { request, found } => match found {
                 Fetched::File { digest, file } => {
-                    let message = [&wanted.answer_head(FILE)[..], digest].concat();
+                    let message = [&request.answer_head(FILE)[..], digest].concat();
                     let sent = self.0.send_with_fd(&message[..], file.as_raw_fd());
                     sent.map(drop).map_err(io::Error::from)
                 }
-                Fetched::InPieces => self.0.send(&wanted.answer_head(IN_PIECES)).map(drop),
+                Fetched::InPieces => self.0.send(&request.answer_head(IN_PIECES)).map(drop),
             },
-            Answer::Failed { wanted, reason } => {
-                let mut message = wanted.answer_head(FAILED).to_vec();
+            Answer::Failed { request, reason } => {
+                let mut message = request.answer_head(FAILED).to_vec();
                 message.extend_from_slice(cut(reason).as_bytes());
                 self.0.send(&message).map(drop)
             }
@@ -308,7 +308,7 @@ fn parse_answer(message: &[u8], file: Option<File>) -> Option<Answer> {
     if head == [0; HEAD_BYTES] {
         return Some(Answer::Hello);
     }
-    let wanted = FetchRequest::parse(head)?;
+    let request = FetchRequest::parse(head)?;
     let found = match head[1] {
         FILE => Fetched::File {
             digest: rest.try_into().ok()?,
@@ -317,10 +317,10 @@ fn parse_answer(message: &[u8], file: Option<File>) -> Option<Answer> {
         IN_PIECES => Fetched::InPieces,
         _ => {
             let reason = String::from_utf8_lossy(rest).into_owned();
-            return Some(Answer::Failed { wanted, reason });
+            return Some(Answer::Failed { request, reason });
         }
     };
-    Some(Answer::Here { wanted, found })
+    Some(Answer::Here { request, found })
 }
 
 /// Truncates a text to what a message holds.
@@ -341,16 +341,16 @@ mod tests {
     #[test]
     fn messages_round_trip() {
         let (one, other) = Connection::pair().unwrap();
-        let wanted = FetchRequest {
+        let request = FetchRequest {
             part: PathPart::Nar,
             path: 70_000,
         };
-        one.send_request(wanted).unwrap();
-        assert_eq!(other.next_request().unwrap(), Some(wanted));
+        one.send_request(request).unwrap();
+        assert_eq!(other.next_request().unwrap(), Some(request));
         other.answer(&Answer::Hello).unwrap();
         assert!(matches!(one.next_answer().unwrap(), Some(Answer::Hello)));
         let reason = "é".repeat(TEXT_MAX_BYTES);
-        other.answer(&Answer::Failed { wanted, reason }).unwrap();
+        other.answer(&Answer::Failed { request, reason }).unwrap();
         let Some(Answer::Failed { reason, .. }) = one.next_answer().unwrap() else {
             panic!()
         };
@@ -360,7 +360,7 @@ mod tests {
             digest: [7; 32],
             file,
         };
-        other.answer(&Answer::Here { wanted, found }).unwrap();
+        other.answer(&Answer::Here { request, found }).unwrap();
         let answer = one.next_answer().unwrap();
         let Some(Answer::Here {
             found: Fetched::File { mut file, digest },
@@ -370,15 +370,15 @@ mod tests {
             panic!("{answer:?}")
         };
         assert!(file.read(&mut [0; 10]).unwrap() > 0 && digest == [7; 32]);
-        let wanted = FetchRequest {
+        let request = FetchRequest {
             part: PathPart::Piece(80_000),
             path: 70_000,
         };
         let found = Fetched::InPieces;
-        other.answer(&Answer::Here { wanted, found }).unwrap();
+        other.answer(&Answer::Here { request, found }).unwrap();
         assert!(matches!(
             one.next_answer().unwrap(),
-            Some(Answer::Here { wanted: received, found: Fetched::InPieces }) if received == wanted
+            Some(Answer::Here { request: received, found: Fetched::InPieces }) if received == request
         ));
         drop(other);
         let ended = one.next_answer().unwrap_err();
