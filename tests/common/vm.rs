@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Arguments for the kernel of every guest: log to the console, little of it, and reboot at once after a panic.
+/// Arguments for the kernel of a guest with our own init: log to the console, little of it, and reboot at once after a panic.
 pub const CONSOLE_ARGS: &str = "console=ttyS0 quiet panic=-1";
 
 /// Only one guest runs at a time, because an emulated guest uses a whole core.

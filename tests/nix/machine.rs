@@ -3,16 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 
 use nix::unistd::Pid;
 
 use super::evaluator::{built, store};
-use crate::common::vm::CONSOLE_ARGS;
+use crate::common::vm::{CONSOLE_ARGS, lock_guest};
 use crate::common::{from_env, tool};
-
-/// Only one guest runs at a time, because an emulated guest uses a whole core.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A directory to start a VM in, for NixOS's scripts.
 pub struct Machine {
@@ -58,7 +54,7 @@ impl Machine {
 
     /// The same. Calls a function with the VM's first process while it runs.
     pub fn boot_and(&self, script: &Path, guest: &Guest, meanwhile: impl FnOnce(Pid)) -> Seen {
-        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock_guest();
         let results = fs::File::create(self.path("results.raw")).unwrap();
         results.set_len(64 << 20).unwrap();
         let mut vm = self.command(Path::new("timeout"), ".");

@@ -117,9 +117,9 @@ impl BlockingJob {
         let (_, parsed) = &self.requests[index];
         // The queue's thread has already tried the first request without waiting.
         if let Some(progress) = progress {
-            let (memory, is_wanted) = (View::new(&self.memory), || self.has_reader());
+            let (memory, has_reader) = (View::new(&self.memory), || self.has_reader());
             if let Attempt::Done(outcome) =
-                self.engine.disk.try_execute(&is_wanted, parsed, &memory)
+                self.engine.disk.try_execute(&has_reader, parsed, &memory)
             {
                 return Some((progress, outcome));
             }
@@ -150,8 +150,8 @@ impl BlockingJob {
     /// Executes a request and waits for the disk. `None` if the ring was halted since the request was taken.
     fn execute(&self, parsed: &Parsed) -> Option<(Permit<'_>, Waited)> {
         let (disk, shortage) = (&self.engine.disk, &self.engine.shortage);
-        let (memory, is_wanted) = (View::new(&self.memory), &|| self.has_reader());
-        let among_others = || disk.execute_while(is_wanted, parsed, &memory);
+        let (memory, has_reader) = (View::new(&self.memory), &|| self.has_reader());
+        let among_others = || disk.execute_while(has_reader, parsed, &memory);
         let (permit, waited) = self.execute_during(shortage.read(), among_others)?;
         match &waited {
             Waited::Done(Outcome {
@@ -161,7 +161,7 @@ impl BlockingJob {
         }
         drop(permit);
         // Concurrent reads hold many files open. Sequential reads need only few descriptors.
-        let alone = || disk.execute_sparingly(is_wanted, parsed, &memory);
+        let alone = || disk.execute_sparingly(has_reader, parsed, &memory);
         self.execute_during(shortage.write(), alone)
     }
 
@@ -169,10 +169,10 @@ impl BlockingJob {
     /// `None` if it is not wanted any more.
     pub(super) fn execute_blocking(&self, parsed: &Parsed) -> Option<Outcome> {
         let memory = View::new(&self.memory);
-        let is_wanted = &|| self.has_reader();
+        let has_reader = &|| self.has_reader();
         loop {
             let seen = self.arrivals();
-            match self.engine.disk.execute_while(is_wanted, parsed, &memory) {
+            match self.engine.disk.execute_while(has_reader, parsed, &memory) {
                 Waited::Done(outcome) => return Some(outcome),
                 Waited::Abandoned => return None,
                 Waited::Fetching if !self.has_reader() => return None,
